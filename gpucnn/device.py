@@ -1,0 +1,141 @@
+"""Where arrays live: "cpu" (NumPy) or "cuda", "cuda:1", ... (CuPy).
+
+NumPy and CuPy share most of their API, so most code asks `array_module(x)` for the module that
+x belongs to.  An op with a kernel of its own pairs its two halves by name instead:
+
+    _forward = by_device(cpu=_forward_numpy, cuda=_forward_cuda)
+
+CuPy is imported only when a CUDA device is asked for.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar, cast
+
+import numpy as np
+
+from gpucnn.errors import DeviceError
+
+Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray: the two share no base class
+_Call = TypeVar("_Call", bound=Callable[..., Any])
+
+CUPY_INSTALL = 'pip install "gpucnn[cuda12]" (or "gpucnn[cuda13]" for a CUDA 13 driver)'
+
+
+@dataclass(frozen=True)
+class Device:
+    """One place for arrays.  `Device.parse("cuda:1")` checks that it can be used."""
+
+    kind: str  # "cpu" or "cuda"
+    index: int = 0
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+
+    def __repr__(self) -> str:
+        return f"Device({str(self)!r})"
+
+    @property
+    def xp(self) -> Any:
+        """The array module of this device: numpy or cupy."""
+        return np if self.kind == "cpu" else _cupy()
+
+    @staticmethod
+    def parse(spec: "str | Device | None") -> "Device":
+        """The device that `spec` names; None means the CPU.
+
+        spec is "auto", "cpu", "cuda", "cuda:N" or a Device.  Raises DeviceError if the name is
+        unknown, CuPy is missing, there is no driver, or device N does not exist.
+        """
+        if spec is None:
+            return CPU
+        if isinstance(spec, Device):
+            return spec
+        if spec == "auto":
+            return choose_device()[0]
+        if spec == "cpu":
+            return CPU
+        match = re.fullmatch(r"cuda(?::(\d+))?", spec) if isinstance(spec, str) else None
+        if match is None:
+            raise DeviceError(
+                f"device {spec!r} is unknown\n  expected auto, cpu, cuda or cuda:N (N = 0, 1, ...)"
+            )
+        index = int(match[1] or 0)
+        count = _cuda_device_count()
+        if index >= count:
+            names = ", ".join(f"cuda:{i}" for i in range(count))
+            raise DeviceError(f"device cuda:{index} does not exist\n  this machine has {names}")
+        return Device("cuda", index)
+
+
+CPU = Device("cpu")
+
+
+def choose_device() -> tuple[Device, str]:
+    """The fastest usable device and, for people, the reason: what "auto" means."""
+    try:
+        return Device.parse("cuda"), "a CUDA device was found"
+    except DeviceError as error:
+        return CPU, str(error).splitlines()[0]
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceError(f"device cuda needs CuPy, which is not installed: {CUPY_INSTALL}") from error
+    return cupy
+
+
+def _cuda_device_count() -> int:
+    """How many CUDA devices there are, at least 1; DeviceError says what is missing otherwise."""
+    cupy = _cupy()
+    try:
+        count = int(cupy.cuda.runtime.getDeviceCount())
+    except Exception as error:  # CuPy raises its own type, which cannot be named without CuPy
+        raise DeviceError(
+            f"device cuda needs an NVIDIA driver, and CuPy found none ({error}); "
+            f"install the driver, with a CuPy that matches it: {CUPY_INSTALL}"
+        ) from error
+    if count == 0:
+        raise DeviceError("device cuda needs an NVIDIA GPU, and the driver reports none; use cpu")
+    return count
+
+
+def array_module(x: Array) -> Any:
+    """numpy if x is a NumPy array, cupy if it is a CuPy array."""
+    if isinstance(x, np.ndarray):
+        return np
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(x, cupy.ndarray):
+        return cupy
+    raise TypeError(f"array_module: expected a NumPy or CuPy array, got {type(x).__name__}")
+
+
+def device_of(x: Array) -> Device:
+    """The device on which array x lives."""
+    return CPU if isinstance(x, np.ndarray) else Device("cuda", int(x.device.id))
+
+
+def by_device(cpu: _Call, cuda: _Call) -> _Call:
+    """One function out of two halves: the first argument, an array, decides which one runs."""
+
+    def dispatch(x: Array, *rest: Any) -> Any:
+        return (cpu if isinstance(x, np.ndarray) else cuda)(x, *rest)
+
+    dispatch.cpu, dispatch.cuda = cpu, cuda  # type: ignore[attr-defined]  # for the tests
+    return cast(_Call, dispatch)
+
+
+def to_device(x: Array, device: Device) -> Array:
+    """x on `device`: x itself if it is there already, else a copy."""
+    if device_of(x) == device:
+        return x
+    host = x if isinstance(x, np.ndarray) else x.get()
+    if device.kind == "cpu":
+        return host
+    cupy = _cupy()
+    with cupy.cuda.Device(device.index):
+        return cupy.asarray(host)
