@@ -1,0 +1,10 @@
+"""gpucnn: a CNN framework that can be read from the Python call to the last CUDA instruction."""
+
+from gpucnn.tensor import Tensor, tensor  # isort: skip  it loads autograd and ops
+from gpucnn.autograd import enable_grad, no_grad
+from gpucnn.device import Device
+from gpucnn.errors import GpucnnError
+
+__version__ = "0.1.0"
+
+__all__ = ["Device", "GpucnnError", "Tensor", "__version__", "enable_grad", "no_grad", "tensor"]

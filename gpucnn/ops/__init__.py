@@ -1,0 +1,1 @@
+"""Operations on tensors.  One op, one file."""

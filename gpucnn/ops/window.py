@@ -1,0 +1,134 @@
+"""The geometry of a sliding window, computed and checked once for every half of every op."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from gpucnn.errors import ArgumentError, ShapeError
+
+Size: TypeAlias = int | tuple[int, int]
+Padding: TypeAlias = (
+    int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] | Literal["valid", "same"]
+)
+
+
+@dataclass(frozen=True)
+class Window:
+    """How windows of (kh, kw) pixels move over padded images (n, h, w, c).
+
+    Output pixel (i, j) sees input rows i * stride_h - top + r * dilation_h for r in 0..kh-1, and
+    columns alike.  Every field is an int: the whole goes to a CUDA kernel by value.
+    """
+
+    n: int
+    h: int
+    w: int
+    c: int
+    kh: int
+    kw: int
+    oh: int
+    ow: int
+    stride_h: int
+    stride_w: int
+    top: int
+    bottom: int
+    left: int
+    right: int
+    dilation_h: int = 1
+    dilation_w: int = 1
+    groups: int = 1
+
+    @property
+    def padded(self) -> bool:
+        return bool(self.top or self.bottom or self.left or self.right)
+
+    @staticmethod
+    def of(
+        op: str,
+        shape: tuple[int, ...],
+        window: Size,
+        stride: Size,
+        padding: Padding,
+        dilation: Size = 1,
+        groups: int = 1,
+        ceil: bool = False,
+    ) -> "Window":
+        """The geometry for images of `shape`; ShapeError and ArgumentError speak for `op`.
+
+        padding is an int, (vertical, horizontal), ((top, bottom), (left, right)), "valid" (none)
+        or "same": output = ceil(size / stride), an odd row or column of zeros going last.  With
+        ceil the last window may hang over the edge, if it starts on the image or its first padding.
+        """
+        if len(shape) != 4:
+            raise ShapeError(f"{op}: expected images (N, H, W, C), got shape {shape}")
+        n, h, w, c = shape
+        kh, kw = _pair(op, "window", window, 1)
+        sh, sw = _pair(op, "stride", stride, 1)
+        dh, dw = _pair(op, "dilation", dilation, 1)
+        (top, bottom), (left, right) = _padding(op, padding, (h, w), (kh, kw), (sh, sw), (dh, dw))
+        oh, bottom = _positions(h, kh, sh, top, bottom, dh, ceil)
+        ow, right = _positions(w, kw, sw, left, right, dw, ceil)
+        if oh < 1 or ow < 1:
+            raise ShapeError(
+                f"{op}: a window of {(kh - 1) * dh + 1} x {(kw - 1) * dw + 1} pixels does not fit "
+                f"into an image of {h + top + bottom} x {w + left + right} (padding included)\n"
+                f"  x {shape}, window {(kh, kw)}, dilation {(dh, dw)}, "
+                f"padding {((top, bottom), (left, right))}"
+            )
+        return Window(n, h, w, c, kh, kw, oh, ow, sh, sw, top, bottom, left, right, dh, dw, groups)
+
+
+def _pair(op: str, what: str, value: Size, least: int) -> tuple[int, int]:
+    pair = (value, value) if _is_int(value) else value
+    if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(map(_is_int, pair))):
+        raise ArgumentError(f"{op}: {what} must be an int or two, got {value!r}")
+    if min(pair) < least:
+        raise ArgumentError(f"{op}: {what} must be at least {least}, got {value!r}")
+    return int(pair[0]), int(pair[1])
+
+
+def _padding(
+    op: str,
+    padding: Padding,
+    image: tuple[int, int],
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if padding == "same":
+        total = [
+            max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
+            for size, k, s, d in zip(image, window, stride, dilation, strict=True)
+        ]
+        return (total[0] // 2, total[0] - total[0] // 2), (total[1] // 2, total[1] - total[1] // 2)
+    if isinstance(padding, tuple | list) and len(padding) == 2 and not all(map(_is_int, padding)):
+        vertical, horizontal = padding
+        if not (_is_int(vertical) or _is_int(horizontal)):
+            return _pair(op, "padding", vertical, 0), _pair(op, "padding", horizontal, 0)
+    if isinstance(padding, str):
+        raise ArgumentError(
+            f"{op}: padding {padding!r} is unknown; expected an int, (vertical, horizontal), "
+            '((top, bottom), (left, right)), "valid" or "same"'
+        )
+    vertical, horizontal = _pair(op, "padding", padding, 0)  # type: ignore[arg-type]
+    return (vertical, vertical), (horizontal, horizontal)
+
+
+def _positions(
+    size: int, k: int, stride: int, before: int, after: int, dilation: int, ceil: bool
+) -> tuple[int, int]:
+    """Output size along one axis, and the padding after it that the last window needs."""
+    reach = (k - 1) * dilation + 1
+    room = size + before + after - reach
+    if room < 0:
+        return 0, after
+    count = room // stride + 1
+    if ceil and room % stride and count * stride < size + before:
+        count += 1
+        after += stride - room % stride
+    return count, after
+
+
+def _is_int(value: object) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool)

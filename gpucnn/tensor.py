@@ -1,0 +1,257 @@
+"""Tensor: an array, the device it lives on, and its gradient.
+
+Operators and methods delegate to gpucnn.ops; nothing is computed here.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from gpucnn.device import Array, Device, array_module, device_of, to_device
+from gpucnn.errors import DtypeError, GraphError, ShapeError
+
+Scalar = int | float
+
+
+class Tensor:
+    """An array that remembers how it was computed.
+
+    data           the NumPy or CuPy array; optimizers alone change it in place
+    grad           an array of the same shape, or None before the first backward
+    requires_grad  whether operations on this tensor are recorded
+
+    Make one with `gpucnn.tensor`.  Images are (N, H, W, C).
+    """
+
+    __slots__ = ("__weakref__", "_node", "_retain", "_version", "data", "grad", "requires_grad")
+    __array_ufunc__ = None  # array + tensor is the tensor's business
+
+    data: Array
+    grad: Array | None
+
+    def __init__(self, data: Array, requires_grad: bool = False) -> None:
+        self.data = data
+        self.grad = None
+        self.requires_grad = requires_grad
+        self._node: autograd.Function | None = None
+        self._retain = False
+        self._version = 0  # counts in-place changes
+
+    # --- what it is ---
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.data.shape)
+
+    @property
+    def ndim(self) -> int:
+        return int(self.data.ndim)
+
+    @property
+    def size(self) -> int:
+        return int(self.data.size)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.data.dtype)
+
+    @property
+    def device(self) -> Device:
+        return device_of(self.data)
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no operation computed it: its gradient, if it has one, is kept."""
+        return self._node is None
+
+    def __len__(self) -> int:
+        if self.ndim == 0:
+            raise ShapeError("len: a scalar tensor has no length")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        body = np.array2string(self.numpy(), precision=4, separator=", ", threshold=100)
+        notes = [f"shape={self.shape}", str(self.dtype)]
+        if self.device.kind != "cpu":
+            notes.append(f"device={self.device}")
+        if self._node is not None:
+            notes.append(f"from={self._node.name}")
+        elif self.requires_grad:
+            notes.append("requires_grad")
+        return f"Tensor({body}, {', '.join(notes)})"
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    # --- in and out ---
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """The values as a NumPy array: the tensor's own memory on the CPU, a copy elsewhere."""
+        return self.data if isinstance(self.data, np.ndarray) else self.data.get()  # type: ignore[no-any-return]
+
+    def item(self) -> Any:
+        """The only element, as a Python number."""
+        if self.size != 1:
+            raise ShapeError(f"item: expected one element, got shape {self.shape}")
+        return self.data.item()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def to(self, device: "str | Device") -> "Tensor":
+        """This tensor on `device`: itself if it is there, else a copy through which gradients flow."""
+        return ops.to_device(self, Device.parse(device))
+
+    def detach(self) -> "Tensor":
+        """The same memory, outside the graph."""
+        return Tensor(self.data)
+
+    # --- gradients ---
+
+    def backward(self, gradient: Array | None = None, retain_graph: bool = False) -> None:
+        """Add the gradient of this tensor to `.grad` of every leaf behind it: autograd.backward."""
+        autograd.backward(self, gradient, retain_graph)
+
+    def retain_grad(self) -> "Tensor":
+        """Ask for `.grad` although this tensor is not a leaf; returns the tensor itself."""
+        if not self.requires_grad:
+            raise GraphError("retain_grad: this tensor does not require a gradient")
+        self._retain = not self.is_leaf
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        self.grad = None
+
+    # --- operators ---
+
+    def __add__(self, other: Any) -> "Tensor":
+        return ops.add(self, other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> "Tensor":
+        return ops.subtract(self, other)
+
+    def __rsub__(self, other: Any) -> "Tensor":
+        return ops.subtract(other, self)
+
+    def __mul__(self, other: Any) -> "Tensor":
+        return ops.multiply(self, other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> "Tensor":
+        return ops.divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> "Tensor":
+        return ops.divide(other, self)
+
+    def __pow__(self, exponent: Scalar) -> "Tensor":
+        return ops.power(self, exponent)
+
+    def __neg__(self) -> "Tensor":
+        return ops.negative(self)
+
+    def __matmul__(self, other: Any) -> "Tensor":
+        return ops.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> "Tensor":
+        return ops.matmul(other, self)
+
+    def __getitem__(self, index: Any) -> "Tensor":
+        return ops.getitem(self, index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise GraphError(
+            "a tensor cannot be changed in place: the graph may still need its old values\n"
+            "  build a new one (gpucnn.ops.where, pad, concatenate), or change a leaf's .data "
+            "before it is used"
+        )
+
+    # --- methods that are ops ---
+
+    def reshape(self, *shape: Any) -> "Tensor":
+        return ops.reshape(self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+
+    def flatten(self) -> "Tensor":
+        return ops.flatten(self)
+
+    def transpose(self, *axes: Any) -> "Tensor":
+        if len(axes) == 1 and not isinstance(axes[0], int):
+            axes = tuple(axes[0])
+        return ops.transpose(self, axes or None)
+
+    @property
+    def T(self) -> "Tensor":
+        return ops.transpose(self)
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
+        return ops.sum(self, axis, keepdims)
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
+        return ops.mean(self, axis, keepdims)
+
+    def max(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
+        return ops.max(self, axis, keepdims)
+
+    def min(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
+        return ops.min(self, axis, keepdims)
+
+    def argmax(self, axis: int | None = None) -> Array:
+        """Positions of the largest elements, as an integer array: they have no gradient."""
+        return self.data.argmax(axis=axis)
+
+    def exp(self) -> "Tensor":
+        return ops.exp(self)
+
+    def log(self) -> "Tensor":
+        return ops.log(self)
+
+    def sqrt(self) -> "Tensor":
+        return ops.sqrt(self)
+
+    def relu(self) -> "Tensor":
+        return ops.relu(self)
+
+    def astype(self, dtype: Any) -> "Tensor":
+        return ops.astype(self, dtype)
+
+
+def tensor(
+    array: Any, device: "str | Device | None" = None, requires_grad: bool = False, dtype: Any = None
+) -> Tensor:
+    """A Tensor of `array`: anything that NumPy or CuPy can make an array of.
+
+    device is "auto", "cpu", "cuda", "cuda:N" or a Device; None leaves an array where it is and
+    puts anything else on the CPU.  dtype None keeps an array's own; Python floats become float32.
+    Memory is shared where device and dtype allow.  Raises DtypeError for what is not numeric, or
+    for a gradient of integers; DeviceError for a device that cannot be used.
+    """
+    if isinstance(array, Tensor):
+        array = array.data
+    try:
+        array_module(array)
+    except TypeError:
+        typed = isinstance(array, np.generic) or hasattr(array, "__array__")
+        try:
+            array = np.asarray(array)
+        except ValueError as error:
+            raise ShapeError(f"tensor: rows of different lengths make no array ({error})") from error
+        if array.dtype == np.float64 and not typed:
+            array = array.astype(np.float32)
+    if dtype is not None:
+        array = array.astype(dtype, copy=False)
+    if array.dtype.kind not in "fiub":
+        raise DtypeError(f"tensor: expected numbers, got dtype {array.dtype}")
+    if requires_grad and array.dtype.kind != "f":
+        raise DtypeError(
+            f"tensor: only floating-point tensors have gradients, got {array.dtype}\n"
+            "  pass dtype=numpy.float32"
+        )
+    if device is not None:
+        array = to_device(array, Device.parse(device))
+    return Tensor(array, requires_grad)
+
+
+from gpucnn import autograd, ops  # noqa: E402  both build on Tensor
