@@ -85,7 +85,9 @@ def _cupy() -> Any:
     try:
         import cupy
     except ImportError as error:
-        raise DeviceError(f"device cuda needs CuPy, which is not installed: {CUPY_INSTALL}") from error
+        raise DeviceError(
+            f"device cuda needs CuPy, which is not installed: {CUPY_INSTALL}"
+        ) from error
     return cupy
 
 

@@ -35,7 +35,7 @@ class Tensor:
         self.requires_grad = requires_grad
         self._node: autograd.Function | None = None
         self._retain = False
-        self._version = 0  # counts in-place changes
+        self._version = 0  # counts an optimizer's changes in place
 
     # --- what it is ---
 
@@ -172,7 +172,9 @@ class Tensor:
     # --- methods that are ops ---
 
     def reshape(self, *shape: Any) -> "Tensor":
-        return ops.reshape(self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        return ops.reshape(
+            self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        )
 
     def flatten(self) -> "Tensor":
         return ops.flatten(self)
@@ -237,7 +239,9 @@ def tensor(
         try:
             array = np.asarray(array)
         except ValueError as error:
-            raise ShapeError(f"tensor: rows of different lengths make no array ({error})") from error
+            raise ShapeError(
+                f"tensor: rows of different lengths make no array ({error})"
+            ) from error
         if array.dtype == np.float64 and not typed:
             array = array.astype(np.float32)
     if dtype is not None:
