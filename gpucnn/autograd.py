@@ -12,6 +12,8 @@ import threading
 from contextlib import ContextDecorator
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
 from gpucnn.device import Array, array_module, device_of
 from gpucnn.errors import DeviceMismatch, GraphError, ShapeError
 from gpucnn.tensor import Tensor
@@ -93,7 +95,7 @@ class Function:
         _check_devices(self.name, inputs)
         record = grad_enabled()
         self.needs = tuple(record and isinstance(t, Tensor) and t.requires_grad for t in inputs)
-        y = self.forward(*(t.data if isinstance(t, Tensor) else t for t in inputs))
+        y = _array(self.forward(*(t.data if isinstance(t, Tensor) else t for t in inputs)))
         if not any(self.needs):
             self.saved = None
             return Tensor(y)
@@ -107,6 +109,11 @@ class Function:
     def _free(self) -> None:
         self.saved = None
         self.inputs = ()
+
+
+def _array(y: Array) -> Array:
+    """NumPy makes a scalar of an array without axes; a tensor holds the array."""
+    return np.asarray(y) if isinstance(y, np.generic) else y
 
 
 def _versions(inputs: tuple[Operand, ...]) -> tuple[int, ...]:
@@ -161,7 +168,7 @@ def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = F
     queue: list[tuple[int, Function]] = []  # newest node first
 
     def receive(tensor: Tensor, dy: Array) -> None:
-        node = tensor._node
+        node, dy = tensor._node, _array(dy)
         if node is None:
             tensor.grad = dy if tensor.grad is None else tensor.grad + dy
         elif id(node) in gradients:

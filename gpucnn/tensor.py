@@ -53,7 +53,8 @@ class Tensor:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.data.dtype)
+        dtype: np.dtype[Any] = self.data.dtype
+        return dtype
 
     @property
     def device(self) -> Device:
@@ -87,7 +88,7 @@ class Tensor:
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """The values as a NumPy array: the tensor's own memory on the CPU, a copy elsewhere."""
-        return self.data if isinstance(self.data, np.ndarray) else self.data.get()  # type: ignore[no-any-return]
+        return self.data if isinstance(self.data, np.ndarray) else self.data.get()
 
     def item(self) -> Any:
         """The only element, as a Python number."""
@@ -99,7 +100,7 @@ class Tensor:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def to(self, device: "str | Device") -> "Tensor":
-        """This tensor on `device`: itself if it is there, else a copy through which gradients flow."""
+        """This tensor on `device`: itself if it is there, else a copy, through which gradients go."""
         return ops.to_device(self, Device.parse(device))
 
     def detach(self) -> "Tensor":

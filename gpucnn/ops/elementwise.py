@@ -100,7 +100,7 @@ def as_tensor(x: Any) -> Tensor:
 
 
 def _operands(op: str, a: Any, b: Any) -> tuple[Value, Value]:
-    """Tensors or Python numbers, checked: equal dtypes, shapes that broadcast, one tensor at least."""
+    """Tensors or Python numbers, one tensor at least: equal dtypes, shapes that broadcast."""
     a, b = (x.item() if isinstance(x, np.generic) else x for x in (a, b))
     a, b = (x if isinstance(x, int | float) else as_tensor(x) for x in (a, b))
     if isinstance(a, Tensor) and isinstance(b, Tensor):
@@ -126,9 +126,9 @@ def _operands(op: str, a: Any, b: Any) -> tuple[Value, Value]:
 
 
 def _float_tensor(op: str, x: Any) -> Tensor:
-    x = as_tensor(x)
-    _require_float(op, x)
-    return x
+    checked = as_tensor(x)
+    _require_float(op, checked)
+    return checked
 
 
 def _require_float(op: str, x: Tensor) -> None:

@@ -20,12 +20,12 @@ def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The mean over `axis`.  Raises ShapeError if there is nothing to average."""
-    x = as_tensor(x)
-    axes = _axes("mean", x, axis)
-    count = math.prod(x.shape[i] for i in axes)
+    t = as_tensor(x)
+    axes = _axes("mean", t, axis)
+    count = math.prod(t.shape[i] for i in axes)
     if count == 0:
-        raise ShapeError(f"mean: nothing to average in shape {x.shape} over axes {axes}")
-    return sum(x, axes, keepdims) * (1.0 / count)
+        raise ShapeError(f"mean: nothing to average in shape {t.shape} over axes {axes}")
+    return sum(t, axes, keepdims) * (1.0 / count)
 
 
 def var(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
@@ -66,6 +66,8 @@ def _axes(op: str, x: Tensor, axis: Axis) -> tuple[int, ...]:
 
 
 class _Reduction(Function):
+    shape: tuple[int, ...] = ()
+
     def __init__(self, axes: tuple[int, ...], keepdims: bool) -> None:
         self.axes = axes
         self.keepdims = keepdims

@@ -55,10 +55,10 @@ def softmax_cross_entropy(
 
 
 def _checked(op: str, x: Any, axis: int) -> Tensor:
-    x = _float_tensor(op, x)
-    if x.ndim == 0 or not -x.ndim <= axis < x.ndim:
-        raise ShapeError(f"{op}: axis {axis} is out of range for shape {x.shape}")
-    return x
+    t = _float_tensor(op, x)
+    if not -t.ndim <= axis < t.ndim:
+        raise ShapeError(f"{op}: axis {axis} is out of range for shape {t.shape}")
+    return t
 
 
 def _labels(logits: Tensor, labels: Any) -> Array:
