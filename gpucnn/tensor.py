@@ -100,7 +100,7 @@ class Tensor:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def to(self, device: "str | Device") -> "Tensor":
-        """This tensor on `device`: itself if it is there, else a copy, through which gradients go."""
+        """This tensor on `device`: itself if it is there, else a copy that passes gradients on."""
         return ops.to_device(self, Device.parse(device))
 
     def detach(self) -> "Tensor":
