@@ -220,15 +220,16 @@ def single_threaded_blas() -> _SingleThreadedBlas:
     return _SingleThreadedBlas()
 
 
-def _start() -> None:
-    """A fresh pool: at import, and in the child of a fork, which has no thread but its own."""
+def _after_fork() -> None:
+    """The child has no thread but its own, and locks may be held by threads that it lacks."""
     global _pool, _blas
-    _pool = _Pool(_pool.size if "_pool" in globals() else usable_cores())
+    _pool = _Pool(_pool.size)
     _blas = _Blas()
     _local.busy = False
 
 
-_start()
+_pool = _Pool(usable_cores())
+_blas = _Blas()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start)
+    os.register_at_fork(after_in_child=_after_fork)
 atexit.register(lambda: _pool.resize(1))

@@ -45,8 +45,8 @@ def batch_norm(
     count = x.size // max(channels[0], 1)
     if count < 2:
         raise ShapeError(
-            f"batch_norm: in training each channel needs two values or more, x {x.shape} has {count}\n"
-            "  use a larger batch, or evaluate with training=False"
+            f"batch_norm: in training each channel needs two values or more, "
+            f"x {x.shape} has {count}\n  use a larger batch, or evaluate with training=False"
         )
     return _BatchNorm(running_mean, running_var, momentum, eps)(x, gamma, beta)
 
@@ -56,7 +56,9 @@ class _BatchNorm(Function):
 
     name = "batch_norm"
 
-    def __init__(self, running_mean: Array, running_var: Array, momentum: float, eps: float) -> None:
+    def __init__(
+        self, running_mean: Array, running_var: Array, momentum: float, eps: float
+    ) -> None:
         self.running = (running_mean, running_var)
         self.momentum = momentum
         self.eps = eps

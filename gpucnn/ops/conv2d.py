@@ -6,8 +6,6 @@ flipped).  On the CPU the work is done by one of the engines beside this file.
 
 from typing import Any
 
-import numpy as np
-
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import DtypeError, ShapeError
@@ -86,7 +84,7 @@ class _Conv2d(Function):
     def backward(self, dy: Array) -> Gradients:
         assert self.saved is not None
         x, w = self.saved
-        return _backward(dy, x, w, self.window, self.needs)
+        return _backward(dy, x, w, self.window, self.needs)  # type: ignore[no-any-return]
 
 
 # --- any array module: im2col by strides and matmul ---

@@ -3,7 +3,7 @@
 from typing import Any
 
 from gpucnn.autograd import Function
-from gpucnn.device import Array, array_module, by_device
+from gpucnn.device import Array, by_device
 from gpucnn.errors import ArgumentError
 from gpucnn.tensor import Tensor
 
@@ -65,9 +65,7 @@ def _forward_array(x: Array, size: int, alpha: float, beta: float, k: float) -> 
     return x * _damping(x, size, alpha, beta, k)[1]
 
 
-def _backward_array(
-    dy: Array, x: Array, size: int, alpha: float, beta: float, k: float
-) -> Array:
+def _backward_array(dy: Array, x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
     total, damping = _damping(x, size, alpha, beta, k)
     inner = dy * x
     inner *= damping

@@ -135,9 +135,7 @@ def _padded(x: Array, v: Window, value: float) -> Array:
 def _cropped(dx: Array, v: Window) -> Array:
     if not v.padded:
         return dx
-    return array_module(dx).ascontiguousarray(
-        dx[:, v.top : v.top + v.h, v.left : v.left + v.w]
-    )
+    return array_module(dx).ascontiguousarray(dx[:, v.top : v.top + v.h, v.left : v.left + v.w])
 
 
 def _positions(v: Window) -> list[tuple[slice, slice]]:
