@@ -1,5 +1,6 @@
 """What every optimizer shares: one flat buffer for the parameters, and its state."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -118,21 +119,19 @@ class Optimizer:
 
 
 def _run(update: Callable[..., None], work: list[tuple[Array, ...]]) -> None:
-    """Apply the rule to each block: on the CPU the workers share them, each with its scratch."""
+    """Apply the rule to each block: on the CPU the workers share them."""
     if not work:
         return
     xp = array_module(work[0][0])
-    longest = max(len(block[0]) for block in work)
 
-    def run(start: int, stop: int) -> None:
-        scratch = xp.empty(longest, dtype=work[0][0].dtype)
-        for block in work[start:stop]:
-            update(*block, scratch[: len(block[0])])
+    def run(block: tuple[Array, ...]) -> None:
+        update(*block, xp.empty_like(block[0]))
 
     if xp is np:
-        parallel(run, len(work))
+        parallel(run, work)
     else:
-        run(0, len(work))
+        for block in work:
+            run(block)
 
 
 def _check(name: str, parameters: list[Tensor], lr: float) -> None:
@@ -159,9 +158,10 @@ def clip_gradient_norm(parameters: Iterable[Tensor], limit: float) -> float:
     """
     if not limit > 0:
         raise ArgumentError(f"clip_gradient_norm: limit must be positive, got {limit}")
-    with_gradient = [p for p in parameters if p.grad is not None]
-    norm = sum(float((p.grad * p.grad).sum()) for p in with_gradient) ** 0.5  # type: ignore[operator]
+    leaves = [p for p in parameters if p.grad is not None]
+    gradients: list[Array] = [p.grad for p in leaves]
+    norm = math.sqrt(sum(float((g * g).sum()) for g in gradients))
     if norm > limit:
-        for p in with_gradient:
-            p.grad = p.grad * (limit / norm)  # type: ignore[operator]
+        for p, g in zip(leaves, gradients, strict=True):
+            p.grad = g * (limit / norm)
     return norm
