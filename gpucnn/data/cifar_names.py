@@ -1,7 +1,5 @@
 """The class names of CIFAR-10 and CIFAR-100, in the order of their labels."""
 
-# ruff: noqa: SIM905  a page of quoted names would hide them
-
 CIFAR10 = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 
 CIFAR100 = tuple(

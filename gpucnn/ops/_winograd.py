@@ -113,7 +113,9 @@ class _Tiles:
         total[:, :, :, self.across :] = 0
         for i in range(blocks):
             for j in range(blocks):
-                part = d[:, :, :, i * m : (i + 1) * m, j * m : (j + 1) * m].transpose(0, 1, 3, 2, 4, 5)
+                part = d[:, :, :, i * m : (i + 1) * m, j * m : (j + 1) * m].transpose(
+                    0, 1, 3, 2, 4, 5
+                )
                 into = total[
                     :, i : i + self.down, : part.shape[2], j : j + self.across, : part.shape[4]
                 ]

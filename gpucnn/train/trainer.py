@@ -1,5 +1,6 @@
 """The training loop."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpucnn import ops
 from gpucnn.device import Array
-from gpucnn.errors import CheckpointError
+from gpucnn.errors import CheckpointError, DivergenceError
 from gpucnn.nn import Dropout, Module
 from gpucnn.optim import Constant, Optimizer, Schedule
 from gpucnn.random import default_generator
@@ -82,7 +83,8 @@ class Trainer:
 
         Returns `history`.  Ctrl-C or SIGTERM lets the current step (or evaluation) finish, runs the
         callbacks' on_interrupt, where Checkpoints saves, and raises KeyboardInterrupt; a second one
-        raises it at once and nothing is saved.
+        raises it at once and nothing is saved.  Raises DivergenceError at the end of an epoch
+        whose loss is not finite.
         """
         self._tell("on_start", epochs)
         with stop_signals() as self._stop:
@@ -107,6 +109,12 @@ class Trainer:
             self._seconds = time.perf_counter() - started
             self._tell("on_batch_end")
             self._stop_if_asked()
+        if not math.isfinite(self.metrics.loss):
+            raise DivergenceError(
+                f"epoch {self.epoch + 1}: the training loss is {self.metrics.loss}; "
+                "the parameters have overflowed\n"
+                "  start again with a lower learning rate, or from an earlier checkpoint"
+            )
         row = {
             "epoch": self.epoch + 1,
             "train_loss": self.metrics.loss,
