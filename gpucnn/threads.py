@@ -80,7 +80,8 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, An
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if name not in owned or owned[name].size < size:
         owned[name] = np.empty(size, np.uint8)
-    return owned[name][:size].view(dtype).reshape(shape)
+    memory = owned[name][:size]
+    return memory.view(dtype).reshape(shape)  # type: ignore[no-any-return]
 
 
 # --- the pool ---
