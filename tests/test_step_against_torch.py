@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 def every_layer() -> nn.Sequential:
     """A network in which each kind of layer that PyTorch has too appears."""
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),  # the norm would cancel a bias
         nn.BatchNorm(8),
         nn.ReLU(),
         nn.MaxPool2d(3, 2, padding=1),
