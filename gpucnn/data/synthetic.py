@@ -68,7 +68,7 @@ def _star(u: Array, v: Array) -> Array:
     angle = np.abs((np.arctan2(u, v) + tenth) % (2 * tenth) - tenth)
     r = np.hypot(u, v)
     x, y = r * np.sin(angle), r * np.cos(angle)
-    return x * 0.81 + (y - 1.1) * 0.588  # the line from a tip towards the notch beside it
+    return 0.951 * x + 0.309 * (y - 1.1)  # a regular star: the line from a tip to a notch
 
 
 def _stripes(u: Array, v: Array) -> Array:
@@ -108,14 +108,14 @@ def _draw(labels: Array, generator: np.random.Generator) -> Array:
     axis = np.arange(_SIZE, dtype=np.float32)
     y, x = axis[None, :, None], axis[None, None, :]
     background, foreground = _colours(generator, n)
-    canvas = _shade(background, uniform(-40, 40, 3), uniform(-40, 40, 3))
+    canvas = _shade(background, uniform(-30, 30, 3), uniform(-30, 30, 3))
     for _ in range(_CLUTTER):
         u, v = _turned(x, y, uniform(0, 32), uniform(0, 32), uniform(0, 2 * np.pi))
         distance = np.maximum(np.abs(u) - uniform(2, 9)[:, None, None], np.abs(v) - 0.7)
-        colour = background + uniform(-70, 70, 3)
+        colour = background + uniform(-60, 60, 3)
         _paint(canvas, distance, np.broadcast_to(colour[:, None, None], canvas.shape))
 
-    radius = uniform(8, 11.5)
+    radius = uniform(9, 12)
     u, v = _turned(x, y, uniform(10.5, 21.5), uniform(10.5, 21.5), uniform(-0.35, 0.35))
     u, v = u / radius[:, None, None], v / radius[:, None, None]
     distance = np.empty((n, _SIZE, _SIZE), np.float32)
@@ -125,13 +125,13 @@ def _draw(labels: Array, generator: np.random.Generator) -> Array:
     distance *= radius[:, None, None]
     _paint(canvas, distance, _shade(foreground, uniform(-25, 25, 3), uniform(-25, 25, 3)))
 
-    canvas += generator.standard_normal(canvas.shape, np.float32) * uniform(4, 16, 1, 1, 1)
+    canvas += generator.standard_normal(canvas.shape, np.float32) * uniform(4, 14, 1, 1, 1)
     return canvas.clip(0, 255).astype(np.uint8)
 
 
 def _colours(generator: np.random.Generator, n: int) -> tuple[Array, Array]:
     """Colours (n, 3) of background and shape: mostly dark and bright, one in five the reverse."""
-    dark, bright = generator.uniform(10, 120, (n, 3)), generator.uniform(110, 245, (n, 3))
+    dark, bright = generator.uniform(5, 95, (n, 3)), generator.uniform(150, 250, (n, 3))
     swapped = generator.random((n, 1)) < _DARK_SHAPES
     background, shape = np.where(swapped, bright, dark), np.where(swapped, dark, bright)
     return background.astype(np.float32), shape.astype(np.float32)
