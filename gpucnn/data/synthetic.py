@@ -18,10 +18,10 @@ def Synthetic(train: bool = True, n: int | None = None, seed: int = 0) -> Datase
     """Drawn shapes, (N, 32, 32, 3): n images, else 8,000 to train or 2,000 to test.
 
     Place, size, tilt, colours, background, clutter and noise are random, and one shape in five is
-    darker than its background.  That leaves a linear model of the pixels below half; AlexNet goes
-    beyond 95 % in some 250 steps of 128 images.  The two splits are drawn from separate streams of
-    `seed`; the same seed gives the same images.  The classes are equally frequent (to within one
-    image) and mixed.
+    darker than its background.  A linear model of the pixels gets about half of them right; AlexNet
+    passes 95 % in some 250 steps of 128 images by SGD with one cycle to 0.01 (0.05 is too fast for
+    so few steps).  The two splits are drawn from separate streams of `seed`; the same seed gives
+    the same images.  The classes are equally frequent (to within one image) and mixed.
 
     Raises ArgumentError if n is less than 1 or seed is negative.
     """
