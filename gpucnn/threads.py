@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from gpucnn.allocator import keep_freed_memory
 from gpucnn.errors import ArgumentError
 
 _Piece = TypeVar("_Piece")
@@ -247,4 +248,5 @@ _pool = _Pool(usable_cores())
 _blas = _Blas()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+keep_freed_memory()
 atexit.register(lambda: _pool.resize(1))
