@@ -72,6 +72,16 @@ def spans(total: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, total))
 
 
+def blocks(size: int) -> list[slice]:
+    """range(size) cut for element-wise work: blocks of 64 Ki elements stay in a core's cache."""
+    return list(spans(size, 1 << 16))
+
+
+def flat(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The elements of x in row order: x's own memory if it is contiguous."""
+    return np.ascontiguousarray(x).reshape(-1)
+
+
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
     """Uninitialised memory of this thread's own under `name`, the same at every call.
 

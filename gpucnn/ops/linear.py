@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import numpy as np
+
 from gpucnn.autograd import Function
 from gpucnn.device import Array, by_device
 from gpucnn.errors import DtypeError, ShapeError
+from gpucnn.ops._im2col import sum_rows
 from gpucnn.tensor import Tensor
+from gpucnn.threads import parallel, spans
 
 Gradients = tuple[Array | None, Array | None, Array | None]
 
@@ -68,5 +72,40 @@ def _backward_array(dy: Array, x: Array, w: Array, needs: tuple[bool, ...]) -> G
     return dx, dw, db
 
 
-_forward: Any = by_device(cpu=_forward_array, cuda=_forward_array)
-_backward: Any = by_device(cpu=_backward_array, cuda=_backward_array)
+# --- NumPy: the products cut into pieces by shape, so that every number of threads gives the
+# same bits; BLAS's own cutting depends on the number of its threads ---
+
+# Columns of one piece: wide enough for BLAS to multiply at full speed.
+_STEP = 256
+
+
+def _forward_numpy(x: Array, w: Array, b: Array | None) -> Array:
+    y = np.empty((len(x), len(w)), x.dtype)
+
+    def multiply(outputs: slice) -> None:
+        np.matmul(x, w[outputs].T, out=y[:, outputs])
+        if b is not None:
+            y[:, outputs] += b[outputs]
+
+    parallel(multiply, list(spans(len(w), _STEP)))
+    return y
+
+
+def _backward_numpy(dy: Array, x: Array, w: Array, needs: tuple[bool, ...]) -> Gradients:
+    dx = np.empty(x.shape, x.dtype) if needs[0] else None
+    dw = np.empty(w.shape, w.dtype) if needs[1] else None
+
+    def multiply(piece: tuple[bool, slice]) -> None:
+        is_dx, columns = piece
+        if is_dx and dx is not None:
+            np.matmul(dy, w[:, columns], out=dx[:, columns])
+        elif dw is not None:
+            np.matmul(dy.T, x[:, columns], out=dw[:, columns])
+
+    wanted = [is_dx for is_dx, needed in ((True, needs[0]), (False, needs[1])) if needed]
+    parallel(multiply, [(is_dx, s) for is_dx in wanted for s in spans(w.shape[1], _STEP)])
+    return dx, dw, sum_rows(dy) if needs[2] else None
+
+
+_forward: Any = by_device(cpu=_forward_numpy, cuda=_forward_array)
+_backward: Any = by_device(cpu=_backward_numpy, cuda=_backward_array)
