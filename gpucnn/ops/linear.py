@@ -75,19 +75,24 @@ def _backward_array(dy: Array, x: Array, w: Array, needs: tuple[bool, ...]) -> G
 # --- NumPy: the products cut into pieces by shape, so that every number of threads gives the
 # same bits; BLAS's own cutting depends on the number of its threads ---
 
-# Columns of one piece: wide enough for BLAS to multiply at full speed.
-_STEP = 256
+# Rows and columns of one piece: enough for BLAS to multiply at full speed.
+_ROWS, _COLUMNS = 1024, 256
+
+
+def _pieces(rows: int, columns: int) -> list[tuple[slice, slice]]:
+    return [(r, c) for r in spans(rows, _ROWS) for c in spans(columns, _COLUMNS)]
 
 
 def _forward_numpy(x: Array, w: Array, b: Array | None) -> Array:
     y = np.empty((len(x), len(w)), x.dtype)
 
-    def multiply(outputs: slice) -> None:
-        np.matmul(x, w[outputs].T, out=y[:, outputs])
+    def multiply(piece: tuple[slice, slice]) -> None:
+        rows, outputs = piece
+        np.matmul(x[rows], w[outputs].T, out=y[piece])
         if b is not None:
-            y[:, outputs] += b[outputs]
+            y[piece] += b[outputs]
 
-    parallel(multiply, list(spans(len(w), _STEP)))
+    parallel(multiply, _pieces(*y.shape))
     return y
 
 
@@ -95,15 +100,18 @@ def _backward_numpy(dy: Array, x: Array, w: Array, needs: tuple[bool, ...]) -> G
     dx = np.empty(x.shape, x.dtype) if needs[0] else None
     dw = np.empty(w.shape, w.dtype) if needs[1] else None
 
-    def multiply(piece: tuple[bool, slice]) -> None:
-        is_dx, columns = piece
-        if is_dx and dx is not None:
-            np.matmul(dy, w[:, columns], out=dx[:, columns])
-        elif dw is not None:
-            np.matmul(dy.T, x[:, columns], out=dw[:, columns])
+    def to_input(piece: tuple[slice, slice]) -> None:
+        assert dx is not None
+        np.matmul(dy[piece[0]], w[:, piece[1]], out=dx[piece])
 
-    wanted = [is_dx for is_dx, needed in ((True, needs[0]), (False, needs[1])) if needed]
-    parallel(multiply, [(is_dx, s) for is_dx in wanted for s in spans(w.shape[1], _STEP)])
+    def to_weight(piece: tuple[slice, slice]) -> None:
+        assert dw is not None
+        np.matmul(dy[:, piece[0]].T, x[:, piece[1]], out=dw[piece])
+
+    if needs[0]:
+        parallel(to_input, _pieces(*x.shape))
+    if needs[1]:
+        parallel(to_weight, _pieces(*w.shape))
     return dx, dw, sum_rows(dy) if needs[2] else None
 
 

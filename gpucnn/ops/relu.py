@@ -92,15 +92,16 @@ def _relu_backward_numpy(dy: Array, y: Array) -> Array:
 
 
 def _leaky_numpy(v: Array, x: Array, slope: float) -> Array:
-    """v * (slope, or 1 where x > 0): v itself where that is 1."""
     result = np.empty(v.shape, v.dtype)
     values, source, into = flat(v), flat(x), result.reshape(-1)
+    factors = np.array([slope, 1], v.dtype)
 
     def pass_on(block: slice) -> None:
-        factor = scratch("leaky factor", (block.stop - block.start,), v.dtype)
-        np.greater(source[block], 0, out=factor)
-        factor *= 1 - slope
-        factor += slope
+        length = (block.stop - block.start,)
+        alive = scratch("relu alive", length, bool)
+        factor = scratch("leaky factor", length, v.dtype)
+        np.greater(source[block], 0, out=alive)
+        np.take(factors, alive.view(np.uint8), out=factor, mode="clip")
         np.multiply(values[block], factor, out=into[block])
 
     parallel(pass_on, blocks(v.size))
