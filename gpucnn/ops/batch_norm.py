@@ -91,6 +91,7 @@ class _Normalize(Function):
 
     def forward(self, x: Array, gamma: Array, beta: Array) -> Array:
         xp = array_module(x)
+        x = xp.ascontiguousarray(x)
         mean = self.mean.astype(x.dtype)
         scale = (1 / xp.sqrt(self.var + self.eps)).astype(x.dtype)
         self.saved = (x, gamma, mean, scale)
