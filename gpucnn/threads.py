@@ -106,6 +106,7 @@ class _Job:
     def __init__(self, function: Callable[[Any], object], pieces: list[Any]) -> None:
         self.function = function
         self.todo = deque(pieces)
+        self.count = len(pieces)
         self.done: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def help(self) -> None:
@@ -124,7 +125,7 @@ class _Job:
     def lead(self) -> None:
         """Work too, then wait for the pieces that helpers took, not for the helpers:
         one that got no core in time has nothing to finish."""
-        taken_by_others = len(self.todo)
+        taken_by_others = self.count  # not len(todo): helpers may have begun before this line
         first_error: BaseException | None = None
         while True:
             try:

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info
 import gpucnn
 from gpucnn import nn, ops
 from gpucnn.errors import ArgumentError
-from gpucnn.threads import parallel, scratch, single_threaded_blas, spans, usable_cores
+from gpucnn.threads import _Job, parallel, scratch, single_threaded_blas, spans, usable_cores
 
 
 @pytest.fixture(autouse=True)
@@ -217,3 +217,22 @@ def test_a_training_step_has_the_same_bits_for_every_number_of_threads():
         for a, e in zip(other, results[0], strict=True):
             np.testing.assert_array_equal(a, e)
             assert a.dtype == np.float32
+
+
+def test_pieces_that_helpers_took_before_the_caller_began_are_waited_for(monkeypatch):
+    lead = _Job.lead
+
+    def late(job):
+        time.sleep(0.1)  # the caller loses its core; the helpers take every piece
+        lead(job)
+
+    monkeypatch.setattr(_Job, "lead", late)
+    finished = []
+
+    def work(piece):
+        time.sleep(0.2)
+        finished.append(piece)
+
+    gpucnn.set_num_threads(3)
+    parallel(work, range(2))
+    assert sorted(finished) == [0, 1]
