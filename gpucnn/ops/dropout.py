@@ -9,6 +9,7 @@ from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
+from gpucnn.threads import blocks, flat, parallel
 
 
 def dropout(
@@ -58,4 +59,19 @@ def _masked_array(x: Array, keep: Array, scale: float) -> Array:
     return y
 
 
-_masked: Any = by_device(cpu=_masked_array, cuda=_masked_array)
+# --- NumPy ---
+
+
+def _masked_numpy(x: Array, keep: Array, scale: float) -> Array:
+    y = np.empty(x.shape, x.dtype)
+    source, kept, into = flat(x), flat(keep), y.reshape(-1)
+
+    def mask(block: slice) -> None:
+        np.multiply(source[block], scale, out=into[block])
+        into[block] *= kept[block]
+
+    parallel(mask, blocks(x.size))
+    return y
+
+
+_masked: Any = by_device(cpu=_masked_numpy, cuda=_masked_array)

