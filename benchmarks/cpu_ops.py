@@ -165,7 +165,10 @@ def torch_steps(
 
 def child(side: str, task: dict[str, Any]) -> dict[str, float]:
     alone, both = gpucnn_steps(task) if side == OWN else torch_steps(task, side == PEERS[0])
-    return {"forward": seconds(alone, task["repeats"]), "both": seconds(both, task["repeats"])}
+    return {
+        "forward": seconds(alone, task["repeats"], task["clock"]),
+        "both": seconds(both, task["repeats"], task["clock"]),
+    }
 
 
 def main() -> None:
@@ -175,17 +178,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", default="", help="only the cases whose name starts so")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a machine in other use"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5, help="calls timed in each process")
     parser.add_argument("--blas", default="unset", help="as in cpu_training_step.py, one of them")
     arguments = parser.parse_args()
     sides = [OWN, *PEERS] if importlib.util.find_spec("torch") else [OWN]
-    print(machine() + "\n")
+    print(f"{machine()}; {arguments.clock} time\n")
     print("| operation | threads | figure, ms | " + " | ".join(sides) + " | ratio |")
     print("|---" * (4 + len(sides)) + "|")
     for threads in arguments.threads:
         for case in (name for name in CASES if name.startswith(arguments.case)):
-            task = {"case": case, "threads": threads, "repeats": arguments.repeats}
+            task = {
+                "case": case,
+                "threads": threads,
+                "repeats": arguments.repeats,
+                "clock": arguments.clock,
+            }
             reports = interleave(__file__, sides, task, arguments.rounds, arguments.blas)
             for figure, name in (("forward", "forward"), ("both", "forward + backward")):
                 cells = [f"{median_of(reports[side], figure) * 1e3:.2f}" for side in sides]
