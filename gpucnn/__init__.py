@@ -7,6 +7,7 @@ from gpucnn.device import Device
 from gpucnn.errors import GpucnnError
 from gpucnn.ops import get_conv_algorithm, set_conv_algorithm
 from gpucnn.random import default_generator, manual_seed
+from gpucnn.saved import load, save
 from gpucnn.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
@@ -21,12 +22,14 @@ __all__ = [
     "enable_grad",
     "get_conv_algorithm",
     "get_num_threads",
+    "load",
     "manual_seed",
     "models",
     "nn",
     "no_grad",
     "ops",
     "optim",
+    "save",
     "set_conv_algorithm",
     "set_num_threads",
     "tensor",
