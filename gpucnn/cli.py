@@ -5,14 +5,19 @@ text on standard error and exit status 2.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gpucnn
+from gpucnn import models
 from gpucnn.convert import convert_file
 from gpucnn.errors import ArgumentError, DataError, GpucnnError
+from gpucnn.onnx_export import export_onnx
 from gpucnn.predict import Classifier, bars
+from gpucnn.saved import described, rebuild
+from gpucnn.train.checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -23,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gpucnn", description="Work with trained networks.")
     parser.add_argument("--version", action="version", version=f"gpucnn {gpucnn.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_predict, _add_convert):
+    for add in (_add_predict, _add_convert, _add_export):
         add(commands)
     arguments = parser.parse_args(argv)
     try:
@@ -111,6 +116,34 @@ def _add_convert(commands: "Commands") -> None:
 
 def _convert(arguments: argparse.Namespace) -> int:
     print(convert_file(arguments.source, arguments.target))
+    return 0
+
+
+# --- export ---
+
+
+def _add_export(commands: "Commands") -> None:
+    parser = commands.add_parser(
+        "export",
+        help="a checkpoint as an ONNX file",
+        description="Write the model of a checkpoint as an ONNX file.  Its input is float32 "
+        "(N, H, W, C), normalised; names and normalisation are in the file's metadata.",
+    )
+    parser.set_defaults(run=_export)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as best.safetensors")
+    parser.add_argument("target", metavar="TARGET", help="the .onnx file to write")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    saved = read_checkpoint(arguments.checkpoint)
+    name, config = described(saved, arguments.checkpoint)
+    model = rebuild(saved, arguments.checkpoint)
+    shape = models.input_shape(name, **config)
+    metadata: dict[str, str] = {
+        key: json.dumps(saved.info[key]) for key in ("classes", "normalize") if key in saved.info
+    }
+    export_onnx(model, arguments.target, shape, metadata)
+    print(f"{arguments.target}: {name}, input (N, {', '.join(map(str, shape))})")
     return 0
 
 

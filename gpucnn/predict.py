@@ -54,12 +54,13 @@ class Classifier:
         name, config = described(saved, checkpoint)
         self.device = Device.parse(device)
         self.model = rebuild(saved, checkpoint, self.device)
-        self.shape = models.input_shape(name, **config)  # (H, W, C)
-        if self.shape[2] not in _MODES:
+        shape = models.input_shape(name, **config)
+        if len(shape) != 3 or shape[2] not in _MODES:
             raise CheckpointError(
-                f"checkpoint {checkpoint}: its model takes {self.shape[2]} channels; "
-                "image files have 1 or 3"
+                f"checkpoint {checkpoint}: its model {name} takes examples of shape {shape}\n"
+                "  expected images (H, W, C) with 1 or 3 channels, as image files have"
             )
+        self.shape: tuple[int, int, int] = shape
         self.normalized = "normalize" in saved.info
         statistics = saved.info.get("normalize", {"mean": [0.0] * self.shape[2]})
         try:

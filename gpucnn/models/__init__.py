@@ -40,33 +40,35 @@ def build(name: str, **config: Any) -> Module:
 
     Raises ArgumentError for an unknown name, or a config that the model does not take.
     """
-    builder = _builder(name)
-    try:
-        inspect.signature(builder).bind(**config)
-    except TypeError as error:
-        raise ArgumentError(
-            f"model {name} cannot be built from {config}: {error}\n"
-            f"  it is {name}{inspect.signature(builder)}"
-        ) from None
-    return builder(**config)
+    _bind(name, config)
+    return BY_NAME[name](**config)
 
 
-def input_shape(name: str, **config: Any) -> tuple[int, int, int]:
-    """(H, W, C) of the images that the model `name`, built with `config`, takes.
+def input_shape(name: str, **config: Any) -> tuple[int, ...]:
+    """The shape of one example for the model `name` built with `config`.
 
-    Raises ArgumentError for an unknown name, or a model that does not take images.
+    (H, W, C) for a network of images, (features,) for an mlp.  Raises ArgumentError as build does.
     """
-    builder = _builder(name)
-    if builder not in _SIDES:
-        raise ArgumentError(f"model {name} takes vectors, not images of one size")
-    usual = inspect.signature(builder).parameters["channels"].default
-    return _SIDES[builder], _SIDES[builder], config.get("channels", usual)
+    arguments = _bind(name, config)
+    if name == "mlp":
+        return (arguments["sizes"][0],)
+    side = _SIDES[BY_NAME[name]]
+    return side, side, arguments["channels"]
 
 
-def _builder(name: str) -> Callable[..., Module]:
+def _bind(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of the model `name`, defaults included."""
     if name not in BY_NAME:
         raise ArgumentError(f"model {name!r} is unknown; expected one of {', '.join(BY_NAME)}")
-    return BY_NAME[name]
+    signature = inspect.signature(BY_NAME[name])
+    try:
+        bound = signature.bind(**config)
+    except TypeError as error:
+        raise ArgumentError(
+            f"model {name} cannot be built from {config}: {error}\n  it is {name}{signature}"
+        ) from None
+    bound.apply_defaults()
+    return bound.arguments
 
 
 __all__ = [
