@@ -21,7 +21,8 @@ normalize = data.Normalize(*data.channel_statistics(training.images))
 loader = data.DataLoader(training, 32, shuffle=True, transform=normalize, device="cpu")
 test_loader = data.DataLoader(test, 500, transform=normalize, device="cpu")
 trainer = train.Trainer(
-    model, optim.SGD(model.parameters(), lr=0.02, momentum=0.9), loader, test_loader,
+    model, optim.SGD(model.parameters(), lr=0.05, momentum=0.9), loader, test_loader,
+    optim.OneCycle(lr=0.05, total=8 * len(loader)),
     callbacks=[train.EpochLine(), train.Curves("digits.png")],
 )  # fmt: skip
 trainer.fit(epochs=8)

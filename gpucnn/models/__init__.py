@@ -16,6 +16,7 @@ from gpucnn.models.alexnet import (
 from gpucnn.models.lenet import lenet, lenet5
 from gpucnn.models.mlp import mlp
 from gpucnn.models.resnet import resnet18_cifar
+from gpucnn.models.ten_views import TenViews
 from gpucnn.models.vgg import vgg16_cifar
 from gpucnn.nn import Module
 
@@ -73,6 +74,7 @@ def _bind(name: str, config: dict[str, Any]) -> dict[str, Any]:
 
 __all__ = [
     "BY_NAME",
+    "TenViews",
     "alexnet",
     "alexnet_cifar10",
     "alexnet_cifar10_bn",
