@@ -28,7 +28,8 @@
 #include "conv2d_gather.cuh"
 #include "gemm_tile.cuh"
 
-constexpr int FEW_K = 1024;  // entries of the table: 16 KiB, so that four blocks fit 128 KiB
+constexpr int FEW_K = 1024;       // entries of the table: 16 KiB
+constexpr uint32 NEVER = 1u << 31;  // a bit that no pixel has
 
 // Where output pixel m begins to read, and which taps of its window are on the image.
 __device__ inline Pixel input_pixel(const float* x, int m, int count, const Window& g) {
@@ -42,7 +43,7 @@ __device__ inline Pixel input_pixel(const float* x, int m, int count, const Wind
 __device__ inline Tap input_tap(int tap, const Window& g, int channels) {
     int r = tap / g.kw, s = tap % g.kw;
     return Tap{(r * g.dilation_h * g.w + s * g.dilation_w) * g.c, tap * channels,
-               tap_bits(r, s, g.kh)};
+               tap_bits(r, s, g.kh), channels};
 }
 
 // Adds the bias, clips, and writes this thread's 8 x 8 results.
@@ -79,15 +80,17 @@ template <int TM, int TN, bool VECTOR>
 __device__ inline void forward(const float* x, const float* w, const float* bias, float* y,
                                const Window& g, int channels, int filters, int relu) {
     using T = Tile<TM, TN>;
-    __shared__ SharedTiles<TM, TN> tiles;
+    __shared__ SharedTile<TM, TN> tiles[2];
     __shared__ Tap taps[MAX_TAPS];
-    for (int t = threadIdx.x; t < g.kh * g.kw; t += T::THREADS) taps[t] = input_tap(t, g, channels);
+    int count = g.kh * g.kw;
+    for (int t = threadIdx.x; t <= count; t += T::THREADS)
+        taps[t] = t < count ? input_tap(t, g, channels) : Tap{};
 
     // Two threads side by side read the 8 channels of one pixel, and of one filter.
     int k = threadIdx.x % 2 * 4, line = threadIdx.x / 2;
     constexpr int LINES = T::THREADS / 2;
     Pixel pixel[T::A_QUADS];
-    const float* filter[T::B_QUADS];
+    int filter[T::B_QUADS];
 #pragma unroll
     for (int q = 0; q < T::A_QUADS; ++q)
         pixel[q] = input_pixel(x + blockIdx.z * channels + k, blockIdx.x * TM + line + q * LINES,
@@ -95,40 +98,39 @@ __device__ inline void forward(const float* x, const float* w, const float* bias
 #pragma unroll
     for (int q = 0; q < T::B_QUADS; ++q) {
         int f = min(blockIdx.y * TN + line + q * LINES, filters - 1);  // past the end: any will do
-        filter[q] = w + ((int64)blockIdx.z * filters + f) * g.kh * g.kw * channels + k;
+        filter[q] = (blockIdx.z * filters + f) * count * channels + k;
     }
 
     float4 next_a[T::A_QUADS], next_b[T::B_QUADS];
     int tap = 0, c = 0;  // what to load next: channels c .. c + 7 of this tap
     auto load_next = [&] {
         Tap now = taps[tap];
-        int left = channels - k - c;
+        int left = now.channels - k - c;
 #pragma unroll
         for (int q = 0; q < T::A_QUADS; ++q)
             next_a[q] = load_quad<VECTOR>(pixel[q].start + (now.pixel + c),
                                           sees(pixel[q], now) ? left : 0);
 #pragma unroll
         for (int q = 0; q < T::B_QUADS; ++q)
-            next_b[q] = load_quad<VECTOR>(filter[q] + (now.weight + c), left);
+            next_b[q] = load_quad<VECTOR>(w + (filter[q] + now.weight + c), left);
         c += TILE_K;
         if (c >= channels) {
             c = 0;
             ++tap;
         }
     };
-    auto store_next = [&](int buffer) {
+    auto store_next = [&](SharedTile<TM, TN>& tile) {
 #pragma unroll
         for (int q = 0; q < T::A_QUADS; ++q)
-            store_transposed(tiles.a[buffer], k, line + q * LINES, next_a[q]);
+            store_transposed(tile.a, k, line + q * LINES, next_a[q]);
 #pragma unroll
         for (int q = 0; q < T::B_QUADS; ++q)
-            store_transposed(tiles.b[buffer], k, line + q * LINES, next_b[q]);
+            store_transposed(tile.b, k, line + q * LINES, next_b[q]);
     };
 
     float sum[8][8] = {};
     __syncthreads();  // the table is filled
-    multiply_steps<TM, TN>(g.kh * g.kw * ceil_div(channels, TILE_K), tiles, load_next, store_next,
-                           sum);
+    multiply_steps<TM, TN>(count * ceil_div(channels, TILE_K), tiles, load_next, store_next, sum);
     write_results<TM, TN>(sum, bias, y, g, filters, relu);
 }
 
@@ -136,12 +138,12 @@ template <int TM, int TN>
 __device__ inline void forward_few(const float* x, const float* w, const float* bias, float* y,
                                    const Window& g, int channels, int filters, int relu) {
     using T = Tile<TM, TN>;
-    __shared__ SharedTiles<TM, TN> tiles;
-    __shared__ Tap table[FEW_K];
+    __shared__ SharedTile<TM, TN> tiles[2];
+    __shared__ Tap table[FEW_K + TILE_K];
     int depth = g.kh * g.kw * channels;  // K
     int steps = ceil_div(depth, TILE_K);
-    for (int at = threadIdx.x; at < steps * TILE_K; at += T::THREADS) {
-        table[at] = Tap{0, 0, NEVER};
+    for (int at = threadIdx.x; at < (steps + 1) * TILE_K; at += T::THREADS) {
+        table[at] = Tap{0, 0, NEVER, 0};  // past the end of K
         if (at < depth) {
             table[at] = input_tap(at / channels, g, channels);
             table[at].pixel += at % channels;
@@ -151,7 +153,7 @@ __device__ inline void forward_few(const float* x, const float* w, const float* 
     int k = threadIdx.x % 2 * 4, line = threadIdx.x / 2;
     constexpr int LINES = T::THREADS / 2;
     Pixel pixel[T::A_QUADS];
-    const float* filter[T::B_QUADS];
+    int filter[T::B_QUADS];
 #pragma unroll
     for (int q = 0; q < T::A_QUADS; ++q)
         pixel[q] = input_pixel(x + blockIdx.z * channels, blockIdx.x * TM + line + q * LINES,
@@ -159,7 +161,7 @@ __device__ inline void forward_few(const float* x, const float* w, const float* 
 #pragma unroll
     for (int q = 0; q < T::B_QUADS; ++q) {
         int f = min(blockIdx.y * TN + line + q * LINES, filters - 1);
-        filter[q] = w + ((int64)blockIdx.z * filters + f) * depth;
+        filter[q] = (blockIdx.z * filters + f) * depth;
     }
 
     float next_a[T::A_QUADS][4];
@@ -175,17 +177,17 @@ __device__ inline void forward_few(const float* x, const float* w, const float* 
         }
 #pragma unroll
         for (int q = 0; q < T::B_QUADS; ++q)
-            next_b[q] = load_quad<false>(filter[q] + at, depth - at);
+            next_b[q] = load_quad<false>(w + (filter[q] + at), depth - at);
         at += TILE_K;
     };
-    auto store_next = [&](int buffer) {
+    auto store_next = [&](SharedTile<TM, TN>& tile) {
 #pragma unroll
         for (int q = 0; q < T::A_QUADS; ++q)
-            store_transposed(tiles.a[buffer], k, line + q * LINES,
+            store_transposed(tile.a, k, line + q * LINES,
                              make_float4(next_a[q][0], next_a[q][1], next_a[q][2], next_a[q][3]));
 #pragma unroll
         for (int q = 0; q < T::B_QUADS; ++q)
-            store_transposed(tiles.b[buffer], k, line + q * LINES, next_b[q]);
+            store_transposed(tile.b, k, line + q * LINES, next_b[q]);
     };
 
     float sum[8][8] = {};
@@ -194,25 +196,25 @@ __device__ inline void forward_few(const float* x, const float* w, const float* 
     write_results<TM, TN>(sum, bias, y, g, filters, relu);
 }
 
-extern "C" __global__ __launch_bounds__(256, 2) void conv2d_forward_128x128_vector(
+extern "C" __global__ __launch_bounds__(256, 2) wide_offsets void conv2d_forward_128x128_vector(
     const float* x, const float* w, const float* bias, float* y, Window g, int channels,
     int filters, int relu) {
     forward<128, 128, true>(x, w, bias, y, g, channels, filters, relu);
 }
 
-extern "C" __global__ __launch_bounds__(128, 3) void conv2d_forward_128x64_vector(
+extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_forward_128x64_vector(
     const float* x, const float* w, const float* bias, float* y, Window g, int channels,
     int filters, int relu) {
     forward<128, 64, true>(x, w, bias, y, g, channels, filters, relu);
 }
 
-extern "C" __global__ __launch_bounds__(128, 3) void conv2d_forward_128x64_scalar(
+extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_forward_128x64_scalar(
     const float* x, const float* w, const float* bias, float* y, Window g, int channels,
     int filters, int relu) {
     forward<128, 64, false>(x, w, bias, y, g, channels, filters, relu);
 }
 
-extern "C" __global__ __launch_bounds__(128, 3) void conv2d_forward_128x64_few(
+extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_forward_128x64_few(
     const float* x, const float* w, const float* bias, float* y, Window g, int channels,
     int filters, int relu) {
     forward_few<128, 64>(x, w, bias, y, g, channels, filters, relu);

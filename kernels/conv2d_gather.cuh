@@ -15,6 +15,7 @@ struct alignas(16) Tap {  // 16 bytes: one load
     int pixel;            // floats from Pixel::start to this tap's first channel
     int weight;           // floats from a filter's start to this tap
     uint32 bits;          // which two bits of Pixel::on_image it needs
+    int channels;         // how many it has; 0 ends the table
 };
 
 struct Pixel {
@@ -22,8 +23,8 @@ struct Pixel {
     uint32 on_image;     // bit a: row a of the taps is on the image; bit kh + b: column b is
 };
 
-constexpr int MAX_TAPS = 240;     // kh + kw <= 31, so that the bits fit: 15 x 16 taps at most
-constexpr uint32 NEVER = 1u << 31;  // a bit that no pixel has
+// kh + kw <= 31, so that the bits fit: 15 x 16 taps at most, and the end of the table.
+constexpr int MAX_TAPS = 241;
 
 __device__ inline uint32 tap_bits(int row, int column, int kh) {
     return 1u << row | 1u << (kh + column);

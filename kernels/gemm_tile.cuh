@@ -33,11 +33,10 @@ struct Tile {
     static constexpr int B_QUADS = TN * TILE_K / 4 / THREADS;
 };
 
-// Two of each: one is multiplied while the other is filled.
 template <int TM, int TN>
-struct SharedTiles {
-    alignas(16) float a[2][TILE_K][TM + PAD];
-    alignas(16) float b[2][TILE_K][TN + PAD];
+struct SharedTile {
+    alignas(16) float a[TILE_K][TM + PAD];
+    alignas(16) float b[TILE_K][TN + PAD];
 };
 
 // The first row and column of this lane's sums inside the block's tile.
@@ -66,16 +65,14 @@ __device__ inline void unpack(float4 v, float* to) {
 
 // sum += A * B, one lane's share.
 template <int TM, int TN>
-__device__ inline void multiply(const float (&a)[TILE_K][TM + PAD],
-                                const float (&b)[TILE_K][TN + PAD],
-                                int row, int column, float (&sum)[8][8]) {
+__device__ inline void multiply(const float* a, const float* b, float (&sum)[8][8]) {
 #pragma unroll
     for (int k = 0; k < TILE_K; ++k) {
         float left[8], right[8];
-        unpack(load4(&a[k][row]), left);
-        unpack(load4(&a[k][row + 16]), left + 4);
-        unpack(load4(&b[k][column]), right);
-        unpack(load4(&b[k][column + 32]), right + 4);
+        unpack(load4(a + k * (TM + PAD)), left);
+        unpack(load4(a + k * (TM + PAD) + 16), left + 4);
+        unpack(load4(b + k * (TN + PAD)), right);
+        unpack(load4(b + k * (TN + PAD) + 32), right + 4);
 #pragma unroll
         for (int i = 0; i < 8; ++i)
 #pragma unroll
@@ -85,20 +82,22 @@ __device__ inline void multiply(const float (&a)[TILE_K][TM + PAD],
 
 // The main loop.  load_next() fetches a step's numbers into registers, store_next(buffer) puts
 // them into that shared buffer; the step before is multiplied in between, so that the trip to
-// global memory costs no time.
+// global memory costs no time.  The last load_next() is asked for a step too many and must
+// touch no memory; were it behind an `if`, the compiler would move the loads down to the stores.
 template <int TM, int TN, class Load, class Store>
-__device__ inline void multiply_steps(int steps, SharedTiles<TM, TN>& tiles, Load load_next,
+__device__ inline void multiply_steps(int steps, SharedTile<TM, TN> (&tiles)[2], Load load_next,
                                       Store store_next, float (&sum)[8][8]) {
-    int row = lane_row<TM, TN>(), column = lane_column<TM, TN>();
-    int buffer = 0;
+    const float* a = &tiles[0].a[0][lane_row<TM, TN>()];
+    const float* b = &tiles[0].b[0][lane_column<TM, TN>()];
+    int buffer = 0, size = sizeof(SharedTile<TM, TN>) / sizeof(float);  // of one buffer
     load_next();
-    store_next(0);
+    store_next(tiles[0]);
     __syncthreads();
-    for (int more = steps - 1; more >= 0; --more) {
-        if (more) load_next();
-        multiply<TM, TN>(tiles.a[buffer], tiles.b[buffer], row, column, sum);
+    for (; steps > 0; --steps) {
+        load_next();
+        multiply<TM, TN>(a + buffer * size, b + buffer * size, sum);
         buffer ^= 1;
-        if (more) store_next(buffer);
+        store_next(tiles[buffer]);
         __syncthreads();  // the other buffer is full, and no thread reads this one any more
     }
 }
@@ -126,6 +125,19 @@ __device__ inline float4 load_quad(const float* p, int left) {
         if (left > 3) v.w = p[3];
     }
     return v;
+}
+
+// Where to read four neighbours of a row of `count` numbers, of which those from `at` on are
+// wanted.  A whole quad past the end is moved back onto the row: its products are never stored,
+// and a load without a condition is one instruction and one register less.
+template <bool VECTOR>
+__device__ inline int quad_start(int at, int count) {
+    return VECTOR ? min(at, count - 4) : at;
+}
+
+template <bool VECTOR>
+__device__ inline int quad_left(int at, int count) {
+    return VECTOR ? 4 : count - at;
 }
 
 // Writes the first `left` of four numbers; `vector` says that p is a multiple of 16 bytes.
