@@ -4,7 +4,20 @@ from gpucnn.tensor import Tensor, tensor  # isort: skip  it loads autograd and o
 from gpucnn.autograd import enable_grad, no_grad
 from gpucnn.device import Device
 from gpucnn.errors import GpucnnError
+from gpucnn.random import manual_seed
+from gpucnn.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
-__all__ = ["Device", "GpucnnError", "Tensor", "__version__", "enable_grad", "no_grad", "tensor"]
+__all__ = [
+    "Device",
+    "GpucnnError",
+    "Tensor",
+    "__version__",
+    "enable_grad",
+    "get_num_threads",
+    "manual_seed",
+    "no_grad",
+    "set_num_threads",
+    "tensor",
+]

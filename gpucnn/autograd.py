@@ -10,11 +10,15 @@ import heapq
 import itertools
 import threading
 from contextlib import ContextDecorator
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
 
 from gpucnn.device import Array, array_module, device_of
 from gpucnn.errors import DeviceMismatch, GraphError, ShapeError
 from gpucnn.tensor import Tensor
+
+Operand: TypeAlias = Tensor | int | float | None
 
 _order = itertools.count()
 _state = threading.local()
@@ -68,15 +72,16 @@ class Function:
 
         y = _Scale(2.0)(x)
 
-    forward keeps what backward needs in `self.saved`; it may look at `self.needs`, which says
-    for each input whether its gradient will be asked for (all False: nothing is recorded).
-    backward returns None for an input without a gradient, and must not change dy.
+    Inputs are Tensors, Python numbers or None; forward sees arrays, numbers and None.  It keeps
+    what backward needs in `self.saved`; it may look at `self.needs`, which says for each input
+    whether its gradient will be asked for (all False: nothing is recorded).  backward returns
+    None for an input without a gradient, and must not change dy.
     """
 
     name = "function"
     saved: tuple[Any, ...] | None = ()
     needs: tuple[bool, ...] = ()
-    inputs: tuple[Tensor | None, ...] = ()
+    inputs: tuple[Operand, ...] = ()
     order = -1
     _versions: tuple[int, ...] = ()
 
@@ -86,17 +91,17 @@ class Function:
     def backward(self, dy: Array) -> Any:
         raise NotImplementedError
 
-    def __call__(self, *inputs: Tensor | None) -> Tensor:
+    def __call__(self, *inputs: Operand) -> Tensor:
         _check_devices(self.name, inputs)
         record = grad_enabled()
-        self.needs = tuple(record and t is not None and t.requires_grad for t in inputs)
-        y = self.forward(*(None if t is None else t.data for t in inputs))
+        self.needs = tuple(record and isinstance(t, Tensor) and t.requires_grad for t in inputs)
+        y = _array(self.forward(*(t.data if isinstance(t, Tensor) else t for t in inputs)))
         if not any(self.needs):
             self.saved = None
             return Tensor(y)
         self.inputs = inputs
         self.order = next(_order)
-        self._versions = tuple(0 if t is None else t._version for t in inputs)
+        self._versions = _versions(inputs)
         result = Tensor(y, requires_grad=True)
         result._node = self
         return result
@@ -106,10 +111,19 @@ class Function:
         self.inputs = ()
 
 
-def _check_devices(name: str, inputs: tuple[Tensor | None, ...]) -> None:
+def _array(y: Array) -> Array:
+    """NumPy makes a scalar of an array without axes; a tensor holds the array."""
+    return np.asarray(y) if isinstance(y, np.generic) else y
+
+
+def _versions(inputs: tuple[Operand, ...]) -> tuple[int, ...]:
+    return tuple(t._version for t in inputs if isinstance(t, Tensor))
+
+
+def _check_devices(name: str, inputs: tuple[Operand, ...]) -> None:
     first = None
     for tensor in inputs:
-        if tensor is None:
+        if not isinstance(tensor, Tensor):
             continue
         first = tensor.device if first is None else first
         if tensor.device != first:
@@ -143,7 +157,9 @@ def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = F
     elif isinstance(gradient, Tensor):
         gradient = gradient.data
     if gradient.shape != root.shape:
-        raise ShapeError(f"backward: expected a gradient of shape {root.shape}, got {gradient.shape}")
+        raise ShapeError(
+            f"backward: expected a gradient of shape {root.shape}, got {gradient.shape}"
+        )
     if device_of(gradient) != root.device:
         raise DeviceMismatch(f"backward: the gradient is not on {root.device}, where the tensor is")
 
@@ -152,7 +168,7 @@ def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = F
     queue: list[tuple[int, Function]] = []  # newest node first
 
     def receive(tensor: Tensor, dy: Array) -> None:
-        node = tensor._node
+        node, dy = tensor._node, _array(dy)
         if node is None:
             tensor.grad = dy if tensor.grad is None else tensor.grad + dy
         elif id(node) in gradients:
@@ -178,7 +194,7 @@ def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = F
         if not isinstance(given, tuple):
             given = (given,)
         for wanted, needed, dx in zip(inputs, needs, given, strict=True):
-            if needed and wanted is not None and dx is not None:
+            if needed and isinstance(wanted, Tensor) and dx is not None:
                 receive(wanted, dx)
         del given, dx, inputs, tensor  # or the last gradient would outlive its use
 
@@ -189,8 +205,7 @@ def _check_usable(node: Function) -> None:
             f"backward: the graph behind {node.name} was already freed by an earlier backward\n"
             "  run the forward pass again, or pass retain_graph=True the first time"
         )
-    now = tuple(0 if t is None else t._version for t in node.inputs)
-    if now != node._versions:
+    if _versions(node.inputs) != node._versions:
         raise GraphError(
             f"backward: an input of {node.name} was changed in place after it was used "
             "(an optimizer step between forward and backward?)\n  run the forward pass again"
@@ -206,5 +221,3 @@ def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:
         i + extra for i, n in enumerate(shape) if n == 1 and dy.shape[i + extra] != 1
     )
     return dy.sum(axis=axes, keepdims=True).reshape(shape)
-
-

@@ -35,7 +35,7 @@ class Tensor:
         self.requires_grad = requires_grad
         self._node: autograd.Function | None = None
         self._retain = False
-        self._version = 0  # counts in-place changes
+        self._version = 0  # counts an optimizer's changes in place
 
     # --- what it is ---
 
@@ -53,7 +53,8 @@ class Tensor:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.data.dtype)
+        dtype: np.dtype[Any] = self.data.dtype
+        return dtype
 
     @property
     def device(self) -> Device:
@@ -87,7 +88,7 @@ class Tensor:
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """The values as a NumPy array: the tensor's own memory on the CPU, a copy elsewhere."""
-        return self.data if isinstance(self.data, np.ndarray) else self.data.get()  # type: ignore[no-any-return]
+        return self.data if isinstance(self.data, np.ndarray) else self.data.get()
 
     def item(self) -> Any:
         """The only element, as a Python number."""
@@ -99,7 +100,7 @@ class Tensor:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def to(self, device: "str | Device") -> "Tensor":
-        """This tensor on `device`: itself if it is there, else a copy through which gradients flow."""
+        """This tensor on `device`: itself if it is there, else a copy that passes gradients on."""
         return ops.to_device(self, Device.parse(device))
 
     def detach(self) -> "Tensor":
@@ -172,7 +173,9 @@ class Tensor:
     # --- methods that are ops ---
 
     def reshape(self, *shape: Any) -> "Tensor":
-        return ops.reshape(self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        return ops.reshape(
+            self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        )
 
     def flatten(self) -> "Tensor":
         return ops.flatten(self)
@@ -237,7 +240,9 @@ def tensor(
         try:
             array = np.asarray(array)
         except ValueError as error:
-            raise ShapeError(f"tensor: rows of different lengths make no array ({error})") from error
+            raise ShapeError(
+                f"tensor: rows of different lengths make no array ({error})"
+            ) from error
         if array.dtype == np.float64 and not typed:
             array = array.astype(np.float32)
     if dtype is not None:

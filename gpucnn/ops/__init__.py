@@ -1,1 +1,86 @@
 """Operations on tensors.  One op, one file."""
+
+from gpucnn.ops.batch_norm import batch_norm
+from gpucnn.ops.conv2d import conv2d
+from gpucnn.ops.dropout import dropout
+from gpucnn.ops.elementwise import (
+    add,
+    divide,
+    exp,
+    gelu,
+    log,
+    multiply,
+    negative,
+    power,
+    sigmoid,
+    sqrt,
+    subtract,
+    tanh,
+    where,
+)
+from gpucnn.ops.linear import linear
+from gpucnn.ops.local_response_norm import local_response_norm
+from gpucnn.ops.loss import mean_squared_error
+from gpucnn.ops.matmul import matmul
+from gpucnn.ops.pool2d import avg_pool2d, global_avg_pool2d, max_pool2d
+from gpucnn.ops.reduction import max, mean, min, sum, var
+from gpucnn.ops.relu import leaky_relu, relu
+from gpucnn.ops.shape import (
+    astype,
+    concatenate,
+    flatten,
+    from_nchw,
+    getitem,
+    pad,
+    reshape,
+    to_device,
+    to_nchw,
+    transpose,
+)
+from gpucnn.ops.softmax import log_softmax, softmax, softmax_cross_entropy
+
+__all__ = [
+    "add",
+    "astype",
+    "avg_pool2d",
+    "batch_norm",
+    "concatenate",
+    "conv2d",
+    "divide",
+    "dropout",
+    "exp",
+    "flatten",
+    "from_nchw",
+    "gelu",
+    "getitem",
+    "global_avg_pool2d",
+    "leaky_relu",
+    "linear",
+    "local_response_norm",
+    "log",
+    "log_softmax",
+    "matmul",
+    "max",
+    "max_pool2d",
+    "mean",
+    "mean_squared_error",
+    "min",
+    "multiply",
+    "negative",
+    "pad",
+    "power",
+    "relu",
+    "reshape",
+    "sigmoid",
+    "softmax",
+    "softmax_cross_entropy",
+    "sqrt",
+    "subtract",
+    "sum",
+    "tanh",
+    "to_device",
+    "to_nchw",
+    "transpose",
+    "var",
+    "where",
+]

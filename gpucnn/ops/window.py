@@ -81,9 +81,10 @@ def _pair(op: str, what: str, value: Size, least: int) -> tuple[int, int]:
     pair = (value, value) if _is_int(value) else value
     if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(map(_is_int, pair))):
         raise ArgumentError(f"{op}: {what} must be an int or two, got {value!r}")
-    if min(pair) < least:
+    first, second = (int(v) for v in pair)  # type: ignore[arg-type]  # checked by _is_int
+    if min(first, second) < least:
         raise ArgumentError(f"{op}: {what} must be at least {least}, got {value!r}")
-    return int(pair[0]), int(pair[1])
+    return first, second
 
 
 def _padding(

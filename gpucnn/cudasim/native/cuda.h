@@ -1,0 +1,59 @@
+// CUDA's words, for g++.  Every kernel is compiled with this header in front of it.
+
+#ifndef CUDASIM_CUDA_H
+#define CUDASIM_CUDA_H
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "runtime.h"
+
+#define __CUDASIM__ 1
+#define __CUDACC_RTC__ 1
+#define __CUDA_ARCH__ 900  // the newest instructions that the simulator knows
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__ static const
+#define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)
+#define __align__(bytes) alignas(bytes)
+#define __grid_constant__
+// __shared__ declarations are rewritten before the compiler sees them (gpucnn/cudasim/source.py).
+
+#define threadIdx (cudasim_current->index)
+#define blockIdx (cudasim_current->block->index)
+#define blockDim (cudasim_current->block->size)
+#define gridDim (cudasim_current->block->grid)
+static constexpr int warpSize = 32;
+
+// Runs a kernel's body for one thread: arguments[i] points to argument i.
+namespace cudasim {
+template <class... A, size_t... I>
+inline __attribute__((always_inline)) void call(void (*kernel)(A...), void** arguments,
+                                                std::index_sequence<I...>) {
+    kernel(*static_cast<std::remove_cv_t<std::remove_reference_t<A>>*>(arguments[I])...);
+}
+
+template <class... A>
+inline __attribute__((always_inline)) void call(void (*kernel)(A...), void** arguments) {
+    call(kernel, arguments, std::index_sequence_for<A...>{});
+}
+
+static size_t shared_used = 0;  // bytes that this module's __shared__ variables take
+}  // namespace cudasim
+
+#include "vector_types.h"
+// Before the functions that use them:
+#include "arithmetic.h"
+#include "atomics.h"
+#include "warp.h"
+
+#endif

@@ -1,0 +1,58 @@
+"""Layers and what holds them together."""
+
+from gpucnn.nn import init
+from gpucnn.nn.layers import (
+    GELU,
+    AvgPool2d,
+    BatchNorm,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    LeakyReLU,
+    Linear,
+    LocalResponseNorm,
+    LogSoftmax,
+    MaxPool2d,
+    MeanSquaredError,
+    Pad2d,
+    ReLU,
+    Reshape,
+    Sigmoid,
+    Softmax,
+    SoftmaxCrossEntropy,
+    Tanh,
+)
+from gpucnn.nn.module import Module, Parameter, Sequential, observe
+from gpucnn.nn.summary import LayerSummary, Summary, summary
+
+__all__ = [
+    "GELU",
+    "AvgPool2d",
+    "BatchNorm",
+    "Conv2d",
+    "Dropout",
+    "Flatten",
+    "GlobalAvgPool2d",
+    "LayerSummary",
+    "LeakyReLU",
+    "Linear",
+    "LocalResponseNorm",
+    "LogSoftmax",
+    "MaxPool2d",
+    "MeanSquaredError",
+    "Module",
+    "Pad2d",
+    "Parameter",
+    "ReLU",
+    "Reshape",
+    "Sequential",
+    "Sigmoid",
+    "Softmax",
+    "SoftmaxCrossEntropy",
+    "Summary",
+    "Tanh",
+    "init",
+    "observe",
+    "summary",
+]

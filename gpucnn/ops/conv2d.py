@@ -1,0 +1,180 @@
+"""Two-dimensional convolution: what a filter sees, and the three gradients of it.
+
+The result is what deep learning calls a convolution (a cross-correlation: filters are not
+flipped).  On the CPU the work is done by one of the engines beside this file.
+"""
+
+from typing import Any
+
+from gpucnn.autograd import Function
+from gpucnn.device import Array, array_module, by_device
+from gpucnn.errors import DtypeError, ShapeError
+from gpucnn.ops.window import Padding, Size, Window
+from gpucnn.tensor import Tensor
+
+Gradients = tuple[Array | None, Array | None, Array | None]
+
+
+def conv2d(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Slide OC filters over images: y[n, i, j, o] = b[o] + sum of window (i, j) times w[o].
+
+    x is (N, H, W, C), w is (OC, KH, KW, C / groups), b is (OC,); the result is (N, OH, OW, OC)
+    with OH = (H + top + bottom - (KH - 1) * dilation - 1) // stride + 1.  Sizes are in pixels.
+    padding adds zeros: an int, (vertical, horizontal), ((top, bottom), (left, right)), "valid" or
+    "same".  With groups, filter o sees the channels of group o // (OC / groups) alone.
+
+    Raises ShapeError if channels, groups or filters do not fit, DtypeError if dtypes differ.
+    """
+    window = _geometry(x, w, b, stride, padding, dilation, groups)
+    return _Conv2d(window)(x, w, b)
+
+
+def _geometry(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    stride: Size,
+    padding: Padding,
+    dilation: Size,
+    groups: int,
+) -> Window:
+    if w.ndim != 4:
+        raise ShapeError(f"conv2d: expected filters (OC, KH, KW, C / groups), got shape {w.shape}")
+    oc, kh, kw, depth = w.shape
+    window = Window.of("conv2d", x.shape, (kh, kw), stride, padding, dilation, groups)
+    if not isinstance(groups, int) or groups < 1 or window.c % groups or oc % groups:
+        raise ShapeError(
+            f"conv2d: {groups} groups do not divide {window.c} channels and {oc} filters\n"
+            f"  x {x.shape}, w {w.shape}"
+        )
+    if depth != window.c // groups:
+        raise ShapeError(
+            f"conv2d: x has {window.c} channels, w expects {depth * groups}\n"
+            f"  x {x.shape}, w {w.shape}, groups {groups}; "
+            f"build the layer with in_channels={window.c}"
+        )
+    if b is not None and b.shape != (oc,):
+        raise ShapeError(f"conv2d: expected a bias of shape ({oc},), got {b.shape}")
+    if x.dtype != w.dtype or (b is not None and b.dtype != x.dtype) or x.dtype.kind != "f":
+        raise DtypeError(
+            f"conv2d: x is {x.dtype}, w is {w.dtype}, b is {None if b is None else b.dtype}\n"
+            "  expected one floating-point dtype for all; convert with .astype"
+        )
+    return window
+
+
+class _Conv2d(Function):
+    name = "conv2d"
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+
+    def forward(self, x: Array, w: Array, b: Array | None) -> Array:
+        self.saved = (x, w)
+        return _forward(x, w, b, self.window)
+
+    def backward(self, dy: Array) -> Gradients:
+        assert self.saved is not None
+        x, w = self.saved
+        return _backward(dy, x, w, self.window, self.needs)  # type: ignore[no-any-return]
+
+
+# --- any array module: im2col by strides and matmul ---
+
+
+def _forward_array(x: Array, w: Array, b: Array | None, window: Window) -> Array:
+    columns = _columns(x, window)  # (groups, N * OH * OW, KH * KW * C / groups)
+    y = columns @ _filters(w, window).transpose(0, 2, 1)
+    y = y.transpose(1, 0, 2).reshape(window.n, window.oh, window.ow, w.shape[0])
+    return y if b is None else y + b
+
+
+def _backward_array(
+    dy: Array, x: Array, w: Array, window: Window, needs: tuple[bool, ...]
+) -> Gradients:
+    v, groups = window, window.groups
+    dy_g = dy.reshape(v.n * v.oh * v.ow, groups, w.shape[0] // groups).transpose(1, 0, 2)
+    dx = dw = db = None
+    if needs[0]:
+        dcolumns = dy_g @ _filters(w, v)  # (groups, N * OH * OW, KH * KW * C / groups)
+        dx = _overlap_add(dcolumns, v)
+    if needs[1]:
+        dw_g = dy_g.transpose(0, 2, 1) @ _columns(x, v)
+        dw = dw_g.reshape(w.shape)
+    if needs[2]:
+        db = dy.sum(axis=(0, 1, 2))
+    return dx, dw, db
+
+
+def _filters(w: Array, window: Window) -> Array:
+    """The filters as (groups, OC / groups, KH * KW * C / groups)."""
+    return w.reshape(window.groups, w.shape[0] // window.groups, w[0].size)
+
+
+def _columns(x: Array, window: Window) -> Array:
+    """Every window of x as one row: (groups, N * OH * OW, KH * KW * C / groups)."""
+    v, xp = window, array_module(x)
+    if v.padded:
+        padded = xp.zeros((v.n, v.h + v.top + v.bottom, v.w + v.left + v.right, v.c), x.dtype)
+        padded[:, v.top : v.top + v.h, v.left : v.left + v.w] = x
+        x = padded
+    sn, sh, sw, sc = x.strides
+    depth = v.c // v.groups
+    windows = xp.lib.stride_tricks.as_strided(
+        x,
+        (v.groups, v.n, v.oh, v.ow, v.kh, v.kw, depth),
+        (
+            depth * sc,
+            sn,
+            sh * v.stride_h,
+            sw * v.stride_w,
+            sh * v.dilation_h,
+            sw * v.dilation_w,
+            sc,
+        ),
+    )
+    return windows.reshape(v.groups, v.n * v.oh * v.ow, v.kh * v.kw * depth)
+
+
+def _overlap_add(dcolumns: Array, window: Window) -> Array:
+    """The adjoint of _columns: each row added back to the window that it came from."""
+    v, xp = window, array_module(dcolumns)
+    depth = v.c // v.groups
+    d = dcolumns.reshape(v.groups, v.n, v.oh, v.ow, v.kh, v.kw, depth)
+    d = d.transpose(4, 5, 1, 2, 3, 0, 6)  # (KH, KW, N, OH, OW, groups, C / groups)
+    padded = xp.zeros(
+        (v.n, v.h + v.top + v.bottom, v.w + v.left + v.right, v.groups, depth), dcolumns.dtype
+    )
+    for r in range(v.kh):
+        rows = slice(r * v.dilation_h, r * v.dilation_h + (v.oh - 1) * v.stride_h + 1, v.stride_h)
+        for s in range(v.kw):
+            left = s * v.dilation_w
+            columns = slice(left, left + (v.ow - 1) * v.stride_w + 1, v.stride_w)
+            padded[:, rows, columns] += d[r, s]
+    dx = padded[:, v.top : v.top + v.h, v.left : v.left + v.w].reshape(v.n, v.h, v.w, v.c)
+    return xp.ascontiguousarray(dx)
+
+
+# --- NumPy ---
+
+
+def _forward_numpy(x: Array, w: Array, b: Array | None, window: Window) -> Array:
+    return _forward_array(x, w, b, window)
+
+
+def _backward_numpy(
+    dy: Array, x: Array, w: Array, window: Window, needs: tuple[bool, ...]
+) -> Gradients:
+    return _backward_array(dy, x, w, window, needs)
+
+
+_forward: Any = by_device(cpu=_forward_numpy, cuda=_forward_array)
+_backward: Any = by_device(cpu=_backward_numpy, cuda=_backward_array)

@@ -1,0 +1,169 @@
+"""Softmax, its logarithm, and the classification loss."""
+
+from typing import Any
+
+import numpy as np
+
+from gpucnn.autograd import Function
+from gpucnn.device import Array, array_module, device_of, to_device
+from gpucnn.errors import ArgumentError, DtypeError, ShapeError
+from gpucnn.ops.elementwise import _float_tensor
+from gpucnn.tensor import Tensor
+
+
+def softmax(x: Any, axis: int = -1) -> Tensor:
+    """e**x over its sum along `axis`: positive, and 1 in all."""
+    x = _checked("softmax", x, axis)
+    return _Softmax(axis)(x)
+
+
+def log_softmax(x: Any, axis: int = -1) -> Tensor:
+    """The logarithm of softmax, computed without rounding small probabilities to zero."""
+    x = _checked("log_softmax", x, axis)
+    return _LogSoftmax(axis)(x)
+
+
+def softmax_cross_entropy(
+    logits: Any, labels: Any, label_smoothing: float = 0.0, class_weights: Any = None
+) -> Tensor:
+    """The mean of -log softmax(logits)[label]: a scalar, in nats.
+
+    logits is (..., K), labels (...) integers in 0..K-1: a tensor, array or list.  With
+    label_smoothing s in [0, 1) the target is 1 - s for the label plus s / K for every class.
+    class_weights (K,) weighs each example by its label, and the mean is then the weighted one;
+    the smoothed part is weighted class by class.
+
+    Raises ShapeError, DtypeError or ArgumentError for what does not fit.  Labels out of range are
+    found on the CPU only: on a GPU the check would make every step wait.
+    Source: Szegedy et al. 2016, section 7 (label smoothing).
+    """
+    logits = _checked("softmax_cross_entropy", logits, -1)
+    labels = _labels(logits, labels)
+    if not 0 <= label_smoothing < 1:
+        raise ArgumentError(
+            f"softmax_cross_entropy: label_smoothing must be in [0, 1), got {label_smoothing}"
+        )
+    if class_weights is not None:
+        class_weights = class_weights.data if isinstance(class_weights, Tensor) else class_weights
+        class_weights = array_module(logits.data).asarray(class_weights, dtype=logits.dtype)
+        if class_weights.shape != logits.shape[-1:]:
+            raise ShapeError(
+                f"softmax_cross_entropy: expected {logits.shape[-1]} class weights, "
+                f"got shape {class_weights.shape}"
+            )
+    return _SoftmaxCrossEntropy(labels, label_smoothing, class_weights)(logits)
+
+
+def _checked(op: str, x: Any, axis: int) -> Tensor:
+    t = _float_tensor(op, x)
+    if not -t.ndim <= axis < t.ndim:
+        raise ShapeError(f"{op}: axis {axis} is out of range for shape {t.shape}")
+    return t
+
+
+def _labels(logits: Tensor, labels: Any) -> Array:
+    op = "softmax_cross_entropy"
+    labels = labels.data if isinstance(labels, Tensor) else labels
+    if not hasattr(labels, "dtype"):
+        labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu":
+        raise DtypeError(f"{op}: expected integer labels, got {labels.dtype}")
+    if labels.shape != logits.shape[:-1] or logits.ndim < 2:
+        raise ShapeError(
+            f"{op}: logits {logits.shape} want labels of shape {logits.shape[:-1]}, "
+            f"got {tuple(labels.shape)}"
+        )
+    if logits.size == 0:
+        raise ShapeError(f"{op}: no examples to average over in logits {logits.shape}")
+    classes = logits.shape[-1]
+    if isinstance(labels, np.ndarray) and not (labels.min() >= 0 and labels.max() < classes):
+        raise ArgumentError(
+            f"{op}: labels must be in 0..{classes - 1}, got {labels.min()}..{labels.max()}"
+        )
+    if isinstance(labels, np.ndarray):
+        labels = to_device(labels, device_of(logits.data))
+    return labels
+
+
+def _log_softmax(x: Array, axis: int) -> Array:
+    xp = array_module(x)
+    shifted = x - x.max(axis=axis, keepdims=True)
+    return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
+
+
+class _Softmax(Function):
+    name = "softmax"
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+
+    def forward(self, x: Array) -> Array:
+        y = array_module(x).exp(x - x.max(axis=self.axis, keepdims=True))
+        y /= y.sum(axis=self.axis, keepdims=True)
+        self.saved = (y,)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        (y,) = self.saved or ()
+        return y * (dy - (dy * y).sum(axis=self.axis, keepdims=True))
+
+
+class _LogSoftmax(Function):
+    name = "log_softmax"
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+
+    def forward(self, x: Array) -> Array:
+        y = _log_softmax(x, self.axis)
+        self.saved = (y,)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        (y,) = self.saved or ()
+        return dy - array_module(dy).exp(y) * dy.sum(axis=self.axis, keepdims=True)
+
+
+class _SoftmaxCrossEntropy(Function):
+    name = "softmax_cross_entropy"
+
+    def __init__(self, labels: Array, smoothing: float, class_weights: Array | None) -> None:
+        self.labels = labels
+        self.smoothing = smoothing
+        self.class_weights = class_weights
+
+    def forward(self, logits: Array) -> Array:
+        xp = array_module(logits)
+        classes = logits.shape[-1]
+        log_p = _log_softmax(logits.reshape(-1, classes), axis=1)
+        rows, labels = xp.arange(len(log_p)), self.labels.reshape(-1)
+        picked = log_p[rows, labels]
+        if self.class_weights is None:
+            weights, total = None, len(log_p)
+        else:
+            weights = self.class_weights[labels]
+            total = weights.sum()
+            picked = picked * weights
+        loss = -picked.sum() * ((1 - self.smoothing) / total)
+        if self.smoothing:
+            smooth = log_p if self.class_weights is None else log_p * self.class_weights
+            loss -= smooth.sum() * (self.smoothing / classes / total)
+        self.shape = logits.shape
+        self.saved = (log_p, weights, total)
+        return loss.astype(logits.dtype)
+
+    def backward(self, dy: Array) -> Array:
+        log_p, weights, total = self.saved or ()
+        xp = array_module(log_p)
+        classes = log_p.shape[1]
+        rows, labels = xp.arange(len(log_p)), self.labels.reshape(-1)
+        each: Any = 1.0  # how much probability mass each row's target holds
+        if weights is not None:
+            each = weights[:, None] * (1 - self.smoothing)
+            each = each + self.smoothing / classes * self.class_weights.sum()  # type: ignore[union-attr]
+        dx = xp.exp(log_p) * each
+        dx[rows, labels] -= (1 - self.smoothing) * (1.0 if weights is None else weights)
+        if self.smoothing:
+            dx -= self.smoothing / classes * (1.0 if weights is None else self.class_weights)
+        dx *= dy / total
+        return dx.reshape(self.shape)
