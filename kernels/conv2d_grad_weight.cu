@@ -3,7 +3,7 @@
 //     DW (OC x K)  =  DY^T (OC x M)  *  X (M x K)      M = N * OH * OW pixels, K = KH * KW * C
 //
 // The inner length M is long and the result small, so the pixels are split over blocks: each
-// split writes its own sum, and sum_splits adds those in order.  No atomics: the same bits
+// split writes its own sum, and sum_splits (reduce.cu) adds those in order.  No atomics: the same bits
 // every time.  The host chooses the number of splits from the shapes alone.
 //
 //   block   TM filters x TN of K, over one split of the pixels, in one group
@@ -13,7 +13,9 @@
 //
 //   x     (N, H, W, C)                          channels = C / groups, filters = OC / groups
 //   dy    (N, OH, OW, OC)
-//   part  (splits, OC, KH, KW, channels)        written (=); with one split this is dw itself
+//   part  (splits, split_size)                  written (=): the first OC * K floats of each are
+//                                               a sum for dw (OC, KH, KW, channels); with one
+//                                               split this is dw itself
 //
 //   vector  channels and filters divisible by 4: 16 bytes at a time        scalar  any number
 // Both need fewer than 2^31 - 8 * splits pixels and fewer than 2^31 floats in one image and in w.
@@ -71,7 +73,7 @@ __device__ inline bool on_image(int row, int column, const Window& g) {
 
 template <int TM, int TN, bool VECTOR>
 __device__ inline void grad_weight(const float* x, const float* dy, float* part, const Window& g,
-                                   int channels, int filters, int splits) {
+                                   int channels, int filters, int splits, int64 split_size) {
     using T = Tile<TM, TN>;
     static_assert(T::B_QUADS == 1, "a step's pixels of x are one load per thread");
     __shared__ SharedTile<TM, TN> tiles[2];
@@ -146,28 +148,20 @@ __device__ inline void grad_weight(const float* x, const float* dy, float* part,
     for (int i = 0; i < 8; ++i) {
         int filter = blockIdx.y * TM + lane_row<TM, TN>() + row_of(i);
         if (filter >= filters) break;
-        int64 line = (int64)split * oc_count + group * filters + filter;
-        float* to = part + line * depth + column;
+        float* to = part + split * split_size + (int64)(group * filters + filter) * depth + column;
         store_quad(to, sum[i], depth - column, VECTOR);
         store_quad(to + 32, sum[i] + 4, depth - column - 32, VECTOR);
     }
 }
 
 extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_grad_weight_128x64_vector(
-    const float* x, const float* dy, float* part, Window g, int channels, int filters, int splits) {
-    grad_weight<128, 64, true>(x, dy, part, g, channels, filters, splits);
+    const float* x, const float* dy, float* part, Window g, int channels,
+    int filters, int splits, int64 split_size) {
+    grad_weight<128, 64, true>(x, dy, part, g, channels, filters, splits, split_size);
 }
 
 extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_grad_weight_128x64_scalar(
-    const float* x, const float* dy, float* part, Window g, int channels, int filters, int splits) {
-    grad_weight<128, 64, false>(x, dy, part, g, channels, filters, splits);
-}
-
-// sum[i] = part[0][i] + part[1][i] + ..., one thread per i; part is (splits, size).
-extern "C" __global__ wide_offsets void sum_splits(const float* part, float* sum, int64 size, int splits) {
-    int64 i = global_thread();
-    if (i >= size) return;
-    float total = 0.0f;
-    for (int split = 0; split < splits; ++split) total += part[split * size + i];
-    sum[i] = total;
+    const float* x, const float* dy, float* part, Window g, int channels,
+    int filters, int splits, int64 split_size) {
+    grad_weight<128, 64, false>(x, dy, part, g, channels, filters, splits, split_size);
 }
