@@ -5,6 +5,7 @@ from gpucnn import data, models, nn, ops, optim, train
 from gpucnn.autograd import enable_grad, no_grad
 from gpucnn.device import Device
 from gpucnn.errors import GpucnnError
+from gpucnn.ops import get_conv_algorithm, set_conv_algorithm
 from gpucnn.random import default_generator, manual_seed
 from gpucnn.threads import get_num_threads, set_num_threads
 
@@ -18,6 +19,7 @@ __all__ = [
     "data",
     "default_generator",
     "enable_grad",
+    "get_conv_algorithm",
     "get_num_threads",
     "manual_seed",
     "models",
@@ -25,6 +27,7 @@ __all__ = [
     "no_grad",
     "ops",
     "optim",
+    "set_conv_algorithm",
     "set_num_threads",
     "tensor",
     "train",
