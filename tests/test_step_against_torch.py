@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 def every_layer() -> nn.Sequential:
     """A network in which each kind of layer that PyTorch has too appears."""
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),  # the norm would cancel a bias
         nn.BatchNorm(8),
         nn.ReLU(),
         nn.MaxPool2d(3, 2, padding=1),
@@ -27,7 +27,7 @@ def every_layer() -> nn.Sequential:
         nn.Conv2d(16, 16, 3, padding=1),
         nn.MaxPool2d(2, ceil=True),
         nn.Flatten(),
-        nn.Linear(64, 20),
+        nn.Linear(32, 20),
         nn.Tanh(),
         nn.Linear(20, 5),
     )
@@ -46,7 +46,10 @@ def torch_layer(layer: nn.Module):
         other = t.Linear(layer.w.shape[1], layer.w.shape[0])
         fill(other.weight, layer.w.data)
     elif isinstance(layer, nn.BatchNorm):
-        return t.BatchNorm2d(layer.gamma.size).double()
+        other = t.BatchNorm2d(layer.gamma.size).double()
+        fill(other.weight, layer.gamma.data)
+        fill(other.bias, layer.beta.data)
+        return other
     elif isinstance(layer, nn.LocalResponseNorm):
         # PyTorch divides alpha by size
         return t.LocalResponseNorm(layer.size, layer.alpha * layer.size, layer.beta, layer.k)

@@ -13,16 +13,21 @@ from gpucnn.data.augment import (
 )
 from gpucnn.data.cifar import CIFAR10, CIFAR100, find_cifar10
 from gpucnn.data.dataset import DataNotFound, Dataset, default_root
+from gpucnn.data.folder import ImageFolder
 from gpucnn.data.loader import DataLoader, ItemDataset
+from gpucnn.data.mnist import MNIST, FashionMNIST
 from gpucnn.data.synthetic import Synthetic
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
+    "MNIST",
     "Compose",
     "DataLoader",
     "DataNotFound",
     "Dataset",
+    "FashionMNIST",
+    "ImageFolder",
     "ItemDataset",
     "Normalize",
     "RandomCrop",
