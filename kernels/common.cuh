@@ -6,6 +6,7 @@
 
 typedef long long int64;      // offsets into whole arrays: a batch may pass 2^31 elements
 typedef unsigned int uint32;
+typedef unsigned long long uint64;
 
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
@@ -32,6 +33,8 @@ __device__ inline int64 global_thread() {
 __device__ inline int64 grid_threads() { return (int64)gridDim.x * blockDim.x; }
 
 __device__ inline float infinity() { return __int_as_float(0x7f800000); }
+
+__device__ inline float nan_value() { return __int_as_float(0x7fc00000); }
 
 // 16 bytes in one instruction; the pointer must be a multiple of 16.
 __device__ inline float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }

@@ -17,7 +17,7 @@
 
 #include "common.cuh"
 
-extern "C" __global__ wide_offsets void conv2d_forward_plain(const float* x, const float* w, const float* bias,
+extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_forward_plain(const float* x, const float* w, const float* bias,
                                                 float* y, Window g, int oc_count, int relu) {
     int64 index = global_thread();
     if (index >= (int64)g.n * g.oh * g.ow * oc_count) return;
@@ -45,7 +45,7 @@ extern "C" __global__ wide_offsets void conv2d_forward_plain(const float* x, con
     y[index] = relu && sum < 0.0f ? 0.0f : sum;  // a NaN stays a NaN
 }
 
-extern "C" __global__ wide_offsets void conv2d_grad_input_plain(const float* dy, const float* w, float* dx,
+extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_grad_input_plain(const float* dy, const float* w, float* dx,
                                                    Window g, int oc_count) {
     int64 index = global_thread();
     if (index >= (int64)g.n * g.h * g.w * g.c) return;
@@ -76,7 +76,7 @@ extern "C" __global__ wide_offsets void conv2d_grad_input_plain(const float* dy,
     dx[index] = sum;
 }
 
-extern "C" __global__ wide_offsets void conv2d_grad_weight_plain(const float* x, const float* dy, float* dw,
+extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_grad_weight_plain(const float* x, const float* dy, float* dw,
                                                     Window g, int oc_count) {
     int channels = g.c / g.groups;
     int64 index = global_thread();

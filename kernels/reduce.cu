@@ -14,7 +14,7 @@ constexpr int ROWS = 8;  // rows that a block reads at once: one warp each, 256 
 //
 //   x     (rows, columns)
 //   part  (splits, split_size), of which the first `columns` of each are written (=)
-extern "C" __global__ __launch_bounds__(256) wide_offsets void column_sums(
+extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void column_sums(
     const float* x, float* part, int64 rows, int columns, int64 split_size) {
     __shared__ float sums[ROWS][WARP];
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -34,7 +34,7 @@ extern "C" __global__ __launch_bounds__(256) wide_offsets void column_sums(
 }
 
 // sum[i] = part[0][i] + part[1][i] + ..., one thread for each i; part is (splits, size).
-extern "C" __global__ __launch_bounds__(256) wide_offsets void sum_splits(
+extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void sum_splits(
     const float* part, float* sum, int64 size, int splits) {
     int64 i = global_thread();
     if (i >= size) return;

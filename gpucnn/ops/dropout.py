@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn import cuda
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError
@@ -38,24 +39,94 @@ class _Dropout(Function):
         self.generator = generator
 
     def forward(self, x: Array) -> Array:
-        draws = np.frombuffer(self.generator.bytes(2 * x.size), np.uint16).reshape(x.shape)
-        keep = array_module(x).asarray(draws >= self.threshold)
-        self.scale = 65536 / (65536 - self.threshold)
-        self.saved = (keep,)
-        return _masked(x, keep, self.scale)
+        mask = _draw(x, self.threshold, self.generator)
+        self.saved = (mask,)
+        return _masked(x, mask, self.threshold)
 
     def backward(self, dy: Array) -> Array:
         assert self.saved is not None
-        return _masked(dy, *self.saved, self.scale)
+        return _masked(dy, *self.saved, self.threshold)
 
 
-# --- any array module ---
+# --- any array module: the numbers are drawn on the CPU ---
 
 
-def _masked_array(x: Array, keep: Array, scale: float) -> Array:
-    y = x * x.dtype.type(scale)
-    y *= keep
+def _draw_array(x: Array, threshold: int, generator: np.random.Generator) -> Array:
+    """Which elements stay."""
+    draws = np.frombuffer(generator.bytes(2 * x.size), np.uint16).reshape(x.shape)
+    return array_module(x).asarray(draws >= threshold)
+
+
+def _masked_array(x: Array, mask: Array, threshold: int) -> Array:
+    y = x * x.dtype.type(_scale(threshold))
+    y *= mask
     return y
 
 
-_masked: Any = by_device(cpu=_masked_array, cuda=_masked_array)
+def _scale(threshold: int) -> float:
+    return 65536 / (65536 - threshold)
+
+
+# --- CUDA: each thread draws the numbers of its elements, the same ones ---
+
+_BLOCK = 256
+
+
+def _draw_cuda(x: Array, threshold: int, generator: np.random.Generator) -> Array:
+    """Where the generator stood, as kernels/dropout.cu takes it; or the mask itself, if the
+    generator is not Philox, whose numbers alone can be computed in any order."""
+    if x.dtype != np.float32 or not isinstance(generator.bit_generator, np.random.Philox):
+        return _draw_array(x, threshold, generator)
+    return array_module(x).asarray(_take(generator.bit_generator, -(-x.size // 2)))
+
+
+def _take(philox: np.random.Philox, count: int) -> np.ndarray[Any, Any]:
+    """Move philox on as if `count` 32-bit numbers had been drawn, without drawing them.
+
+    Returns where it stood: counter (4), key (2), and how many of the sixteen 16-bit numbers of
+    that counter were used up, as uint64.
+    """
+    state: Any = philox.state
+    counter = sum(int(word) << 64 * i for i, word in enumerate(state["state"]["counter"]))
+    # Philox makes four 64-bit numbers at a time; half of one may be left over from a 32-bit draw.
+    used = 2 * state["buffer_pos"] - state["has_uint32"]
+    start = [*_words(counter + used // 8), *state["state"]["key"], 2 * (used % 8)]
+    if count:
+        drawn = -(-(used + count) // 2)  # 64-bit numbers, counted from this counter's first
+        state["state"]["counter"][:] = _words(counter + (drawn - 1) // 4 - 1)
+        state["buffer_pos"], state["has_uint32"] = 4, 0
+        philox.state = state
+        last = int(philox.random_raw((drawn - 1) % 4 + 1)[-1])
+        if (used + count) % 2:
+            state = philox.state
+            state["has_uint32"], state["uinteger"] = 1, last >> 32
+            philox.state = state
+    return np.array(start, np.uint64)
+
+
+def _words(counter: int) -> list[int]:
+    """A 256-bit number as four of 64, the lowest first."""
+    return [counter >> 64 * i & (1 << 64) - 1 for i in range(4)]
+
+
+def _masked_cuda(x: Array, mask: Array, threshold: int) -> Array:
+    if mask.dtype != np.uint64:
+        return _masked_array(x, mask, threshold)
+    xp = array_module(x)
+    x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
+    cuda.launch(
+        "dropout",
+        -(-(x.size + 15) // (16 * _BLOCK)),  # 16 elements a thread, the first perhaps fewer
+        _BLOCK,
+        x,
+        y,
+        mask,  # (7,) uint64: counter (4), key (2), numbers used up
+        threshold,
+        _scale(threshold),
+        x.size,
+    )
+    return y
+
+
+_draw: Any = by_device(cpu=_draw_array, cuda=_draw_cuda)
+_masked: Any = by_device(cpu=_masked_array, cuda=_masked_cuda)
