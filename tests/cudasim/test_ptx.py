@@ -16,7 +16,7 @@ G, T = LANES // 4, LANES % 4  # the PTX ISA's groupID and threadID_in_group
 
 
 def signatures(text: str) -> set[str]:
-    text = re.sub(r"//[^\n]*", "", text).replace(", CUDASIM_HERE", "")
+    text = re.sub(r",\s*CUDASIM_HERE", "", re.sub(r"//[^\n]*", "", text))
     found = re.findall(r"(?m)^(?:template <[^>]*>\s*)?__device__ inline [^{]*", text)
     return {" ".join(signature.split()) for signature in found}
 
