@@ -20,7 +20,7 @@ from gpucnn.cudasim.settings import Settings
 from gpucnn.errors import DeviceError, KernelError
 
 NATIVE = Path(__file__).parent / "native"
-_RUNTIME_SOURCES = ("scheduler.cpp", "pool.cpp", "checks.cpp")
+_RUNTIME_SOURCES = ("scheduler.cpp", "pool.cpp", "checks.cpp", "races.cpp")
 _COMMON = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-g", "-fno-strict-aliasing", "-Wno-unknown-pragmas", f"-I{NATIVE}")
 # As NVRTC: multiply-adds are contracted, nothing else is taken for granted about floats but that
 # nobody asks for errno or traps.
@@ -30,6 +30,7 @@ _DEBUG = ("-O0",)
 _CHECKED = (
     "-O1",
     "-DCUDASIM_CHECKED",
+    "-fno-threadsafe-statics",  # one core runs all blocks
     "-fsanitize=thread",
     "-fsanitize=bounds,alignment,integer-divide-by-zero,shift,signed-integer-overflow",
 )
@@ -132,3 +133,18 @@ def _library(
                 raise KernelError(f"cudasim: {Path(path).name} refuses a kernel\n{answer.stderr.strip()}")
         os.replace(made, target)
     return target
+
+
+def explain(library: ctypes.CDLL, text: str) -> str:
+    """`text` with its <code 0x...>, offsets into `library`, as "at file:line" where that is known."""
+    tool = shutil.which("addr2line")
+
+    def line(match: re.Match[str]) -> str:
+        # One byte back: the address is where the call that noticed it returns to.
+        command = [str(tool), "-e", library._name, hex(int(match[1], 16) - 1)]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        place = re.sub(r" \(discriminator \d+\)", "", answer)
+        return "" if place.startswith("?") else f" at {place}"
+
+    text = re.sub(r" <code (0x[0-9a-f]+)>", line if tool else "", text)
+    return re.sub(r"[^ ]*/([^/ ]+:\d+)", r"\1", text)  # files by name: folders make it unreadable

@@ -4,24 +4,12 @@ import ctypes
 import functools
 from typing import Any
 
-import numpy as np
-
 from gpucnn.cudasim import compiler, driver, settings, source
-from gpucnn.cudasim.array import ndarray
+from gpucnn.cudasim.arguments import Arguments
 from gpucnn.errors import KernelError
 
 _SCHEDULES = {"lowest": 0, "highest": 1, "random": 2}
 _CHECKS = {"fast": 0, "address": 1, "race": 2}
-
-
-class _Range(ctypes.Structure):  # Range in native/worker.h
-    _fields_ = [
-        ("begin", ctypes.c_void_p),
-        ("end", ctypes.c_void_p),
-        ("item", ctypes.c_int),
-        ("writable", ctypes.c_int),
-        ("name", ctypes.c_char_p),
-    ]
 
 
 class _Request(ctypes.Structure):  # Request in native/worker.h
@@ -47,21 +35,18 @@ class RawModule:
 
     def __init__(self, *, code: str, options: tuple[str, ...] = (), **unused: Any) -> None:
         self._options = tuple(option for option in options if option.startswith("-D"))
-        names = source.kernel_names(code)
-        stubs = "".join(
-            f"CUDASIM_EXPORT void cudasim_run_{name}(void** arguments) {{ cudasim::call({name}, arguments); }}\n"
-            for name in names
-        )
+        names = source.kernels(code)
+        stubs = "".join(f"CUDASIM_ENTRY({name})\n" for name in names)
         self._code = (
             f'{source.rewrite(code)}\n#line 1 "cudasim"\n{stubs}'
             "CUDASIM_EXPORT const size_t* cudasim_shared_used() { return &cudasim::shared_used; }\n"
         )
-        self._names = frozenset(names)
+        self.parameters = names
         self._libraries: dict[tuple[bool, bool], ctypes.CDLL] = {}
 
     def get_function(self, name: str) -> "Function":
-        if name not in self._names:
-            raise KernelError(f"cudasim: the module has no kernel {name}; it has {sorted(self._names)}")
+        if name not in self.parameters:
+            raise KernelError(f"cudasim: the module has no kernel {name}; it has {sorted(self.parameters)}")
         return Function(self, name)
 
     def library(self, how: settings.Settings) -> ctypes.CDLL:
@@ -102,12 +87,13 @@ class Function:
         how = settings.current()
         grid, block = _triple("grid", grid), _triple("block", block)
         self._check_limits(grid, block, shared_mem)
-        values = [_value(self._name, arg) for arg in args]
-        pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
         run, shared_used = self._module.entry(self._name, how)
+        arguments = Arguments(self._name, self._module.parameters[self._name], args)
+        if how.checked:
+            arguments.fence()
         request = _Request(
             entry=run,
-            arguments=ctypes.addressof(pointers),
+            arguments=arguments.address,
             kernel=self._name.encode(),
             grid=grid,
             block=block,
@@ -117,10 +103,14 @@ class Function:
             checks=_CHECKS[how.mode],
             workers=how.workers,
             seed=how.seed,
+            ranges=ctypes.addressof(arguments.ranges),
+            range_count=len(arguments.ranges),
         )
-        message = ctypes.create_string_buffer(1024)
+        message = ctypes.create_string_buffer(2048)
         if compiler.runtime().cudasim_launch(ctypes.byref(request), message, len(message)):
-            raise KernelError(message.value.decode(errors="replace"))
+            text = message.value.decode(errors="replace")
+            raise KernelError(compiler.explain(self._module.library(how), text))
+        arguments.copy_back()
 
     def _check_limits(self, grid: tuple[int, ...], block: tuple[int, ...], shared: int) -> None:
         limits = driver.Device.attributes
@@ -144,27 +134,3 @@ def _triple(what: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
     if not isinstance(sizes, tuple) or not 1 <= len(sizes) <= 3:
         raise TypeError(f"{what}: expected a tuple of one to three ints, got {sizes!r}")
     return (*(int(size) for size in sizes), 1, 1)[:3]
-
-
-def _value(kernel: str, arg: Any) -> np.ndarray[Any, Any]:
-    """The bytes that the kernel gets for `arg`.  CuPy takes more, and often the wrong one."""
-    if isinstance(arg, ndarray):
-        if not arg.flags.c_contiguous:
-            raise TypeError(
-                f"{kernel}: an array {arg.shape} with strides {arg.strides} is not contiguous; the "
-                "kernel would read its neighbours' memory"
-            )
-        return np.array(arg.data.ptr, np.uint64)
-    if isinstance(arg, np.generic):
-        return np.array(arg)
-    if isinstance(arg, np.ndarray) and arg.dtype.names is not None and arg.ndim == 0:
-        return arg  # a struct by value
-    if isinstance(arg, np.ndarray):
-        raise TypeError(
-            f"{kernel}: an array of the host where the kernel expects device memory; CuPy would pass "
-            "its bytes by value"
-        )
-    raise TypeError(
-        f"{kernel}: {arg!r} is a Python {type(arg).__name__}; CuPy would pass 64 bits whatever the kernel "
-        "takes: give it a NumPy type (numpy.float32, numpy.int32)"
-    )

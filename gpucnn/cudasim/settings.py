@@ -42,8 +42,8 @@ class Settings:
 
     @property
     def workers(self) -> int:
-        """How many cores blocks run on: one where a person or a checker follows the threads."""
-        if self.debug or self.mode == "race":
+        """How many cores blocks run on: one where a person or a checker looks, for a fixed order."""
+        if self.debug or self.checked:
             return 1
         return self.threads or len(os.sched_getaffinity(0))
 

@@ -22,13 +22,20 @@ _EXTENTS = r"(?P<extents>(?:\[[^\]]*\]\s*)*)"
 _FIRST = re.compile(rf"(?P<type>.*[\s>*])(?P<name>\w+)\s*{_EXTENTS}", re.DOTALL)
 _NEXT = re.compile(rf"\s*(?P<name>\w+)\s*{_EXTENTS}")
 _KERNEL = re.compile(
-    r"\b__global__\b(?:[^(){};]*__launch_bounds__\s*\([^()]*\))?[^(){};]*?\b(\w+)\s*\([^()]*\)\s*\{"
+    r"\b__global__\b(?:[^(){};]*__launch_bounds__\s*\([^()]*\))?[^(){};]*?\b(\w+)\s*\(([^()]*)\)\s*\{"
 )
 
 
-def kernel_names(code: str) -> list[str]:
-    """The kernels that `code` defines."""
-    return _KERNEL.findall(blank_comments(code))
+def kernels(code: str) -> dict[str, list[tuple[str, bool]]]:
+    """The kernels that `code` defines: of each parameter the name, and whether it is const."""
+    return {
+        name: [
+            (parameter.replace("*", " ").split()[-1], bool(re.search(r"\bconst\b.*\*", parameter)))
+            for parameter in re.sub(r"\s+", " ", parameters).split(",")
+            if parameter.strip()
+        ]
+        for name, parameters in _KERNEL.findall(blank_comments(code))
+    }
 
 
 def rewrite(code: str) -> str:

@@ -3,14 +3,9 @@
 #ifndef CUDASIM_ATOMICS_H
 #define CUDASIM_ATOMICS_H
 
-// The compiler's instrumentation would see plain accesses; the checks are told what they are.
-#ifdef CUDASIM_CHECKED
-#define CUDASIM_ATOMIC template <class T> static __attribute__((noinline, no_sanitize("thread")))
+// The checks are told what an atomic is; the compiler's instrumentation would see plain accesses.
+#define CUDASIM_ATOMIC template <class T> static inline CUDASIM_QUIET
 #define CUDASIM_TOUCH(address) cudasim_touch(address, sizeof *(address), 1, 1)
-#else
-#define CUDASIM_ATOMIC template <class T> static inline
-#define CUDASIM_TOUCH(address) ((void)0)
-#endif
 
 // Replaces *address by change(*address) in one step; returns the old value.
 #define CUDASIM_UPDATE(NAME, CHANGED)                                                        \

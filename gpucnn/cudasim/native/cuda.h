@@ -34,6 +34,13 @@
 #define gridDim (cudasim_current->block->grid)
 static constexpr int warpSize = 32;
 
+// A function of the simulator's own, whose accesses are not the kernel's.
+#ifdef CUDASIM_CHECKED
+#define CUDASIM_QUIET __attribute__((noinline, no_sanitize("thread")))
+#else
+#define CUDASIM_QUIET
+#endif
+
 // Runs a kernel's body for one thread: arguments[i] points to argument i.
 namespace cudasim {
 template <class... A, size_t... I>
@@ -50,8 +57,13 @@ inline __attribute__((always_inline)) void call(void (*kernel)(A...), void** arg
 static size_t shared_used = 0;  // bytes that this module's __shared__ variables take
 }  // namespace cudasim
 
+// Called once per thread of the launch.
+#define CUDASIM_ENTRY(KERNEL)                                                                 \
+    CUDASIM_EXPORT CUDASIM_QUIET void cudasim_run_##KERNEL(void** arguments) {                \
+        cudasim::call(KERNEL, arguments);                                                     \
+    }
+
 #include "vector_types.h"
-// Before the functions that use them:
 #include "arithmetic.h"
 #include "atomics.h"
 #include "warp.h"

@@ -60,8 +60,7 @@ void cudasim_meet(unsigned mask, void* mine, cudasim::Combine combine, void* ext
 [[noreturn]] void cudasim_fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 // Asynchronous copies: queued here, done when their group is waited for.
-void cudasim_copy_async(void* to, const void* from, int bytes, int from_bytes,
-                        cudasim::Place place);
+void cudasim_copy_async(void* to, const void* from, int bytes, int from_bytes);
 void cudasim_copy_commit();
 void cudasim_copy_wait(int groups_left);
 

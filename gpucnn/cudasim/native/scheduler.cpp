@@ -14,10 +14,8 @@ thread_local Worker* this_worker = nullptr;
 
 namespace {
 
-// Every 16 bits of it are a NaN as float16 and as bfloat16, every 32 as float32, every 64 as
+// Every 16 bits of kPoison are a NaN as float16 and as bfloat16, every 32 as float32, every 64 as
 // float64; as an integer index it is far out of bounds.
-constexpr unsigned kPoison = 0x7fff7fffu;
-
 void poison(char* memory, size_t bytes) {
     unsigned* words = reinterpret_cast<unsigned*>(memory);
     for (size_t i = 0; i < (bytes + 3) / 4; ++i) words[i] = kPoison;
@@ -93,18 +91,16 @@ void Worker::run_blocks(Launch* the_launch) {
         thread.warp = &warps[i / kWarp];
         if (thread.lane == 0) thread.warp->threads = &thread;
     }
+    poison(arena, dirty_dynamic);
+    poison(arena + kDynamicShared, dirty_static);
     for (;;) {
         uint64_t index = launch->next_block.fetch_add(1);
         if (index >= launch->blocks || launch->stop) break;
         start_block(request->schedule == kHighest ? launch->blocks - 1 - index : index);
     }
+    if (dirty_dynamic < request->dynamic_shared) dirty_dynamic = request->dynamic_shared;
+    if (dirty_static < *request->static_shared) dirty_static = *request->static_shared;
     launch = nullptr;
-}
-
-void Worker::poison_shared() {
-    const Request* request = launch->request;
-    poison(arena, request->dynamic_shared);
-    poison(arena + kDynamicShared, *request->static_shared);
 }
 
 void Worker::start_block(uint64_t index) {
@@ -113,7 +109,8 @@ void Worker::start_block(uint64_t index) {
     block.index = {unsigned(index % grid[0]), unsigned(index / grid[0] % grid[1]),
                    unsigned(index / grid[0] / grid[1])};
     random_state = request->seed * 0x9e3779b97f4a7c15u + index + 1;
-    poison_shared();
+    poison(arena, request->dynamic_shared);
+    poison(arena + kDynamicShared, *request->static_shared);
     arrived = done = predicates = 0;
     epoch = 0;
     ready_warps = 0;
@@ -121,6 +118,8 @@ void Worker::start_block(uint64_t index) {
         threads[i].fiber = nullptr;
         threads[i].done = false;
         threads[i].waits = {};
+        if (launch->races)
+            for (const Copy& copy : threads[i].copies) race_copy(this, copy, -1);
         threads[i].copies.clear();
         threads[i].group = 0;
     }
@@ -233,7 +232,6 @@ int Worker::barrier(int predicate, Place place) {
             warps[i].ready = warps[i].live;
             ready_warps |= 1u << i;
         }
-        if (launch->races) race_barrier(this);
     }
     wait(thread, place);
     return barrier_result;
@@ -328,14 +326,25 @@ void Worker::land_copies(int groups_left) {
             thread->copies[kept++] = copy;
             continue;
         }
-        if (launch->request->checks) {
-            check_access(this, copy.from, copy.from_bytes, false, false, nullptr);
-            check_access(this, copy.to, copy.bytes, true, false, nullptr);
-        }
+        if (launch->races) race_copy(this, copy, -1);
+        check_copy(copy);
         memcpy(copy.to, copy.from, copy.from_bytes);
         memset(copy.to + copy.from_bytes, 0, copy.bytes - copy.from_bytes);
     }
     thread->copies.resize(kept);
+}
+
+// What an asynchronous copy touches, it touches twice: when it begins and when it ends.
+void Worker::check_copy(const Copy& copy) {
+    if (!launch->request->checks) return;
+    if (copy.from_bytes) check_access(this, copy.from, copy.from_bytes, false, false, copy.code);
+    check_access(this, copy.to, copy.bytes, true, false, copy.code);
+}
+
+void Worker::begin_copy(Copy copy) {
+    check_copy(copy);
+    current()->copies.push_back(copy);
+    if (launch->races) race_copy(this, copy, 1);
 }
 
 }  // namespace cudasim
@@ -357,16 +366,15 @@ void cudasim_fail(const char* format, ...) {
     this_worker->fail(message);
 }
 
-void cudasim_copy_async(void* to, const void* from, int bytes, int from_bytes, Place place) {
-    if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
-        cudasim_fail("calls %s at %s:%d: both addresses must be multiples of %d bytes", place.what,
-                     place.file, place.line, bytes);
+void cudasim_copy_async(void* to, const void* from, int bytes, int from_bytes) {
+    uintptr_t misaligned = (reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % bytes;
+    if (misaligned)
+        cudasim_fail("calls copy_async: both addresses must be multiples of %d bytes", bytes);
     if (from_bytes < 0 || from_bytes > bytes)
-        cudasim_fail("calls %s at %s:%d with %d bytes of source for %d bytes", place.what,
-                     place.file, place.line, from_bytes, bytes);
-    Thread* thread = this_worker->current();
-    thread->copies.push_back({static_cast<char*>(to), static_cast<const char*>(from), bytes,
-                              from_bytes, thread->group, place});
+        cudasim_fail("calls copy_async with %d bytes of source for %d bytes", from_bytes, bytes);
+    this_worker->begin_copy({static_cast<char*>(to), static_cast<const char*>(from), bytes,
+                             from_bytes, this_worker->current()->group,
+                             __builtin_return_address(0)});
 }
 
 void cudasim_copy_commit() { ++this_worker->current()->group; }

@@ -36,7 +36,7 @@ struct Shuffle {
 };
 
 template <class T>
-void combine_shuffle(void* const* lanes, void*) {
+CUDASIM_QUIET void combine_shuffle(void* const* lanes, void*) {
     for (int lane = 0; lane < 32; ++lane) {
         if (!lanes[lane]) continue;
         Shuffle<T>* mine = static_cast<Shuffle<T>*>(lanes[lane]);
@@ -67,7 +67,7 @@ struct Vote {
     unsigned ballot;
 };
 
-inline void combine_vote(void* const* lanes, void*) {
+inline CUDASIM_QUIET void combine_vote(void* const* lanes, void*) {
     unsigned ballot = 0;
     for (int lane = 0; lane < 32; ++lane)
         if (lanes[lane] && static_cast<Vote*>(lanes[lane])->predicate) ballot |= 1u << lane;

@@ -43,7 +43,7 @@ struct Copy {  // an asynchronous copy that is under way
     char* to;
     const char* from;
     int bytes, from_bytes, group;
-    Place place;
+    void* code;  // who began it
 };
 
 struct Warp;
@@ -93,11 +93,16 @@ class Worker {
 
     int barrier(int predicate, Place place);
     void meet(unsigned mask, void* mine, Combine combine, void* extra, Place place);
+    void begin_copy(Copy copy);
     void land_copies(int groups_left);
     [[noreturn]] void fail(const std::string& text);
     void finish_thread();
 
     Thread* current() const { return static_cast<Thread*>(cudasim_current); }
+
+    bool on_a_stack(const char* address) const {  // local variables, the simulator's own too
+        return address >= fibers.front().low && address < fibers.back().high;
+    }
 
     Launch* launch = nullptr;
     BlockView block{};
@@ -108,18 +113,19 @@ class Worker {
 
   private:
     void start_block(uint64_t index);
-    void poison_shared();
     Thread* pick();
     Fiber* take_fiber();
     void wait(Thread* thread, Place place);
     void try_meeting(Warp* warp, int index);
     [[noreturn]] void stuck();
+    void check_copy(const Copy& copy);
     uint64_t random();
 
     Context native;
     std::vector<Fiber> fibers;
     std::vector<Fiber*> free_fibers;
-    char* arena = nullptr;
+    char* arena = nullptr;  // shared memory
+    size_t dirty_dynamic = 0, dirty_static = 0;  // bytes of it that some launch may have used
     unsigned ready_warps = 0;
     int arrived = 0, done = 0, predicates = 0, barrier_result = 0;
     Place barrier_place{};
@@ -130,15 +136,22 @@ extern thread_local Worker* this_worker;
 
 std::string describe(const Thread* thread);
 
-// checks.cpp
+constexpr unsigned kPoison = 0x7fff7fffu;  // see scheduler.cpp
+
+// checks.cpp: every access in a checked mode comes through here, and ends the launch if it is wrong
 void check_access(Worker* worker, const char* address, size_t bytes, bool write, bool atomic,
                   void* code);
+std::string memory_name(Worker* worker, const char* address);
+std::string describe_code(Worker* worker, void* code);
+
+// races.cpp
 RaceLog* start_race_log(const Request* request);
 void finish_race_log(RaceLog* log);
 void race_new_block(Worker* worker);
-void race_barrier(Worker* worker);
 void race_warp_sync(Worker* worker, Warp* warp, unsigned mask);
-void forget_static_shared();
+void race_access(Worker* worker, const char* address, size_t bytes, bool write, bool atomic,
+                 void* code);
+void race_copy(Worker* worker, const Copy& copy, int change);
 
 }  // namespace cudasim
 
