@@ -8,8 +8,8 @@
 //   thread   the 16 numbers of one counter value: 256 bits
 //
 //   x, y     any shape, `size` numbers in all; y is written (=).  Backward, x is dy and y is dx
-//   state    (7) uint64: counter (4), key (2), and how many 16-bit numbers of that counter's were
-//            used up before: number 0 of x takes the next one
+//   state    (7) uint64: counter (4), key (2), and how many of that counter's four 64-bit numbers
+//            were used up before: element 0 takes the lowest 16 bits of the next one
 //
 // Blocks of 256 threads (any size works).  At most 64 registers; the 20 64-bit products for 16
 // numbers cost less than the memory traffic.
@@ -51,11 +51,11 @@ __device__ inline Philox advanced(const uint64* counter, uint64 step) {
 
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void dropout(
     const float* x, float* y, const uint64* state, int threshold, float scale, int64 size) {
-    int64 block = global_thread(), used = state[6];
-    int64 first = block * 16 - used;  // the element that takes this counter's first number
+    int64 block = global_thread();
+    int64 first = block * 16 - (int64)state[6] * 4;  // takes this counter's first 16 bits
     if (first >= size) return;
     Philox random = philox(advanced(state, block), state[4], state[5]);
-    bool aligned = used % 4 == 0 && ((uint64)x | (uint64)y) % 16 == 0;
+    bool aligned = ((uint64)x | (uint64)y) % 16 == 0;
 #pragma unroll
     for (int quad = 0; quad < 4; ++quad) {
         int64 element = first + quad * 4;

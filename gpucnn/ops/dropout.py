@@ -19,7 +19,7 @@ def dropout(
 
     The mean stays what it was, so that nothing is left to do when training is False: x itself
     comes back.  Random numbers come from generator, or from the one that `gpucnn.manual_seed`
-    seeds; they are 16-bit, so that p counts in steps of 1 / 65536.
+    seeds; they have 16 bits, so that p counts in steps of 1 / 65536.
 
     Raises ArgumentError unless 0 <= p < 1.
     Source: Srivastava et al. 2014 ("inverted" form).
@@ -52,9 +52,11 @@ class _Dropout(Function):
 
 
 def _draw_array(x: Array, threshold: int, generator: np.random.Generator) -> Array:
-    """Which elements stay."""
-    draws = np.frombuffer(generator.bytes(2 * x.size), np.uint16).reshape(x.shape)
-    return array_module(x).asarray(draws >= threshold)
+    """Which elements stay.  Four draws of 16 bits each come out of one of 64, which NumPy draws
+    without keeping half of one for later: a GPU can then start at any of them."""
+    draws = generator.integers(2**64 - 1, size=-(-x.size // 4), dtype=np.uint64, endpoint=True)
+    keep = draws.astype("<u8", copy=False).view("<u2")[: x.size] >= threshold
+    return array_module(x).asarray(keep.reshape(x.shape))
 
 
 def _masked_array(x: Array, mask: Array, threshold: int) -> Array:
@@ -77,30 +79,25 @@ def _draw_cuda(x: Array, threshold: int, generator: np.random.Generator) -> Arra
     generator is not Philox, whose numbers alone can be computed in any order."""
     if x.dtype != np.float32 or not isinstance(generator.bit_generator, np.random.Philox):
         return _draw_array(x, threshold, generator)
-    return array_module(x).asarray(_take(generator.bit_generator, -(-x.size // 2)))
+    return array_module(x).asarray(_take(generator.bit_generator, -(-x.size // 4)))
 
 
 def _take(philox: np.random.Philox, count: int) -> np.ndarray[Any, Any]:
-    """Move philox on as if `count` 32-bit numbers had been drawn, without drawing them.
+    """Move philox on as if `count` 64-bit numbers had been drawn, without drawing them.
 
-    Returns where it stood: counter (4), key (2), and how many of the sixteen 16-bit numbers of
-    that counter were used up, as uint64.
+    Returns where it stood: counter (4), key (2), and how many of the four numbers of that counter
+    were used up, as uint64.
     """
     state: Any = philox.state
     counter = sum(int(word) << 64 * i for i, word in enumerate(state["state"]["counter"]))
-    # Philox makes four 64-bit numbers at a time; half of one may be left over from a 32-bit draw.
-    used = 2 * state["buffer_pos"] - state["has_uint32"]
-    start = [*_words(counter + used // 8), *state["state"]["key"], 2 * (used % 8)]
+    used = state["buffer_pos"]
+    start = [*_words(counter + used // 4), *state["state"]["key"], used % 4]
     if count:
-        drawn = -(-(used + count) // 2)  # 64-bit numbers, counted from this counter's first
-        state["state"]["counter"][:] = _words(counter + (drawn - 1) // 4 - 1)
-        state["buffer_pos"], state["has_uint32"] = 4, 0
+        last = used + count - 1  # the last number taken, counted from this counter's first
+        state["state"]["counter"][:] = _words(counter + last // 4 - 1)
+        state["buffer_pos"] = 4
         philox.state = state
-        last = int(philox.random_raw((drawn - 1) % 4 + 1)[-1])
-        if (used + count) % 2:
-            state = philox.state
-            state["has_uint32"], state["uinteger"] = 1, last >> 32
-            philox.state = state
+        philox.random_raw(last % 4 + 1)  # fills the buffer of four
     return np.array(start, np.uint64)
 
 
@@ -120,7 +117,7 @@ def _masked_cuda(x: Array, mask: Array, threshold: int) -> Array:
         _BLOCK,
         x,
         y,
-        mask,  # (7,) uint64: counter (4), key (2), numbers used up
+        mask,  # (7,) uint64: counter (4), key (2), how many of its numbers are used up
         threshold,
         _scale(threshold),
         x.size,
