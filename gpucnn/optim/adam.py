@@ -51,9 +51,7 @@ class Adam(Optimizer):
         beta1, beta2 = self.betas
         return self.lr / (1 - beta1**self.steps), (1 - beta2**self.steps) ** -0.5
 
-    def launch(
-        self, grid: tuple[int, int], block: int, starts: Array, sizes: Array, gradients: Array
-    ) -> None:
+    def launch(self, grid: tuple[int, int], block: int, *table: Array | int | None) -> None:
         cuda.launch(
             "adam_step",
             grid,
@@ -61,11 +59,10 @@ class Adam(Optimizer):
             self._flat,
             self._state["mean"],
             self._state["square"],
-            starts,  # (parameters,) int64
-            sizes,  # (parameters,) int64
-            gradients,  # (parameters,) int64: addresses
+            *table,  # starts, sizes, first, and the sixteen gradients
             *self._corrections(),
             *self.betas,
+            *(1 - beta for beta in self.betas),
             self.eps,
             0.0 if self.decoupled else self.weight_decay,
             1 - self.lr * self.weight_decay if self.decoupled else 1.0,

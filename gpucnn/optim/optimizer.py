@@ -15,6 +15,7 @@ _BLOCK = 32 * 1024  # elements: parameter, gradient, two states and scratch fit 
 _ALIGN = 16  # elements: each parameter starts on a 64-byte line of the flat buffer
 _THREADS = 256  # of a block on a GPU
 _MOST_BLOCKS = 1024  # for one parameter: they fill any GPU, and walk on from there
+_ROWS = 16  # parameters in one launch: kernels/optimizer.cu, GRADIENTS
 
 
 class Optimizer:
@@ -96,30 +97,29 @@ class Optimizer:
             )
 
     def _step_on_gpu(self) -> None:
-        """All parameters in one launch, which finds their gradients through a table of addresses."""
+        """All parameters in one launch, or one for every 16 of a large model."""
         xp = array_module(self._flat)
+        sizes = [parameter.size for parameter in self.parameters]
         if self._table is None:
-            sizes = [parameter.size for parameter in self.parameters]
-            self._table = (
-                xp.asarray(np.array(self._starts, np.int64)),
-                xp.asarray(np.array(sizes, np.int64)),
-            )
-        gradients = []  # kept until the launch is under way: the table holds addresses alone
-        addresses = np.zeros(len(self.parameters), np.int64)
-        for i, parameter in enumerate(self.parameters):
-            if parameter.grad is not None:
-                self._check_own(self._starts[i], parameter)
-                gradients.append(xp.ascontiguousarray(parameter.grad))
-                addresses[i] = gradients[-1].data.ptr
-                parameter._version += 1
-        largest = max(parameter.size for parameter in self.parameters)
-        grid = (min(-(-largest // _THREADS), _MOST_BLOCKS), len(self.parameters))
-        self.launch(grid, _THREADS, *self._table, xp.asarray(addresses))
+            table = np.array([self._starts, sizes], np.int64)
+            self._table = (xp.asarray(table[0]), xp.asarray(table[1]))
+        for first in range(0, len(sizes), _ROWS):
+            rows = slice(first, first + _ROWS)
+            gradients: list[Array | None] = [None] * _ROWS
+            for i, parameter in enumerate(self.parameters[rows]):
+                if parameter.grad is not None:
+                    self._check_own(self._starts[first + i], parameter)
+                    gradients[i] = xp.ascontiguousarray(parameter.grad)
+                    parameter._version += 1
+            blocks = min(-(-max(sizes[rows]) // _THREADS), _MOST_BLOCKS)
+            grid = (blocks, len(sizes[rows]))
+            self.launch(grid, _THREADS, *self._table, first, *gradients)
 
-    def launch(
-        self, grid: tuple[int, int], block: int, starts: Array, sizes: Array, gradients: Array
-    ) -> None:
-        """This step's launch of the rule's kernel in kernels/optimizer.cu."""
+    def launch(self, grid: tuple[int, int], block: int, *table: Array | int | None) -> None:
+        """Launch the rule's kernel in kernels/optimizer.cu.
+
+        table is its parameters `starts` to `g15`: the flat buffers come before, numbers after.
+        """
         raise NotImplementedError
 
     def update(self) -> Callable[..., None]:

@@ -44,18 +44,14 @@ class SGD(Optimizer):
             "weight_decay": self.weight_decay,
         }
 
-    def launch(
-        self, grid: tuple[int, int], block: int, starts: Array, sizes: Array, gradients: Array
-    ) -> None:
+    def launch(self, grid: tuple[int, int], block: int, *table: Array | int | None) -> None:
         cuda.launch(
             "sgd_step",
             grid,
             block,
             self._flat,
             self._state["velocity"],
-            starts,  # (parameters,) int64
-            sizes,  # (parameters,) int64
-            gradients,  # (parameters,) int64: addresses
+            *table,  # starts, sizes, first, and the sixteen gradients
             self.lr,
             self.momentum,
             self.weight_decay,
