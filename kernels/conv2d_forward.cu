@@ -16,19 +16,19 @@
 // Three ways to read x and w:
 //   vector  channels divisible by 4: 16 bytes at a time
 //   scalar  any number of channels; the last step of each tap is filled up with zeros to 8
-//   few     K <= 1024, taps not filled up: for a first layer, whose 3 channels would leave 5 of
+//   few     K <= 512, taps not filled up: for a first layer, whose 3 channels would leave 5 of
 //           8 multiply-adds without work.  The table then has an entry for each of the K
 // All need kh + kw <= 31, and fewer than 2^31 - 128 pixels, floats in an image and floats in w;
 // the plain kernel takes what is larger.
 //
-// 256 threads (128 x 128) or 128 (128 x 64) with at most 128 registers: 16 warps to a
-// multiprocessor.  In AlexNet for CIFAR-10 the first layer takes `few`, the others `vector`.
+// 256 threads with at most 128 registers (128 x 128): 16 warps to a multiprocessor; 128 threads
+// with at most 168 (128 x 64): 12 warps.  In AlexNet for CIFAR-10 the first layer takes `few`, the others `vector`.
 
 #include "common.cuh"
 #include "conv2d_gather.cuh"
 #include "gemm_tile.cuh"
 
-constexpr int FEW_K = 1024;       // entries of the table: 16 KiB
+constexpr int FEW_K = 512;          // entries of the table: 8 KiB, three blocks fit 64 KiB
 constexpr uint32 NEVER = 1u << 31;  // a bit that no pixel has
 
 // Where output pixel m begins to read, and which taps of its window are on the image.

@@ -1,7 +1,6 @@
 // Convolution as its definition says it: one thread computes one number, and all loops are
 // visible.  Read this file first; the tiled kernels beside it compute the same and are tested
-// against it.  They are ten times faster because they load each number once per tile, not once
-// per use.
+// against it.  They load each number once per tile where this one loads it once per use.
 //
 //   forward      thread -> y[n, i, j, oc]      loops over its window's KH x KW x C/groups inputs
 //   grad_input   thread -> dx[n, h, w, c]      loops over the outputs that saw this input
@@ -10,15 +9,15 @@
 //   x, dx  (N, H, W, C)          w, dw  (OC, KH, KW, C/groups)
 //   y, dy  (N, OH, OW, OC)       bias   (OC), or null
 //
-// Every result is written (=), none accumulated.  Any geometry; offsets have 64 bits.  Blocks
-// of 256 threads (any size works); neighbours in a warp own neighbouring channels, so that
-// they read and write neighbouring addresses.
+// Every result is written (=), none accumulated.  Any geometry; offsets have 64 bits.  Neighbours
+// in a warp own neighbouring channels, so that they read and write neighbouring addresses.
+// Blocks of 256 threads (fewer work) with at most 64 registers: 32 warps to a multiprocessor.
 // AlexNet reaches it only on request, or where a layer has too few channels for a tile.
 
 #include "common.cuh"
 
-extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_forward_plain(const float* x, const float* w, const float* bias,
-                                                float* y, Window g, int oc_count, int relu) {
+extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_forward_plain(
+    const float* x, const float* w, const float* bias, float* y, Window g, int oc_count, int relu) {
     int64 index = global_thread();
     if (index >= (int64)g.n * g.oh * g.ow * oc_count) return;
     int oc = index % oc_count;
@@ -45,8 +44,8 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_forward
     y[index] = relu && sum < 0.0f ? 0.0f : sum;  // a NaN stays a NaN
 }
 
-extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_grad_input_plain(const float* dy, const float* w, float* dx,
-                                                   Window g, int oc_count) {
+extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_grad_input_plain(
+    const float* dy, const float* w, float* dx, Window g, int oc_count) {
     int64 index = global_thread();
     if (index >= (int64)g.n * g.h * g.w * g.c) return;
     int c = index % g.c;
@@ -76,8 +75,8 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_grad_in
     dx[index] = sum;
 }
 
-extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_grad_weight_plain(const float* x, const float* dy, float* dw,
-                                                    Window g, int oc_count) {
+extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_grad_weight_plain(
+    const float* x, const float* dy, float* dw, Window g, int oc_count) {
     int channels = g.c / g.groups;
     int64 index = global_thread();
     if (index >= (int64)oc_count * g.kh * g.kw * channels) return;

@@ -11,8 +11,8 @@
 //   state    (7) uint64: counter (4), key (2), and how many of that counter's four 64-bit numbers
 //            were used up before: element 0 takes the lowest 16 bits of the next one
 //
-// Blocks of 256 threads (any size works).  At most 64 registers; the 20 64-bit products for 16
-// numbers cost less than the memory traffic.
+// Blocks of 256 threads (fewer work) with at most 64 registers: 32 warps to a multiprocessor.
+// The 20 products of 64 bits for 16 numbers cost less than the memory traffic.
 
 #include "common.cuh"
 

@@ -9,7 +9,7 @@
 //   argmax  (N, OH, OW, C) int32: the winner's place in its window, r * kw + s
 //
 // Grid: x covers the numbers of one image, y the images (and goes round if there are more than a
-// grid has rows); blocks of 256 threads (any size works).  Neighbours in a warp own neighbouring
+// grid has rows); blocks of 256 threads (fewer work).  Neighbours in a warp own neighbouring
 // channels, so that they read and write neighbouring addresses.  One image has fewer than 2^31
 // numbers.  At most 64 registers: 32 warps to a multiprocessor, which hide the wait for memory,
 // the only thing that pooling waits for.  All three pools of AlexNet come here.

@@ -11,7 +11,7 @@ from gpucnn.device import Array, array_module
 from gpucnn.ops.window import Window
 
 _THREADS = 256  # of a block whose threads own one number each
-_FEW = 1024  # kernels/conv2d_forward.cu: FEW_K
+_FEW = 512  # kernels/conv2d_forward.cu: FEW_K
 _LEAST = 8  # channels or filters per group: with fewer, a tile's 64 columns are nearly empty
 _BLOCKS = 512  # a few for each multiprocessor of a large GPU: what splitting a sum aims at
 _SPLIT = 256  # pixels that a split of the grad-weight's sum has at least
