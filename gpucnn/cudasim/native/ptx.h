@@ -78,7 +78,7 @@ __device__ inline void copy_async_wait() {
 
 namespace cudasim {
 
-// Tensor-core instructions need every lane: one that has returned leaves a hole.
+// Tensor-core instructions need every lane: a block that 32 does not divide leaves holes.
 inline CUDASIM_QUIET void need_whole_warp(void* const* lanes, const char* what) {
     for (int lane = 0; lane < 32; ++lane)
         if (!lanes[lane])

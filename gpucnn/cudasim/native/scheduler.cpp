@@ -125,7 +125,8 @@ void Worker::start_block(uint64_t index) {
     }
     int left = thread_count;
     for (int i = 0; left > 0; ++i, left -= kWarp) {
-        warps[i].live = warps[i].ready = left >= kWarp ? ~0u : (1u << left) - 1;
+        warps[i].lanes = warps[i].ready = left >= kWarp ? ~0u : (1u << left) - 1;
+        warps[i].returned = 0;
         warps[i].meeting_count = 0;
         ready_warps |= 1u << i;
     }
@@ -196,10 +197,11 @@ void Worker::finish_thread() {
     Thread* thread = current();
     Warp* warp = thread->warp;
     thread->done = true;
-    warp->live &= ~(1u << thread->lane);
+    warp->returned |= 1u << thread->lane;
     set_waiting(warp, thread->lane, &ready_warps, thread->number / kWarp);
     ++done;
-    for (int i = warp->meeting_count - 1; i >= 0; --i) try_meeting(warp, i);
+    for (int i = 0; i < warp->meeting_count; ++i)
+        if (warp->meetings[i].mask >> thread->lane & 1) left_out(warp, warp->meetings[i]);
     Fiber* fiber = thread->fiber;
     Thread* next = pick();
     if (!next && done < thread_count) stuck();
@@ -229,7 +231,7 @@ int Worker::barrier(int predicate, Place place) {
         barrier_result = predicates;
         ++epoch;
         for (int i = 0, left = thread_count; left > 0; ++i, left -= kWarp) {
-            warps[i].ready = warps[i].live;
+            warps[i].ready = warps[i].lanes;
             ready_warps |= 1u << i;
         }
     }
@@ -244,6 +246,10 @@ void Worker::meet(unsigned mask, void* mine, Combine combine, void* extra, Place
     if (!(mask & me))
         fail("calls " + where(place) + " with mask " + hexadecimal(mask) +
              ", which leaves out its own lane " + std::to_string(thread->lane));
+    if (mask & warp->returned)
+        fail("calls " + where(place) + " with mask " + hexadecimal(mask) + ", and " +
+             describe(&warp->threads[__builtin_ctz(mask & warp->returned)]) +
+             ", which it names, has returned");
     int index = 0;
     while (index < warp->meeting_count && !(warp->meetings[index].mask & mask)) ++index;
     Meeting& meeting = warp->meetings[index];
@@ -266,20 +272,27 @@ void Worker::meet(unsigned mask, void* mine, Combine combine, void* extra, Place
     meeting.arrived |= me;
     meeting.lanes[thread->lane] = mine;
     set_waiting(warp, thread->lane, &ready_warps, thread->number / kWarp);
-    try_meeting(warp, index);
+    if (meeting.arrived == (mask & warp->lanes)) hold_meeting(warp, index);
     wait(thread, place);
 }
 
-// Holds the meeting if every lane that is still alive has come.
-void Worker::try_meeting(Warp* warp, int index) {
+// Every lane has come: what was to be done together is done.
+void Worker::hold_meeting(Warp* warp, int index) {
     Meeting& meeting = warp->meetings[index];
-    if ((meeting.mask & warp->live) & ~meeting.arrived) return;
     if (meeting.combine) meeting.combine(meeting.lanes, meeting.extra);
     if (launch->races && !meeting.combine) race_warp_sync(this, warp, meeting.arrived);
     warp->ready |= meeting.arrived;
     ready_warps |= 1u << (warp->threads->number / kWarp);
     int last = --warp->meeting_count;
     if (index != last) meeting = warp->meetings[last];
+}
+
+// The current thread has returned, and other lanes wait for it.
+void Worker::left_out(Warp* warp, const Meeting& meeting) {
+    Thread* returned = current();
+    cudasim_current = &warp->threads[__builtin_ctz(meeting.arrived)];
+    fail("waits forever in " + where(meeting.place) + " with mask " + hexadecimal(meeting.mask) +
+         ": " + describe(returned) + ", which it names, has returned");
 }
 
 void Worker::stuck() {

@@ -67,9 +67,10 @@ struct Meeting {
 };
 
 struct Warp {
-    Thread* threads;  // lane 0
-    unsigned live;    // lanes that have not returned
-    unsigned ready;   // lanes that can run
+    Thread* threads;    // lane 0
+    unsigned lanes;     // that there are: fewer than 32 in the last warp of an odd block
+    unsigned ready;     // that can run
+    unsigned returned;  // from the kernel
     int meeting_count;
     Meeting meetings[kWarp];
 };
@@ -116,7 +117,8 @@ class Worker {
     Thread* pick();
     Fiber* take_fiber();
     void wait(Thread* thread, Place place);
-    void try_meeting(Warp* warp, int index);
+    void hold_meeting(Warp* warp, int index);
+    [[noreturn]] void left_out(Warp* warp, const Meeting& meeting);
     [[noreturn]] void stuck();
     void check_copy(const Copy& copy);
     uint64_t random();
@@ -135,6 +137,13 @@ class Worker {
 extern thread_local Worker* this_worker;
 
 std::string describe(const Thread* thread);
+
+// signals.cpp
+void give_thread_a_signal_stack();
+struct CatchSignals {  // for as long as it lives
+    CatchSignals();
+    ~CatchSignals();
+};
 
 constexpr unsigned kPoison = 0x7fff7fffu;  // see scheduler.cpp
 
