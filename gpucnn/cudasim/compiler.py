@@ -101,7 +101,7 @@ def compile_kernels(code: str, options: tuple[str, ...], settings: Settings) -> 
     runtime()  # its symbols are what the library looks for when it is loaded
     flags = _DEBUG if settings.debug and not settings.checked else _FAST
     if settings.checked:
-        flags = (*_CHECKED, "-O0") if settings.debug else _CHECKED
+        flags = (*_CHECKED, *_DEBUG) if settings.debug else _CHECKED
     arguments = (*_COMMON, *flags, *([_UNSET] if _takes(_UNSET) else []), *options)
     return ctypes.CDLL(str(_library("kernels", code, arguments, ("-include", str(NATIVE / "cuda.h")))))
 

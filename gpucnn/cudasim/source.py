@@ -69,7 +69,7 @@ def _unroll(match: re.Match[str]) -> str:
 
 def _dynamic(match: re.Match[str]) -> str:
     kind, name = match["type"], match["name"]
-    return f"{kind}* const {name} = reinterpret_cast<{kind}*>(cudasim_current->block->shared);"
+    return f"{kind}* const {name} = reinterpret_cast<{kind}*>(cudasim_shared.start);"
 
 
 def _static(match: re.Match[str]) -> str:
@@ -86,7 +86,7 @@ def _static(match: re.Match[str]) -> str:
             f"static const size_t cudasim_at_{name} = cudasim_reserve_shared(&cudasim::shared_used, "
             f'sizeof(cudasim_type_{name}), {align}, "{name}"); '
             f"cudasim_type_{name}& {name} = *reinterpret_cast<cudasim_type_{name}*>"
-            f"(cudasim_current->block->shared + cudasim_at_{name}); "
+            f"(cudasim_shared.start + cudasim_at_{name}); "
         )
     return result.replace("\n", " ")
 

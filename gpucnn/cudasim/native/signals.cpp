@@ -13,7 +13,7 @@ constexpr size_t kSignalStack = 64 << 10;
 struct sigaction before[3];
 
 void on_signal(int number, siginfo_t* info, void*) {
-    if (this_worker && this_worker->launch && cudasim_current) {  // in a kernel
+    if (this_worker && this_worker->launch && this_worker->current()) {  // in a kernel
         if (number == SIGFPE) cudasim_fail("divides an integer by zero");
         cudasim_fail("touches address %p, where no memory is; GPUCNN_CUDASIM=address says which "
                      "line and array", info->si_addr);
