@@ -37,7 +37,8 @@ std::string where(Place place) {
 }
 
 bool same(Place a, Place b) {
-    return a.line == b.line && !strcmp(a.what, b.what) && !strcmp(a.file, b.file);
+    auto equal = [](const char* x, const char* y) { return x == y || !strcmp(x, y); };
+    return a.line == b.line && equal(a.what, b.what) && equal(a.file, b.file);
 }
 
 std::string text(uint3 i) {
