@@ -4,6 +4,7 @@ It behaves as CuPy's where gpucnn uses it, and refuses what CuPy refuses: NumPy 
 without `.get()`, and no operation takes a NumPy array beside it.
 """
 
+import math
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,7 @@ from gpucnn.cudasim import driver
 # integer it is far out of bounds.  native/scheduler.cpp fills shared memory with the same.
 POISON = 0x7FFF
 _ALIGNMENT = 512  # of CuPy's allocations
-_DEVICE = "cupy-like device memory"
+_FENCE = 4096  # bytes of poison around an array: a small step outside harms no other
 
 
 class ndarray:
@@ -143,13 +144,11 @@ def allocate(shape: Any, dtype: Any) -> np.ndarray[Any, Any]:
     """Fresh device memory, full of poison: what a kernel does not write cannot pass for zero."""
     dtype = np.dtype(dtype)
     shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(_FENCE + size + _ALIGNMENT + _FENCE, np.uint8)
     driver.counters.allocations += 1
-    start = -memory.ctypes.data % _ALIGNMENT
-    words = memory[start : start + size // 2 * 2].view(np.uint16)
-    words.fill(POISON)
-    memory[start + size // 2 * 2 : start + size] = POISON & 0xFF
+    memory[: memory.size // 2 * 2].view(np.uint16).fill(POISON)
+    start = _FENCE + -(memory.ctypes.data + _FENCE) % _ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
 
 

@@ -20,12 +20,13 @@ from gpucnn.cudasim.settings import Settings
 from gpucnn.errors import DeviceError, KernelError
 
 NATIVE = Path(__file__).parent / "native"
-_RUNTIME_SOURCES = ("scheduler.cpp", "pool.cpp", "checks.cpp", "races.cpp")
+_RUNTIME_SOURCES = ("scheduler.cpp", "pool.cpp", "checks.cpp", "races.cpp", "signals.cpp")
 _COMMON = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-g", "-fno-strict-aliasing", "-Wno-unknown-pragmas", f"-I{NATIVE}")
 # As NVRTC: multiply-adds are contracted, nothing else is taken for granted about floats but that
 # nobody asks for errno or traps.
 _FAST = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 _DEBUG = ("-O0",)
+_UNSET = "-ftrivial-auto-var-init=pattern"  # a register that was never set holds no zero
 # The sanitizers' instrumentation alone: native/checks.cpp is what it calls.
 _CHECKED = (
     "-O1",
@@ -70,6 +71,13 @@ def compiler() -> tuple[str, str]:
 
 
 @functools.cache
+def _takes(flag: str) -> bool:
+    """Whether the compiler knows `flag`."""
+    command = [compiler()[0], flag, "-E", "-x", "c++", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@functools.cache
 def _cpu() -> str:
     """What -march=native looks at."""
     try:
@@ -93,8 +101,8 @@ def compile_kernels(code: str, options: tuple[str, ...], settings: Settings) -> 
     runtime()  # its symbols are what the library looks for when it is loaded
     flags = _DEBUG if settings.debug and not settings.checked else _FAST
     if settings.checked:
-        flags = (*_CHECKED, "-O0") if settings.debug else _CHECKED
-    arguments = (*_COMMON, *flags, *options)
+        flags = (*_CHECKED, *_DEBUG) if settings.debug else _CHECKED
+    arguments = (*_COMMON, *flags, *([_UNSET] if _takes(_UNSET) else []), *options)
     return ctypes.CDLL(str(_library("kernels", code, arguments, ("-include", str(NATIVE / "cuda.h")))))
 
 

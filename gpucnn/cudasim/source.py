@@ -1,11 +1,11 @@
 """Turns CUDA source into what g++ compiles with native/cuda.h in front of it.
 
 Nearly everything in CUDA C++ that is not C++ is a word that a macro or a function can give a
-meaning to.  Two things are not, and are rewritten here, line by line, so that line numbers stay:
+meaning to.  These are not, and are rewritten here, line by line, so that line numbers stay:
 
     __shared__ float tile[8][132];       a reference into the block's shared memory
     extern __shared__ float tile[];      a pointer to its dynamic part
-    #pragma unroll 4                     #pragma GCC unroll 4
+    #pragma unroll                       nothing: g++ vectorises loops better that are loops still
 """
 
 import re
@@ -39,7 +39,7 @@ def kernels(code: str) -> dict[str, list[tuple[str, bool]]]:
 
 
 def rewrite(code: str) -> str:
-    """`code` with its __shared__ declarations and unroll pragmas in g++'s terms."""
+    """`code` with __shared__ declarations in g++'s terms and without unroll pragmas."""
     visible = blank_comments(code)  # same length: positions agree with code's
     pieces, end = [], 0
     declarations = [(m, _dynamic) for m in _DYNAMIC.finditer(visible)]
@@ -53,7 +53,7 @@ def rewrite(code: str) -> str:
         pieces += [code[end : match.start()], text + "\n" * lines]
         end = match.end()
     code = "".join([*pieces, code[end:]])
-    return re.sub(r"(?m)^([ \t]*)#[ \t]*pragma[ \t]+unroll\b[ \t]*([^\n]*)$", _unroll, code)
+    return re.sub(r"(?m)^[ \t]*#[ \t]*pragma[ \t]+unroll\b[^\n]*$", "", code)
 
 
 def blank_comments(code: str) -> str:
@@ -61,15 +61,9 @@ def blank_comments(code: str) -> str:
     return _COMMENT.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), code)
 
 
-def _unroll(match: re.Match[str]) -> str:
-    # Without a number CUDA unrolls completely; 65534 is g++'s largest.
-    count = re.sub(r"//.*", "", match[2]).strip().removeprefix("(").removesuffix(")")
-    return f"{match[1]}#pragma GCC unroll {count or 128}"
-
-
 def _dynamic(match: re.Match[str]) -> str:
     kind, name = match["type"], match["name"]
-    return f"{kind}* const {name} = reinterpret_cast<{kind}*>(cudasim_current->block->shared);"
+    return f"{kind}* const {name} = reinterpret_cast<{kind}*>(cudasim_shared.start);"
 
 
 def _static(match: re.Match[str]) -> str:
@@ -86,7 +80,7 @@ def _static(match: re.Match[str]) -> str:
             f"static const size_t cudasim_at_{name} = cudasim_reserve_shared(&cudasim::shared_used, "
             f'sizeof(cudasim_type_{name}), {align}, "{name}"); '
             f"cudasim_type_{name}& {name} = *reinterpret_cast<cudasim_type_{name}*>"
-            f"(cudasim_current->block->shared + cudasim_at_{name}); "
+            f"(cudasim_shared.start + cudasim_at_{name}); "
         )
     return result.replace("\n", " ")
 

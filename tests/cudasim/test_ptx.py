@@ -216,5 +216,7 @@ def test_mma_needs_all_lanes(simulate):
         multiply_tf32(d, a, b);
         y[threadIdx.x] = d[0];
     }"""
-    with pytest.raises(KernelError, match="lane 5 of its warp does not"):
+    with pytest.raises(KernelError, match=r"thread \(5, 0, 0\), which it names, has returned"):
         simulate(code, "kernel", 1, 32, np.zeros(32, np.float32))
+    with pytest.raises(KernelError, match="lane 20 of its warp does not"):
+        simulate(code.replace("== 5", "== 99"), "kernel", 1, 20, np.zeros(32, np.float32))

@@ -44,6 +44,18 @@ bool in_module(Worker* worker, const char* address) {  // __constant__ tables, l
            mine.dli_fbase == other.dli_fbase;
 }
 
+template <class T>
+bool inside(const char* address, const T& variable) {
+    const char* start = reinterpret_cast<const char*>(&variable);
+    return address >= start && address < start + sizeof variable;
+}
+
+bool of_thread(const char* address) {
+    return inside(address, threadIdx) || inside(address, blockIdx) || inside(address, blockDim) ||
+           inside(address, gridDim) || inside(address, cudasim_lane) ||
+           inside(address, cudasim_shared);
+}
+
 std::string elements(const Range& range) {
     size_t count = (range.end - range.begin) / range.item;
     return std::string(range.name) + ", which has " + std::to_string(count) + " elements";
@@ -94,7 +106,7 @@ bool inside_shared(const Request* request, size_t offset, size_t bytes) {
 
 std::string memory_name(Worker* worker, const char* address) {
     const Request* request = worker->launch->request;
-    size_t offset = address - worker->block.shared;
+    size_t offset = address - worker->shared;
     if (offset < kDynamicShared)
         return "byte " + std::to_string(offset) + " of the dynamic shared memory, which has " +
                std::to_string(request->dynamic_shared);
@@ -124,7 +136,7 @@ void check_access(Worker* worker, const char* address, size_t bytes, bool write,
     if (!worker->current()) return;
     if (worker->on_a_stack(address)) return;
     const Request* request = worker->launch->request;
-    size_t offset = address - worker->block.shared;
+    size_t offset = address - worker->shared;
     bool shared = offset < kDynamicShared + kStaticShared;
     if (shared) {
         if (!inside_shared(request, offset, bytes))
@@ -136,10 +148,7 @@ void check_access(Worker* worker, const char* address, size_t bytes, bool write,
             if (address >= request->ranges[i].begin && address < request->ranges[i].end)
                 found = &request->ranges[i];
         if (!found) {
-            const char* self = reinterpret_cast<const char*>(worker);
-            if (address >= self && address < self + sizeof *worker) return;  // threadIdx
-            if (address == reinterpret_cast<const char*>(&cudasim_current)) return;
-            if (in_module(worker, address)) return;
+            if (of_thread(address) || in_module(worker, address)) return;
             worker->fail(verb(write, atomic) + " " + std::to_string(bytes) + " bytes " +
                          place_outside(request, address) + code_text(worker, code));
         }

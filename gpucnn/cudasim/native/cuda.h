@@ -28,10 +28,6 @@
 #define __grid_constant__
 // __shared__ declarations are rewritten before the compiler sees them (gpucnn/cudasim/source.py).
 
-#define threadIdx (cudasim_current->index)
-#define blockIdx (cudasim_current->block->index)
-#define blockDim (cudasim_current->block->size)
-#define gridDim (cudasim_current->block->grid)
 static constexpr int warpSize = 32;
 
 // A function of the simulator's own, whose accesses are not the kernel's.

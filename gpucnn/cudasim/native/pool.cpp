@@ -11,7 +11,10 @@ namespace cudasim {
 namespace {
 
 Worker* worker_of_this_thread() {
-    if (!this_worker) this_worker = new Worker;  // lives as long as its thread: the process
+    if (!this_worker) {
+        this_worker = new Worker;  // never destroyed: its thread may launch again
+        give_thread_a_signal_stack();
+    }
     return this_worker;
 }
 
@@ -79,7 +82,10 @@ CUDASIM_EXPORT int cudasim_launch(const Request* request, char* message, size_t 
     launch.races = request->checks & kRace ? start_race_log(request) : nullptr;
     uint64_t workers = request->workers;
     if (workers > launch.blocks) workers = launch.blocks;
-    if (workers > 0) pool->run(&launch, int(workers));
+    if (workers > 0) {
+        CatchSignals guard;
+        pool->run(&launch, int(workers));
+    }
     if (launch.races) finish_race_log(launch.races);
     fflush(stdout);
     if (launch.error.empty()) return 0;

@@ -78,7 +78,7 @@ __device__ inline void copy_async_wait() {
 
 namespace cudasim {
 
-// Tensor-core instructions need every lane: one that has returned leaves a hole.
+// Tensor-core instructions need every lane: a block that 32 does not divide leaves holes.
 inline CUDASIM_QUIET void need_whole_warp(void* const* lanes, const char* what) {
     for (int lane = 0; lane < 32; ++lane)
         if (!lanes[lane])
@@ -108,7 +108,7 @@ CUDASIM_QUIET void combine_matrices(void* const* lanes, void*) {
 
 template <int COUNT, bool TRANSPOSED>
 inline void load_matrices(unsigned* registers, const void* row, Place place) {
-    if (int(cudasim_current->lane) < 8 * COUNT) {
+    if (cudasim_lane < 8 * COUNT) {
         if (reinterpret_cast<uintptr_t>(row) % 16)
             cudasim_fail("calls ldmatrix at %s:%d with an address that is not a multiple of 16 bytes",
                          place.file, place.line);

@@ -87,7 +87,7 @@ void race_warp_sync(Worker* worker, Warp* warp, unsigned mask) {
 
 static Cell* cell_at(Worker* worker, const char* address, bool* shared) {
     RaceLog* log = worker->launch->races;
-    size_t offset = address - worker->block.shared;
+    size_t offset = address - worker->shared;
     *shared = offset < kDynamicShared + kStaticShared;
     if (*shared) return &log->shared[offset / 4];
     for (int i = 0; i < log->request->range_count; ++i) {

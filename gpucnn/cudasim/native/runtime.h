@@ -11,22 +11,11 @@
 
 #define CUDASIM_EXPORT extern "C" __attribute__((visibility("default")))
 
-namespace cudasim {
-
-struct Index3 {
+struct uint3 {
     unsigned x, y, z;
 };
 
-struct BlockView {  // what a kernel may ask about its block
-    Index3 index, size, grid;
-    char* shared;  // this block's shared memory: kDynamicShared bytes, then the static variables
-};
-
-struct ThreadView {  // what a kernel may ask about itself
-    Index3 index;
-    unsigned lane;
-    BlockView* block;
-};
+namespace cudasim {
 
 constexpr size_t kDynamicShared = 256 << 10;  // more than any device has
 constexpr size_t kStaticShared = 1 << 20;     // of all the kernels in one module together
@@ -45,11 +34,21 @@ typedef void (*Combine)(void* const* lanes, void* extra);
 
 }  // namespace cudasim
 
-// The thread that this core is running.  A plain pointer with the quickest access there is,
-// because a kernel asks for threadIdx often.
 extern "C" {
 #pragma GCC visibility push(default)
-extern __thread cudasim::ThreadView* cudasim_current __attribute__((tls_model("initial-exec")));
+
+// What a kernel may ask about the thread that this core is running.  Variables of the core, with
+// the quickest access there is, and set whenever another thread goes on; to a kernel, which
+// cannot see the others run, they never change.  A debugger knows them by these names.
+#ifndef CUDASIM_RUNTIME
+#define CUDASIM_OF_THREAD extern __thread __attribute__((tls_model("initial-exec"))) const
+#else
+#define CUDASIM_OF_THREAD extern __thread __attribute__((tls_model("initial-exec")))
+#endif
+CUDASIM_OF_THREAD uint3 threadIdx, blockIdx, blockDim, gridDim;
+CUDASIM_OF_THREAD int cudasim_lane;
+// The block's shared memory: kDynamicShared bytes, then the static variables.
+CUDASIM_OF_THREAD struct CudasimShared { char* start; } cudasim_shared;
 
 // All threads of the block; returns how many of them brought a predicate other than 0.
 int cudasim_barrier(int predicate, cudasim::Place place);
@@ -67,7 +66,7 @@ void cudasim_copy_wait(int groups_left);
 // Memory that the kernel's own code did not touch, but an instruction did on its behalf.
 void cudasim_touch(const void* address, size_t bytes, int write, int atomic);
 
-// Room for one __shared__ variable of a module: its offset from BlockView::shared.
+// Room for one __shared__ variable of a module: its offset from the block's shared memory.
 size_t cudasim_reserve_shared(size_t* used, size_t bytes, size_t alignment, const char* name);
 #pragma GCC visibility pop
 }

@@ -6,7 +6,9 @@
 
 #include "worker.h"
 
-__thread cudasim::ThreadView* cudasim_current = nullptr;
+__thread uint3 threadIdx, blockIdx, blockDim, gridDim;
+__thread int cudasim_lane;
+__thread CudasimShared cudasim_shared;
 
 namespace cudasim {
 
@@ -35,10 +37,11 @@ std::string where(Place place) {
 }
 
 bool same(Place a, Place b) {
-    return a.line == b.line && !strcmp(a.what, b.what) && !strcmp(a.file, b.file);
+    auto equal = [](const char* x, const char* y) { return x == y || !strcmp(x, y); };
+    return a.line == b.line && equal(a.what, b.what) && equal(a.file, b.file);
 }
 
-std::string text(Index3 i) {
+std::string text(uint3 i) {
     return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
 }
 
@@ -54,14 +57,13 @@ std::string describe(const Thread* thread) { return "thread " + text(thread->ind
 
 Worker::Worker() {
     char* stacks = allocate_stacks(kMaxThreads + 1);
-    arena = static_cast<char*>(mmap(nullptr, kDynamicShared + kStaticShared,
+    shared = static_cast<char*>(mmap(nullptr, kDynamicShared + kStaticShared,
                                     PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (!stacks || arena == MAP_FAILED) {
+    if (!stacks || shared == MAP_FAILED) {
         fputs("cudasim: no memory for the threads' stacks\n", stderr);
         abort();
     }
-    poison(arena, kDynamicShared + kStaticShared);
-    block.shared = arena;
+    poison(shared, kDynamicShared + kStaticShared);
     fibers.resize(kMaxThreads + 1);
     for (int i = 0; i <= kMaxThreads; ++i) {
         fibers[i].low = stacks + kStride * i + kPage;
@@ -73,8 +75,9 @@ void Worker::run_blocks(Launch* the_launch) {
     launch = the_launch;
     const Request* request = launch->request;
     const unsigned* size = request->block;
-    block.size = {size[0], size[1], size[2]};
-    block.grid = {request->grid[0], request->grid[1], request->grid[2]};
+    blockDim = {size[0], size[1], size[2]};
+    gridDim = {request->grid[0], request->grid[1], request->grid[2]};
+    cudasim_shared.start = shared;
     thread_count = size[0] * size[1] * size[2];
     free_fibers.clear();
     for (int i = kMaxThreads; i >= 0; --i) {
@@ -86,13 +89,12 @@ void Worker::run_blocks(Launch* the_launch) {
         unsigned n = i;
         thread.index = {n % size[0], n / size[0] % size[1], n / size[0] / size[1]};
         thread.lane = n % kWarp;
-        thread.block = &block;
         thread.number = i;
         thread.warp = &warps[i / kWarp];
         if (thread.lane == 0) thread.warp->threads = &thread;
     }
-    poison(arena, dirty_dynamic);
-    poison(arena + kDynamicShared, dirty_static);
+    poison(shared, dirty_dynamic);
+    poison(shared + kDynamicShared, dirty_static);
     for (;;) {
         uint64_t index = launch->next_block.fetch_add(1);
         if (index >= launch->blocks || launch->stop) break;
@@ -106,11 +108,11 @@ void Worker::run_blocks(Launch* the_launch) {
 void Worker::start_block(uint64_t index) {
     const Request* request = launch->request;
     const unsigned* grid = request->grid;
-    block.index = {unsigned(index % grid[0]), unsigned(index / grid[0] % grid[1]),
-                   unsigned(index / grid[0] / grid[1])};
+    blockIdx = {unsigned(index % grid[0]), unsigned(index / grid[0] % grid[1]),
+                unsigned(index / grid[0] / grid[1])};
     random_state = request->seed * 0x9e3779b97f4a7c15u + index + 1;
-    poison(arena, request->dynamic_shared);
-    poison(arena + kDynamicShared, *request->static_shared);
+    poison(shared, request->dynamic_shared);
+    poison(shared + kDynamicShared, *request->static_shared);
     arrived = done = predicates = 0;
     epoch = 0;
     ready_warps = 0;
@@ -125,16 +127,25 @@ void Worker::start_block(uint64_t index) {
     }
     int left = thread_count;
     for (int i = 0; left > 0; ++i, left -= kWarp) {
-        warps[i].live = warps[i].ready = left >= kWarp ? ~0u : (1u << left) - 1;
+        warps[i].lanes = warps[i].ready = left >= kWarp ? ~0u : (1u << left) - 1;
+        warps[i].returned = 0;
         warps[i].meeting_count = 0;
         ready_warps |= 1u << i;
     }
     if (launch->races) race_new_block(this);
     Thread* first = pick();
     first->fiber = take_fiber();
-    cudasim_current = first;
+    set_current(first);
     switch_context(&native, &first->fiber->context);
-    cudasim_current = nullptr;
+    set_current(nullptr);
+}
+
+// Whoever runs next, or null between blocks.
+void Worker::set_current(Thread* thread) {
+    running = thread;
+    if (!thread) return;
+    threadIdx = thread->index;
+    cudasim_lane = thread->lane;
 }
 
 Fiber* Worker::take_fiber() {
@@ -180,7 +191,7 @@ void Worker::wait(Thread* thread, Place place) {
     if (!next) stuck();
     if (next != thread) {
         if (!next->fiber) next->fiber = take_fiber();
-        cudasim_current = next;
+        set_current(next);
         switch_context(&thread->fiber->context, &next->fiber->context);
     }
     thread->waits = {};
@@ -196,20 +207,21 @@ void Worker::finish_thread() {
     Thread* thread = current();
     Warp* warp = thread->warp;
     thread->done = true;
-    warp->live &= ~(1u << thread->lane);
+    warp->returned |= 1u << thread->lane;
     set_waiting(warp, thread->lane, &ready_warps, thread->number / kWarp);
     ++done;
-    for (int i = warp->meeting_count - 1; i >= 0; --i) try_meeting(warp, i);
+    for (int i = 0; i < warp->meeting_count; ++i)
+        if (warp->meetings[i].mask >> thread->lane & 1) left_out(warp, warp->meetings[i]);
     Fiber* fiber = thread->fiber;
     Thread* next = pick();
     if (!next && done < thread_count) stuck();
     if (next && !next->fiber) {  // go on with the same, still warm stack
         next->fiber = fiber;
-        cudasim_current = next;
+        set_current(next);
         return;
     }
     free_fibers.push_back(fiber);
-    cudasim_current = next;
+    set_current(next);
     switch_context(&fiber->context, next ? &next->fiber->context : &native);
 }
 
@@ -229,7 +241,7 @@ int Worker::barrier(int predicate, Place place) {
         barrier_result = predicates;
         ++epoch;
         for (int i = 0, left = thread_count; left > 0; ++i, left -= kWarp) {
-            warps[i].ready = warps[i].live;
+            warps[i].ready = warps[i].lanes;
             ready_warps |= 1u << i;
         }
     }
@@ -244,6 +256,10 @@ void Worker::meet(unsigned mask, void* mine, Combine combine, void* extra, Place
     if (!(mask & me))
         fail("calls " + where(place) + " with mask " + hexadecimal(mask) +
              ", which leaves out its own lane " + std::to_string(thread->lane));
+    if (mask & warp->returned)
+        fail("calls " + where(place) + " with mask " + hexadecimal(mask) + ", and " +
+             describe(&warp->threads[__builtin_ctz(mask & warp->returned)]) +
+             ", which it names, has returned");
     int index = 0;
     while (index < warp->meeting_count && !(warp->meetings[index].mask & mask)) ++index;
     Meeting& meeting = warp->meetings[index];
@@ -266,20 +282,27 @@ void Worker::meet(unsigned mask, void* mine, Combine combine, void* extra, Place
     meeting.arrived |= me;
     meeting.lanes[thread->lane] = mine;
     set_waiting(warp, thread->lane, &ready_warps, thread->number / kWarp);
-    try_meeting(warp, index);
+    if (meeting.arrived == (mask & warp->lanes)) hold_meeting(warp, index);
     wait(thread, place);
 }
 
-// Holds the meeting if every lane that is still alive has come.
-void Worker::try_meeting(Warp* warp, int index) {
+// Every lane has come: what was to be done together is done.
+void Worker::hold_meeting(Warp* warp, int index) {
     Meeting& meeting = warp->meetings[index];
-    if ((meeting.mask & warp->live) & ~meeting.arrived) return;
     if (meeting.combine) meeting.combine(meeting.lanes, meeting.extra);
     if (launch->races && !meeting.combine) race_warp_sync(this, warp, meeting.arrived);
     warp->ready |= meeting.arrived;
     ready_warps |= 1u << (warp->threads->number / kWarp);
     int last = --warp->meeting_count;
     if (index != last) meeting = warp->meetings[last];
+}
+
+// The current thread has returned, and other lanes wait for it.
+void Worker::left_out(Warp* warp, const Meeting& meeting) {
+    Thread* returned = current();
+    set_current(&warp->threads[__builtin_ctz(meeting.arrived)]);
+    fail("waits forever in " + where(meeting.place) + " with mask " + hexadecimal(meeting.mask) +
+         ": " + describe(returned) + ", which it names, has returned");
 }
 
 void Worker::stuck() {
@@ -299,7 +322,7 @@ void Worker::stuck() {
             continue;
         break;
     }
-    cudasim_current = waits;
+    set_current(waits);
     fail(message);
 }
 
@@ -308,7 +331,7 @@ void Worker::fail(const std::string& message) {
     {
         std::lock_guard<std::mutex> lock(launch->mutex);
         if (launch->error.empty())
-            launch->error = std::string(launch->request->kernel) + ": block " + text(block.index) +
+            launch->error = std::string(launch->request->kernel) + ": block " + text(blockIdx) +
                             ", " + describe(current()) + " " + message;
     }
     launch->stop = true;

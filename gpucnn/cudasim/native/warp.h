@@ -86,7 +86,7 @@ inline unsigned vote(unsigned mask, int predicate, Place place) {
 template <class T>
 static inline T __shfl_sync(unsigned mask, T value, int source, int width = 32, CUDASIM_HERE) {
     cudasim::check_width(width, "__shfl_sync");
-    int start = cudasim::group_start(cudasim_current->lane, width);
+    int start = cudasim::group_start(cudasim_lane, width);
     return cudasim::shuffle(mask, value, start + (source & (width - 1)),
                             {"__shfl_sync", file, line});
 }
@@ -94,7 +94,7 @@ static inline T __shfl_sync(unsigned mask, T value, int source, int width = 32, 
 template <class T>
 static inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, CUDASIM_HERE) {
     cudasim::check_width(width, "__shfl_xor_sync");
-    int lane = cudasim_current->lane, source = lane ^ bits;
+    int lane = cudasim_lane, source = lane ^ bits;
     // A group may read from lower groups, not from higher ones.
     if (source >= cudasim::group_start(lane, width) + width) source = lane;
     return cudasim::shuffle(mask, value, source & 31, {"__shfl_xor_sync", file, line});
@@ -104,7 +104,7 @@ template <class T>
 static inline T __shfl_up_sync(unsigned mask, T value, unsigned distance, int width = 32,
                                CUDASIM_HERE) {
     cudasim::check_width(width, "__shfl_up_sync");
-    int lane = cudasim_current->lane, source = lane - int(distance);
+    int lane = cudasim_lane, source = lane - int(distance);
     if (source < cudasim::group_start(lane, width)) source = lane;
     return cudasim::shuffle(mask, value, source, {"__shfl_up_sync", file, line});
 }
@@ -113,7 +113,7 @@ template <class T>
 static inline T __shfl_down_sync(unsigned mask, T value, unsigned distance, int width = 32,
                                  CUDASIM_HERE) {
     cudasim::check_width(width, "__shfl_down_sync");
-    int lane = cudasim_current->lane, source = lane + int(distance);
+    int lane = cudasim_lane, source = lane + int(distance);
     if (source >= cudasim::group_start(lane, width) + width) source = lane;
     return cudasim::shuffle(mask, value, source, {"__shfl_down_sync", file, line});
 }

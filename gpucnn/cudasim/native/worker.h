@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#define CUDASIM_RUNTIME
 #include "fiber.h"
 #include "runtime.h"
 
@@ -48,8 +49,9 @@ struct Copy {  // an asynchronous copy that is under way
 
 struct Warp;
 
-struct Thread : ThreadView {
-    int number;
+struct Thread {
+    uint3 index;
+    int number, lane;
     Warp* warp;
     Fiber* fiber;  // null until it starts
     bool done;
@@ -67,9 +69,10 @@ struct Meeting {
 };
 
 struct Warp {
-    Thread* threads;  // lane 0
-    unsigned live;    // lanes that have not returned
-    unsigned ready;   // lanes that can run
+    Thread* threads;    // lane 0
+    unsigned lanes;     // that there are: fewer than 32 in the last warp of an odd block
+    unsigned ready;     // that can run
+    unsigned returned;  // from the kernel
     int meeting_count;
     Meeting meetings[kWarp];
 };
@@ -98,14 +101,15 @@ class Worker {
     [[noreturn]] void fail(const std::string& text);
     void finish_thread();
 
-    Thread* current() const { return static_cast<Thread*>(cudasim_current); }
+    Thread* current() const { return running; }
+    void set_current(Thread* thread);
 
     bool on_a_stack(const char* address) const {  // local variables, the simulator's own too
         return address >= fibers.front().low && address < fibers.back().high;
     }
 
     Launch* launch = nullptr;
-    BlockView block{};
+    char* shared = nullptr;  // the block's shared memory
     int thread_count = 0;
     unsigned epoch = 0;  // barriers that this block has passed
     Thread threads[kMaxThreads];
@@ -116,15 +120,16 @@ class Worker {
     Thread* pick();
     Fiber* take_fiber();
     void wait(Thread* thread, Place place);
-    void try_meeting(Warp* warp, int index);
+    void hold_meeting(Warp* warp, int index);
+    [[noreturn]] void left_out(Warp* warp, const Meeting& meeting);
     [[noreturn]] void stuck();
     void check_copy(const Copy& copy);
     uint64_t random();
 
+    Thread* running = nullptr;
     Context native;
     std::vector<Fiber> fibers;
     std::vector<Fiber*> free_fibers;
-    char* arena = nullptr;  // shared memory
     size_t dirty_dynamic = 0, dirty_static = 0;  // bytes of it that some launch may have used
     unsigned ready_warps = 0;
     int arrived = 0, done = 0, predicates = 0, barrier_result = 0;
@@ -135,6 +140,13 @@ class Worker {
 extern thread_local Worker* this_worker;
 
 std::string describe(const Thread* thread);
+
+// signals.cpp
+void give_thread_a_signal_stack();
+struct CatchSignals {  // for as long as it lives
+    CatchSignals();
+    ~CatchSignals();
+};
 
 constexpr unsigned kPoison = 0x7fff7fffu;  // see scheduler.cpp
 
