@@ -7,8 +7,8 @@
 
 #include "common.cuh"
 
-extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void relu_forward(const float* x, float* y,
-                                                                            int64 size) {
+extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void relu_forward(
+    const float* x, float* y, int64 size) {
     int64 i = global_thread();
     if (i < size) y[i] = x[i] < 0.0f ? 0.0f : x[i];  // a NaN stays a NaN
 }

@@ -1,12 +1,12 @@
 // A batch for training, out of a data set of bytes that lives on the device: pick, crop, flip,
 // normalise, in one launch.
 //
-//   thread -> y[n, row, column, c]: finds the one byte of the data set that belongs there
+//   thread -> y[n, row, column, c]; it finds the one byte of the data set that belongs there
 //
 //   images   (count, H, W, C) uint8
-//   picked   (N) int64: which image becomes number n; null: image n itself
-//   places   (N, 3) int32: top and left of the crop in the padded image, and whether to flip
-//   scale, shift   (C): y = byte * scale + shift
+//   draws    (N, 4) int64: which image, top and left of the crop in the padded image, and whether
+//            to flip it
+//   scale, shift   (C): y = byte * scale + shift, rounded twice, so that the CPU's bits come out
 //   y        (N, size, size, C), written (=)
 //   mode     the padding: 0 zeros, 1 the edge's pixel again, 2 reflected at the edge
 //
@@ -25,19 +25,20 @@ __device__ inline int source(int at, int size, int mode) {
 }
 
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void crop_flip_normalize(
-    const unsigned char* images, const int64* picked, const int* places, const float* scale,
-    const float* shift, float* y, int count, int h, int w, int c, int size, int padding, int mode) {
+    const unsigned char* images, const int64* draws, const float* scale, const float* shift,
+    float* y, int count, int h, int w, int c, int size, int padding, int mode) {
     int index = blockIdx.x * blockDim.x + threadIdx.x;
     int image = size * size * c;
     if (index >= image) return;
     int channel = index % c, column = index / c % size, row = index / c / size;
     for (int64 n = blockIdx.y; n < count; n += gridDim.y) {
-        const int* place = places + 3 * n;
-        int from_row = source(row + place[0] - padding, h, mode);
-        int from_column = source((place[2] ? size - 1 - column : column) + place[1] - padding, w, mode);
+        const int64* draw = draws + 4 * n;
+        int mirrored = draw[3] ? size - 1 - column : column;
+        int from_row = source(row + (int)draw[1] - padding, h, mode);
+        int from_column = source(mirrored + (int)draw[2] - padding, w, mode);
         float byte = 0.0f;
         if (from_row >= 0 && from_column >= 0)
-            byte = images[(((picked ? picked[n] : n) * h + from_row) * w + from_column) * c + channel];
-        y[n * image + index] = byte * scale[channel] + shift[channel];
+            byte = images[((draw[0] * h + from_row) * w + from_column) * c + channel];
+        y[n * image + index] = __fadd_rn(__fmul_rn(byte, scale[channel]), shift[channel]);
     }
 }

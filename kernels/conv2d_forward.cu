@@ -22,7 +22,8 @@
 // the plain kernel takes what is larger.
 //
 // 256 threads with at most 128 registers (128 x 128): 16 warps to a multiprocessor; 128 threads
-// with at most 168 (128 x 64): 12 warps.  In AlexNet for CIFAR-10 the first layer takes `few`, the others `vector`.
+// with at most 168 (128 x 64): 12 warps.
+// In AlexNet for CIFAR-10 the first layer takes `few`, the others `vector`.
 
 #include "common.cuh"
 #include "conv2d_gather.cuh"

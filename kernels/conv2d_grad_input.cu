@@ -106,8 +106,8 @@ __device__ inline void grad_input(const float* dy, const float* w, float* dx, co
     Pixel pixel[T::A_QUADS];
 #pragma unroll
     for (int q = 0; q < T::A_QUADS; ++q)
-        pixel[q] = output_pixel(dy + phase.group * filters + k, blockIdx.x * TM + line + q * LINES, phase,
-                                g, oc_count);
+        pixel[q] = output_pixel(dy + phase.group * filters + k,
+                                blockIdx.x * TM + line + q * LINES, phase, g, oc_count);
     // ... and TN / 4 threads side by side read TN channels of one filter.
     int filter = threadIdx.x / (TN / 4), quad = threadIdx.x % (TN / 4) * 4;
     int depth = g.kh * g.kw * channels;  // floats in a filter

@@ -3,8 +3,8 @@
 //     DW (OC x K)  =  DY^T (OC x M)  *  X (M x K)      M = N * OH * OW pixels, K = KH * KW * C
 //
 // The inner length M is long and the result small, so the pixels are split over blocks: each
-// split writes its own sum, and sum_splits (reduce.cu) adds those in order.  No atomics: the same bits
-// every time.  The host chooses the number of splits from the shapes alone.
+// split writes its own sum, and sum_splits (reduce.cu) adds those in order.  No atomics: the
+// same bits every time.  The host chooses the number of splits from the shapes alone.
 //
 //   block   TM filters x TN of K, over one split of the pixels, in one group
 //           grid: K tiles, filter tiles, groups * splits

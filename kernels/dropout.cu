@@ -71,6 +71,7 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void dropout(
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-            if (element + i >= 0 && element + i < size) y[element + i] = times(x[element + i], keep[i]);
+            if (element + i >= 0 && element + i < size)
+                y[element + i] = times(x[element + i], keep[i]);
     }
 }

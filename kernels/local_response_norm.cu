@@ -22,7 +22,8 @@
 
 // The sum over values[c - before .. c + after] of one pixel, of squares or as they are.
 template <bool SQUARE>
-__device__ inline float neighbours(const float* values, int c, int channels, int before, int after) {
+__device__ inline float neighbours(const float* values, int c, int channels, int before,
+                                   int after) {
     float sum = 0.0f;
     for (int j = max(0, c - before); j <= min(channels - 1, c + after); ++j)
         sum += SQUARE ? values[j] * values[j] : values[j];
