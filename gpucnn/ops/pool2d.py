@@ -321,12 +321,12 @@ def _avg_backward_cuda(dy: Array, v: Window, area: tuple[bool, int, int]) -> Arr
 
 def _global_forward_cuda(x: Array) -> Array:
     """One window as large as the image."""
-    v = Window.of("global_avg_pool2d", x.shape, x.shape[1:3], 1, 0)
+    v = Window.of("global_avg_pool2d", x.shape, (x.shape[1], x.shape[2]), 1, 0)
     return _avg_forward_cuda(x, v, (False, 0, 0)).reshape(v.n, v.c)
 
 
 def _global_backward_cuda(dy: Array, shape: tuple[int, ...]) -> Array:
-    v = Window.of("global_avg_pool2d", shape, shape[1:3], 1, 0)
+    v = Window.of("global_avg_pool2d", shape, (shape[1], shape[2]), 1, 0)
     return _avg_backward_cuda(dy.reshape(v.n, 1, 1, v.c), v, (False, 0, 0))
 
 

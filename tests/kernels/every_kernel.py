@@ -141,9 +141,7 @@ def _optimizers(rng: np.random.Generator) -> Errors:
                     p.grad = None if i == step else gpucnn.tensor(g, device=device).data
                 optimizer.step()
             results.append([p.numpy() for p in parameters])
-        errors[name] = max(
-            float(np.abs(a - b).max()) for a, b in zip(*results, strict=True)
-        )
+        errors[name] = max(float(np.abs(a - b).max()) for a, b in zip(*results, strict=True))
     return errors
 
 

@@ -72,7 +72,9 @@ def random_window(rng: np.random.Generator, pool: bool = False) -> tuple[Window,
             tuple(dilation.tolist()),
             groups,
         )
-        if pool and ((v.oh - 1) * v.stride_h - v.top >= v.h or (v.ow - 1) * v.stride_w - v.left >= v.w):
+        if pool and (
+            (v.oh - 1) * v.stride_h - v.top >= v.h or (v.ow - 1) * v.stride_w - v.left >= v.w
+        ):
             continue  # a window that sees padding alone is refused
         return v, oc
 
