@@ -23,7 +23,11 @@ from gpucnn.device import Device, choose_device
 from gpucnn.errors import ArgumentError, CheckpointError, DataError, MissingExtra
 
 EPOCHS = {"cifar10": 8, "synthetic": 4}
-LR = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
+LR = {  # by optimizer and data set
+    "sgd": {"cifar10": 0.05, "synthetic": 0.01},
+    "adam": {"cifar10": 0.001, "synthetic": 0.001},
+    "adamw": {"cifar10": 0.001, "synthetic": 0.001},
+}
 DEFAULTS: dict[str, Any] = {
     # what makes a run the run that it is: saved with it, and kept by --resume
     "model": "alexnet_cifar10",
@@ -79,7 +83,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[dict[str, Any], str | None]
         type=non_negative_float,
         metavar="X",
         help="learning rate, the highest of the schedule "
-        "(default: 0.05 for sgd, 0.001 for adam and adamw)",
+        "(default: 0.05 for sgd, on synthetic 0.01; 0.001 for adam and adamw)",
     )
     run.add_argument(
         "--weight-decay",
@@ -309,7 +313,7 @@ def run(argv: list[str] | None = None) -> None:
     if settings["epochs"] is None:
         settings["epochs"] = EPOCHS[settings["dataset"]]
     if settings["lr"] is None:
-        settings["lr"] = LR[settings["optimizer"]]
+        settings["lr"] = LR[settings["optimizer"]][settings["dataset"]]
     say(f"data: {training}, {test}")
 
     gpucnn.manual_seed(settings["seed"])

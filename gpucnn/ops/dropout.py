@@ -10,6 +10,7 @@ from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
+from gpucnn.threads import blocks, flat, parallel
 
 
 def dropout(
@@ -69,9 +70,24 @@ def _scale(threshold: int) -> float:
     return 65536 / (65536 - threshold)
 
 
+# --- NumPy ---
+
+
+def _masked_numpy(x: Array, mask: Array, threshold: int) -> Array:
+    y, scale = np.empty(x.shape, x.dtype), _scale(threshold)
+    source, kept, into = flat(x), flat(mask), y.reshape(-1)
+
+    def apply(block: slice) -> None:
+        np.multiply(source[block], scale, out=into[block])
+        into[block] *= kept[block]
+
+    parallel(apply, blocks(x.size))
+    return y
+
+
 # --- CUDA: each thread draws the numbers of its elements, the same ones ---
 
-_BLOCK = 256
+_THREADS = 256
 
 
 def _draw_cuda(x: Array, threshold: int, generator: np.random.Generator) -> Array:
@@ -113,8 +129,8 @@ def _masked_cuda(x: Array, mask: Array, threshold: int) -> Array:
     x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
     cuda.launch(
         "dropout",
-        -(-(x.size + 15) // (16 * _BLOCK)),  # 16 elements a thread, the first perhaps fewer
-        _BLOCK,
+        -(-(x.size + 15) // (16 * _THREADS)),  # 16 elements a thread, the first perhaps fewer
+        _THREADS,
         x,
         y,
         mask,  # (7,) uint64: counter (4), key (2), how many of its numbers are used up
@@ -126,4 +142,4 @@ def _masked_cuda(x: Array, mask: Array, threshold: int) -> Array:
 
 
 _draw: Any = by_device(cpu=_draw_array, cuda=_draw_cuda)
-_masked: Any = by_device(cpu=_masked_array, cuda=_masked_cuda)
+_masked: Any = by_device(cpu=_masked_numpy, cuda=_masked_cuda)
