@@ -1,10 +1,12 @@
 """gpucnn: a CNN framework that can be read from the Python call to the last CUDA instruction."""
 
 from gpucnn.tensor import Tensor, tensor  # isort: skip  it loads autograd and ops
+from gpucnn import data, models, nn, ops, optim, train
 from gpucnn.autograd import enable_grad, no_grad
 from gpucnn.device import Device
 from gpucnn.errors import GpucnnError
-from gpucnn.random import manual_seed
+from gpucnn.ops import get_conv_algorithm, set_conv_algorithm
+from gpucnn.random import default_generator, manual_seed
 from gpucnn.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
@@ -14,10 +16,19 @@ __all__ = [
     "GpucnnError",
     "Tensor",
     "__version__",
+    "data",
+    "default_generator",
     "enable_grad",
+    "get_conv_algorithm",
     "get_num_threads",
     "manual_seed",
+    "models",
+    "nn",
     "no_grad",
+    "ops",
+    "optim",
+    "set_conv_algorithm",
     "set_num_threads",
     "tensor",
+    "train",
 ]

@@ -46,6 +46,10 @@ class CheckpointError(GpucnnError, ValueError):
     """A checkpoint or state that does not fit the model, or cannot be read."""
 
 
+class DivergenceError(GpucnnError, ArithmeticError):
+    """Training whose loss is no longer a finite number."""
+
+
 class MissingExtra(GpucnnError, ImportError):
     """An optional dependency that is not installed."""
 

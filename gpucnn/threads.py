@@ -11,6 +11,7 @@ BLAS is held to one thread meanwhile: N workers with N BLAS threads each fight o
 
 import atexit
 import contextlib
+import math
 import os
 import threading
 from collections import deque
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from gpucnn.errors import ArgumentError
@@ -69,9 +71,22 @@ def spans(total: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, total))
 
 
+def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+    """Uninitialised memory of this thread's own under `name`, the same at every call.
+
+    A fresh large array costs a page fault for every 4 KiB; this one is faulted in once.
+    """
+    owned: dict[str, np.ndarray[Any, Any]] = _local.__dict__.setdefault("scratch", {})
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if name not in owned or owned[name].size < size:
+        owned[name] = np.empty(size, np.uint8)
+    memory = owned[name][:size]
+    return memory.view(dtype).reshape(shape)  # type: ignore[no-any-return]
+
+
 # --- the pool ---
 
-_local = threading.local()  # .busy: this thread is working on a piece
+_local = threading.local()  # .busy: this thread is working on a piece; .scratch: its buffers
 
 
 class _Job:

@@ -2,8 +2,8 @@
 
 | function               | input     | parameters | what it is                                   |
 |------------------------|-----------|-----------:|----------------------------------------------|
-| `alexnet_cifar10`      | 32x32x3   |  7,495,178 | five 3x3 convolutions, three pools, dropout  |
-| `alexnet_cifar10_bn`   | 32x32x3   |  7,497,370 | the same with batch normalisation            |
+| `alexnet_cifar10`      | 32x32x3   |  7,506,762 | five 3x3 convolutions, three pools, dropout  |
+| `alexnet_cifar10_bn`   | 32x32x3   |  7,507,914 | the same with batch normalisation            |
 """
 
 import numpy as np

@@ -17,7 +17,7 @@ Initializer: TypeAlias = Callable[[tuple[int, ...], np.random.Generator], Weight
 
 
 def he_normal(shape: tuple[int, ...], generator: np.random.Generator) -> Weights:
-    """Gaussian with variance 2 / fan-in, for layers before a ReLU.  Source: He et al. 2015, eq. 10."""
+    """Gaussian with variance 2 / fan-in, for layers before a ReLU.  Source: He et al. 2015."""
     return gaussian(math.sqrt(2 / _fans(shape)[0]))(shape, generator)
 
 

@@ -9,7 +9,7 @@ from gpucnn import ops
 from gpucnn.errors import ArgumentError
 from gpucnn.nn import init
 from gpucnn.nn.module import Module, Parameter
-from gpucnn.ops.window import Padding, Size
+from gpucnn.ops.window import Padding, Size, Window
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
 
@@ -51,9 +51,7 @@ class Conv2d(Module):
         self.b = Parameter(bias_init((out_channels,), generator)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.conv2d(
-            x, self.w, self.b, self.stride, self.padding, self.dilation, self.groups
-        )
+        return ops.conv2d(x, self.w, self.b, self.stride, self.padding, self.dilation, self.groups)
 
     def extra(self) -> str:
         oc, kh, kw, c = self.w.shape
@@ -287,7 +285,7 @@ class Pad2d(Module):
         self.padding = padding
 
     def forward(self, x: Tensor) -> Tensor:
-        window = ops.Window.of("Pad2d", x.shape, 1, 1, self.padding)
+        window = Window.of("Pad2d", x.shape, 1, 1, self.padding)
         return ops.pad(
             x, ((0, 0), (window.top, window.bottom), (window.left, window.right), (0, 0))
         )

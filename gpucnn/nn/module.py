@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
-
 from gpucnn.device import Array, Device, array_module, to_device
 from gpucnn.errors import CheckpointError
 from gpucnn.tensor import Tensor
@@ -111,7 +110,7 @@ class Module:
         return self._replace(lambda array: to_device(array, target))
 
     def astype(self, dtype: Any) -> Self:
-        """Convert parameters and buffers to a floating-point dtype, before an optimizer is built."""
+        """Convert parameters and buffers to `dtype`; do it before an optimizer is built."""
         return self._replace(lambda array: array.astype(dtype))
 
     def _replace(self, change: Callable[[Array], Array]) -> Self:
@@ -203,5 +202,3 @@ def observe(observer: Observer) -> Iterator[None]:
         yield
     finally:
         _observers.remove(observer)
-
-

@@ -1,7 +1,7 @@
 """Operations on tensors.  One op, one file."""
 
 from gpucnn.ops.batch_norm import batch_norm
-from gpucnn.ops.conv2d import conv2d
+from gpucnn.ops.conv2d import conv2d, get_conv_algorithm, set_conv_algorithm
 from gpucnn.ops.dropout import dropout
 from gpucnn.ops.elementwise import (
     add,
@@ -52,6 +52,7 @@ __all__ = [
     "flatten",
     "from_nchw",
     "gelu",
+    "get_conv_algorithm",
     "getitem",
     "global_avg_pool2d",
     "leaky_relu",
@@ -71,6 +72,7 @@ __all__ = [
     "power",
     "relu",
     "reshape",
+    "set_conv_algorithm",
     "sigmoid",
     "softmax",
     "softmax_cross_entropy",

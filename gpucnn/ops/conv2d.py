@@ -6,9 +6,12 @@ flipped).  On the CPU the work is done by one of the engines beside this file.
 
 from typing import Any
 
+import numpy as np
+
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
-from gpucnn.errors import DtypeError, ShapeError
+from gpucnn.errors import ArgumentError, DtypeError, ShapeError
+from gpucnn.ops import _im2col, _winograd
 from gpucnn.ops.window import Padding, Size, Window
 from gpucnn.tensor import Tensor
 
@@ -78,28 +81,31 @@ class _Conv2d(Function):
         self.window = window
 
     def forward(self, x: Array, w: Array, b: Array | None) -> Array:
-        self.saved = (x, w)
-        return _forward(x, w, b, self.window)
+        y, self.saved = _forward(x, w, b, self.window, self.needs)
+        return y
 
     def backward(self, dy: Array) -> Gradients:
         assert self.saved is not None
-        x, w = self.saved
-        return _backward(dy, x, w, self.window, self.needs)  # type: ignore[no-any-return]
+        return _backward(dy, self.saved, self.window, self.needs)  # type: ignore[no-any-return]
 
 
 # --- any array module: im2col by strides and matmul ---
 
 
-def _forward_array(x: Array, w: Array, b: Array | None, window: Window) -> Array:
+def _forward_array(
+    x: Array, w: Array, b: Array | None, window: Window, needs: tuple[bool, ...]
+) -> tuple[Array, tuple[Any, ...]]:
+    """The convolution, and what backward needs of its inputs."""
     columns = _columns(x, window)  # (groups, N * OH * OW, KH * KW * C / groups)
     y = columns @ _filters(w, window).transpose(0, 2, 1)
     y = y.transpose(1, 0, 2).reshape(window.n, window.oh, window.ow, w.shape[0])
-    return y if b is None else y + b
+    return (y if b is None else y + b), (x, w)
 
 
 def _backward_array(
-    dy: Array, x: Array, w: Array, window: Window, needs: tuple[bool, ...]
+    dy: Array, kept: tuple[Any, ...], window: Window, needs: tuple[bool, ...]
 ) -> Gradients:
+    x, w = kept
     v, groups = window, window.groups
     dy_g = dy.reshape(v.n * v.oh * v.ow, groups, w.shape[0] // groups).transpose(1, 0, 2)
     dx = dw = db = None
@@ -166,14 +172,91 @@ def _overlap_add(dcolumns: Array, window: Window) -> Array:
 # --- NumPy ---
 
 
-def _forward_numpy(x: Array, w: Array, b: Array | None, window: Window) -> Array:
-    return _forward_array(x, w, b, window)
+def set_conv_algorithm(name: str) -> None:
+    """How conv2d computes on the CPU, for this process.
+
+    "auto"      the fastest for the shape: the rule is in `conv_algorithm`
+    "winograd"  Winograd wherever it applies, however small the image or few the channels
+    "im2col"    one matrix product over windows copied out of the image
+    "exact"     the same, under the name of what it is good for: its float32 error is that of the
+                plain sum, 3e-7 of the largest value; Winograd's is 3e-6
+
+    Raises ArgumentError for another name.
+    """
+    global _algorithm
+    if name not in _ALGORITHMS:
+        raise ArgumentError(
+            f"set_conv_algorithm: {name!r} is unknown\n  expected {', '.join(_ALGORITHMS)}"
+        )
+    _algorithm = name
+
+
+def get_conv_algorithm() -> str:
+    """The name that `set_conv_algorithm` was last given; "auto" before."""
+    return _algorithm
+
+
+def conv_algorithm(window: Window, filters: int) -> int:
+    """What "auto" does: the tile m of Winograd's F(m x m, r x r), or 0 for im2col.
+
+    Winograd needs stride 1, no dilation, one group and square filters: of 3 x 3 it can make tiles
+    of 4 x 4 or 2 x 2 pixels, of 5 x 5 tiles of 2 x 2.  It takes (m + r - 1)**2 multiplications
+    a tile, the plain sum r * r a pixel.  The tile with the fewest for this image is taken, the
+    larger one on a tie; and im2col unless that saves a third, or if fewer than 16 channels or
+    filters make the transforms cost more than the products.
+    """
+    v = window
+    tile, cost = _best_tile(v)
+    if tile == 0 or v.c < 16 or filters < 16:
+        return 0
+    return tile if 3 * cost <= 2 * v.oh * v.ow * v.kh * v.kw else 0
+
+
+_ALGORITHMS = ("auto", "winograd", "im2col", "exact")
+_algorithm = "auto"
+_TILES = {3: (4, 2), 5: (2,)}  # by filter size
+
+
+def _best_tile(v: Window) -> tuple[int, int]:
+    """Winograd's cheapest tile for this geometry, 0 for none, and its multiplications."""
+    plain = v.stride_h == v.stride_w == v.dilation_h == v.dilation_w == v.groups == 1
+    best, least = 0, 0
+    for m in _TILES.get(v.kh, ()) if plain and v.kh == v.kw else ():
+        cost = -(-v.oh // m) * -(-v.ow // m) * (m + v.kh - 1) ** 2
+        if best == 0 or cost < least:
+            best, least = m, cost
+    return best, least
+
+
+def _tile(v: Window, filters: int) -> int:
+    if _algorithm == "auto":
+        return conv_algorithm(v, filters)
+    return _best_tile(v)[0] if _algorithm == "winograd" else 0
+
+
+def _forward_numpy(
+    x: Array, w: Array, b: Array | None, window: Window, needs: tuple[bool, ...]
+) -> tuple[Array, tuple[Any, ...]]:
+    x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
+    if x.size == 0:
+        return _forward_array(x, w, b, window, needs)[0], (0, w.shape, x, w)
+    m = _tile(window, w.shape[0])
+    if m == 0:
+        return _im2col.forward(x, w, b, window), (m, w.shape, x, w)
+    y, kept = _winograd.forward(x, w, b, window, m, any(needs))
+    return y, (m, w.shape, *kept)
 
 
 def _backward_numpy(
-    dy: Array, x: Array, w: Array, window: Window, needs: tuple[bool, ...]
+    dy: Array, kept: tuple[Any, ...], window: Window, needs: tuple[bool, ...]
 ) -> Gradients:
-    return _backward_array(dy, x, w, window, needs)
+    m, w_shape, *arrays = kept
+    dy = np.ascontiguousarray(dy)
+    if dy.size == 0:
+        return _backward_array(dy, tuple(arrays), window, needs)
+    if m == 0:
+        return _im2col.backward(dy, arrays[0], arrays[1], window, needs)
+    return _winograd.backward(dy, tuple(arrays), w_shape, window, m, needs)
 
 
 _forward: Any = by_device(cpu=_forward_numpy, cuda=_forward_array)

@@ -1,0 +1,40 @@
+"""Data: sets of labelled images, a loader for their batches, and augmentation.
+
+Everything here is arrays; a Tensor appears only where DataLoader is given a device.
+"""
+
+from gpucnn.data.augment import (
+    Compose,
+    Normalize,
+    RandomCrop,
+    RandomFlip,
+    Transform,
+    channel_statistics,
+)
+from gpucnn.data.cifar import CIFAR10, CIFAR100, find_cifar10
+from gpucnn.data.dataset import DataNotFound, Dataset, default_root
+from gpucnn.data.folder import ImageFolder
+from gpucnn.data.loader import DataLoader, ItemDataset
+from gpucnn.data.mnist import MNIST, FashionMNIST
+from gpucnn.data.synthetic import Synthetic
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "Compose",
+    "DataLoader",
+    "DataNotFound",
+    "Dataset",
+    "FashionMNIST",
+    "ImageFolder",
+    "ItemDataset",
+    "Normalize",
+    "RandomCrop",
+    "RandomFlip",
+    "Synthetic",
+    "Transform",
+    "channel_statistics",
+    "default_root",
+    "find_cifar10",
+]

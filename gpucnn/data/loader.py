@@ -1,0 +1,229 @@
+"""DataLoader: batches of a data set, in an order and with a chance that can be resumed exactly."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpucnn.data.augment import Transform
+from gpucnn.data.dataset import Dataset
+from gpucnn.device import Array, Device
+from gpucnn.errors import ArgumentError, CheckpointError, DataError, ShapeError
+
+
+class ItemDataset(Protocol):
+    """What a DataLoader needs of a data set that does not lie in memory as one array.
+
+    dataset[i] is (image, label): uint8 (H, W, C), the same shape for all, and an int; or None for
+    an image to be left out.  It is called from worker threads.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Array, int] | None: ...
+
+
+class DataLoader:
+    """The batches of a data set: `for images, labels in loader` is one epoch.
+
+    dataset     a Dataset, or an ItemDataset that reads each image when it is asked for
+    batch_size  images in a batch; the last one may have fewer, unless drop_last
+    shuffle     a new order in each epoch
+    transform   called on each batch's images with a generator; None leaves them uint8
+    seed        of order and transform; a numpy.random.Generator gives one up for it
+    prefetch    batches that are made ahead of use, in `workers` threads; 0 makes each when asked
+    device      None: NumPy arrays; else Tensors on that device
+
+    images are (N, H, W, C) as the transform leaves them, labels int64 (N,).
+
+    Order and chance depend on seed, epoch and batch number alone.  `epoch` counts from 0 and
+    `batch` says how many batches of it were handed out; state_dict() holds both, so that a loader
+    which loads it hands out the rest of that epoch first, to the bit.  An epoch that is left early
+    is over: the next loop begins the next epoch.
+
+    Raises ArgumentError for arguments that make no sense; errors of the data set or transform
+    arrive in the loop that asks for the batch.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | ItemDataset,
+        batch_size: int,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        transform: Transform | None = None,
+        seed: int | np.random.Generator = 0,
+        prefetch: int = 2,
+        workers: int = 1,
+        device: str | Device | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ArgumentError(f"DataLoader: batch_size must be at least 1, got {batch_size}")
+        if prefetch < 0 or workers < 1:
+            raise ArgumentError(
+                "DataLoader: prefetch must be at least 0 and workers at least 1, "
+                f"got {prefetch} and {workers}"
+            )
+        if len(dataset) == 0:
+            raise ArgumentError(f"DataLoader: {dataset!r} has no images")
+        if drop_last and len(dataset) < batch_size:
+            raise ArgumentError(
+                f"DataLoader: drop_last leaves nothing of {len(dataset)} images in batches of "
+                f"{batch_size}\n  choose a smaller batch_size, or drop_last=False"
+            )
+        if isinstance(seed, np.random.Generator):
+            seed = int(seed.integers(1 << 63))
+        if seed < 0:
+            raise ArgumentError(f"DataLoader: seed must not be negative, got {seed}")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.transform = transform
+        self.seed = int(seed)
+        self.prefetch = prefetch
+        self.workers = workers
+        self.device = None if device is None else Device.parse(device)
+        self.epoch = 0
+        self.batch = 0
+        self._go_on = False  # whether the next loop starts at self.batch rather than afresh
+        self._current: object = None  # the loop that moves epoch and batch
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __repr__(self) -> str:
+        return (
+            f"DataLoader({self.dataset!r}, batch_size={self.batch_size}, "
+            f"shuffle={self.shuffle}, transform={self.transform!r}, seed={self.seed})"
+        )
+
+    def state_dict(self) -> dict[str, int | bool]:
+        """The position after the batch handed out last, and what it depends on: plain numbers."""
+        return {"epoch": self.epoch, "batch": self.batch, "seed": self.seed, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to the position of `state`; the next loop hands out what was left of its epoch.
+
+        Raises CheckpointError if state is of a loader with other images or batches.
+        """
+        for key, mine in self._identity().items():
+            if state.get(key) != mine:
+                raise CheckpointError(
+                    f"DataLoader: the saved state has {key} {state.get(key)}, this loader {mine}\n"
+                    "  resume with the data and batch size of the run that was saved"
+                )
+        numbers = [state.get(key) for key in ("epoch", "batch", "seed")]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise CheckpointError(f"DataLoader: expected epoch, batch and seed, got {numbers}")
+        self.epoch, self.batch, self.seed = state["epoch"], state["batch"], state["seed"]
+        self._go_on = True
+        self._current = None
+
+    def _identity(self) -> dict[str, int | bool]:
+        return {
+            "images": len(self.dataset),
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "drop_last": self.drop_last,
+        }
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        if self.batch and not self._go_on:
+            self.epoch, self.batch = self.epoch + 1, 0
+        self._go_on = False
+        self._current = token = object()
+        return self._epoch(token)
+
+    def _epoch(self, token: object) -> Iterator[tuple[Any, Any]]:
+        epoch, first = self.epoch, self.batch
+        order = self._order(epoch)
+        for number, (images, labels) in enumerate(
+            _ahead(
+                lambda number: self._make(order, epoch, number),
+                range(first, len(self)),
+                self.prefetch,
+                self.workers,
+            ),
+            start=first,
+        ):
+            self._check(token)
+            self.batch = number + 1
+            if len(labels):  # every image of a batch may have been left out
+                yield self._deliver(images, labels)
+        self._check(token)
+        self.epoch, self.batch = epoch + 1, 0
+
+    def _check(self, token: object) -> None:
+        if self._current is not token:
+            raise DataError(
+                "DataLoader: this loop was overtaken by another one over the same loader\n"
+                "  make two loaders to go over the data twice at once"
+            )
+
+    def _order(self, epoch: int) -> Array:
+        n = len(self.dataset)
+        return self._generator(epoch, 0).permutation(n) if self.shuffle else np.arange(n)
+
+    def _generator(self, *key: int) -> np.random.Generator:
+        """A generator of its own for each key: no batch depends on another one's draws."""
+        return np.random.Generator(
+            np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=key))
+        )
+
+    def _make(self, order: Array, epoch: int, number: int) -> tuple[Array, Array]:
+        """Batch `number`, on the CPU."""
+        chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+        if isinstance(self.dataset, Dataset):
+            images, labels = self.dataset.images[chosen], self.dataset.labels[chosen]
+        else:
+            images, labels = _gather(self.dataset, chosen)
+        if self.transform is not None and len(labels):
+            images = self.transform(images, self._generator(epoch, 1, number))
+        return images, labels
+
+    def _deliver(self, images: Array, labels: Array) -> tuple[Any, Any]:
+        if self.device is None:
+            return images, labels
+        from gpucnn.tensor import tensor  # the arrays above need no tensors
+
+        return tensor(images, self.device), tensor(labels, self.device)
+
+
+def _gather(dataset: ItemDataset, chosen: Array) -> tuple[Array, Array]:
+    """The chosen images as one array, those left out by the data set excepted."""
+    items = [item for item in (dataset[int(i)] for i in chosen) if item is not None]
+    labels = np.array([label for _, label in items], np.int64)
+    if not items:
+        return np.empty((0, 0, 0, 0), np.uint8), labels
+    shapes = {image.shape for image, _ in items}
+    if len(shapes) > 1:
+        raise ShapeError(
+            f"DataLoader: images of one batch have shapes {' and '.join(map(str, sorted(shapes)))}"
+            "\n  a data set must give all its images one size"
+        )
+    return np.stack([image for image, _ in items]), labels
+
+
+def _ahead(
+    make: Callable[[int], tuple[Array, Array]], numbers: range, prefetch: int, workers: int
+) -> Iterator[tuple[Array, Array]]:
+    """make(number) of each number in order, up to `prefetch` of them made ahead in threads."""
+    if prefetch == 0:
+        yield from map(make, numbers)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="gpucnn-loader")
+    pending: deque[Future[tuple[Array, Array]]] = deque()
+    try:
+        for number in numbers:
+            pending.append(pool.submit(make, number))
+            if len(pending) > prefetch:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:  # also when the loop is left early: no thread stays behind
+        pool.shutdown(wait=True, cancel_futures=True)

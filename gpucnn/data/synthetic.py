@@ -1,0 +1,157 @@
+"""Ten classes of drawn shapes, for when there is no real data: made on the spot, from a seed."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from gpucnn.data.dataset import Dataset
+from gpucnn.device import Array
+from gpucnn.errors import ArgumentError
+
+_SIZE = 32  # pixels
+_CLUTTER = 3  # bars in the background of an image
+_CHUNK = 1000  # images drawn at once: bounds the memory
+
+
+def Synthetic(train: bool = True, n: int | None = None, seed: int = 0) -> Dataset:
+    """Drawn shapes, (N, 32, 32, 3): n images, else 8,000 to train or 2,000 to test.
+
+    Place, size, turn, colours, background, clutter and noise are random.  The two splits are drawn
+    from separate streams of `seed`; the same seed gives the same images.  The classes are equally
+    frequent (to within one image) and mixed.  Shape and background take their colours from the same
+    range, so that no weighted sum of pixels tells the classes apart: it takes convolutions.
+
+    Raises ArgumentError if n is less than 1 or seed is negative.
+    """
+    n = (8_000 if train else 2_000) if n is None else n
+    if n < 1 or seed < 0:
+        raise ArgumentError(f"Synthetic: expected n >= 1 and seed >= 0, got n={n}, seed={seed}")
+    generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(int(train),)))
+    labels = generator.permutation(np.arange(n) % len(_SHAPES))
+    images = np.concatenate([_draw(labels[i : i + _CHUNK], generator) for i in range(0, n, _CHUNK)])
+    return Dataset(images, labels, tuple(_SHAPES), f"synthetic {'train' if train else 'test'}")
+
+
+# Each shape is a signed distance over the plane: negative inside, 1 unit = the shape's radius.
+
+
+def _disc(u: Array, v: Array) -> Array:
+    return np.hypot(u, v) - 0.9
+
+
+def _ring(u: Array, v: Array) -> Array:
+    return np.abs(np.hypot(u, v) - 0.75) - 0.2
+
+
+def _square(u: Array, v: Array) -> Array:
+    return np.maximum(np.abs(u), np.abs(v)) - 0.8
+
+
+def _triangle(u: Array, v: Array) -> Array:
+    return np.maximum(np.abs(u) * 0.866 + v * 0.5, -v) - 0.55
+
+
+def _cross(u: Array, v: Array) -> Array:
+    u, v = np.abs(u), np.abs(v)
+    return np.maximum(np.maximum(u, v) - 1, np.minimum(u, v) - 0.27)
+
+
+def _crescent(u: Array, v: Array) -> Array:
+    return np.maximum(np.hypot(u, v) - 1, 0.8 - np.hypot(u - 0.5, v))
+
+
+def _star(u: Array, v: Array) -> Array:
+    """Five points: the plane folded into one tenth of a turn, where the edge is one line."""
+    tenth = np.pi / 5
+    angle = np.abs((np.arctan2(u, v) + tenth) % (2 * tenth) - tenth)
+    r = np.hypot(u, v)
+    x, y = r * np.sin(angle), r * np.cos(angle)
+    return x * 0.81 + (y - 1.1) * 0.588  # the line from a tip towards the notch beside it
+
+
+def _stripes(u: Array, v: Array) -> Array:
+    return np.maximum(_disc(u, v), np.sin(7.5 * u) / 7.5)
+
+
+def _checker(u: Array, v: Array) -> Array:
+    return np.maximum(_disc(u, v), np.sin(6 * u) * np.sin(6 * v) / 6)
+
+
+def _dots(u: Array, v: Array) -> Array:
+    u, v = np.abs(u) - 0.5, np.abs(v) - 0.5
+    return np.hypot(u, v) - 0.27
+
+
+_SHAPES: dict[str, Callable[[Array, Array], Array]] = {
+    "disc": _disc,
+    "ring": _ring,
+    "square": _square,
+    "triangle": _triangle,
+    "cross": _cross,
+    "crescent": _crescent,
+    "star": _star,
+    "stripes": _stripes,
+    "checker": _checker,
+    "dots": _dots,
+}
+
+
+def _draw(labels: Array, generator: np.random.Generator) -> Array:
+    """One image for each label, uint8 (n, 32, 32, 3)."""
+    n = len(labels)
+
+    def uniform(low: float, high: float, *shape: int) -> Array:
+        return generator.uniform(low, high, (n, *shape)).astype(np.float32)
+
+    axis = np.arange(_SIZE, dtype=np.float32)
+    y, x = axis[None, :, None], axis[None, None, :]
+    background, foreground = _colours(generator, n)
+    canvas = _shade(background, uniform(-40, 40, 3), uniform(-40, 40, 3))
+    for _ in range(_CLUTTER):
+        u, v = _turned(x, y, uniform(0, 32), uniform(0, 32), uniform(0, 2 * np.pi))
+        distance = np.maximum(np.abs(u) - uniform(2, 9)[:, None, None], np.abs(v) - 0.7)
+        colour = background + uniform(-70, 70, 3)
+        _paint(canvas, distance, np.broadcast_to(colour[:, None, None], canvas.shape))
+
+    radius = uniform(7.5, 12)
+    u, v = _turned(x, y, uniform(11, 21), uniform(11, 21), uniform(0, 2 * np.pi))
+    u, v = u / radius[:, None, None], v / radius[:, None, None]
+    distance = np.empty((n, _SIZE, _SIZE), np.float32)
+    for label, shape in enumerate(_SHAPES.values()):
+        chosen = labels == label
+        distance[chosen] = shape(u[chosen], v[chosen])
+    distance *= radius[:, None, None]
+    _paint(canvas, distance, _shade(foreground, uniform(-25, 25, 3), uniform(-25, 25, 3)))
+
+    canvas += generator.standard_normal(canvas.shape, np.float32) * uniform(4, 16, 1, 1, 1)
+    return canvas.clip(0, 255).astype(np.uint8)
+
+
+def _colours(generator: np.random.Generator, n: int) -> tuple[Array, Array]:
+    """Two colours (n, 3) for each image, at least 80 of 255 apart in one channel."""
+    one, other = generator.uniform(20, 235, (2, n, 3))
+    channel = generator.integers(3, size=n)
+    rows = np.arange(n)
+    shifted = (one[rows, channel] - 20 + generator.uniform(80, 135, n)) % 215 + 20
+    other[rows, channel] = shifted
+    return one.astype(np.float32), other.astype(np.float32)
+
+
+def _shade(colour: Array, across: Array, down: Array) -> Array:
+    """A surface (n, 32, 32, 3) of `colour` that changes by `across` and `down` to its edges."""
+    ramp = np.linspace(-1, 1, _SIZE, dtype=np.float32)[:, None]
+    rows = colour[:, None, None, :] + (down[:, None, :] * ramp)[:, :, None, :]
+    return np.asarray(rows + (across[:, None, :] * ramp)[:, None, :, :])
+
+
+def _turned(x: Array, y: Array, left: Array, top: Array, angle: Array) -> tuple[Array, Array]:
+    """The pixels' coordinates (n, 32, 32) around (left, top), turned by `angle`, in pixels."""
+    cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
+    dx, dy = x - left[:, None, None], y - top[:, None, None]
+    return cos * dx + sin * dy, cos * dy - sin * dx
+
+
+def _paint(canvas: Array, distance: Array, colour: Array) -> None:
+    """Lay `colour` over `canvas` where distance, in pixels, is negative, with a soft edge."""
+    cover = (0.5 - distance).clip(0, 1)[..., None]
+    canvas += cover * (colour - canvas)

@@ -1,0 +1,198 @@
+"""Convolution as matrix products over windows copied out of the image, on NumPy: any geometry.
+
+    columns (P, K)      every window as a row: P = output pixels, K = KH * KW * C / groups
+    y  = columns w^T    (P, OC)
+    dw = dy^T columns   (OC, K)
+    dx = the windows dy w (P, K), added back to where they came from
+
+The columns of a whole batch would be KH * KW times the image; they are made for a band of a few
+rows or images at a time, which stays in the cache that the product then reads it from.
+
+With few channels a window has no long runs to copy.  Then the columns are made the other way
+round, (K, P), from planes (C, H, W): each row is long runs of one shifted plane.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gpucnn.device import Array
+from gpucnn.ops.window import Window
+from gpucnn.threads import parallel, scratch, spans
+
+Gradients = tuple[Array | None, Array | None, Array | None]
+
+# Bytes of columns made at a time: half of a 2 MiB L2 cache.
+_BAND_BYTES = 1 << 20
+
+# dw is summed in this many parts, each by one thread in the order of the images.
+_SUM_PARTS = 8
+
+
+def forward(x: Array, w: Array, b: Array | None, window: Window) -> Array:
+    """The convolution: (N, OH, OW, OC)."""
+    v, oc = window, w.shape[0]
+    y = np.empty((v.n, v.oh, v.ow, oc), x.dtype)
+    columns_of = _Columns(v, x.dtype)
+    w_t = w.reshape(v.groups, oc // v.groups, columns_of.k).transpose(0, 2, 1)
+
+    def convolve(images: slice) -> None:
+        for rows, columns in columns_of.bands(x, images):
+            into = y[images, rows].reshape(-1, oc)  # contiguous: several bands mean one image
+            if v.groups == 1:
+                np.matmul(columns[0], w_t[0], out=into)
+            else:
+                into.reshape(-1, v.groups, oc // v.groups)[...] = np.matmul(columns, w_t).transpose(
+                    1, 0, 2
+                )
+            if b is not None:
+                into += b
+
+    parallel(convolve, columns_of.chunks())
+    return y
+
+
+def backward(dy: Array, x: Array, w: Array, window: Window, needs: tuple[bool, ...]) -> Gradients:
+    """dx, dw and db, as far as needed."""
+    dx = _backward_input(dy, w, window) if needs[0] else None
+    dw = _backward_weight(dy, x, w, window) if needs[1] else None
+    db = sum_rows(dy.reshape(-1, w.shape[0])) if needs[2] else None
+    return dx, dw, db
+
+
+def sum_rows(rows: Array) -> Array:
+    """The sum of rows (M, C), for a bias: (C,)."""
+    step = 4096
+    parts = np.zeros((max(1, -(-len(rows) // step)), rows.shape[1]), rows.dtype)
+    ones = np.ones(min(step, len(rows)), rows.dtype)  # BLAS adds rows 5 times faster than sum()
+
+    def add(span: slice) -> None:
+        np.matmul(ones[: span.stop - span.start], rows[span], out=parts[span.start // step])
+
+    parallel(add, list(spans(len(rows), step)))
+    return parts[0] if len(parts) == 1 else parts.sum(axis=0)
+
+
+def _backward_weight(dy: Array, x: Array, w: Array, v: Window) -> Array:
+    oc, groups = w.shape[0], v.groups
+    columns_of = _Columns(v, x.dtype)
+    chunks = columns_of.chunks()
+    runs = [chunks[i::_SUM_PARTS] for i in range(min(_SUM_PARTS, len(chunks)))]
+    parts = np.zeros((max(len(runs), 1), groups, oc // groups, columns_of.k), x.dtype)
+
+    def add(i: int) -> None:
+        for images in runs[i]:
+            for rows, columns in columns_of.bands(x, images):
+                dy_band = dy[images, rows].reshape(-1, groups, oc // groups)
+                parts[i] += np.matmul(dy_band.transpose(1, 2, 0), columns)
+
+    parallel(add, range(len(runs)))
+    return parts.sum(axis=0).reshape(w.shape)
+
+
+def _backward_input(dy: Array, w: Array, v: Window) -> Array:
+    oc, depth = w.shape[0] // v.groups, v.c // v.groups
+    dx = np.empty((v.n, v.h, v.w, v.c), dy.dtype)
+    # (KH * KW, groups, OC / groups, C / groups): one product for each pixel of the window
+    taps = w.reshape(v.groups, oc, v.kh * v.kw, depth).transpose(2, 0, 1, 3)
+    columns_of = _Columns(v, dy.dtype)
+
+    def spread(images: slice) -> None:
+        count = images.stop - images.start
+        shape = (count, v.h + v.top + v.bottom, v.w + v.left + v.right, v.groups, depth)
+        total = scratch("im2col padded", shape, dy.dtype)
+        total[...] = 0
+        for rows in columns_of.row_spans():
+            dy_band = dy[images, rows].reshape(1, -1, v.groups, oc).transpose(0, 2, 1, 3)
+            pixels = dy_band.shape[2]
+            out = scratch("im2col columns", (v.kh * v.kw, v.groups, pixels, depth), dy.dtype)
+            np.matmul(dy_band, taps, out=out)
+            parts = out.reshape(v.kh, v.kw, v.groups, count, rows.stop - rows.start, v.ow, depth)
+            for r in range(v.kh):
+                top = rows.start * v.stride_h + r * v.dilation_h
+                bottom = (rows.stop - 1) * v.stride_h + r * v.dilation_h + 1
+                for s in range(v.kw):
+                    left = s * v.dilation_w
+                    into = total[
+                        :,
+                        top : bottom : v.stride_h,
+                        left : left + (v.ow - 1) * v.stride_w + 1 : v.stride_w,
+                    ]
+                    into += parts[r, s].transpose(1, 2, 3, 0, 4)
+        inner = total[:, v.top : v.top + v.h, v.left : v.left + v.w]
+        dx[images].reshape(inner.shape)[...] = inner
+
+    parallel(spread, columns_of.chunks())
+    return dx
+
+
+class _Columns:
+    """Makes columns (groups, P, K), chunk of images by chunk, and in it band of rows by band."""
+
+    def __init__(self, v: Window, dtype: np.dtype[Any]) -> None:
+        self.v, self.dtype = v, dtype
+        self.k = v.kh * v.kw * (v.c // v.groups)
+        # Long runs: rows of windows, unless they are short and rows of the plane are longer.
+        self.planar = v.groups == 1 and v.stride_w == 1 and v.kw * v.c <= 16 <= v.ow
+        pixels = max(1, _BAND_BYTES // (v.kh * v.kw * v.c * dtype.itemsize))
+        self.images = max(1, pixels // (v.oh * v.ow))  # in one chunk
+        self.rows = v.oh if self.images > 1 else min(v.oh, max(1, pixels // v.ow))  # in one band
+
+    def chunks(self) -> list[slice]:
+        return list(spans(self.v.n, self.images))
+
+    def row_spans(self) -> list[slice]:
+        return list(spans(self.v.oh, self.rows))
+
+    def bands(self, x: Array, images: slice) -> Iterator[tuple[slice, Array]]:
+        """The output rows of each band, and its columns; the memory is used again for the next."""
+        padded = self._padded(x, images)
+        for rows in self.row_spans():
+            yield rows, self._columns(padded, rows)
+
+    def _padded(self, x: Array, images: slice) -> Array:
+        """Images with their zeros around: (N, H, W, C), or planes first: (C, N, H, W)."""
+        v = self.v
+        if not v.padded and not self.planar:
+            return x[images]
+        shape = (images.stop - images.start, v.h + v.top + v.bottom, v.w + v.left + v.right)
+        if self.planar:
+            memory = scratch("im2col padded", (v.c, *shape), self.dtype)
+            padded = memory.transpose(1, 2, 3, 0)
+        else:
+            memory = padded = scratch("im2col padded", (*shape, v.c), self.dtype)
+        padded[:, : v.top] = 0
+        padded[:, v.top + v.h :] = 0
+        padded[:, :, : v.left] = 0
+        padded[:, :, v.left + v.w :] = 0
+        padded[:, v.top : v.top + v.h, v.left : v.left + v.w] = x[images]
+        return memory
+
+    def _columns(self, padded: Array, rows: slice) -> Array:
+        shape: tuple[int, ...]
+        strides: tuple[int, ...]
+        v, height, depth = self.v, rows.stop - rows.start, self.v.c // self.v.groups
+        if self.planar:
+            sc, sn, sh, sw = padded.strides
+            n, first = padded.shape[1], padded[:, :, rows.start * v.stride_h :]
+            shape = (v.kh, v.kw, v.c, n, height, v.ow)
+            strides = (sh * v.dilation_h, sw * v.dilation_w, sc, sn, sh * v.stride_h, sw)
+        else:
+            sn, sh, sw, sc = padded.strides
+            n, first = padded.shape[0], padded[:, rows.start * v.stride_h :]
+            shape = (v.groups, n, height, v.ow, v.kh, v.kw, depth)
+            strides = (
+                depth * sc,
+                sn,
+                sh * v.stride_h,
+                sw * v.stride_w,
+                sh * v.dilation_h,
+                sw * v.dilation_w,
+                sc,
+            )
+        columns = scratch("im2col columns", shape, self.dtype)
+        np.copyto(columns, np.lib.stride_tricks.as_strided(first, shape, strides))
+        if self.planar:
+            return columns.reshape(1, self.k, -1).transpose(0, 2, 1)
+        return columns.reshape(v.groups, -1, self.k)

@@ -1,0 +1,167 @@
+"""What every optimizer shares: one flat buffer for the parameters, and its state."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gpucnn.device import Array, array_module
+from gpucnn.errors import ArgumentError, CheckpointError, DeviceMismatch, DtypeError, GraphError
+from gpucnn.tensor import Tensor
+from gpucnn.threads import parallel
+
+_BLOCK = 32 * 1024  # elements: parameter, gradient, two states and scratch fit in a core's L2
+_ALIGN = 16  # elements: each parameter starts on a 64-byte line of the flat buffer
+
+
+class Optimizer:
+    """Base of SGD, Adam and AdamW.
+
+    The parameters' arrays become views of one flat buffer, and so does each state (velocity,
+    moments), with 64-byte alignment.  `lr` may be set between steps: a schedule does.
+    Parameters without a gradient are left alone.
+    """
+
+    states: tuple[str, ...] = ()  # names of the flat state buffers
+    lr: float
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
+        self.parameters = list(parameters)
+        self.lr = lr
+        self.steps = 0  # how many step() calls there were
+        _check(type(self).__name__, self.parameters, lr)
+        first = self.parameters[0].data
+        xp = array_module(first)
+        self._starts, size = [], 0
+        for parameter in self.parameters:
+            self._starts.append(size)
+            size += -(-parameter.size // _ALIGN) * _ALIGN
+        self._flat = xp.zeros(size, dtype=first.dtype)
+        self._state = {name: xp.zeros_like(self._flat) for name in self.states}
+        for parameter, view in zip(self.parameters, self._views(self._flat), strict=True):
+            view[...] = parameter.data
+            parameter.data = view
+
+    def _views(self, flat: Array) -> list[Array]:
+        return [
+            flat[start : start + parameter.size].reshape(parameter.shape)
+            for start, parameter in zip(self._starts, self.parameters, strict=True)
+        ]
+
+    def zero_grad(self) -> None:
+        """Forget every parameter's gradient."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self) -> None:
+        """Move every parameter that has a gradient.
+
+        Raises GraphError if a parameter's array was replaced since the optimizer was built.
+        """
+        self.steps += 1
+        update = self.update()
+        work: list[tuple[Array, ...]] = []
+        for start, parameter in zip(self._starts, self.parameters, strict=True):
+            if parameter.grad is None:
+                continue
+            data = parameter.data
+            if data.base is not self._flat:
+                raise GraphError(
+                    f"{type(self).__name__}: a parameter's array was replaced after the optimizer "
+                    "was built\n  call model.to(device) or model.astype(dtype) before building it"
+                )
+            gradient = parameter.grad.reshape(-1)
+            block = _BLOCK if isinstance(data, np.ndarray) else max(parameter.size, 1)
+            for low in range(0, parameter.size, block):
+                high = min(low + block, parameter.size)
+                here = slice(start + low, start + high)
+                buffers = (self._state[name][here] for name in self.states)
+                work.append((self._flat[here], gradient[low:high], *buffers))
+            parameter._version += 1
+        _run(update, work)
+
+    def update(self) -> Callable[..., None]:
+        """The rule of this step: `rule(p, g, *states, scratch)` changes p and the states in place.
+
+        p, g, the states and scratch are flat arrays of one length; g must stay as it is.
+        """
+        raise NotImplementedError
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The settings by their names in the constructor, lr as it is now."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"steps": int, "hyperparameters": {...}, state name: flat array, ...}; not copies."""
+        return {"steps": self.steps, "hyperparameters": self.hyperparameters(), **self._state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, with this optimizer's own hyperparameters but the state's lr.
+
+        Raises CheckpointError, and changes nothing, if it belongs to another optimizer or model.
+        """
+        for name, buffer in self._state.items():
+            if name not in state or tuple(state[name].shape) != buffer.shape:
+                found = tuple(state[name].shape) if name in state else "nothing"
+                raise CheckpointError(
+                    f"{type(self).__name__}: the state does not fit: expected {name} of shape "
+                    f"{buffer.shape}, got {found}"
+                )
+        for name, buffer in self._state.items():
+            buffer[...] = array_module(buffer).asarray(state[name])
+        self.steps = int(state["steps"])
+        self.lr = float(state["hyperparameters"]["lr"])
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{k}={v}" for k, v in self.hyperparameters().items())
+        return f"{type(self).__name__}({len(self.parameters)} parameters, {settings})"
+
+
+def _run(update: Callable[..., None], work: list[tuple[Array, ...]]) -> None:
+    """Apply the rule to each block: on the CPU the workers share them."""
+    if not work:
+        return
+    xp = array_module(work[0][0])
+
+    def run(block: tuple[Array, ...]) -> None:
+        update(*block, xp.empty_like(block[0]))
+
+    if xp is np:
+        parallel(run, work)
+    else:
+        for block in work:
+            run(block)
+
+
+def _check(name: str, parameters: list[Tensor], lr: float) -> None:
+    if not parameters:
+        raise ArgumentError(f"{name}: there are no parameters to train")
+    if not lr >= 0:
+        raise ArgumentError(f"{name}: lr must not be negative, got {lr}")
+    if len({id(p) for p in parameters}) != len(parameters):
+        raise ArgumentError(f"{name}: a parameter is listed twice")
+    first = parameters[0]
+    for p in parameters:
+        if not isinstance(p, Tensor) or not p.requires_grad or not p.is_leaf:
+            raise ArgumentError(f"{name}: expected leaf tensors with requires_grad=True, got {p!r}")
+        if p.device != first.device:
+            raise DeviceMismatch(f"{name}: parameters on both {first.device} and {p.device}")
+        if p.dtype != first.dtype:
+            raise DtypeError(f"{name}: parameters of both {first.dtype} and {p.dtype}")
+
+
+def clip_gradient_norm(parameters: Iterable[Tensor], limit: float) -> float:
+    """Scale all gradients so that their joint Euclidean norm is at most `limit`; the norm before.
+
+    Source: Pascanu et al. 2013, algorithm 1.
+    """
+    if not limit > 0:
+        raise ArgumentError(f"clip_gradient_norm: limit must be positive, got {limit}")
+    leaves = [p for p in parameters if p.grad is not None]
+    gradients: list[Array] = [p.grad for p in leaves]
+    norm = math.sqrt(sum(float((g * g).sum()) for g in gradients))
+    if norm > limit:
+        for p, g in zip(leaves, gradients, strict=True):
+            p.grad = g * (limit / norm)
+    return norm

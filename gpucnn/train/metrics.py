@@ -1,0 +1,98 @@
+"""Loss and accuracy, summed on the device and read back only when somebody looks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpucnn.autograd import no_grad
+from gpucnn.device import Array, array_module
+from gpucnn.errors import ArgumentError
+from gpucnn.nn import Module
+from gpucnn.ops import softmax_cross_entropy
+from gpucnn.tensor import Tensor
+
+
+class RunningMetrics:
+    """Sums over the batches of an epoch: examples, loss, correct predictions.
+
+    `add` leaves the sums on the device; `loss`, `accuracy` and `state_dict` wait for it.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._loss: Any = 0.0
+        self._correct: Any = 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Array) -> None:
+        """One batch: its mean loss, its logits (N, K) and labels (N,)."""
+        n = len(labels)
+        self.count += n
+        self._loss = self._loss + loss.data.astype(np.float64) * n
+        self._correct = self._correct + (logits.data.argmax(axis=1) == labels).sum()
+
+    @property
+    def loss(self) -> float:
+        """The mean loss per example so far, in nats; not a number before the first."""
+        return float(self._loss) / self.count if self.count else float("nan")
+
+    @property
+    def accuracy(self) -> float:
+        """The share of correct predictions so far, 0 to 1; not a number before the first."""
+        return int(self._correct) / self.count if self.count else float("nan")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "loss": float(self._loss), "correct": int(self._correct)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self._loss, self._correct = state["count"], state["loss"], state["correct"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model does on a data set."""
+
+    loss: float  # mean, nats
+    confusion: np.ndarray[Any, np.dtype[np.int64]]  # (K, K): row true class, column predicted
+
+    @property
+    def accuracy(self) -> float:
+        """The share of correct predictions, 0 to 1."""
+        return float(np.trace(self.confusion) / max(self.confusion.sum(), 1))
+
+    @property
+    def per_class(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """(K,) the share of each class that was recognised; not a number for an absent class."""
+        totals = self.confusion.sum(axis=1)
+        hits = np.diagonal(self.confusion)
+        shares = np.full(len(totals), np.nan)
+        np.divide(hits, totals, out=shares, where=totals > 0)
+        return shares
+
+
+def evaluate(model: Module, loader: Any) -> Evaluation:
+    """Run `model` over every batch of `loader` in evaluation mode, recording nothing.
+
+    loader yields (images, labels) on the model's device; the model's logits are (N, K).  The loss
+    is softmax cross entropy.  Modes are put back as they were.
+    """
+    modes = [(module, module.training) for _, module in model.named_modules()]
+    model.eval()
+    metrics = RunningMetrics()
+    confusion: Any = 0
+    try:
+        with no_grad():
+            for images, labels in loader:
+                logits = model(images)
+                targets = labels.data
+                metrics.add(softmax_cross_entropy(logits, targets), logits, targets)
+                xp, k = array_module(targets), logits.shape[1]
+                pairs = targets * k + logits.data.argmax(axis=1)
+                confusion = confusion + xp.bincount(pairs, minlength=k * k).reshape(k, k)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if isinstance(confusion, int):
+        raise ArgumentError("evaluate: the loader gave no batch")
+    host = confusion if isinstance(confusion, np.ndarray) else confusion.get()
+    return Evaluation(metrics.loss, host)

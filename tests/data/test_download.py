@@ -1,0 +1,204 @@
+"""Against a server on 127.0.0.1 that serves, cuts, stalls and lies as it is told."""
+
+import hashlib
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from gpucnn.data import DataNotFound, download
+
+CONTENT = np.random.default_rng(0).integers(0, 256, 300_000).astype(np.uint8).tobytes()
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The path says what the server does; the last letter of it tells mirrors apart."""
+
+    def do_GET(self):
+        asked = self.headers.get("Range")
+        self.server.asked.append((self.path, asked))
+        behaviour = self.path.split("/")[1]
+        if behaviour.isdigit():
+            self.send_error(int(behaviour))
+            return
+        content = b"x" * len(CONTENT) if behaviour == "wrong" else CONTENT
+        start = int(asked[6:-1]) if asked and behaviour != "norange" else 0
+        if start >= len(content):
+            self.send_error(416)
+            return
+        self.send_response(206 if asked and behaviour != "norange" else 200)
+        if asked and behaviour != "norange":
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if behaviour != "nolength":
+            self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        rest = content[start:]
+        if behaviour == "cut":  # a third of what is left, then silence on a closed line
+            rest = rest[: len(rest) // 3]
+        elif behaviour == "stall":
+            self.wfile.write(rest[:1000])
+            self.wfile.flush()
+            self.server.release.wait(10)
+            return
+        elif behaviour == "slow":
+            for i in range(0, len(rest), 5000):
+                self.wfile.write(rest[i : i + 5000])
+                self.wfile.flush()
+                if self.server.release.wait(0.03):
+                    return
+            return
+        self.wfile.write(rest)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = False
+    server.asked, server.release = [], threading.Event()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.release.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def fetch(server, path, *behaviours, sha256=SHA256):
+    base = f"http://127.0.0.1:{server.server_port}"
+    return download.fetch([f"{base}/{b}/file.bin" for b in behaviours], path, sha256, quiet=True)
+
+
+def test_a_file_arrives_whole_and_nothing_else(server, tmp_path):
+    path = tmp_path / "new" / "file.bin"
+    assert fetch(server, path, "good") == path
+    assert path.read_bytes() == CONTENT
+    assert list(path.parent.iterdir()) == [path]
+    assert server.asked == [("/good/file.bin", None)]
+
+
+def test_a_server_without_a_length_will_do(server, tmp_path):
+    assert fetch(server, tmp_path / "f", "nolength").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("have", [1, 1000, len(CONTENT) - 1])
+def test_a_part_is_gone_on_with(server, tmp_path, have):
+    (tmp_path / "f.part").write_bytes(CONTENT[:have])
+    assert fetch(server, tmp_path / "f", "good").read_bytes() == CONTENT
+    assert server.asked == [("/good/file.bin", f"bytes={have}-")]
+
+
+def test_a_part_that_is_complete_needs_no_transfer(server, tmp_path):
+    (tmp_path / "f.part").write_bytes(CONTENT)
+    assert fetch(server, tmp_path / "f", "good").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("part", [b"other bytes", CONTENT + b"more", b"x" * len(CONTENT)])
+def test_a_part_of_something_else_is_dropped(server, tmp_path, part):
+    (tmp_path / "f.part").write_bytes(part)
+    assert fetch(server, tmp_path / "f", "good").read_bytes() == CONTENT
+
+
+def test_a_server_that_ignores_the_range_starts_over(server, tmp_path):
+    (tmp_path / "f.part").write_bytes(CONTENT[:1000])
+    assert fetch(server, tmp_path / "f", "norange").read_bytes() == CONTENT
+
+
+def test_a_cut_connection_goes_on_at_the_next_mirror(server, tmp_path):
+    assert fetch(server, tmp_path / "f", "cut", "good").read_bytes() == CONTENT
+    assert server.asked[1] == ("/good/file.bin", f"bytes={len(CONTENT) // 3}-")
+
+
+def test_what_a_failed_call_has_is_kept_for_the_next(server, tmp_path):
+    with pytest.raises(DataNotFound, match="broke off at"):
+        fetch(server, tmp_path / "f", "cut")
+    have = (tmp_path / "f.part").stat().st_size
+    assert have > len(CONTENT) // 3  # two tries
+    assert not (tmp_path / "f").exists()
+    assert fetch(server, tmp_path / "f", "good").read_bytes() == CONTENT
+    assert server.asked[-1][1] == f"bytes={have}-"
+
+
+def test_a_stalled_connection_goes_on_at_the_next_mirror(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
+    assert fetch(server, tmp_path / "f", "stall", "good").read_bytes() == CONTENT
+    assert server.asked[1] == ("/good/file.bin", "bytes=1000-")
+
+
+def test_a_slow_mirror_is_left_for_a_faster_one(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "SPEED_WINDOW", 0.1)
+    monkeypatch.setattr(download, "MINIMUM_SPEED", 1e6)
+    assert fetch(server, tmp_path / "f", "slow", "good").read_bytes() == CONTENT
+    assert server.asked[1][0] == "/good/file.bin"
+    assert server.asked[1][1] is not None  # it goes on
+
+
+def test_a_slow_mirror_is_used_where_it_is_the_only_one(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "SPEED_WINDOW", 0.1)
+    monkeypatch.setattr(download, "MINIMUM_SPEED", 1e6)
+    assert fetch(server, tmp_path / "f", "404", "slow").read_bytes() == CONTENT
+    assert fetch(server, tmp_path / "g", "slow", "404").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("bad", ["404", "500", "wrong"])
+def test_a_bad_mirror_is_passed_over_and_not_asked_again(server, tmp_path, bad):
+    assert fetch(server, tmp_path / "f", bad, "good").read_bytes() == CONTENT
+    with pytest.raises(DataNotFound):
+        fetch(server, tmp_path / "g", bad, "403")
+    assert [path for path, _ in server.asked].count(f"/{bad}/file.bin") == 2
+
+
+def test_failure_tells_of_each_mirror_and_of_the_remedy(server, tmp_path):
+    with pytest.raises(DataNotFound) as error:
+        fetch(server, tmp_path / "f", "404", "wrong")
+    message = str(error.value)
+    assert "f could not be downloaded" in message
+    assert "HTTP 404" in message
+    assert "wrong SHA-256" in message
+    assert f"into {tmp_path}" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_network_it_gives_up_within_its_patience(tmp_path, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(download, "TIMEOUT", 0.1)
+    monkeypatch.setattr(download, "PATIENCE", 0.3)
+    with socket.socket() as silent:  # takes connections into its queue and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(50)
+        urls = [f"http://127.0.0.1:{silent.getsockname()[1]}/{i}" for i in range(40)]
+        with pytest.raises(DataNotFound, match="timed out") as error:
+            download.fetch(urls, tmp_path / "f", SHA256, quiet=True)
+    assert str(error.value).count("timed out") <= 4  # of forty
+
+
+def test_a_refused_connection_and_a_nonsense_address_are_failures(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    with pytest.raises(DataNotFound, match=r"127.0.0.1: .*refused"):
+        download.fetch([f"http://127.0.0.1:{port}/x"], tmp_path / "f", SHA256, quiet=True)
+    with pytest.raises(DataNotFound, match="unknown url type"):
+        download.fetch(["nonsense"], tmp_path / "f", SHA256, quiet=True)
+
+
+def test_a_folder_that_cannot_be_written_is_named(server, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataNotFound, match=r"cannot be written(?s:.*)GPUCNN_DATA"):
+        fetch(server, tmp_path / "file" / "f", "good")
+    assert server.asked == []
+
+
+def test_the_bar_shows_name_and_size(server, tmp_path, capsys):
+    url = f"http://127.0.0.1:{server.server_port}/good/file.bin"
+    download.fetch([url], tmp_path / "file.bin", SHA256)
+    assert "file.bin" in capsys.readouterr().err

@@ -1,0 +1,162 @@
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from gpucnn import data
+from gpucnn.errors import ArgumentError, DataError, MissingExtra
+
+Image = pytest.importorskip("PIL.Image", reason="ImageFolder needs Pillow")
+
+COLOURS = {"blue": (0, 0, 250), "green": (0, 250, 0), "red": (250, 0, 0)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four plain images of each colour, of many sizes and formats; and things to pass over."""
+    for name, colour in COLOURS.items():
+        (tmp_path / name / "deeper").mkdir(parents=True)
+        for i, (suffix, size) in enumerate(
+            [(".jpg", (40, 30)), (".png", (20, 50)), (".JPEG", (300, 200)), (".bmp", (9, 9))]
+        ):
+            place = tmp_path / name / ("deeper" if i == 3 else ".") / f"{i}{suffix}"
+            Image.new("RGB", size, colour).save(place)
+        (tmp_path / name / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "readme.txt").write_text("no class")
+    return tmp_path
+
+
+def test_every_image_has_the_size_and_the_class_of_its_directory(folder):
+    dataset = data.ImageFolder(folder, 16)
+    assert dataset.classes == ("blue", "green", "red")
+    assert len(dataset) == 12
+    assert dataset.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    for i in range(12):
+        image, label = dataset[i]
+        assert image.shape == (16, 16, 3)
+        assert image.dtype == np.uint8
+        assert label == dataset.labels[i]
+        expected = COLOURS[dataset.classes[label]]
+        assert abs(image.astype(int) - expected).max() <= 8  # a JPEG is not exact
+
+
+def test_height_and_width_may_differ(folder):
+    assert data.ImageFolder(folder, (8, 20))[0][0].shape == (8, 20, 3)
+
+
+def test_the_middle_is_kept_and_the_longer_side_cut(tmp_path):
+    pixels = np.zeros((10, 30, 3), np.uint8)
+    pixels[:, 10:20] = 255
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a" / "x.png")
+    assert (data.ImageFolder(tmp_path, 10)[0][0] == 255).all()
+
+
+def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
+    (tmp_path / "a").mkdir()
+    for mode in ("L", "P", "RGBA", "1", "CMYK", "LA"):
+        suffix = "jpg" if mode == "CMYK" else "png"
+        Image.new(mode, (12, 12)).save(tmp_path / "a" / f"{mode}.{suffix}")
+    dataset = data.ImageFolder(tmp_path, 8)
+    assert len(dataset) == 6
+    for i in range(6):
+        assert dataset[i][0].shape == (8, 8, 3)
+
+
+def test_the_camera_s_orientation_is_followed(tmp_path):
+    (tmp_path / "a").mkdir()
+    pixels = np.zeros((10, 10, 3), np.uint8)
+    pixels[:5] = 255  # bright on top
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(pixels).save(tmp_path / "a" / "x.png", exif=exif)
+    image, _ = data.ImageFolder(tmp_path, 10)[0]
+    assert image[0].max() == 0
+    assert image[9].min() == 255
+
+
+def test_a_loader_reads_a_folder(folder):
+    loader = data.DataLoader(data.ImageFolder(folder, 16), 5, shuffle=True, workers=3)
+    batches = list(loader)
+    assert [images.shape for images, _ in batches] == [(5, 16, 16, 3)] * 2 + [(2, 16, 16, 3)]
+    for images, labels in batches:
+        brightest = np.array([2, 1, 0])[labels]  # blue, green, red
+        np.testing.assert_array_equal(images[:, 8, 8].argmax(axis=1), brightest)
+
+
+@pytest.fixture
+def damaged(folder):
+    whole = (folder / "green" / "2.JPEG").read_bytes()
+    (folder / "green" / "2.JPEG").write_bytes(whole[: len(whole) // 3])
+    (folder / "red" / "1.png").write_bytes(b"no image at all")
+    (folder / "red" / "5.jpg").mkdir()
+    return folder
+
+
+def test_a_damaged_image_names_its_file_and_the_way_out(damaged):
+    dataset = data.ImageFolder(damaged, 16)
+    with pytest.raises(DataError, match=r'2.JPEG: not a readable image (?s:.*)on_error="skip"'):
+        list(data.DataLoader(dataset, 4))
+
+
+def test_damaged_images_are_left_out_with_a_warning_each_and_a_count(damaged):
+    dataset = data.ImageFolder(damaged, 16, on_error="skip")
+    loader = data.DataLoader(dataset, 4)
+    with pytest.warns(UserWarning, match="left out") as record:
+        sizes = [len(labels) for _, labels in loader]
+    assert sizes == [4, 3, 2, 1]
+    messages = [str(warning.message) for warning in record]
+    assert len(messages) == 3
+    assert [message[-8:] for message in messages] == ["1 so far", "2 so far", "3 so far"]
+    assert len(dataset.skipped) == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # each is told of once
+        assert sum(len(labels) for _, labels in loader) == 10
+
+
+def test_a_jpeg_cut_at_a_random_place_is_refused_or_still_whole(tmp_path):
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a" / "x.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(path)
+    whole = path.read_bytes()
+    dataset = data.ImageFolder(tmp_path, 64)
+    for end in np.random.default_rng(1).integers(0, len(whole) - 2, 30):
+        path.write_bytes(whole[:end])
+        with pytest.raises(DataError, match=r"x\.jpg"):
+            dataset[0]
+
+
+def test_take_keeps_the_shares_of_the_classes(folder):
+    dataset = data.ImageFolder(folder, 16)
+    assert dataset.take(6).labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert len(dataset.take(100)) == 12
+    assert len(dataset) == 12
+    assert dataset.take(3)[2][1] == 2
+    with pytest.raises(ArgumentError, match="take"):
+        dataset.take(0)
+
+
+def test_folders_that_are_no_data_set_are_refused(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        data.ImageFolder(tmp_path / "nowhere", 8)
+    with pytest.raises(DataError, match="no directories"):
+        data.ImageFolder(tmp_path, 8)
+    (tmp_path / "cats").mkdir()
+    with pytest.raises(DataError, match=r"cats: a class without an image"):
+        data.ImageFolder(tmp_path, 8)
+
+
+@pytest.mark.parametrize("arguments", [(0,), ((8, -1),), (8, "ignore")])
+def test_senseless_arguments_are_refused(folder, arguments):
+    with pytest.raises(ArgumentError, match="ImageFolder"):
+        data.ImageFolder(folder, *arguments)
+
+
+def test_without_pillow_it_says_what_to_install(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(MissingExtra, match=r"Pillow: pip install .gpucnn\[data\]"):
+        data.ImageFolder(folder, 8)

@@ -1,0 +1,252 @@
+import csv
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpucnn import data, train
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_alexnet_cifar10.py"
+SMALL = "--dataset synthetic --limit 48 --batch-size 16 --epochs 2 --lr 0.002 --seed 3".split()
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_alexnet_cifar10", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPUCNN_DATA", str(tmp_path / "no data"))
+
+
+@pytest.fixture(scope="module")
+def whole_run(script, tmp_path_factory):
+    """A run that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    assert script.main([*SMALL, "--out", str(out), "--quiet"]) == 0
+    return out
+
+
+def tensors(folder):
+    return train.read_checkpoint(folder / "last.safetensors").tensors
+
+
+def assert_same_bits(one, other):
+    ours, theirs = tensors(one), tensors(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert np.array_equal(ours[name], theirs[name]), name
+    rows = [
+        list(csv.reader((folder / "metrics.csv").read_text().splitlines()))
+        for folder in (one, other)
+    ]
+    assert [row[:6] for row in rows[0]] == [row[:6] for row in rows[1]]
+
+
+def test_a_run_leaves_everything_in_its_folder(script, whole_run):
+    names = {path.name for path in whole_run.iterdir()}
+    assert {"config.json", "metrics.csv", "last.safetensors", "best.safetensors"} <= names
+    config = json.loads((whole_run / "config.json").read_text())
+    assert config["dataset"] == "synthetic"
+    assert (config["batch_size"], config["epochs"], config["lr"]) == (16, 2, 0.002)
+    assert config["device"] == "cpu"
+    rows = list(csv.DictReader((whole_run / "metrics.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    info = train.read_checkpoint(whole_run / "best.safetensors").info
+    assert info["model"] == {"name": "alexnet_cifar10", "config": {}}
+    assert len(info["classes"]) == 10
+
+
+def test_the_same_command_gives_the_same_bits_on_any_number_of_threads(script, whole_run, tmp_path):
+    out = tmp_path / "again"
+    assert script.main([*SMALL, "--out", str(out), "--quiet", "--threads", "1"]) == 0
+    assert_same_bits(whole_run, out)
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_they_were():
+    from gpucnn import get_num_threads, set_num_threads
+
+    before = get_num_threads()
+    yield
+    set_num_threads(before)
+
+
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_ctrl_c_then_resume_ends_with_the_bits_of_a_run_never_stopped(
+    step, script, whole_run, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "stopped"
+    train_step = train.Trainer.train_step
+
+    def interrupted(self, images, labels):
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        train_step(self, images, labels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "train_step", interrupted)
+        assert script.main([*SMALL, "--out", str(out), "--quiet"]) == 130
+    assert f"after step {step + 1}; go on with --resume" in capsys.readouterr().err
+    assert script.main(["--resume", "--out", str(out), "--quiet"]) == 0
+    assert_same_bits(whole_run, out)
+
+
+def test_kill_9_then_resume_ends_with_the_bits_of_a_run_never_stopped(script, whole_run, tmp_path):
+    out = tmp_path / "killed"
+    command = [sys.executable, str(SCRIPT), *SMALL, "--out", str(out), "--save-every", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out / "last.safetensors").exists():
+        assert process.poll() is None, "the run ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert train.read_checkpoint(out / "last.safetensors").info["step"] < 6
+    assert script.main(["--resume", str(out / "last.safetensors"), "--quiet"]) == 0
+    assert_same_bits(whole_run, out)
+
+
+def test_a_finished_run_resumed_says_its_result_again(script, whole_run, capsys):
+    assert script.main(["--resume", "--out", str(whole_run), "--quiet"]) == 0
+    assert "test accuracy" in capsys.readouterr().out
+
+
+def test_without_out_runs_are_kept_apart_and_resume_finds_the_newest(script, capsys):
+    flags = (
+        "--dataset synthetic --limit 16 --batch-size 16 --epochs 1 --lr 0.001 --device cpu".split()
+    )
+    assert script.main(flags) == 0
+    assert script.main(flags) == 0
+    runs = sorted(Path("runs").iterdir())
+    assert len(runs) == 2
+    os.utime(runs[0] / "last.safetensors", (2e9, 2e9))
+    capsys.readouterr()
+    assert script.main(["--resume"]) == 0
+    out = capsys.readouterr().out
+    assert f"out: {runs[0]}" in out
+    for line in (
+        "device: cpu",
+        "data: Dataset(synthetic train",
+        "test accuracy",
+        "  disc ",
+        "wall time",
+    ):
+        assert line in out, line
+
+
+def test_without_network_and_data_it_says_loudly_that_it_trains_on_drawn_shapes(
+    script, monkeypatch, capsys, tmp_path
+):
+    reason = "CIFAR-10 could not be downloaded"
+    monkeypatch.setattr(data, "find_cifar10", lambda root, quiet: (None, reason))
+    flags = "--limit 16 --batch-size 16 --epochs 1 --lr 0.001 --device cpu --quiet --out".split()
+    assert script.main([*flags, str(tmp_path / "out")]) == 0
+    err = capsys.readouterr().err
+    assert reason in err
+    assert "SYNTHETIC" in err
+    assert "cifar-10-python.tar.gz" in err
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+def test_every_optimizer_and_schedule_trains(optimizer, schedule, script, tmp_path):
+    flags = "--dataset synthetic --limit 16 --batch-size 8 --epochs 1 --quiet --no-augment".split()
+    chosen = ["--optimizer", optimizer, "--schedule", schedule, "--model", "alexnet_cifar10_bn"]
+    assert script.main([*flags, *chosen, "--out", str(tmp_path / "out")]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["optimizer"], config["schedule"], config["lr"]) == (optimizer, schedule, 0.001)
+    assert config["augment"] is False
+
+
+def test_help_explains_every_flag_with_its_default(script, capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for key in script.DEFAULTS:
+        assert script.flag(key) in text
+    assert text.count("default") >= len(script.DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--epochs 0", "expected at least 1, got 0"),
+        ("--epochs many", "invalid positive_int value"),
+        ("--batch-size -3", "expected at least 1, got -3"),
+        ("--lr nan", "expected 0 or more, got nan"),
+        ("--lr -0.1", "expected 0 or more"),
+        ("--weight-decay inf", "expected 0 or more"),
+        ("--optimizer rmsprop", "invalid choice"),
+        ("--dataset imagenet", "invalid choice"),
+        ("--schedule linear", "invalid choice"),
+        ("--seed -1", "expected 0 or more"),
+        ("--limit 0", "expected at least 1"),
+        ("--no-such-flag", "unrecognized arguments"),
+        ("--device tpu", "device 'tpu' is unknown"),
+        ("--device cuda", "pip install"),
+        ("--device cuda:x", "expected auto, cpu"),
+        ("--resume none.safetensors", "no such file"),
+        ("--resume", "no run in runs/"),
+        ("--out a_file", "cannot be made"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_clear_text_and_exit_status_2(
+    flags, message, script, capsys, tmp_path
+):
+    if flags == "--device cuda":
+        _skip_where_cuda_works()
+    (tmp_path / "a_file").write_text("")
+    flags = flags.split() if "dataset" in flags else [*flags.split(), "--dataset", "synthetic"]
+    try:
+        status = script.main(flags)
+    except SystemExit as stop:  # argparse's own
+        status = stop.code
+    assert status == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "runs").exists()
+
+
+def _skip_where_cuda_works():
+    from gpucnn.device import Device
+    from gpucnn.errors import DeviceError
+
+    try:
+        Device.parse("cuda")
+    except DeviceError:
+        return
+    pytest.skip("a CUDA device works here")
+
+
+def test_a_folder_with_a_run_is_not_overwritten(script, whole_run, capsys):
+    before = (whole_run / "last.safetensors").read_bytes()
+    assert script.main([*SMALL, "--out", str(whole_run)]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (whole_run / "last.safetensors").read_bytes() == before
+
+
+def test_resuming_with_other_settings_is_refused(script, whole_run, capsys):
+    assert script.main(["--resume", "--out", str(whole_run), "--batch-size", "32"]) == 2
+    assert "the run has --batch-size 16, the command line 32" in capsys.readouterr().err
+
+
+def test_an_empty_data_folder_with_dataset_cifar10_is_an_error(script, capsys, monkeypatch):
+    monkeypatch.setattr(data, "find_cifar10", lambda root, quiet: (None, "not to be had"))
+    assert script.main(["--dataset", "cifar10"]) == 2
+    assert "--dataset cifar10: not to be had" in capsys.readouterr().err

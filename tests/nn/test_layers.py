@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import nn, ops
+from gpucnn.errors import ArgumentError, ShapeError
+from gpucnn.testing import gradcheck
+
+IMAGES = (2, 6, 7, 4)
+LAYERS = [
+    (nn.Conv2d(4, 6, (3, 2), stride=2, padding="same", groups=2), (2, 3, 4, 6)),
+    (nn.Conv2d(4, 6, 3, dilation=2, bias=False), (2, 2, 3, 6)),
+    (nn.Linear(4, 5), (2, 6, 7, 5)),
+    (nn.BatchNorm(4), IMAGES),
+    (nn.LocalResponseNorm(3, 0.1), IMAGES),
+    (nn.MaxPool2d(3, 2, padding=1), (2, 3, 4, 4)),
+    (nn.AvgPool2d(2, ceil=True, count_padding=False), (2, 3, 4, 4)),
+    (nn.GlobalAvgPool2d(), (2, 4)),
+    (nn.ReLU(), IMAGES),
+    (nn.LeakyReLU(0.1), IMAGES),
+    (nn.Sigmoid(), IMAGES),
+    (nn.Tanh(), IMAGES),
+    (nn.GELU(), IMAGES),
+    (nn.Softmax(), IMAGES),
+    (nn.LogSoftmax(axis=1), IMAGES),
+    (nn.Flatten(), (2, 168)),
+    (nn.Reshape(42, 4), (2, 42, 4)),
+    (nn.Pad2d(((1, 0), (2, 3))), (2, 7, 12, 4)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda v: getattr(type(v), "__name__", ""))
+def test_a_layer_gives_its_shape_in_float32_and_sends_gradients_back(layer, shape, rng):
+    x = gpucnn.tensor(rng.standard_normal(IMAGES, dtype=np.float32), requires_grad=True)
+    y = layer(x)
+    assert y.shape == shape
+    assert y.dtype == np.float32
+    y.backward(rng.standard_normal(shape, dtype=np.float32))
+    assert x.grad.shape == IMAGES
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in layer.parameters())
+    assert repr(layer).startswith(type(layer).__name__)
+
+
+def test_dropout_drops_while_training_and_not_in_evaluation():
+    layer = nn.Dropout(0.5, generator=np.random.default_rng(3))
+    x = gpucnn.tensor(np.ones((100, 100), np.float32))
+    dropped = layer(x).numpy()
+    assert set(np.unique(dropped)) == {0, 2}
+    assert 0.45 < (dropped == 0).mean() < 0.55
+    assert layer.eval()(x) is x
+
+
+def test_losses_are_modules_too(rng):
+    logits, labels = rng.standard_normal((3, 4)), [0, 1, 3]
+    loss = nn.SoftmaxCrossEntropy(label_smoothing=0.1)
+    expected = ops.softmax_cross_entropy(logits, labels, 0.1).item()
+    assert loss(gpucnn.tensor(logits), labels).item() == expected
+    assert nn.MeanSquaredError()(gpucnn.tensor([1.0, 3.0]), [1.0, 1.0]).item() == 2
+
+
+def test_a_small_network_passes_gradcheck_whole(rng):
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.BatchNorm(3),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(12, 3),
+    ).astype(np.float64)
+    names = [name for name, _ in model.named_parameters()]
+
+    def run(x, *values):
+        for name, value in zip(names, values, strict=True):
+            owner = model[int(name.split(".")[0])]
+            setattr(owner, name.split(".")[1], value)
+        return model(x)
+
+    gradcheck(run, rng.standard_normal((2, 4, 4, 2)), *(p.data for p in model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: nn.Conv2d(0, 3, 3), "in_channels must be a positive int, got 0"),
+        (lambda: nn.Conv2d(3, 4, 3, groups=2), "groups=2 must divide in_channels=3"),
+        (lambda: nn.Conv2d(3, 4, 0), "window_height must be a positive int"),
+        (lambda: nn.Linear(2.0, 3), "in_features must be a positive int, got 2.0"),
+        (lambda: nn.Dropout(1.0), r"p must be in \[0, 1\), got 1.0"),
+        (lambda: nn.BatchNorm(-1), "features must be a positive int"),
+    ],
+)
+def test_settings_out_of_range_are_refused_when_the_layer_is_built(build, message):
+    with pytest.raises(ArgumentError, match=message):
+        build()
+
+
+def test_a_layer_for_other_channels_says_which_it_was_given():
+    with pytest.raises(ShapeError, match="3 channels"):
+        nn.Conv2d(16, 32, 3)(gpucnn.tensor(np.zeros((1, 8, 8, 3), np.float32)))
+
+
+def test_initialisers_have_their_stated_spread():
+    generator = np.random.default_rng(0)
+    shape = (256, 3, 3, 64)
+    he = nn.init.he_normal(shape, generator)
+    glorot = nn.init.glorot_uniform(shape, generator)
+    assert he.std() == pytest.approx(np.sqrt(2 / 576), rel=0.01)
+    assert glorot.std() == pytest.approx(np.sqrt(2 / (576 + 2304)), rel=0.01)
+    assert np.abs(glorot).max() <= np.sqrt(6 / (576 + 2304))
+    assert nn.init.gaussian(0.01)(shape, generator).std() == pytest.approx(0.01, rel=0.01)
+    assert {a.dtype for a in (he, glorot, nn.init.ones(shape, generator))} == {np.dtype("float32")}
+    with pytest.raises(ArgumentError, match="two axes or more"):
+        nn.init.he_normal((3,), generator)

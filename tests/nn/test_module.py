@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import nn
+from gpucnn.errors import CheckpointError
+
+
+class Block(nn.Module):
+    def __init__(self):
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm(4)
+        self.branches = [nn.Linear(4, 2), nn.Linear(4, 2, bias=False)]
+
+    def forward(self, x):
+        x = self.norm(self.conv(x).relu()).mean((1, 2))
+        return self.branches[0](x) + self.branches[1](x)
+
+
+def test_parameters_and_buffers_are_named_by_the_attributes_that_hold_them():
+    block = Block()
+    assert [name for name, _ in block.named_parameters()] == [
+        "conv.w",
+        "conv.b",
+        "norm.gamma",
+        "norm.beta",
+        "branches.0.w",
+        "branches.0.b",
+        "branches.1.w",
+    ]
+    assert [name for name, _ in block.named_buffers()] == ["norm.running_mean", "norm.running_var"]
+    assert len(block.parameters()) == 7
+    assert [name for name, _ in nn.Sequential(block, nn.ReLU()).named_modules()][:3] == [
+        "",
+        "0",
+        "0.conv",
+    ]
+
+
+def test_a_shared_parameter_is_listed_once():
+    layer = nn.Linear(2, 2)
+    assert len(nn.Sequential(layer, layer).parameters()) == 2
+
+
+def test_a_state_goes_into_another_model_and_makes_it_equal(rng):
+    x = rng.random((2, 5, 5, 3)).astype(np.float32)
+    one, other = Block(), Block()
+    one(gpucnn.tensor(x))  # moves the running statistics
+    other.load_state_dict(one.state_dict())
+    assert np.array_equal(one.eval()(gpucnn.tensor(x)).data, other.eval()(gpucnn.tensor(x)).data)
+    assert not np.shares_memory(one.conv.w.data, other.conv.w.data)
+
+
+def test_a_state_that_does_not_fit_names_each_difference_and_changes_nothing():
+    block = Block()
+    state = {k: v + 1 for k, v in block.state_dict().items()}
+    before = {k: v.copy() for k, v in block.state_dict().items()}
+    del state["conv.b"]
+    state["conv.bias"] = np.zeros(4)
+    state["norm.gamma"] = np.zeros(5)
+    with pytest.raises(CheckpointError) as error:
+        block.load_state_dict(state)
+    assert "missing: conv.b" in str(error.value)
+    assert "unexpected: conv.bias" in str(error.value)
+    assert "norm.gamma: expected (4,), got (5,)" in str(error.value)
+    for name, value in block.state_dict().items():
+        assert np.array_equal(value, before[name])
+
+
+def test_train_and_eval_reach_every_module():
+    model = nn.Sequential(Block(), nn.Dropout())
+    assert not any(module.training for _, module in model.eval().named_modules())
+    assert all(module.training for _, module in model.train().named_modules())
+
+
+def test_the_repr_is_a_tree():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.Sequential(nn.ReLU()))
+    assert repr(model) == (
+        "Sequential(\n"
+        "  0: Conv2d(3 -> 8, window 3x3, stride=2, bias=False)\n"
+        "  1: Sequential(\n"
+        "    0: ReLU()\n"
+        "  )\n"
+        ")"
+    )
+
+
+def test_sequential_is_indexed_and_sliced():
+    layers = [nn.ReLU(), nn.Tanh(), nn.Flatten()]
+    model = nn.Sequential(*layers)
+    assert len(model) == 3
+    assert model[1] is layers[1]
+    assert list(model[1:]) == layers[1:]
+
+
+def test_observers_see_every_call_inside_the_block_only():
+    model = nn.Sequential(nn.ReLU(), nn.Tanh())
+    seen = []
+    with nn.observe(lambda module, inputs, output: seen.append(type(module).__name__)):
+        model(gpucnn.tensor([[1.0]]))
+    model(gpucnn.tensor([[1.0]]))
+    assert seen == ["ReLU", "Tanh", "Sequential"]
+
+
+def test_astype_converts_parameters_and_buffers():
+    block = Block().astype(np.float64)
+    assert {v.dtype for v in block.state_dict().values()} == {np.dtype(np.float64)}

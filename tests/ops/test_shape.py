@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import ops
+from gpucnn.errors import ArgumentError, DtypeError, ShapeError
+from gpucnn.testing import gradcheck
+
+
+def test_reshape_and_flatten_keep_row_order(rng):
+    x = rng.random((2, 3, 4))
+    assert np.array_equal(ops.reshape(x, (4, -1)).numpy(), x.reshape(4, 6))
+    assert ops.flatten(x).shape == (2, 12)
+    assert gpucnn.tensor(x).reshape(6, 4).shape == gpucnn.tensor(x).reshape((6, 4)).shape == (6, 4)
+    assert ops.flatten(np.zeros((0, 2, 2, 3))).shape == (0, 12)
+    gradcheck(lambda t: ops.reshape(t, (4, 6)) * 2.0, x)
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (-1, -1), (-2, 12), (7, -1)], ids=str)
+def test_a_reshape_that_does_not_fit_is_refused(shape):
+    with pytest.raises(ShapeError, match=r"has 24 elements and cannot become"):
+        ops.reshape(np.zeros((2, 3, 4)), shape)
+
+
+def test_transpose_orders_axes_and_is_contiguous(rng):
+    x = rng.random((2, 3, 4))
+    y = ops.transpose(x, (2, 0, -2))
+    assert np.array_equal(y.numpy(), x.transpose(2, 0, 1))
+    assert y.data.flags.c_contiguous
+    assert gpucnn.tensor(x).T.shape == (4, 3, 2)
+    gradcheck(lambda t: ops.transpose(t, (1, 2, 0)), x)
+    with pytest.raises(ArgumentError, match="do not order the 3 axes"):
+        ops.transpose(x, (0, 0, 1))
+
+
+def test_layout_converters_are_each_others_inverse(rng):
+    x = rng.random((2, 3, 4, 5))
+    assert ops.from_nchw(x).shape == (2, 4, 5, 3)
+    assert np.array_equal(ops.to_nchw(ops.from_nchw(x)).numpy(), x)
+    with pytest.raises(ShapeError, match=r"expected images \(N, C, H, W\)"):
+        ops.from_nchw(x[0])
+
+
+def test_concatenate_joins_and_splits_the_gradient(rng):
+    a, b = rng.random((2, 3)), rng.random((2, 1))
+    assert np.array_equal(ops.concatenate([a, b], 1).numpy(), np.concatenate([a, b], 1))
+    gradcheck(lambda a, b: ops.concatenate([a, b], -1), a, b)
+    with pytest.raises(ShapeError, match=r"\(2, 1\) does not fit \(2, 3\) along axis 0"):
+        ops.concatenate([a, b], 0)
+    with pytest.raises(DtypeError, match="dtypes float64 and float32 differ"):
+        ops.concatenate([a, b.astype(np.float32)], 1)
+    with pytest.raises(ArgumentError, match="at least one tensor"):
+        ops.concatenate([])
+
+
+def test_pad_surrounds_and_its_gradient_is_the_inside(rng):
+    x = rng.random((2, 3))
+    assert np.array_equal(
+        ops.pad(x, ((0, 1), (2, 0)), -1.0).numpy(),
+        np.pad(x, ((0, 1), (2, 0)), constant_values=-1),
+    )
+    gradcheck(lambda t: ops.pad(t, ((0, 1), (2, 0))), x)
+    with pytest.raises(ArgumentError, match="expected 2 pairs of non-negative widths"):
+        ops.pad(x, ((0, 1),))
+
+
+INDICES = [
+    0,
+    -1,
+    slice(1, None),
+    (slice(None), 1),
+    (None, 0, ...),
+    (..., slice(None, None, -2)),
+    np.array([0, 2, 2]),
+    (np.array([0, 0, 1]), np.array([1, 1, 3])),
+    np.arange(12).reshape(3, 4) % 5 == 0,
+]
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+def test_an_index_picks_what_numpy_picks_and_repeated_elements_add_up(index, rng):
+    x = rng.random((3, 4))
+    y = gpucnn.tensor(x)[index]
+    assert np.array_equal(y.numpy(), x[index])
+    assert y.shape == x[index].shape
+    gradcheck(lambda t: t[index], x)
+
+
+def test_an_index_out_of_range_is_refused():
+    with pytest.raises(ShapeError, match=r"out of bounds.*x has shape \(3,\)"):
+        gpucnn.tensor([1.0, 2.0, 3.0])[3]
+
+
+def test_astype_converts_and_brings_the_gradient_back_in_the_old_dtype():
+    x = gpucnn.tensor([1.0, 2.0], requires_grad=True)
+    assert x.astype("float32") is x
+    y = x.astype(np.float64)
+    (y * 3.0).sum().backward()
+    assert y.dtype == np.float64
+    assert x.grad.dtype == np.float32

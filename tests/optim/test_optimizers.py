@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import nn, optim
+from gpucnn.errors import ArgumentError, CheckpointError, DtypeError, GraphError
+
+CASES = [
+    (optim.SGD, "SGD", {"lr": 0.1}),
+    (optim.SGD, "SGD", {"lr": 0.1, "momentum": 0.9}),
+    (optim.SGD, "SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
+    (optim.SGD, "SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+    (optim.Adam, "Adam", {"lr": 0.01}),
+    (optim.Adam, "Adam", {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}),
+    (optim.AdamW, "AdamW", {"lr": 0.01, "weight_decay": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "settings"), CASES, ids=str)
+def test_ten_steps_equal_pytorchs_in_float64(kind, name, settings, rng):
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+    start = [rng.standard_normal(shape) for shape in ((3, 4), (5,), (70_000,))]
+    ours = [gpucnn.tensor(x.copy(), requires_grad=True) for x in start]
+    theirs = [torch.tensor(x, requires_grad=True) for x in start]
+    optimizer, oracle = kind(ours, **settings), getattr(torch.optim, name)(theirs, **settings)
+    for _ in range(10):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = rng.standard_normal(p.shape)
+            q.grad = torch.tensor(p.grad)
+        optimizer.step()
+        oracle.step()
+    for p, q in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW])
+def test_parameters_become_views_of_one_buffer_and_keep_their_values(kind, rng):
+    layer = nn.Linear(3, 5)
+    before = {k: v.copy() for k, v in layer.state_dict().items()}
+    kind(layer.parameters(), lr=0.1)
+    assert layer.w.data.base is layer.b.data.base
+    for name, value in layer.state_dict().items():
+        assert np.array_equal(value, before[name])
+        assert value.__array_interface__["data"][0] % 64 == layer.w.data.base.ctypes.data % 64
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW])
+def test_a_step_leaves_gradients_and_parameters_without_one_alone(kind):
+    a = gpucnn.tensor([1.0, 2.0], requires_grad=True)
+    b = gpucnn.tensor([3.0], requires_grad=True)
+    optimizer = kind([a, b], lr=0.1, weight_decay=0.1)
+    a.grad = np.array([0.5, -0.5], np.float32)
+    optimizer.step()
+    assert np.array_equal(a.grad, np.array([0.5, -0.5], np.float32))
+    assert b.data == [3.0]
+    assert a.dtype == np.float32
+    optimizer.zero_grad()
+    assert a.grad is None
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW])
+def test_a_loaded_state_goes_on_to_the_same_bits(kind, rng):
+    gradients = rng.standard_normal((6, 4)).astype(np.float32)
+
+    def build():
+        p = gpucnn.tensor(np.ones(4, np.float32), requires_grad=True)
+        settings = {"momentum": 0.9} if kind is optim.SGD else {}
+        return p, kind([p], lr=0.1, **settings)
+
+    def steps(p, optimizer, which):
+        for g in which:
+            p.grad = g
+            optimizer.step()
+
+    p, optimizer = build()
+    steps(p, optimizer, gradients)
+    q, first = build()
+    steps(q, first, gradients[:3])
+    state = {k: v.copy() if hasattr(v, "copy") else v for k, v in first.state_dict().items()}
+    r, second = build()
+    r.data[...] = q.data
+    second.load_state_dict(state)
+    steps(r, second, gradients[3:])
+    assert np.array_equal(p.data, r.data)
+
+
+def test_a_state_of_another_model_is_refused():
+    one = optim.SGD([gpucnn.tensor([1.0], requires_grad=True)], 0.1)
+    other = optim.SGD(nn.Linear(20, 30).parameters(), 0.1)
+    with pytest.raises(CheckpointError, match="does not fit: expected velocity of shape"):
+        one.load_state_dict(other.state_dict())
+
+
+def test_moving_a_model_under_its_optimizer_is_found():
+    layer = nn.Linear(2, 2)
+    optimizer = optim.SGD(layer.parameters(), 0.1)
+    layer.astype(np.float64)
+    layer.w.grad = np.zeros((2, 2))
+    with pytest.raises(GraphError, match="before building it"):
+        optimizer.step()
+
+
+P = gpucnn.tensor([1.0], requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: optim.SGD([], 0.1), "no parameters"),
+        (lambda: optim.SGD([P], -0.1), "lr must not be negative, got -0.1"),
+        (lambda: optim.SGD([P], float("nan")), "lr must not be negative, got nan"),
+        (lambda: optim.SGD([P, P], 0.1), "listed twice"),
+        (lambda: optim.SGD([P * 1.0], 0.1), "expected leaf tensors"),
+        (lambda: optim.SGD([P], 0.1, momentum=1.0), r"momentum must be in \[0, 1\)"),
+        (lambda: optim.SGD([P], 0.1, nesterov=True), "nesterov needs a momentum"),
+        (lambda: optim.SGD([P], 0.1, weight_decay=-1), "weight_decay must not be negative"),
+        (lambda: optim.Adam([P], betas=(0.9, 1.0)), r"two numbers in \[0, 1\)"),
+        (lambda: optim.Adam([P], eps=0), "eps must be positive"),
+        (lambda: optim.clip_gradient_norm([P], 0), "limit must be positive"),
+    ],
+)
+def test_settings_out_of_range_are_refused(build, message):
+    with pytest.raises(ArgumentError, match=message):
+        build()
+
+
+def test_parameters_of_two_dtypes_are_refused():
+    with pytest.raises(DtypeError, match="both float32 and float64"):
+        optim.SGD([P, gpucnn.tensor(np.ones(1), requires_grad=True)], 0.1)
+
+
+def test_clipping_scales_the_joint_norm_down_to_the_limit_and_never_up():
+    a = gpucnn.tensor([0.0, 0.0], requires_grad=True)
+    b = gpucnn.tensor([0.0], requires_grad=True)
+    a.grad, b.grad = np.array([3.0, 0.0], np.float32), np.array([4.0], np.float32)
+    assert optim.clip_gradient_norm([a, b], 10.0) == 5
+    assert b.grad == [4.0]
+    assert optim.clip_gradient_norm([a, b], 1.0) == 5
+    np.testing.assert_allclose([*a.grad, *b.grad], [0.6, 0, 0.8], rtol=1e-6)

@@ -1,0 +1,111 @@
+import inspect
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn.device import CPU, Device, array_module, by_device, choose_device, device_of, to_device
+from gpucnn.errors import DeviceError, DeviceMismatch
+
+
+@pytest.fixture
+def without_cupy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)  # import cupy raises ImportError
+
+
+@pytest.fixture
+def cupy_without_driver(monkeypatch):
+    def fail():
+        raise RuntimeError("cudaErrorInsufficientDriver")
+
+    runtime = types.SimpleNamespace(getDeviceCount=fail)
+    cupy = types.SimpleNamespace(
+        cuda=types.SimpleNamespace(runtime=runtime), ndarray=type("A", (), {})
+    )
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+
+
+def test_cuda_without_cupy_is_one_line_with_the_pip_command(without_cupy):
+    with pytest.raises(DeviceError, match=r'needs CuPy.*pip install "gpucnn\[cuda12\]"') as error:
+        Device.parse("cuda")
+    assert "\n" not in str(error.value)
+
+
+def test_cuda_without_a_driver_is_one_line_with_the_remedy(cupy_without_driver):
+    with pytest.raises(DeviceError, match=r"needs an NVIDIA driver.*pip install") as error:
+        Device.parse("cuda:0")
+    assert "\n" not in str(error.value)
+
+
+def test_auto_falls_back_to_the_cpu_and_says_why(without_cupy):
+    device, reason = choose_device()
+    assert device == CPU
+    assert "CuPy" in reason
+    assert Device.parse("auto") == CPU
+
+
+def test_a_device_that_does_not_exist_is_named_with_those_that_do(monkeypatch):
+    runtime = types.SimpleNamespace(getDeviceCount=lambda: 2)
+    cupy = types.SimpleNamespace(
+        cuda=types.SimpleNamespace(runtime=runtime), ndarray=type("A", (), {})
+    )
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert Device.parse("cuda:1") == Device("cuda", 1)
+    assert choose_device()[0] == Device("cuda", 0)
+    with pytest.raises(DeviceError, match=r"cuda:2 does not exist\n.*cuda:0, cuda:1"):
+        Device.parse("cuda:2")
+
+
+def test_importing_gpucnn_imports_no_cupy_and_no_optional_package():
+    program = (
+        "import sys, gpucnn; optional = {'cupy', 'torch', 'matplotlib', 'PIL', 'pooch'}; "
+        "print(*optional.intersection(sys.modules))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.split() == []
+
+
+def test_an_array_tells_its_module_and_device():
+    x = np.zeros(2)
+    assert array_module(x) is np
+    assert device_of(x) == CPU
+    assert to_device(x, CPU) is x
+    assert (str(CPU), repr(CPU)) == ("cpu", "Device('cpu')")
+    assert str(Device("cuda", 1)) == "cuda:1"
+    with pytest.raises(TypeError, match="expected a NumPy or CuPy array, got list"):
+        array_module([1])
+
+
+def test_by_device_picks_the_half_by_the_first_array():
+    call = by_device(cpu=lambda x, y: ("cpu", y), cuda=lambda x, y: ("cuda", y))
+    assert call(np.zeros(1), 3) == ("cpu", 3)
+    assert call(object(), 4) == ("cuda", 4)
+
+
+def test_the_two_halves_of_every_op_have_one_signature():
+    checked = 0
+    for module in {
+        m for name, m in sys.modules.items() if name.startswith(("gpucnn.ops.", "gpucnn.optim."))
+    }:
+        for name, value in vars(module).items():
+            if hasattr(value, "cpu") and hasattr(value, "cuda"):
+                halves = [list(inspect.signature(f).parameters) for f in (value.cpu, value.cuda)]
+                assert halves[0] == halves[1], f"{module.__name__}.{name}"
+                checked += 1
+    assert checked >= 6
+
+
+def test_arrays_of_two_devices_in_one_op_are_refused_by_its_name(monkeypatch):
+    elsewhere = gpucnn.tensor([1.0])
+    monkeypatch.setattr(
+        gpucnn.Tensor, "device", property(lambda t: Device("cuda", 1) if t is elsewhere else CPU)
+    )
+    with pytest.raises(
+        DeviceMismatch, match=r"add: one input is on cpu, another on cuda:1\n.*move"
+    ):
+        gpucnn.tensor([1.0]) + elsewhere

@@ -1,0 +1,50 @@
+"""The README's claims that can be executed are."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import gpucnn
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_twenty_line_program_runs_as_it_stands_and_learns(capsys):
+    program = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    lines = [line for line in program.splitlines() if line.strip()]
+    assert len(lines) <= 24
+    names: dict = {}
+    exec(compile(program, "README.md", "exec"), names)
+    assert names["accuracy"] > 0.5
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_the_two_commands_stand_in_the_readme():
+    assert "pip install -e . && python examples/train_alexnet_cifar10.py\n" in README
+    assert 'pip install -e ".[test]" && pytest\n' in README
+
+
+def test_every_file_that_the_readme_names_exists():
+    named = re.findall(
+        r"`([\w./-]+\.(?:py|md|cu|cuh|toml|png))`|\]\(([\w./-]+)\)|src=\"([^\"]+)\"", README
+    )
+    paths = {path for groups in named for path in groups if path and "://" not in path}
+    assert paths
+    produced = {"config.json", "metrics.csv", "curves.png"}
+    for path in paths - produced:
+        assert (ROOT / path).exists(), path
+
+
+def test_the_version_is_stated_once():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == gpucnn.__version__
+
+
+def test_every_package_of_the_checkout_is_in_the_wheel_configuration():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "gpucnn").rglob("__init__.py")
+    }
+    assert set(setuptools["packages"]) == found | {"gpucnn.kernels"}

@@ -1,0 +1,241 @@
+import csv
+import math
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import data, nn, ops, optim, train
+from gpucnn.errors import ArgumentError, CheckpointError, DivergenceError
+
+
+def build(seed=0, n=60, batch_size=8, p=0.3, callbacks=(), own_generator=False):
+    """A small network with dropout and batch normalisation, and a Trainer on drawn shapes."""
+    gpucnn.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2),
+        nn.BatchNorm(4),
+        nn.ReLU(),
+        nn.MaxPool2d(3),
+        nn.Flatten(),
+        nn.Dropout(p, np.random.default_rng(seed) if own_generator else None),
+        nn.Linear(100, 10),
+    )
+    images = data.Synthetic(n=n, seed=1)
+    normalize = data.Normalize(*data.channel_statistics(images.images))
+    loader = data.DataLoader(
+        images,
+        batch_size,
+        shuffle=True,
+        transform=data.Compose(data.RandomCrop(32, padding=2), data.RandomFlip(), normalize),
+        seed=seed,
+        device="cpu",
+    )
+    test_loader = data.DataLoader(images, 25, transform=normalize, device="cpu")
+    optimizer = optim.SGD(model.parameters(), 0.01, 0.9, True)
+    schedule = optim.OneCycle(0.02, 3 * len(loader))
+    return train.Trainer(
+        model, optimizer, loader, test_loader, schedule, callbacks=callbacks, info={"note": "x"}
+    )
+
+
+class StopAt(train.Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_batch_end(self, trainer):
+        if trainer.step == self.step:
+            trainer._stop.set()
+
+
+def parameters(trainer):
+    return {name: array.copy() for name, array in trainer.model.state_dict().items()}
+
+
+def without_times(history):
+    return [
+        {k: v for k, v in row.items() if "seconds" not in k and "second" not in k}
+        for row in history
+    ]
+
+
+@pytest.mark.parametrize("own_generator", [False, True])
+@pytest.mark.parametrize("stop", [1, 5, 8, 13, 16, 23])
+def test_a_run_that_was_stopped_ends_with_the_same_bits_as_one_that_was_not(
+    stop, own_generator, tmp_path
+):
+    whole = build(own_generator=own_generator)
+    whole.fit(3)
+    first = build(
+        callbacks=[train.Checkpoints(tmp_path), StopAt(stop)], own_generator=own_generator
+    )
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(3)
+    assert first.step == stop
+    second = build(seed=99, own_generator=own_generator)  # everything comes from the checkpoint
+    second.resume(tmp_path / "last.safetensors")
+    assert second.step == stop
+    second.fit(3)
+    for name, value in parameters(whole).items():
+        assert np.array_equal(value, second.model.state_dict()[name]), name
+    assert without_times(whole.history) == without_times(second.history)
+
+
+def test_training_learns_and_the_history_tells(tmp_path):
+    trainer = build(n=40, p=0.0, callbacks=[train.MetricsFile(tmp_path / "metrics.csv")])
+    trainer.schedule = optim.Constant(0.02)
+    history = trainer.fit(25)
+    assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
+    assert history[-1]["test_accuracy"] == trainer.evaluation.accuracy > 0.6
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = "epoch train_loss train_accuracy test_loss test_accuracy lr seconds images_per_second"
+    assert list(rows[0]) == columns.split()
+    assert [int(row["epoch"]) for row in rows] == list(range(1, 26))
+    assert float(rows[-1]["train_accuracy"]) == history[-1]["train_accuracy"]
+    assert 0 <= float(rows[0]["train_accuracy"]) <= 1
+
+
+def test_the_metrics_of_an_epoch_are_those_of_its_batches():
+    losses, hits, count = [], 0, 0
+
+    class Watch(train.Callback):
+        def on_epoch_end(self, trainer):
+            assert trainer.metrics.count == 0
+
+    trainer = build(n=30, callbacks=[Watch()])
+    step = trainer.train_step
+
+    def watched(images, labels):
+        nonlocal hits, count
+        before = trainer.metrics.state_dict()
+        step(images, labels)
+        after = trainer.metrics.state_dict()
+        losses.append((after["loss"] - before["loss"]) / len(labels))
+        hits += after["correct"] - before["correct"]
+        count += len(labels)
+
+    trainer.train_step = watched
+    row = trainer.fit(1)[0]
+    assert count == 30
+    assert row["train_accuracy"] == hits / 30
+    sizes = [8, 8, 8, 6]
+    assert row["train_loss"] == pytest.approx(np.average(losses, weights=sizes))
+
+
+def test_evaluation_records_nothing_and_keeps_modes_and_statistics():
+    trainer = build()
+    trainer.model[5].training = False
+    mean = trainer.model[1].running_mean.data.copy()
+    seen = []
+    with nn.observe(lambda module, inputs, output: seen.append(output.requires_grad)):
+        result = train.evaluate(trainer.model, trainer.test_loader)
+    assert not any(seen)
+    assert [m.training for m in trainer.model] == [True] * 5 + [False, True]
+    assert np.array_equal(trainer.model[1].running_mean.data, mean)
+    assert result.confusion.sum() == 60
+    assert result.confusion.sum(axis=1).tolist() == [6] * 10
+    assert result.accuracy == pytest.approx(result.per_class.mean())
+
+
+def test_evaluation_by_hand():
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return x
+
+    logits = gpucnn.tensor([[5.0, 0.0, 0.0], [5.0, 0.0, 0.0], [0.0, 5.0, 0.0]])
+    labels = gpucnn.tensor([0, 1, 1])
+    result = train.evaluate(Fixed(), [(logits, labels)])
+    assert result.confusion.tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
+    assert result.accuracy == pytest.approx(2 / 3)
+    assert result.per_class[:2].tolist() == [1, 0.5]
+    assert math.isnan(result.per_class[2])
+    expected = ops.softmax_cross_entropy(logits, labels).item()
+    assert result.loss == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ArgumentError, match="no batch"):
+        train.evaluate(Fixed(), [])
+
+
+def test_best_is_the_epoch_with_the_highest_test_accuracy(tmp_path):
+    trainer = build(callbacks=[train.Checkpoints(tmp_path)])
+    history = trainer.fit(4)
+    best = train.read_checkpoint(tmp_path / "best.safetensors").info["history"]
+    accuracies = [row["test_accuracy"] for row in history]
+    assert len(best) == accuracies.index(max(accuracies)) + 1
+    assert len(train.read_checkpoint(tmp_path / "last.safetensors").info["history"]) == 4
+
+
+def test_checkpoints_every_n_steps(tmp_path):
+    steps = []
+
+    class Look(train.Callback):
+        def on_batch_end(self, trainer):
+            path = tmp_path / "last.safetensors"
+            steps.append(train.read_checkpoint(path).info["step"] if path.exists() else 0)
+
+    build(callbacks=[train.Checkpoints(tmp_path, every=3), Look()]).fit(1)
+    assert steps == [0, 0, 3, 3, 3, 6, 6, 6]
+
+
+def test_the_trainer_works_in_a_thread_that_cannot_take_signals():
+    trainer = build(n=16)
+    thread = threading.Thread(target=trainer.fit, args=(1,))
+    thread.start()
+    thread.join()
+    assert trainer.epoch == 1
+
+
+def test_resuming_with_another_optimizer_or_generators_is_refused(tmp_path):
+    path = tmp_path / "last.safetensors"
+    build().save(path)
+    other = build()
+    other.optimizer = optim.Adam(other.model.parameters())
+    with pytest.raises(CheckpointError, match="trained with SGD, the trainer has Adam"):
+        other.resume(path)
+    with pytest.raises(CheckpointError, match="generators are not the run's"):
+        build(own_generator=True).resume(path)
+    with pytest.raises(CheckpointError, match="batch_size"):
+        build(batch_size=4).resume(path)
+
+
+def test_a_file_with_a_model_only_cannot_be_resumed_from(tmp_path):
+    path = tmp_path / "model.safetensors"
+    trainer = build()
+    train.write_checkpoint(path, {f"model.{k}": v for k, v in parameters(trainer).items()}, {})
+    with pytest.raises(CheckpointError, match="may hold a model only"):
+        trainer.resume(path)
+
+
+def test_a_run_that_diverges_stops_with_the_remedy_and_keeps_the_last_good_checkpoint(tmp_path):
+    trainer = build(n=16, callbacks=[train.Checkpoints(tmp_path)])
+    trainer.fit(1)
+    trainer.model[6].w.data[...] = np.inf
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(DivergenceError, match=r"epoch 2: the training loss is nan.*\n.*lower"),
+    ):
+        trainer.fit(2)
+    assert train.read_checkpoint(tmp_path / "last.safetensors").info["epoch"] == 1
+
+
+def test_curves_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib", reason="curves need matplotlib")
+    build(n=16, callbacks=[train.Curves(tmp_path / "curves.png")]).fit(2)
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_bar_shows_loss_accuracy_and_images(capsys):
+    class Slow(train.Callback):
+        def on_batch_end(self, trainer):
+            time.sleep(0.11)  # a bar redraws ten times a second at most
+
+    build(n=20, callbacks=[Slow(), train.ProgressBar(), train.EpochLine()]).fit(2)
+    out, err = capsys.readouterr()
+    assert "epoch 2/2" in err
+    assert "8/20" in err
+    assert "img/s, loss" in err
+    assert "accuracy" in err
+    assert len(out.splitlines()) == 2
+    assert out.startswith("epoch 1/2  train loss")
