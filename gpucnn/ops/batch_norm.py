@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import numpy as np
+
+from gpucnn import cuda
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import DtypeError, ShapeError
@@ -145,6 +148,137 @@ def _scale_shift_array(x: Array, scale: Array, shift: Array) -> Array:
     return y
 
 
-_forward: Any = by_device(cpu=_forward_array, cuda=_forward_array)
-_backward: Any = by_device(cpu=_backward_array, cuda=_backward_array)
-_scale_shift: Any = by_device(cpu=_scale_shift_array, cuda=_scale_shift_array)
+# --- CUDA ---
+
+_BLOCK = 256
+_SPLIT = 512  # rows that a split of a sum has at least
+
+
+def _splits(rows: int) -> int:
+    """Into how many parts the sums down the columns are split: from the shape alone."""
+    return max(1, min(rows // _SPLIT, 128))
+
+
+def _forward_cuda(
+    x: Array, gamma: Array, beta: Array, eps: float
+) -> tuple[Array, Array, Array, Array]:
+    if x.dtype != np.float32:
+        return _forward_array(x, gamma, beta, eps)
+    xp, channels = array_module(x), x.shape[-1]
+    rows = x.size // channels
+    splits = _splits(rows)
+    x = xp.ascontiguousarray(x)
+    part = xp.empty((splits, 2, channels), np.float32)
+    mean, var, scale = (xp.empty(channels, np.float32) for _ in range(3))
+    y = xp.empty(x.shape, np.float32)
+    cuda.launch(
+        "batch_norm_moments",
+        (-(-channels // 32), splits),
+        _BLOCK,
+        x,  # (rows, C)
+        part,  # (splits, 2, C)
+        rows,
+        channels,
+    )
+    cuda.launch(
+        "batch_norm_combine",
+        -(-channels // _BLOCK),
+        _BLOCK,
+        part,  # (splits, 2, C)
+        mean,  # (C,)
+        var,  # (C,)
+        scale,  # (C,)
+        rows,
+        channels,
+        splits,
+        eps,
+    )
+    cuda.launch(
+        "batch_norm_apply",
+        -(-x.size // _BLOCK),
+        _BLOCK,
+        x,  # (rows, C)
+        mean,
+        scale,
+        gamma,  # (C,)
+        beta,  # (C,)
+        y,  # (rows, C)
+        x.size,
+        channels,
+    )
+    return y, mean, var, scale
+
+
+def _backward_cuda(
+    dy: Array, x: Array, gamma: Array, mean: Array, scale: Array
+) -> tuple[Array, Array, Array]:
+    if dy.dtype != np.float32:
+        return _backward_array(dy, x, gamma, mean, scale)
+    xp, channels = array_module(x), x.shape[-1]
+    rows = x.size // channels
+    splits = _splits(rows)
+    dy, x = xp.ascontiguousarray(dy), xp.ascontiguousarray(x)
+    part = xp.empty((splits, 2, channels), np.float32)
+    sums = xp.empty((2, channels), np.float32)
+    dx = xp.empty(x.shape, np.float32)
+    cuda.launch(
+        "batch_norm_products",
+        (-(-channels // 32), splits),
+        _BLOCK,
+        dy,  # (rows, C)
+        x,  # (rows, C)
+        mean,  # (C,)
+        scale,  # (C,)
+        part,  # (splits, 2, C)
+        rows,
+        channels,
+    )
+    cuda.launch(
+        "sum_splits",
+        -(-sums.size // _BLOCK),
+        _BLOCK,
+        part,  # (splits, 2 C)
+        sums,  # (2 C)
+        sums.size,
+        splits,
+    )
+    cuda.launch(
+        "batch_norm_backward",
+        -(-x.size // _BLOCK),
+        _BLOCK,
+        dy,  # (rows, C)
+        x,  # (rows, C)
+        mean,  # (C,)
+        scale,  # (C,)
+        gamma,  # (C,)
+        sums,  # (2, C)
+        dx,  # (rows, C)
+        x.size,
+        channels,
+        rows,
+    )
+    return dx, sums[1], sums[0]
+
+
+def _scale_shift_cuda(x: Array, scale: Array, shift: Array) -> Array:
+    if x.dtype != np.float32:
+        return _scale_shift_array(x, scale, shift)
+    xp = array_module(x)
+    x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
+    cuda.launch(
+        "scale_shift",
+        -(-x.size // _BLOCK),
+        _BLOCK,
+        x,  # (rows, C)
+        scale,  # (C,)
+        shift,  # (C,)
+        y,  # (rows, C)
+        x.size,
+        x.shape[-1],
+    )
+    return y
+
+
+_forward: Any = by_device(cpu=_forward_array, cuda=_forward_cuda)
+_backward: Any = by_device(cpu=_backward_array, cuda=_backward_cuda)
+_scale_shift: Any = by_device(cpu=_scale_shift_array, cuda=_scale_shift_cuda)

@@ -11,7 +11,7 @@ import numpy as np
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
-from gpucnn.ops import _im2col, _winograd
+from gpucnn.ops import _conv2d_cuda, _im2col, _winograd
 from gpucnn.ops.window import Padding, Size, Window
 from gpucnn.tensor import Tensor
 
@@ -173,13 +173,15 @@ def _overlap_add(dcolumns: Array, window: Window) -> Array:
 
 
 def set_conv_algorithm(name: str) -> None:
-    """How conv2d computes on the CPU, for this process.
+    """How conv2d computes, for this process.
 
     "auto"      the fastest for the shape: the rule is in `conv_algorithm`
     "winograd"  Winograd wherever it applies, however small the image or few the channels
     "im2col"    one matrix product over windows copied out of the image
     "exact"     the same, under the name of what it is good for: its float32 error is that of the
                 plain sum, 3e-7 of the largest value; Winograd's is 3e-6
+    "plain"     on a GPU the kernel to read first, one thread for each number, in place of the
+                tiled ones, which every other name means there; on the CPU the same as "im2col"
 
     Raises ArgumentError for another name.
     """
@@ -212,7 +214,7 @@ def conv_algorithm(window: Window, filters: int) -> int:
     return tile if 3 * cost <= 2 * v.oh * v.ow * v.kh * v.kw else 0
 
 
-_ALGORITHMS = ("auto", "winograd", "im2col", "exact")
+_ALGORITHMS = ("auto", "winograd", "im2col", "exact", "plain")
 _algorithm = "auto"
 _TILES = {3: (4, 2), 5: (2,)}  # by filter size
 
@@ -259,5 +261,36 @@ def _backward_numpy(
     return _winograd.backward(dy, tuple(arrays), w_shape, window, m, needs)
 
 
-_forward: Any = by_device(cpu=_forward_numpy, cuda=_forward_array)
-_backward: Any = by_device(cpu=_backward_numpy, cuda=_backward_array)
+# --- CUDA ---
+
+
+def _forward_cuda(
+    x: Array, w: Array, b: Array | None, window: Window, needs: tuple[bool, ...]
+) -> tuple[Array, tuple[Any, ...]]:
+    if x.dtype != np.float32:  # the kernels are float32; float64 is for gradient checks
+        return _forward_array(x, w, b, window, needs)
+    xp = array_module(x)
+    x, w, b = (None if a is None else xp.ascontiguousarray(a) for a in (x, w, b))
+    return _conv2d_cuda.forward(x, w, b, window, _algorithm == "plain"), (x, w)
+
+
+def _backward_cuda(
+    dy: Array, kept: tuple[Any, ...], window: Window, needs: tuple[bool, ...]
+) -> Gradients:
+    if dy.dtype != np.float32:
+        return _backward_array(dy, kept, window, needs)
+    x, w = kept
+    plain = _algorithm == "plain"
+    dy = array_module(dy).ascontiguousarray(dy)
+    dx = dw = db = None
+    if needs[0]:
+        dx = _conv2d_cuda.grad_input(dy, w, window, plain)
+    if needs[1]:
+        dw, db = _conv2d_cuda.grad_weight(x, dy, w.shape[0], window, needs[2], plain)
+    elif needs[2]:
+        db = dy.sum(axis=(0, 1, 2))
+    return dx, dw, db
+
+
+_forward: Any = by_device(cpu=_forward_numpy, cuda=_forward_cuda)
+_backward: Any = by_device(cpu=_backward_numpy, cuda=_backward_cuda)

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import numpy as np
+
+from gpucnn import cuda
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ShapeError
@@ -110,13 +113,10 @@ class _GlobalAvgPool2d(Function):
 
     def forward(self, x: Array) -> Array:
         self.shape = x.shape
-        return x.mean(axis=(1, 2), dtype=x.dtype)
+        return _global_forward(x)
 
     def backward(self, dy: Array) -> Array:
-        xp, (_, h, w, _) = array_module(dy), self.shape
-        return xp.ascontiguousarray(
-            xp.broadcast_to((dy / dy.dtype.type(h * w))[:, None, None, :], self.shape)
-        )
+        return _global_backward(dy, self.shape)
 
 
 # --- any array module: one pass over the image for each position inside the window ---
@@ -204,6 +204,17 @@ def _avg_backward_array(dy: Array, v: Window, area: tuple[bool, int, int]) -> Ar
     return _cropped(dx, v)
 
 
+def _global_forward_array(x: Array) -> Array:
+    return x.mean(axis=(1, 2), dtype=x.dtype)
+
+
+def _global_backward_array(dy: Array, shape: tuple[int, ...]) -> Array:
+    xp, (_, h, w, _) = array_module(dy), shape
+    return xp.ascontiguousarray(
+        xp.broadcast_to((dy / dy.dtype.type(h * w))[:, None, None, :], shape)
+    )
+
+
 # --- NumPy ---
 
 
@@ -223,7 +234,105 @@ def _avg_backward_numpy(dy: Array, v: Window, area: tuple[bool, int, int]) -> Ar
     return _avg_backward_array(dy, v, area)
 
 
-_max_forward: Any = by_device(cpu=_max_forward_numpy, cuda=_max_forward_array)
-_max_backward: Any = by_device(cpu=_max_backward_numpy, cuda=_max_backward_array)
-_avg_forward: Any = by_device(cpu=_avg_forward_numpy, cuda=_avg_forward_array)
-_avg_backward: Any = by_device(cpu=_avg_backward_numpy, cuda=_avg_backward_array)
+# --- CUDA ---
+
+_BLOCK = 256
+_ROWS = 65535  # of a grid: the kernels go round if there are more images
+
+
+def _has_kernel(x: Array, v: Window) -> bool:
+    """Whether the kernels take this: float32, and offsets inside an image have 31 bits."""
+    return x.dtype == np.float32 and max(v.h * v.w, v.oh * v.ow) * v.c < 2**31
+
+
+def _grid(pixels: int, v: Window) -> tuple[int, int]:
+    return -(-pixels * v.c // _BLOCK), min(v.n, _ROWS)
+
+
+def _max_forward_cuda(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Array, ...]]:
+    if not _has_kernel(x, v):
+        return _max_forward_array(x, v, keep)
+    xp = array_module(x)
+    y = xp.empty((v.n, v.oh, v.ow, v.c), np.float32)
+    argmax = xp.empty(y.shape, np.int32) if keep else None
+    cuda.launch(
+        "max_pool2d_forward",
+        _grid(v.oh * v.ow, v),
+        _BLOCK,
+        xp.ascontiguousarray(x),  # (N, H, W, C)
+        y,  # (N, OH, OW, C)
+        argmax,  # (N, OH, OW, C) int32: position of the winner inside its window, or None
+        v,
+    )
+    return y, () if argmax is None else (argmax,)
+
+
+def _max_backward_cuda(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
+    (argmax,) = kept
+    if not _has_kernel(dy, v):
+        return _max_backward_array(dy, kept, v)
+    xp = array_module(dy)
+    dx = xp.empty((v.n, v.h, v.w, v.c), np.float32)
+    cuda.launch(
+        "max_pool2d_backward",
+        _grid(v.h * v.w, v),
+        _BLOCK,
+        xp.ascontiguousarray(dy),  # (N, OH, OW, C)
+        argmax,  # (N, OH, OW, C) int32
+        dx,  # (N, H, W, C)
+        v,
+    )
+    return dx
+
+
+def _avg_forward_cuda(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
+    if not _has_kernel(x, v):
+        return _avg_forward_array(x, v, area)
+    xp = array_module(x)
+    y = xp.empty((v.n, v.oh, v.ow, v.c), np.float32)
+    cuda.launch(
+        "avg_pool2d_forward",
+        _grid(v.oh * v.ow, v),
+        _BLOCK,
+        xp.ascontiguousarray(x),  # (N, H, W, C)
+        y,  # (N, OH, OW, C)
+        v,
+        *area,
+    )
+    return y
+
+
+def _avg_backward_cuda(dy: Array, v: Window, area: tuple[bool, int, int]) -> Array:
+    if not _has_kernel(dy, v):
+        return _avg_backward_array(dy, v, area)
+    xp = array_module(dy)
+    dx = xp.empty((v.n, v.h, v.w, v.c), np.float32)
+    cuda.launch(
+        "avg_pool2d_backward",
+        _grid(v.h * v.w, v),
+        _BLOCK,
+        xp.ascontiguousarray(dy),  # (N, OH, OW, C)
+        dx,  # (N, H, W, C)
+        v,
+        *area,
+    )
+    return dx
+
+
+def _global_forward_cuda(x: Array) -> Array:
+    """One window as large as the image."""
+    v = Window.of("global_avg_pool2d", x.shape, x.shape[1:3], 1, 0)
+    return _avg_forward_cuda(x, v, (False, 0, 0)).reshape(v.n, v.c)
+
+
+def _global_backward_cuda(dy: Array, shape: tuple[int, ...]) -> Array:
+    v = Window.of("global_avg_pool2d", shape, shape[1:3], 1, 0)
+    return _avg_backward_cuda(dy.reshape(v.n, 1, 1, v.c), v, (False, 0, 0))
+
+
+_max_forward: Any = by_device(cpu=_max_forward_numpy, cuda=_max_forward_cuda)
+_max_backward: Any = by_device(cpu=_max_backward_numpy, cuda=_max_backward_cuda)
+_avg_forward: Any = by_device(cpu=_avg_forward_numpy, cuda=_avg_forward_cuda)
+_avg_backward: Any = by_device(cpu=_avg_backward_numpy, cuda=_avg_backward_cuda)
+_global_forward: Any = by_device(cpu=_global_forward_array, cuda=_global_forward_cuda)
+_global_backward: Any = by_device(cpu=_global_backward_array, cuda=_global_backward_cuda)
