@@ -13,8 +13,8 @@ import numpy as _np
 from gpucnn.cudasim import compiler as _compiler
 from gpucnn.cudasim import driver as cuda
 from gpucnn.cudasim import memory as _memory
-from gpucnn.cudasim.array import lift as _lift
-from gpucnn.cudasim.array import ndarray
+from gpucnn.cudasim.arrays import lift as _lift
+from gpucnn.cudasim.arrays import ndarray
 from gpucnn.cudasim.creation import (
     arange,
     array,

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.cudasim.array import ndarray
+from gpucnn.cudasim.arrays import ndarray
 
 _FENCE = 4096  # bytes on both sides of an array that belong to nothing
 _ALIGNMENT = 512

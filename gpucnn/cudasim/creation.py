@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.cudasim import memory
-from gpucnn.cudasim.array import ndarray, unwrap, wrap
+from gpucnn.cudasim.arrays import ndarray, unwrap, wrap
 
 
 def empty(shape: Any, dtype: Any = float) -> ndarray:
