@@ -1,14 +1,11 @@
-"""CUDA kernels from Python: source assembly, compilation, and one typed launch.
+"""CUDA kernels from Python: compilation, and one typed launch.
 
     cuda.launch("max_pool2d_forward", grid, block, x, y, argmax, window)
 
-A kernel is declared once, in its .cu file:
-
-    extern "C" __global__ void max_pool2d_forward(const float* x, float* y, int* argmax, Window window)
-
-and `launch` reads that declaration, so that names and types cannot drift apart: arrays are checked
-for dtype, contiguity and device, Python numbers are cast to the C type (CuPy would pass a float as
-a double), a frozen dataclass of ints goes by value as the struct of its name.
+A kernel is declared once, in its .cu file, and `launch` reads that declaration
+(gpucnn/kernel_source.py), so that names and types cannot drift apart: arrays are checked for
+dtype, contiguity and device, Python numbers are cast to the C type (CuPy would pass a float as a
+double), a frozen dataclass of ints goes by value as the struct of its name.
 
 A file is compiled when its first kernel is launched, once per device and set of `defines`, as
 C++17 and with no fast-math option: divisions, square roots and denormals are exact, multiply-adds
@@ -18,149 +15,21 @@ name (__expf, __fdividef).
 
 import dataclasses
 import functools
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from gpucnn.device import Device, device_of
 from gpucnn.errors import ArgumentError, DeviceMismatch, DtypeError, ShapeError
+from gpucnn.kernel_source import Define, Kernel, Parameter, assemble, kernel, kernels, struct_fields
+
+__all__ = ["OPTIONS", "assemble", "count_launches", "kernel", "kernels", "launch"]
 
 OPTIONS = ("-std=c++17",)
-WIDE = "wide_offsets"  # in a kernel's declaration: its offsets into arrays have 64 bits
 _LARGEST = 2**31 - 1
-
-Define = int | float | str
-
-_DTYPES = {
-    "float": "float32", "double": "float64", "half": "float16", "__half": "float16",
-    "__nv_bfloat16": "uint16", "bool": "bool",
-    "int": "int32", "int32_t": "int32", "int32": "int32",
-    "unsigned": "uint32", "unsigned int": "uint32", "uint32_t": "uint32", "uint32": "uint32",
-    "long long": "int64", "int64_t": "int64", "int64": "int64",
-    "unsigned long long": "uint64", "uint64_t": "uint64", "uint64": "uint64",
-    "short": "int16", "unsigned short": "uint16", "uint16_t": "uint16", "uint16": "uint16",
-    "signed char": "int8", "int8_t": "int8", "unsigned char": "uint8", "uint8_t": "uint8",
-    "uint8": "uint8",
-}  # fmt: skip
-
-_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
-_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"[^\n]*$')
-_KERNEL = re.compile(
-    r'extern\s+"C"\s+__global__\s+(?P<words>[^(){};]*(?:__launch_bounds__\s*\((?P<bounds>[^()]*)\))?'
-    r"[^(){};]*?)\b(?P<name>\w+)\s*\((?P<parameters>[^()]*)\)\s*\{"
-)
-
-
-# --- declarations ---
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """One parameter of a kernel: `const float* x` is kind float, pointer, const."""
-
-    name: str
-    kind: str  # as the source says it
-    pointer: bool
-    const: bool
-
-    def dtype(self, defines: Mapping[str, Define]) -> np.dtype[Any] | None:
-        """The NumPy dtype of the number, or of the pointer's elements; None for a struct."""
-        name = _DTYPES.get(str(defines.get(self.kind, self.kind)))
-        return None if name is None else np.dtype(name)
-
-
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """A kernel as its .cu file declares it."""
-
-    name: str
-    file: str
-    line: int
-    parameters: tuple[Parameter, ...]
-    bound: str | None  # threads in __launch_bounds__, as the source says it
-    wide: bool
-
-
-def kernel(name: str) -> Kernel:
-    """The declaration of kernel `name`; ArgumentError if no .cu file has it."""
-    found = kernels().get(name)
-    if found is None:
-        raise ArgumentError(f"launch: there is no kernel {name!r}\n  there are {', '.join(kernels())}")
-    return found
-
-
-@functools.cache
-def kernels() -> dict[str, Kernel]:
-    """Every kernel in kernels/*.cu by its name."""
-    found: dict[str, Kernel] = {}
-    for file in sorted(f.name for f in resources.files("gpucnn.kernels").iterdir()):
-        if file.endswith(".cu"):
-            for declared in declarations(file, _read(file)):
-                if declared.name in found:
-                    raise ArgumentError(f"kernel {declared.name} is in {found[declared.name].file} and {file}")
-                found[declared.name] = declared
-    return found
-
-
-def declarations(file: str, text: str) -> list[Kernel]:
-    """The kernels that `text`, the contents of `file`, declares."""
-    text = _COMMENT.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
-    result = []
-    for match in _KERNEL.finditer(text):
-        parameters = tuple(_parameter(p) for p in match["parameters"].split(",") if p.strip())
-        bound = match["bounds"].split(",")[0].strip() if match["bounds"] else None
-        line = text.count("\n", 0, match.start()) + 1
-        wide = WIDE in match["words"].split()
-        result.append(Kernel(match["name"], file, line, parameters, bound, wide))
-    return result
-
-
-def _parameter(text: str) -> Parameter:
-    text = text.replace("__restrict__", " ").replace("__grid_constant__", " ")
-    pointer = "*" in text
-    words = text.replace("*", " ").split()
-    kind = " ".join(word for word in words[:-1] if word != "const")
-    return Parameter(words[-1], kind, pointer, "const" in words)
-
-
-# --- source ---
-
-
-@functools.cache
-def _read(file: str) -> str:
-    return resources.files("gpucnn.kernels").joinpath(file).read_text(encoding="utf-8")
-
-
-def assemble(file: str, headers: Mapping[str, str] | None = None, folder: str = "") -> str:
-    """The source of kernels/`file` with every header spliced in, so that it is complete.
-
-    CuPy's cache looks at the source and not at what it includes.  `headers` replaces headers by
-    name; `folder` goes before the file names that compilers and debuggers see.
-    """
-    return f"#define {WIDE}\n" + _splice(file, _read(file), dict(headers or {}), folder, set())
-
-
-def _splice(file: str, text: str, headers: dict[str, str], folder: str, done: set[str]) -> str:
-    lines = [f'#line 1 "{folder}{file}"']
-    for number, line in enumerate(text.splitlines(), 1):
-        include = _INCLUDE.match(line)
-        if include is None:
-            lines.append(line)
-            continue
-        name = include[1]
-        if name not in done:
-            done.add(name)
-            lines.append(_splice(name, headers.get(name) or _read(name), headers, folder, done))
-        lines.append(f'#line {number + 1} "{folder}{file}"')
-    return "\n".join(lines)
-
-
-# --- launch ---
 
 
 def launch(
@@ -182,7 +51,7 @@ def launch(
     device's limits; DtypeError, ShapeError (not contiguous, or past 2^31 elements in a kernel
     that does not say `wide_offsets`), DeviceMismatch.
     """
-    first = next((arg for arg in args if hasattr(arg, "dtype") and hasattr(arg, "shape")), None)
+    first = next((arg for arg in args if _is_array(arg)), None)
     if first is None:
         raise ArgumentError(f"{name}: a launch needs at least one array")
     device = device_of(first)
@@ -223,6 +92,10 @@ def _three(sizes: int | tuple[int, ...]) -> tuple[int, int, int]:
     return x, y, z
 
 
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "dtype") and not isinstance(value, np.generic)
+
+
 class _Ready:
     """A compiled kernel, and how its arguments are checked and cast."""
 
@@ -254,10 +127,13 @@ class _Ready:
         if any(not 1 <= size <= most for size, most in zip(block, self.block_limits, strict=True)):
             raise ArgumentError(f"{name}: block {block} is beyond the device's {self.block_limits}")
         if threads > self.most_threads:
-            raise ArgumentError(f"{name}: block {block} has {threads} threads; it takes {self.most_threads}")
+            raise ArgumentError(
+                f"{name}: block {block} has {threads} threads; it takes {self.most_threads}"
+            )
         if not 0 <= shared <= self.most_shared:
             raise ArgumentError(
-                f"{name}: {shared} bytes of dynamic shared memory; a block may have {self.most_shared}"
+                f"{name}: {shared} bytes of dynamic shared memory; "
+                f"a block may have {self.most_shared}"
             )
 
     def arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -265,7 +141,8 @@ class _Ready:
         if len(args) != len(parameters):
             names = ", ".join(parameter.name for parameter in parameters)
             raise ArgumentError(
-                f"{self.declared.name}: expected {len(parameters)} arguments ({names}), got {len(args)}"
+                f"{self.declared.name}: expected {len(parameters)} arguments ({names}), "
+                f"got {len(args)}"
             )
         return tuple(map(self.argument, parameters, self.dtypes, args))
 
@@ -274,53 +151,68 @@ class _Ready:
             return self.pointer(parameter, dtype, value)
         if dtype is None:
             return self.struct(parameter, value)
-        where = f"{self.declared.name}: {parameter.name}"
         if not isinstance(value, int | float | np.number | np.bool_):
-            raise DtypeError(f"{where} is a {dtype}, got {type(value).__name__} {value!r:.60}")
+            raise DtypeError(f"{self.where(parameter)} is a {dtype}, got {_short(value)}")
         if dtype.kind in "iu":
             if int(value) != value:
-                raise DtypeError(f"{where} is a {dtype}, got {value!r}")
+                raise DtypeError(f"{self.where(parameter)} is a {dtype}, got {value!r}")
             info = np.iinfo(dtype)
             if not info.min <= value <= info.max:
-                raise ArgumentError(f"{where} is a {dtype}, and {value} does not fit into it")
+                raise ArgumentError(
+                    f"{self.where(parameter)} is a {dtype}, and {value} does not fit into it"
+                )
         return dtype.type(value)
 
     def pointer(self, parameter: Parameter, dtype: np.dtype[Any] | None, value: Any) -> Any:
         if value is None:
             return np.uint64(0)
-        where = f"{self.declared.name}: {parameter.name}"
         if not isinstance(value, self.xp.ndarray):
             if isinstance(value, np.ndarray):
                 raise DeviceMismatch(
-                    f"{where} is on cpu, other arguments on {self.device}\n"
-                    f"  copy it first: gpucnn.device.to_device(array, device)"
+                    f"{self.where(parameter)} is on cpu, other arguments on {self.device}\n"
+                    "  copy it first: gpucnn.device.to_device(array, device)"
                 )
-            raise DtypeError(f"{where} is an array of {dtype}, got {type(value).__name__} {value!r:.60}")
+            raise DtypeError(f"{self.where(parameter)} is an array of {dtype}, got {_short(value)}")
         if value.dtype != dtype:
-            raise DtypeError(f"{where} is an array of {dtype}, got {value.dtype} {value.shape}")
+            raise DtypeError(
+                f"{self.where(parameter)} is an array of {dtype}, got {value.dtype} {value.shape}"
+            )
         if not value.flags.c_contiguous:
             raise ShapeError(
-                f"{where} {value.shape} is not contiguous: its strides are {value.strides} bytes\n"
-                "  copy it first: xp.ascontiguousarray(array)"
+                f"{self.where(parameter)} {value.shape} is not contiguous: its strides are "
+                f"{value.strides} bytes\n  copy it first: xp.ascontiguousarray(array)"
             )
         if value.size > _LARGEST and not self.declared.wide:
             raise ShapeError(
-                f"{where} {value.shape} has {value.size} elements, and the kernel's offsets have 31 bits\n"
-                "  use a smaller batch"
+                f"{self.where(parameter)} {value.shape} has {value.size} elements, and the "
+                "kernel's offsets have 31 bits\n  use a smaller batch"
             )
         if self.device.kind == "cuda" and value.device.id != self.device.index:
-            raise DeviceMismatch(f"{where} is on cuda:{value.device.id}, other arguments on {self.device}")
+            raise DeviceMismatch(
+                f"{self.where(parameter)} is on cuda:{value.device.id}, other arguments "
+                f"on {self.device}"
+            )
         return value
 
     def struct(self, parameter: Parameter, value: Any) -> Any:
-        where = f"{self.declared.name}: {parameter.name}"
         if not dataclasses.is_dataclass(value) or isinstance(value, type):
-            raise DtypeError(f"{where} is a struct {parameter.kind}, got {type(value).__name__} {value!r:.60}")
-        _check_struct(self.source, parameter.kind, type(value), where)
+            raise DtypeError(
+                f"{self.where(parameter)} is a struct {parameter.kind}, got {_short(value)}"
+            )
+        _check_struct(self.source, parameter, type(value), self.where(parameter))
         try:
-            return _struct(value)
+            return _struct(value)  # type: ignore[arg-type]  # a frozen dataclass is hashable
         except OverflowError as error:
-            raise ArgumentError(f"{where}: a field of {value} does not fit into 32 bits") from error
+            raise ArgumentError(
+                f"{self.where(parameter)}: a field of {value} does not fit into 32 bits"
+            ) from error
+
+    def where(self, parameter: Parameter) -> str:
+        return f"{self.declared.name}: {parameter.name}"
+
+
+def _short(value: Any) -> str:
+    return f"{type(value).__name__} {value!r:.60}"
 
 
 @functools.cache
@@ -350,18 +242,12 @@ def _struct(value: Any) -> np.ndarray[Any, Any]:
 
 
 @functools.cache
-def _check_struct(source: str, kind: str, dataclass: type, where: str) -> None:
-    """ArgumentError unless `dataclass` has the name and the fields of the source's struct `kind`."""
-    text = _COMMENT.sub("", source)
-    match = re.search(rf"\bstruct\s+{kind}\s*\{{([^{{}}]*)\}}", text)
-    declared = [
-        name.strip()
-        for group in re.findall(r"\bint\s+([^;]+);", match[1] if match else "")
-        for name in group.split(",")
-    ]
+def _check_struct(source: str, parameter: Parameter, dataclass: type, where: str) -> None:
+    """ArgumentError unless `dataclass` has the name and fields of the source's struct."""
+    declared = struct_fields(source, parameter.kind)
     fields = [field.name for field in dataclasses.fields(dataclass)]
-    if dataclass.__name__.lstrip("_") != kind or declared != fields:
+    if dataclass.__name__.lstrip("_") != parameter.kind or declared != fields:
         raise ArgumentError(
-            f"{where} is a struct {kind} ({', '.join(declared)}), got a {dataclass.__name__} "
-            f"({', '.join(fields)})"
+            f"{where} is a struct {parameter.kind} ({', '.join(declared)}), "
+            f"got a {dataclass.__name__} ({', '.join(fields)})"
         )

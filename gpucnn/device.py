@@ -67,8 +67,8 @@ class Device:
         match = re.fullmatch(r"cuda(?::(\d+))?", spec) if isinstance(spec, str) else None
         if match is None:
             raise DeviceError(
-                f"device {spec!r} is unknown\n  expected auto, cpu, cuda, cuda:N (N = 0, 1, ...) or "
-                "cudasim"
+                f"device {spec!r} is unknown\n"
+                "  expected auto, cpu, cuda, cuda:N (N = 0, 1, ...) or cudasim"
             )
         index = int(match[1] or 0)
         count = _cuda_device_count()

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.cudasim.array import ndarray
+from gpucnn.cudasim.arrays import ndarray
 
 _FENCE = 4096  # bytes on both sides of an array that belong to nothing
 _ALIGNMENT = 512
@@ -29,7 +29,9 @@ class Arguments:
     Python number.
     """
 
-    def __init__(self, kernel: str, parameters: list[tuple[str, bool]], args: tuple[Any, ...]) -> None:
+    def __init__(
+        self, kernel: str, parameters: list[tuple[str, bool]], args: tuple[Any, ...]
+    ) -> None:
         if len(args) != len(parameters):
             raise TypeError(f"{kernel}: takes {len(parameters)} arguments, got {len(args)}")
         self._parameters = parameters
@@ -101,10 +103,10 @@ def _value(kernel: str, arg: Any) -> np.ndarray[Any, Any]:
         return arg  # a struct by value
     if isinstance(arg, np.ndarray):
         raise TypeError(
-            f"{kernel}: an array of the host where the kernel expects device memory; CuPy would pass "
-            "its bytes by value"
+            f"{kernel}: an array of the host where the kernel expects device memory; "
+            "CuPy would pass its bytes by value"
         )
     raise TypeError(
-        f"{kernel}: {arg!r} is a Python {type(arg).__name__}; CuPy would pass 64 bits whatever the kernel "
-        "takes: give it a NumPy type (numpy.float32, numpy.int32)"
+        f"{kernel}: {arg!r} is a Python {type(arg).__name__}; CuPy would pass 64 bits whatever the "
+        "kernel takes: give it a NumPy type (numpy.float32, numpy.int32)"
     )

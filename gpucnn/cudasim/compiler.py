@@ -21,11 +21,18 @@ from gpucnn.errors import DeviceError, KernelError
 
 NATIVE = Path(__file__).parent / "native"
 _RUNTIME_SOURCES = ("scheduler.cpp", "pool.cpp", "checks.cpp", "races.cpp", "signals.cpp")
-_COMMON = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-g", "-fno-strict-aliasing", "-Wno-unknown-pragmas", f"-I{NATIVE}")
+_COMMON = (
+    "-std=c++17",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-g",
+    "-fno-strict-aliasing",
+    "-Wno-unknown-pragmas",
+    f"-I{NATIVE}",
+)
 # As NVRTC: multiply-adds are contracted, nothing else is taken for granted about floats but that
 # nobody asks for errno or traps.
 _FAST = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
-_DEBUG = ("-O0",)
 _UNSET = "-ftrivial-auto-var-init=pattern"  # a register that was never set holds no zero
 # The sanitizers' instrumentation alone: native/checks.cpp is what it calls.
 _CHECKED = (
@@ -61,12 +68,15 @@ def compiler() -> tuple[str, str]:
     for name in filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++")):
         path = shutil.which(name)
         if path is not None:
-            answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+            answer = subprocess.run(
+                [path, "--version"], capture_output=True, text=True, check=False
+            )
             if answer.returncode == 0:
                 return path, answer.stdout.splitlines()[0]
     raise DeviceError(
-        "device cudasim needs a C++17 compiler, and there is no g++, clang++ or $CXX on this machine\n"
-        "  install one: apt install g++, dnf install gcc-c++, xcode-select --install; or use device cpu"
+        "device cudasim needs a C++17 compiler, and this machine has no g++, clang++ or $CXX\n"
+        "  install one (apt install g++, dnf install gcc-c++, xcode-select --install), "
+        "or use device cpu"
     )
 
 
@@ -84,7 +94,9 @@ def _cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor() + platform.machine()
-    return "\n".join(sorted({line for line in lines if re.match(r"(flags|model name|Features)\b", line)}))
+    return "\n".join(
+        sorted({line for line in lines if re.match(r"(flags|model name|Features)\b", line)})
+    )
 
 
 @functools.cache
@@ -99,11 +111,13 @@ def _headers_digest() -> bytes:
 def compile_kernels(code: str, options: tuple[str, ...], settings: Settings) -> ctypes.CDLL:
     """The library that `code` makes; KernelError shows the compiler's words if it does not."""
     runtime()  # its symbols are what the library looks for when it is loaded
-    flags = _DEBUG if settings.debug and not settings.checked else _FAST
-    if settings.checked:
-        flags = (*_CHECKED, *_DEBUG) if settings.debug else _CHECKED
-    arguments = (*_COMMON, *flags, *([_UNSET] if _takes(_UNSET) else []), *options)
-    return ctypes.CDLL(str(_library("kernels", code, arguments, ("-include", str(NATIVE / "cuda.h")))))
+    flags = list(_CHECKED if settings.checked else _FAST)
+    if settings.debug:
+        flags += ["-O0"]  # the last -O counts
+    if _takes(_UNSET):
+        flags += [_UNSET]
+    before = ("-include", str(NATIVE / "cuda.h"))
+    return ctypes.CDLL(str(_library("kernels", code, (*_COMMON, *flags, *options), before)))
 
 
 @functools.cache
@@ -135,16 +149,21 @@ def _library(
         source.write_text(code, encoding="utf-8")
         # Two steps: given -fsanitize when it links, the compiler would add its own runtime.
         link = [path, "-shared", "-pthread", str(object_file), "-o", str(made)]
-        for command in ([path, "-c", *before, *arguments, str(source), "-o", str(object_file)], link):
+        for command in (
+            [path, "-c", *before, *arguments, str(source), "-o", str(object_file)],
+            link,
+        ):
             answer = subprocess.run(command, capture_output=True, text=True, check=False)
             if answer.returncode != 0:
-                raise KernelError(f"cudasim: {Path(path).name} refuses a kernel\n{answer.stderr.strip()}")
+                raise KernelError(
+                    f"cudasim: {Path(path).name} refuses a kernel\n{answer.stderr.strip()}"
+                )
         os.replace(made, target)
     return target
 
 
 def explain(library: ctypes.CDLL, text: str) -> str:
-    """`text` with its <code 0x...>, offsets into `library`, as "at file:line" where that is known."""
+    """`text` with its <code 0x...>, offsets into `library`, as "at file:line" if that is known."""
     tool = shutil.which("addr2line")
 
     def line(match: re.Match[str]) -> str:

@@ -7,13 +7,15 @@ measure the host's clock.
 import time
 from typing import Any, Literal
 
+from gpucnn.cudasim.memory import MemoryPool, OutOfMemoryError
 from gpucnn.errors import DeviceError
+
+__all__ = ["Device", "Event", "MemoryPointer", "MemoryPool", "Stream", "memory", "runtime"]
 
 
 class _Counters:
-    """What a test may want to count."""
+    """What a test may want to count: how often the host waited for the device."""
 
-    allocations = 0
     host_syncs = 0
 
 
@@ -24,7 +26,7 @@ class Device:
     """The one simulated device; usable in a `with` block, as CuPy's."""
 
     def __init__(self, device: "int | Device" = 0) -> None:
-        self.id = device.id if isinstance(device, Device) else int(device)
+        self.id: int = int(device)
         if self.id != 0:
             raise DeviceError(f"device cudasim:{self.id} does not exist\n  there is one: cudasim")
 
@@ -67,6 +69,13 @@ class Device:
 
     def __repr__(self) -> str:
         return f"<cudasim.Device {self.id}>"
+
+
+class MemoryPointer:
+    """Where an array starts: `array.data.ptr`."""
+
+    def __init__(self, ptr: int) -> None:
+        self.ptr = ptr
 
 
 class Stream:
@@ -133,12 +142,20 @@ def get_elapsed_time(start: Event, end: Event) -> float:
     return (end.seconds - start.seconds) * 1e3
 
 
+class memory:  # a namespace, named as cupy.cuda.memory
+    OutOfMemoryError = OutOfMemoryError
+
+
 class runtime:  # a namespace, named as cupy.cuda.runtime
     """The part of the CUDA runtime that gpucnn asks."""
 
     @staticmethod
     def getDeviceCount() -> int:
         return 1
+
+    @staticmethod
+    def getDevice() -> int:
+        return 0
 
     @staticmethod
     def getDeviceProperties(device: int) -> dict[str, Any]:

@@ -46,7 +46,9 @@ class RawModule:
 
     def get_function(self, name: str) -> "Function":
         if name not in self.parameters:
-            raise KernelError(f"cudasim: the module has no kernel {name}; it has {sorted(self.parameters)}")
+            raise KernelError(
+                f"cudasim: the module has no kernel {name}; it has {sorted(self.parameters)}"
+            )
         return Function(self, name)
 
     def library(self, how: settings.Settings) -> ctypes.CDLL:
@@ -54,7 +56,9 @@ class RawModule:
         key = how.checked, how.debug
         library = self._libraries.get(key)
         if library is None:
-            library = self._libraries[key] = compiler.compile_kernels(self._code, self._options, how)
+            library = self._libraries[key] = compiler.compile_kernels(
+                self._code, self._options, how
+            )
             library.cudasim_shared_used.restype = ctypes.c_void_p
         return library
 
@@ -82,7 +86,6 @@ class Function:
         args: tuple[Any, ...],
         *,
         shared_mem: int = 0,
-        stream: Any = None,
     ) -> None:
         how = settings.current()
         grid, block = _triple("grid", grid), _triple("block", block)

@@ -7,8 +7,8 @@
     GPUCNN_CUDASIM=fast,schedule=random:7   threads and blocks in an order drawn from seed 7
     GPUCNN_CUDASIM=debug                    unoptimised, one core: for gdb
 
-Words are separated by commas: one of fast, address and race; schedule=lowest, highest or random:SEED;
-threads=N; debug.
+Words are separated by commas: one of fast, address and race; schedule=lowest, schedule=highest or
+schedule=random:SEED; threads=N; debug.
 """
 
 import functools
@@ -42,7 +42,7 @@ class Settings:
 
     @property
     def workers(self) -> int:
-        """How many cores blocks run on: one where a person or a checker looks, for a fixed order."""
+        """How many cores blocks run on: one where somebody looks, so that the order is fixed."""
         if self.debug or self.checked:
             return 1
         return self.threads or len(os.sched_getaffinity(0))
@@ -72,6 +72,8 @@ def parse(text: str) -> Settings:
         else:
             raise ArgumentError(f"{VARIABLE}={text}: {word!r} is unknown\n  {_GRAMMAR}")
         if given.keys() & found.keys():
-            raise ArgumentError(f"{VARIABLE}={text}: {word!r} contradicts a word before it\n  {_GRAMMAR}")
+            raise ArgumentError(
+                f"{VARIABLE}={text}: {word!r} contradicts a word before it\n  {_GRAMMAR}"
+            )
         found |= given
     return Settings(**found)  # type: ignore[arg-type]  # the names are Settings' own

@@ -72,12 +72,15 @@ def _static(match: re.Match[str]) -> str:
     result = ""
     for part in parts:
         if part is None or parts[0] is None:
-            raise KernelError(f"cudasim: cannot read the declaration {match[0]!r}\n  declare each alone")
+            raise KernelError(
+                f"cudasim: cannot read the declaration {match[0]!r}\n  declare each alone"
+            )
         kind, name, extents = parts[0]["type"].strip(), part["name"], part["extents"]
         align = match["align"] or f"alignof(cudasim_type_{name})"
         result += (
             f"using cudasim_type_{name} = {kind}{extents}; "
-            f"static const size_t cudasim_at_{name} = cudasim_reserve_shared(&cudasim::shared_used, "
+            f"static const size_t cudasim_at_{name} = "
+            f"cudasim_reserve_shared(&cudasim::shared_used, "
             f'sizeof(cudasim_type_{name}), {align}, "{name}"); '
             f"cudasim_type_{name}& {name} = *reinterpret_cast<cudasim_type_{name}*>"
             f"(cudasim_shared.start + cudasim_at_{name}); "

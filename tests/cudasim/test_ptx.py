@@ -49,8 +49,10 @@ def packed(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return low.astype(np.uint32) | high.astype(np.uint32) << 16
 
 
-def fragments(matrix_a: np.ndarray, matrix_b: np.ndarray, per_register: int) -> tuple[np.ndarray, ...]:
-    """Registers a (32, R) and b (32, R/2) for bit patterns A (16, K) and B (K, 8): the ISA's tables."""
+def fragments(
+    matrix_a: np.ndarray, matrix_b: np.ndarray, per_register: int
+) -> tuple[np.ndarray, ...]:
+    """Registers a (32, R), b (32, R/2) of bit patterns A (16, K), B (K, 8): the ISA's tables."""
     k_total = matrix_a.shape[1]
     a, b = [], []
     for k in range(0, k_total, 4 * per_register):
@@ -133,11 +135,10 @@ def test_ldmatrix_hands_out_rows_as_the_isa_says(simulate, count, transposed, mo
 def test_half_conversions_are_exact_and_round_to_even(simulate):
     every = np.arange(2**16, dtype=np.uint16)
     rng = np.random.default_rng(0)
-    x = np.concatenate([
-        rng.standard_normal(4000) * 10.0 ** rng.uniform(-9, 6, 4000),
-        [0.0, -0.0, 65504, 65519.996, 65520, np.inf, -np.inf, 2.0**-24, 2.0**-25, 2.0**-25 * 1.001, 1 + 2.0**-11,
-         1 + 3 * 2.0**-11],
-    ]).astype(np.float32)  # fmt: skip
+    edges = [0.0, -0.0, 65504, 65519.996, 65520, np.inf, -np.inf, 2.0**-24, 2.0**-25]
+    ties = [2.0**-25 * 1.001, 1 + 2.0**-11, 1 + 3 * 2.0**-11]
+    spread = rng.standard_normal(4000) * 10.0 ** rng.uniform(-9, 6, 4000)
+    x = np.concatenate([spread, edges, ties]).astype(np.float32)
     up, down = np.empty(2**16, np.float32), np.empty(x.size, np.uint16)
     code = f"""{PTX}
     extern "C" __global__ void widen(const half* x, float* y) {{
@@ -157,7 +158,9 @@ def test_half_conversions_are_exact_and_round_to_even(simulate):
 
 def test_bfloat16_and_tf32_round_to_nearest(simulate):
     rng = np.random.default_rng(1)
-    x = np.concatenate([rng.standard_normal(4000), [1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-11]]).astype(np.float32)
+    x = np.concatenate(
+        [rng.standard_normal(4000), [1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-11]]
+    ).astype(np.float32)
     narrow, tf32 = np.empty(x.size, np.uint16), np.empty(x.size, np.float32)
     code = f"""{PTX}
     extern "C" __global__ void kernel(const float* x, bfloat16* y, float* z, int n) {{
@@ -169,7 +172,9 @@ def test_bfloat16_and_tf32_round_to_nearest(simulate):
     np.testing.assert_array_equal(tf32, round_to_tf32(x))
 
 
-COPY = PTX + """
+COPY = (
+    PTX
+    + """
 extern "C" __global__ void kernel(const float* x, float* y) {
     extern __shared__ float tile[];
     int t = threadIdx.x;
@@ -181,12 +186,15 @@ extern "C" __global__ void kernel(const float* x, float* y) {
     __syncthreads();
     for (int i = t; i < 160; i += 32) y[i] = tile[(i + 4) % 160];
 }"""
+)
 
 
 @pytest.mark.parametrize("mode", ["fast", "fast,schedule=highest", "address", "race"])
 def test_an_asynchronous_copy_is_there_after_its_wait(simulate, mode):
     x, y = np.arange(1, 161, dtype=np.float32), np.zeros(160, np.float32)
-    simulate(COPY.replace("WAIT", "copy_async_wait<0>();"), "kernel", 1, 32, x, y, mode=mode, shared=640)
+    simulate(
+        COPY.replace("WAIT", "copy_async_wait<0>();"), "kernel", 1, 32, x, y, mode=mode, shared=640
+    )
     x[14:16] = 0  # beyond from_bytes: zeros
     np.testing.assert_array_equal(y, np.roll(x, -4))
 
@@ -197,7 +205,16 @@ def test_an_asynchronous_copy_is_not_there_before_its_wait(simulate):
     assert np.isnan(y[124:156]).all()  # the second group
     assert not np.isnan(y[:124]).any()
     with pytest.raises(KernelError, match="asynchronous copy is still under way"):
-        simulate(COPY.replace("WAIT", "copy_async_wait<1>();"), "kernel", 1, 32, x, y, shared=640, mode="race")
+        simulate(
+            COPY.replace("WAIT", "copy_async_wait<1>();"),
+            "kernel",
+            1,
+            32,
+            x,
+            y,
+            shared=640,
+            mode="race",
+        )
 
 
 def test_a_copy_needs_both_addresses_aligned(simulate):
@@ -208,7 +225,9 @@ def test_a_copy_needs_both_addresses_aligned(simulate):
 
 
 def test_mma_needs_all_lanes(simulate):
-    code = PTX + """
+    code = (
+        PTX
+        + """
     extern "C" __global__ void kernel(float* y) {
         unsigned a[4] = {}, b[2] = {};
         float d[4] = {};
@@ -216,6 +235,7 @@ def test_mma_needs_all_lanes(simulate):
         multiply_tf32(d, a, b);
         y[threadIdx.x] = d[0];
     }"""
+    )
     with pytest.raises(KernelError, match=r"thread \(5, 0, 0\), which it names, has returned"):
         simulate(code, "kernel", 1, 32, np.zeros(32, np.float32))
     with pytest.raises(KernelError, match="lane 20 of its warp does not"):

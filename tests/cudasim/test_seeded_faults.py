@@ -8,10 +8,10 @@ import functools
 
 import numpy as np
 import pytest
+from victims import CODE, FAULTS, HEADER, VICTIMS, Fault, Victim
 
 from gpucnn import cudasim
 from gpucnn.errors import KernelError
-from tests.cudasim.victims import FAULTS, VICTIMS, Fault, Victim
 
 MODES = {
     "fast": "fast",
@@ -25,7 +25,7 @@ BY_NAME = {victim.name: victim for victim in VICTIMS}
 
 def variant(victim: Victim, fault: Fault | None) -> str:
     """The victim's source with the fault in it, its kernel under a name of its own."""
-    code = victim.code
+    code = CODE[victim.name]
     if fault is not None:
         assert code.count(fault.old) == 1, f"{fault.what}: not found once in {fault.victim}"
         code = code.replace(fault.old, fault.new)
@@ -40,11 +40,11 @@ def kernel_name(victim: Victim, fault: Fault | None) -> str:
 def module() -> cudasim.RawModule:
     pieces = [variant(victim, None) for victim in VICTIMS]
     pieces += [variant(BY_NAME[fault.victim], fault) for fault in FAULTS]
-    return cudasim.RawModule(code='#include "ptx.h"\n' + "\n".join(pieces))
+    return cudasim.RawModule(code=HEADER + "\n".join(pieces))
 
 
 def run(victim: Victim, fault: Fault | None = None) -> str:
-    """"" if all is well, else what was noticed."""
+    """ "" if all is well, else what was noticed."""
     arguments = [cudasim.asarray(a) if isinstance(a, np.ndarray) else a for a in victim.arguments()]
     function = module().get_function(kernel_name(victim, fault))
     try:
@@ -55,7 +55,9 @@ def run(victim: Victim, fault: Fault | None = None) -> str:
     return "" if same else "wrong result"
 
 
-@pytest.mark.parametrize("mode", [*MODES.values(), "race,schedule=highest", "address,schedule=random:2"])
+@pytest.mark.parametrize(
+    "mode", [*MODES.values(), "race,schedule=highest", "address,schedule=random:2"]
+)
 @pytest.mark.parametrize("victim", VICTIMS, ids=lambda victim: victim.name)
 def test_a_correct_kernel_passes(victim, mode, monkeypatch):
     monkeypatch.setenv("GPUCNN_CUDASIM", mode)
@@ -70,7 +72,14 @@ def test_every_seeded_fault_is_caught(monkeypatch, capsys):
             monkeypatch.setenv("GPUCNN_CUDASIM", setting)
             seen[mode] = run(BY_NAME[fault.victim], fault)
         marks = "".join(f"{'x' if notice else '.':^9}" for notice in seen.values())
-        said = next((n for n in (seen["address"], seen["race"], *seen.values()) if n and n != "wrong result"), "")
+        said = next(
+            (
+                n
+                for n in (seen["address"], seen["race"], *seen.values())
+                if n and n != "wrong result"
+            ),
+            "",
+        )
         lines.append(f"{fault.victim + ': ' + fault.what:<48}{marks} {said:.90}")
         if not any(seen.values()):
             missed.append(fault)

@@ -1,130 +1,19 @@
-"""Small correct kernels of every kind that gpucnn has, and defects to plant in them.
+"""The kernels of victims.cu with their inputs and results, and defects to plant in them.
 
-Each victim knows its inputs and what NumPy says must come out.  A fault replaces one piece of a
-victim's source by another.
+What must come out is NumPy's word.  A fault replaces one piece of a kernel's text by another.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-REDUCE = """
-extern "C" __global__ void reduce(const float* x, float* y, int n) {
-    __shared__ float partial[4];
-    float sum = 0.0f;
-    for (int i = blockIdx.x * 128 + threadIdx.x; i < n; i += gridDim.x * 128) sum += x[i];
-    for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
-    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
-    __syncthreads();
-    if (threadIdx.x < 32) {
-        float total = threadIdx.x < 4 ? partial[threadIdx.x] : 0.0f;
-        for (int d = 2; d > 0; d /= 2) total += __shfl_xor_sync(0xffffffffu, total, d);
-        if (threadIdx.x == 0) y[blockIdx.x] = total;
-    }
-}
-"""
-
-TRANSPOSE = """
-extern "C" __global__ void transpose(const float* x, float* y, int rows, int columns) {
-    __shared__ float tile[32][33];
-    int row = blockIdx.y * 32, column = blockIdx.x * 32;
-    for (int r = threadIdx.y; r < 32; r += 8)
-        if (row + r < rows && column + threadIdx.x < columns)
-            tile[r][threadIdx.x] = x[(row + r) * columns + column + threadIdx.x];
-    __syncthreads();
-    for (int r = threadIdx.y; r < 32; r += 8)
-        if (column + r < columns && row + threadIdx.x < rows)
-            y[(column + r) * rows + row + threadIdx.x] = tile[threadIdx.x][r];
-}
-"""
-
-GEMM = """
-extern "C" __global__ void gemm(const float* a, const float* b, float* c, int m, int n, int k) {
-    __shared__ float left[2][16][17], right[2][16][16];
-    int row = blockIdx.y * 16 + threadIdx.y, column = blockIdx.x * 16 + threadIdx.x;
-    int steps = (k + 15) / 16;
-    float sum = 0.0f;
-    for (int step = 0; step < steps; ++step) {
-        int buffer = step % 2, at = step * 16;
-        left[buffer][threadIdx.y][threadIdx.x] =
-            row < m && at + threadIdx.x < k ? a[row * k + at + threadIdx.x] : 0.0f;
-        right[buffer][threadIdx.y][threadIdx.x] =
-            column < n && at + threadIdx.y < k ? b[(at + threadIdx.y) * n + column] : 0.0f;
-        __syncthreads();
-        for (int i = 0; i < 16; ++i)
-            sum += left[buffer][threadIdx.y][i] * right[buffer][i][threadIdx.x];
-    }
-    if (row < m && column < n) c[row * n + column] = sum;
-}
-"""
-
-PIPELINE = """
-extern "C" __global__ void pipeline(const float* x, float* y, int steps) {
-    extern __shared__ float stages[];  // 3 of 128 floats
-    int t = threadIdx.x;
-    float sum = 0.0f;
-    for (int s = 0; s < 2; ++s) {
-        copy_async<16>(stages + s * 128 + 4 * t, x + s * 128 + 4 * t, s < steps ? 16 : 0);
-        copy_async_commit();
-    }
-    for (int s = 0; s < steps; ++s) {
-        copy_async_wait<1>();
-        __syncthreads();
-        int next = s + 2;
-        if (next < steps)
-            copy_async<16>(stages + next % 3 * 128 + 4 * t, x + next * 128 + 4 * t);
-        copy_async_commit();
-        for (int i = 0; i < 4; ++i) sum += stages[s % 3 * 128 + (t + 32 * i + 17) % 128];
-    }
-    y[t] = sum;
-}
-"""
-
-TENSOR = """
-extern "C" __global__ void tensor(const half* a, const half* b, float* c) {
-    // 16 x 32 times 32 x 8; rows of 64 bytes, whose 16-byte chunks are swapped around so that the
-    // eight rows of a matrix lie in different banks.
-    __shared__ __align__(16) half left[16][32], right[32][8];
-    int lane = threadIdx.x;
-    for (int i = lane; i < 64; i += 32)
-        for (int e = 0; e < 8; ++e)
-            left[i / 4][(i % 4 ^ i / 8 % 4) * 8 + e] = a[i * 8 + e];
-    for (int e = 0; e < 8; ++e) right[lane][e] = b[lane * 8 + e];
-    __syncwarp();
-    float d[4] = {};
-    for (int k = 0; k < 32; k += 16) {
-        unsigned fa[4], fb[2];
-        int row = lane % 16, chunk = k / 8 + lane / 16;
-        load_matrices(fa, &left[row][(chunk ^ row / 2 % 4) * 8]);
-        load_matrices_transposed(fb, right[k + lane % 16]);
-        multiply_half(d, fa, fb);
-    }
-    for (int i = 0; i < 4; ++i) c[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = d[i];
-}
-"""
-
-HISTOGRAM = """
-extern "C" __global__ void histogram(const unsigned char* x, int* counts, int n) {
-    __shared__ int bins[16];
-    if (threadIdx.x < 16) bins[threadIdx.x] = 0;
-    __syncthreads();
-    int i = blockIdx.x * 64 + threadIdx.x;
-    if (i < n) atomicAdd(&bins[x[i] % 16], 1);
-    __syncthreads();
-    if (threadIdx.x < 16) atomicAdd(&counts[threadIdx.x], bins[threadIdx.x]);
-}
-"""
-
-VECTOR = """
-extern "C" __global__ void vector(const float* x, const int* order, float* y, int n) {
-    int i = (blockIdx.x * 32 + threadIdx.x) * 4;
-    if (i >= n) return;
-    float4 v = *reinterpret_cast<const float4*>(x + order[i / 4] * 4);
-    float w[4] = {v.w, v.z, v.y, v.x};
-    for (int j = 0; j < 4; ++j) y[i + j] = w[j] / float(n / 4);
-}
-"""
+HEADER, *PIECES = re.split(
+    r'(?=^extern "C")', Path(__file__).with_suffix(".cu").read_text(), flags=re.MULTILINE
+)
+CODE = {re.search(r"void (\w+)\(", piece)[1]: piece for piece in PIECES}
 
 rng = np.random.default_rng(0)
 
@@ -137,7 +26,6 @@ def whole(*shape: int) -> np.ndarray:
 @dataclass(frozen=True)
 class Victim:
     name: str
-    code: str
     grid: tuple[int, ...]
     block: tuple[int, ...]
     arguments: Callable[[], list]  # the result is the array whose name is in `result`
@@ -151,7 +39,9 @@ P = whole(6 * 128)
 HA, HB = whole(16, 32).astype(np.float16), whole(32, 8).astype(np.float16)
 BYTES = rng.integers(0, 256, 300).astype(np.uint8)
 V, ORDER = whole(256), rng.permutation(64).astype(np.int32)
-PARTS = np.array([sum(X[i : i + 128].sum() for i in range(start, 500, 384)) for start in (0, 128, 256)])
+PARTS = np.array(
+    [sum(X[i : i + 128].sum() for i in range(start, 500, 384)) for start in (0, 128, 256)]
+)
 
 
 def fresh(*shape: int) -> np.ndarray:
@@ -159,26 +49,45 @@ def fresh(*shape: int) -> np.ndarray:
 
 
 VICTIMS = [
-    Victim("reduce", REDUCE, (3,), (128,), lambda: [X, fresh(3), np.int32(500)], 1, PARTS),
-    Victim("transpose", TRANSPOSE, (2, 2), (32, 8), lambda: [A, fresh(37, 40), np.int32(40), np.int32(37)], 1, A.T),
+    Victim("reduce", (3,), (128,), lambda: [X, fresh(3), np.int32(500)], 1, PARTS),
     Victim(
-        "gemm", GEMM, (2, 3), (16, 16),
-        lambda: [A, B, fresh(40, 23), np.int32(40), np.int32(23), np.int32(37)], 2, A @ B,
+        "transpose", (2, 2), (32, 8), lambda: [A, fresh(37, 40), np.int32(40), np.int32(37)], 1, A.T
     ),
     Victim(
-        "pipeline", PIPELINE, (1,), (32,), lambda: [P, fresh(32), np.int32(6)], 1,
-        P.reshape(-1, 4, 32).sum((0, 1))[(np.arange(32) + 17) % 32], 3 * 128 * 4,
+        "gemm",
+        (2, 3),
+        (16, 16),
+        lambda: [A, B, fresh(40, 23), np.int32(40), np.int32(23), np.int32(37)],
+        2,
+        A @ B,
     ),
-    Victim("tensor", TENSOR, (1,), (32,), lambda: [HA, HB, fresh(16, 8)], 2, HA.astype(np.float32) @ HB),
     Victim(
-        "histogram", HISTOGRAM, (5,), (64,), lambda: [BYTES, np.zeros(16, np.int32), np.int32(300)], 1,
+        "pipeline",
+        (1,),
+        (32,),
+        lambda: [P, fresh(32), np.int32(6)],
+        1,
+        P.reshape(-1, 4, 32).sum((0, 1))[(np.arange(32) + 17) % 32],
+        3 * 128 * 4,
+    ),
+    Victim("tensor", (1,), (32,), lambda: [HA, HB, fresh(16, 8)], 2, HA.astype(np.float32) @ HB),
+    Victim(
+        "histogram",
+        (5,),
+        (64,),
+        lambda: [BYTES, np.zeros(16, np.int32), np.int32(300)],
+        1,
         np.bincount(BYTES % 16, minlength=16),
     ),
     Victim(
-        "vector", VECTOR, (2,), (32,), lambda: [V, ORDER, fresh(256), np.int32(256)], 2,
+        "vector",
+        (2,),
+        (32,),
+        lambda: [V, ORDER, fresh(256), np.int32(256)],
+        2,
         V.reshape(64, 4)[ORDER, ::-1].ravel() / np.float32(64),
     ),
-]  # fmt: skip
+]
 
 
 @dataclass(frozen=True)
@@ -192,22 +101,45 @@ class Fault:
 FAULTS = [
     Fault("barrier dropped", "reduce", "__syncthreads();", ""),
     Fault("barrier of the warp only", "reduce", "__syncthreads();", "__syncwarp();"),
-    Fault("barrier in a branch", "reduce", "__syncthreads();", "if (threadIdx.x < 64) __syncthreads();"),
-    Fault("mask leaves out half", "reduce", "sum += __shfl_xor_sync(0xffffffffu", "sum += __shfl_xor_sync(0x0000ffffu"),
-    Fault("shuffle by half a warp", "reduce", "(int d = 16; d > 0; d /= 2) sum",
-          "(int d = 16; d > 0 && threadIdx.x % 32 < 16; d /= 2) sum"),
-    Fault("lanes return early", "reduce", "if (threadIdx.x < 32) {", "if (threadIdx.x < 4) {"),
+    Fault(
+        "barrier in a branch",
+        "reduce",
+        "__syncthreads();",
+        "if (threadIdx.x < 64) __syncthreads();",
+    ),
+    Fault(
+        "mask leaves out half",
+        "reduce",
+        "sum += __shfl_xor_sync(0xffffffffu",
+        "sum += __shfl_xor_sync(0x0000ffffu",
+    ),
+    Fault(
+        "shuffle by half a warp",
+        "reduce",
+        "(int d = 16; d > 0; d /= 2) sum",
+        "(int d = 16; d > 0 && threadIdx.x % 32 < 16; d /= 2) sum",
+    ),
+    Fault("lanes have returned", "reduce", "if (threadIdx.x < 32) {", "if (threadIdx.x < 4) {"),
     Fault("first distance halved", "reduce", "int d = 16", "int d = 8"),
     Fault("bound off by one", "reduce", "i < n;", "i <= n;"),
     Fault("accumulator not cleared", "reduce", "float sum = 0.0f;", "float sum;"),
-    Fault("index of a shared array off by one", "reduce", "partial[threadIdx.x / 32] =", "partial[threadIdx.x / 32 + 1] ="),
+    Fault(
+        "index of a shared array off by one",
+        "reduce",
+        "partial[threadIdx.x / 32] =",
+        "partial[threadIdx.x / 32 + 1] =",
+    ),
     Fault("every lane writes the result", "reduce", "if (threadIdx.x == 0) y", "y"),
     Fault("block strides overlap", "reduce", "blockIdx.x * 128 + t", "blockIdx.x * 127 + t"),
     Fault("barrier dropped", "transpose", "__syncthreads();", ""),
     Fault("tile read untransposed", "transpose", "tile[threadIdx.x][r]", "tile[r][threadIdx.x]"),
     Fault("guard of a column dropped", "transpose", "&& column + threadIdx.x < columns", ""),
-    Fault("guards of rows and columns swapped", "transpose", "column + r < columns && row + threadIdx.x < rows",
-          "column + r < rows && row + threadIdx.x < columns"),
+    Fault(
+        "guards of rows and columns swapped",
+        "transpose",
+        "column + r < columns && row + threadIdx.x < rows",
+        "column + r < rows && row + threadIdx.x < columns",
+    ),
     Fault("tile a row short", "transpose", "tile[32][33]", "tile[31][33]"),
     Fault("barrier dropped", "gemm", "__syncthreads();", ""),
     Fault("buffers not alternated", "gemm", "buffer = step % 2", "buffer = 0"),
@@ -220,24 +152,43 @@ FAULTS = [
     Fault("wait for one group too few", "pipeline", "copy_async_wait<1>", "copy_async_wait<2>"),
     Fault("commit missing", "pipeline", "        copy_async_commit();\n        for", "        for"),
     Fault("barrier after the wait dropped", "pipeline", "__syncthreads();", ""),
-    Fault("two stages where three are needed", "pipeline", "stages + next % 3", "stages + next % 2"),
-    Fault("copy from a misaligned address", "pipeline", "x + next * 128 + 4 * t", "x + next * 128 + 4 * t + 1"),
+    Fault(
+        "two stages where three are needed", "pipeline", "stages + next % 3", "stages + next % 2"
+    ),
+    Fault(
+        "copy from a misaligned address",
+        "pipeline",
+        "x + next * 128 + 4 * t",
+        "x + next * 128 + 4 * t + 1",
+    ),
     Fault("copies past the end", "pipeline", "if (next < steps)", "if (next < steps + 1)"),
     Fault("swizzle wrong where it is stored", "tensor", "i % 4 ^ i / 8 % 4", "i % 4 ^ i / 4 % 4"),
     Fault("swizzle left out where it is read", "tensor", "(chunk ^ row / 2 % 4)", "chunk"),
     Fault("fragment not transposed", "tensor", "load_matrices_transposed", "load_matrices"),
-    Fault("fragment registers swapped", "tensor", "multiply_half(d, fa, fb);",
-          "unsigned t = fa[1]; fa[1] = fa[2]; fa[2] = t; multiply_half(d, fa, fb);"),
+    Fault(
+        "fragment registers swapped",
+        "tensor",
+        "multiply_half(d, fa, fb);",
+        "unsigned t = fa[1]; fa[1] = fa[2]; fa[2] = t; multiply_half(d, fa, fb);",
+    ),
     Fault("accumulator not cleared", "tensor", "float d[4] = {};", "float d[4];"),
     Fault("barrier of the warp dropped", "tensor", "__syncwarp();", ""),
-    Fault("atomic made plain", "histogram", "atomicAdd(&bins[x[i] % 16], 1);", "bins[x[i] % 16] += 1;"),
-    Fault("atomic between blocks made plain", "histogram", "atomicAdd(&counts[threadIdx.x], bins[threadIdx.x]);",
-          "counts[threadIdx.x] += bins[threadIdx.x];"),
-    Fault("shared memory not cleared", "histogram", "if (threadIdx.x < 16) bins[threadIdx.x] = 0;", ""),
+    Fault(
+        "atomic made plain", "histogram", "atomicAdd(&bins[x[i] % 16], 1);", "bins[x[i] % 16] += 1;"
+    ),
+    Fault(
+        "atomic between blocks made plain",
+        "histogram",
+        "atomicAdd(&counts[threadIdx.x], bins[threadIdx.x]);",
+        "counts[threadIdx.x] += bins[threadIdx.x];",
+    ),
+    Fault(
+        "shared memory not cleared", "histogram", "if (threadIdx.x < 16) bins[threadIdx.x] = 0;", ""
+    ),
     Fault("barrier after clearing dropped", "histogram", "= 0;\n    __syncthreads();", "= 0;"),
     Fault("bins not wrapped", "histogram", "x[i] % 16]", "x[i]]"),
     Fault("vector load misaligned", "vector", "x + order[i / 4] * 4)", "x + order[i / 4] * 4 - 1)"),
     Fault("index not scaled", "vector", "order[i / 4]", "order[i]"),
     Fault("guard dropped", "vector", "if (i >= n) return;", "i += n > 0 ? 4 : 0;"),
     Fault("division by zero", "vector", "float(n / 4)", "float(n / (n / 512))"),
-]  # fmt: skip
+]

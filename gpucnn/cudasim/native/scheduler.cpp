@@ -275,7 +275,8 @@ void Worker::meet(unsigned mask, void* mine, Combine combine, void* extra, Place
         fail("calls " + where(place) + " with mask " + hexadecimal(mask) +
              ", but other lanes of its warp wait in " + where(meeting.place) + " with mask " +
              hexadecimal(meeting.mask));
-    } else if (!same(place, meeting.place)) {
+    } else if (!same(place, meeting.place) && (combine || meeting.combine)) {
+        // __syncwarp, which combines nothing, may be called from several places.
         fail("calls " + where(place) + ", but other lanes of its warp wait in " +
              where(meeting.place));
     }

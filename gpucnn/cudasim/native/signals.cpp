@@ -8,17 +8,19 @@
 namespace cudasim {
 namespace {
 
-constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE};
+constexpr int kCount = 4, kSignals[kCount] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 constexpr size_t kSignalStack = 64 << 10;
-struct sigaction before[3];
+struct sigaction before[kCount];
 
 void on_signal(int number, siginfo_t* info, void*) {
     if (this_worker && this_worker->launch && this_worker->current()) {  // in a kernel
         if (number == SIGFPE) cudasim_fail("divides an integer by zero");
+        if (number == SIGILL)  // where the compiler sees no meaning it puts a trap
+            cudasim_fail("does what the compiler knows to be wrong, such as dividing by zero");
         cudasim_fail("touches address %p, where no memory is; GPUCNN_CUDASIM=address says which "
                      "line and array", info->si_addr);
     }
-    for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &before[i], nullptr);
+    for (int i = 0; i < kCount; ++i) sigaction(kSignals[i], &before[i], nullptr);
     raise(number);  // somebody else's: as if we had not been here
 }
 
@@ -37,11 +39,11 @@ CatchSignals::CatchSignals() {
     mine.sa_sigaction = on_signal;
     // NODEFER: the handler leaves by switching to another stack, and never returns.
     mine.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &mine, &before[i]);
+    for (int i = 0; i < kCount; ++i) sigaction(kSignals[i], &mine, &before[i]);
 }
 
 CatchSignals::~CatchSignals() {
-    for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &before[i], nullptr);
+    for (int i = 0; i < kCount; ++i) sigaction(kSignals[i], &before[i], nullptr);
 }
 
 }  // namespace cudasim

@@ -4,30 +4,23 @@ It behaves as CuPy's where gpucnn uses it, and refuses what CuPy refuses: NumPy 
 without `.get()`, and no operation takes a NumPy array beside it.
 """
 
-import math
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from gpucnn.cudasim import driver
-
-# Every 16 bits are a NaN as float16 and bfloat16, every 32 as float32, every 64 as float64; as an
-# integer it is far out of bounds.  native/scheduler.cpp fills shared memory with the same.
-POISON = 0x7FFF
-_ALIGNMENT = 512  # of CuPy's allocations
-_FENCE = 4096  # bytes of poison around an array: a small step outside harms no other
+from gpucnn.cudasim import driver, memory
+from gpucnn.cudasim.memory import Host
 
 
 class ndarray:
     """An array in the simulated device's memory."""
 
-    __slots__ = ("_host",)
-    __array_priority__ = 100
+    __slots__ = ("__weakref__", "_host")
 
     def __init__(self, shape: Any, dtype: Any = float) -> None:
-        self._host = allocate(shape, dtype)
+        self._host = memory.allocate(shape, dtype)
 
     # --- what it is ---
 
@@ -39,25 +32,14 @@ class ndarray:
     itemsize = property(lambda self: self._host.itemsize)
     strides = property(lambda self: self._host.strides)
     flags = property(lambda self: self._host.flags)
+    T = property(lambda self: wrap(self._host.T))
     device = property(lambda self: driver.Device(0))
-
-    @property
-    def data(self) -> "MemoryPointer":
-        return MemoryPointer(self._host.ctypes.data)
-
-    @property
-    def T(self) -> "ndarray":
-        return wrap(self._host.T)
-
-    @property
-    def base(self) -> "ndarray | None":
-        owner = self._host.base
-        return wrap(owner) if isinstance(owner, np.ndarray) else None
+    data = property(lambda self: driver.MemoryPointer(self._host.ctypes.data))
 
     def __len__(self) -> int:
         return len(self._host)
 
-    def __iter__(self) -> Iterator["ndarray"]:
+    def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
@@ -65,12 +47,13 @@ class ndarray:
 
     # --- to the host: each of these waits for the device ---
 
-    def get(self) -> np.ndarray[Any, Any]:
+    def get(self) -> Host:
         """A copy in host memory."""
         driver.counters.host_syncs += 1
         return self._host.copy()
 
     def item(self, *index: int) -> Any:
+        """The only element, or the one at `index`, as a Python number."""
         driver.counters.host_syncs += 1
         return self._host.item(*index)
 
@@ -89,7 +72,7 @@ class ndarray:
     def __index__(self) -> int:
         return int(self.get().__index__())
 
-    def set(self, host: np.ndarray[Any, Any]) -> None:
+    def set(self, host: Host) -> None:
         """Copy an array of the host, of the same shape and dtype, into this one."""
         if not isinstance(host, np.ndarray):
             raise TypeError(f"set takes a NumPy array, got {type(host).__name__}")
@@ -113,50 +96,31 @@ class ndarray:
 
     # --- elements ---
 
-    def __getitem__(self, index: Any) -> "ndarray":
+    def __getitem__(self, index: Any) -> Any:
         return wrap(self._host[unwrap(index)])
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self._host[unwrap(index)] = unwrap(value)
 
-    # --- methods that NumPy has too ---
+    # --- methods that NumPy has too; most are added below ---
 
-    def astype(self, dtype: Any, copy: bool = True) -> "ndarray":
-        if not copy and self.dtype == np.dtype(dtype):
-            return self
-        return wrap(self._host.astype(dtype))
+    def astype(self, dtype: Any, copy: bool = True) -> Any:
+        return (
+            self if not copy and self.dtype == np.dtype(dtype) else wrap(self._host.astype(dtype))
+        )
 
-    def copy(self, order: Any = "C") -> "ndarray":
+    def copy(self, order: Any = "C") -> Any:
         return wrap(self._host.copy(order))
 
     def fill(self, value: Any) -> None:
         self._host.fill(unwrap(value))
 
 
-class MemoryPointer:
-    """Where an array starts."""
-
-    def __init__(self, ptr: int) -> None:
-        self.ptr = ptr
-
-
-def allocate(shape: Any, dtype: Any) -> np.ndarray[Any, Any]:
-    """Fresh device memory, full of poison: what a kernel does not write cannot pass for zero."""
-    dtype = np.dtype(dtype)
-    shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(_FENCE + size + _ALIGNMENT + _FENCE, np.uint8)
-    driver.counters.allocations += 1
-    memory[: memory.size // 2 * 2].view(np.uint16).fill(POISON)
-    start = _FENCE + -(memory.ctypes.data + _FENCE) % _ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
-
-
 def wrap(result: Any) -> Any:
     """NumPy's result as the device's: arrays and scalars become arrays of the device."""
     if isinstance(result, np.ndarray | np.generic):
         array = ndarray.__new__(ndarray)
-        array._host = np.asarray(result)
+        array._host = memory.adopt(np.asarray(result))
         return array
     if isinstance(result, tuple | list):
         return type(result)(wrap(item) for item in result)
@@ -178,7 +142,7 @@ def unwrap(value: Any) -> Any:
 
 
 def run(function: Any, args: Any, options: dict[str, Any]) -> Any:
-    """NumPy's `function` on device arrays, its result on the device; `out` is handed back itself."""
+    """NumPy's `function` on device arrays; its result is the device's, or `out` itself."""
     given = {name: unwrap(value) for name, value in options.items()}
     result = function(*(unwrap(value) for value in args), **given)
     out = options.get("out")
@@ -196,6 +160,8 @@ def lift(name: str, module: ModuleType | Any = np) -> Any:
 
     lifted.__name__ = lifted.__qualname__ = name
     lifted.__doc__ = f"numpy.{name} for arrays of device cudasim."
+    if isinstance(function, np.ufunc):
+        lifted.at = lambda *args: run(function.at, args, {})  # type: ignore[attr-defined]
     return lifted
 
 
@@ -210,32 +176,35 @@ def _method(name: str) -> Any:
 
 
 def _operator(name: str) -> Any:
+    """The operator `name` of numpy.ndarray for this class."""
+
     def operator(self: ndarray, *others: Any) -> Any:
-        try:
-            result = getattr(self._host, name)(*(unwrap(other) for other in others))
-        except TypeError:
-            if others and not isinstance(others[0], ndarray | np.ndarray | int | float | np.generic):
-                return NotImplemented
-            raise
-        if result is NotImplemented:
-            return result
+        if any(not _is_operand(other) for other in others):
+            return NotImplemented
+        result = getattr(self._host, name)(*map(unwrap, others))
         return self if result is self._host else wrap(result)
 
     operator.__name__ = operator.__qualname__ = name
     return operator
 
 
-for _name in (
-    "reshape transpose ravel flatten squeeze swapaxes view sum mean max min argmax argmin prod var std "
-    "any all cumsum dot clip round repeat take"
-).split():
+def _is_operand(value: Any) -> bool:
+    return isinstance(value, ndarray | np.ndarray | np.generic | int | float)
+
+
+_METHODS = """
+    all any argmax argmin argsort clip cumsum dot flatten max mean min prod ravel repeat reshape
+    round squeeze std sum swapaxes take transpose var view
+"""
+_COMPARISONS = "lt le gt ge eq ne"
+_UNARY = "neg pos abs invert"
+_BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
+
+for _name in _METHODS.split():
     setattr(ndarray, _name, _method(_name))
-for _name in (
-    "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift lt le gt ge eq ne"
-).split():
+for _name in f"{_COMPARISONS} {_UNARY} {_BINARY}".split():
     setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))
-    if _name not in {"lt", "le", "gt", "ge", "eq", "ne"}:
-        setattr(ndarray, f"__r{_name}__", _operator(f"__r{_name}__"))
-        setattr(ndarray, f"__i{_name}__", _operator(f"__i{_name}__"))
-for _name in ("neg", "pos", "abs", "invert"):
-    setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))
+for _name in _BINARY.split():
+    setattr(ndarray, f"__r{_name}__", _operator(f"__r{_name}__"))
+    setattr(ndarray, f"__i{_name}__", _operator(f"__i{_name}__"))
+ndarray.__hash__ = None  # type: ignore[assignment]  # as NumPy's: == compares elements
