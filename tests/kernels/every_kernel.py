@@ -34,7 +34,7 @@ def run_all(rng: np.random.Generator) -> tuple[Errors, Counter[str]]:
 def _convolutions(rng: np.random.Generator) -> Errors:
     errors = {}
     for name, c, oc, kernel, options in [
-        ("vector", 8, 72, (3, 3), {"padding": 1}),
+        ("vector", 8, 72, (3, 3), {"padding": 1, "relu": True}),
         ("scalar", 60, 10, (3, 3), {"stride": (2, 1), "padding": ((1, 0), (2, 1))}),
         ("odd", 67, 9, (3, 3), {"dilation": (1, 2)}),
         ("few", 3, 10, (5, 4), {"stride": 3}),
