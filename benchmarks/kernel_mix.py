@@ -1,8 +1,8 @@
 """The main loops of the convolution kernels beside CUTLASS's, instruction by instruction.
 
-    pip install "nvidia-cuda-nvrtc==13.*" nvidia-cuda-nvdisasm       no GPU is needed
-    pip install nvidia-cutlass nvidia-cuda-cccl nvidia-cuda-runtime nvidia-cuda-crt    the peer
-    python benchmarks/kernel_mix.py [ARCHITECTURE ...]               80 and 90 unless given
+    pip install "gpucnn[nvrtc]"                         no GPU is needed
+    pip install nvidia-cutlass==4.2.* nvidia-cuda-{cccl,runtime,crt}==13.0.*       for the peer
+    python benchmarks/kernel_mix.py [ARCHITECTURE ...]  80 and 90 unless given
 
 A float32 loop is bound by the instructions that it issues, so the share of multiply-adds is the
 share of peak that it can reach at best; `cover` is how many of them stand between a load from

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gpucnn.errors import DeviceError, KernelError
 
-WHEEL = 'pip install "nvidia-cuda-nvrtc==13.*"'
+WHEEL = 'pip install "gpucnn[nvrtc]"'
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gpucnn.errors import DeviceError
 
-WHEEL = "pip install nvidia-cuda-nvdisasm"
+WHEEL = 'pip install "gpucnn[nvrtc]"'
 
 _MULTIPLY_ADDS = ("FFMA", "HMMA", "QGMMA", "HGMMA")
 _INTEGER = (
