@@ -95,26 +95,26 @@ def _draw_cuda(x: Array, threshold: int, generator: np.random.Generator) -> Arra
     generator is not Philox, whose numbers alone can be computed in any order."""
     if x.dtype != np.float32 or not isinstance(generator.bit_generator, np.random.Philox):
         return _draw_array(x, threshold, generator)
-    return array_module(x).asarray(_take(generator.bit_generator, -(-x.size // 4)))
+    return _take(generator.bit_generator, -(-x.size // 4))
 
 
-def _take(philox: np.random.Philox, count: int) -> np.ndarray[Any, Any]:
+def _take(philox: np.random.Philox, count: int) -> tuple[int, ...]:
     """Move philox on as if `count` 64-bit numbers had been drawn, without drawing them.
 
     Returns where it stood: counter (4), key (2), and how many of the four numbers of that counter
-    were used up, as uint64.
+    were used up.
     """
     state: Any = philox.state
     counter = sum(int(word) << 64 * i for i, word in enumerate(state["state"]["counter"]))
     used = state["buffer_pos"]
-    start = [*_words(counter + used // 4), *state["state"]["key"], used % 4]
+    start = (*_words(counter + used // 4), *map(int, state["state"]["key"]), used % 4)
     if count:
         last = used + count - 1  # the last number taken, counted from this counter's first
         state["state"]["counter"][:] = _words(counter + last // 4 - 1)
         state["buffer_pos"] = 4
         philox.state = state
         philox.random_raw(last % 4 + 1)  # fills the buffer of four
-    return np.array(start, np.uint64)
+    return start
 
 
 def _words(counter: int) -> list[int]:
@@ -123,7 +123,7 @@ def _words(counter: int) -> list[int]:
 
 
 def _masked_cuda(x: Array, mask: Array, threshold: int) -> Array:
-    if mask.dtype != np.uint64:
+    if not isinstance(mask, tuple):
         return _masked_array(x, mask, threshold)
     xp = array_module(x)
     x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
@@ -133,7 +133,7 @@ def _masked_cuda(x: Array, mask: Array, threshold: int) -> Array:
         _THREADS,
         x,
         y,
-        mask,  # (7,) uint64: counter (4), key (2), how many of its numbers are used up
+        *mask,  # counter (4), key (2), how many of its numbers are used up
         threshold,
         _scale(threshold),
         x.size,
