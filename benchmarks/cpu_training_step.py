@@ -241,14 +241,14 @@ def bare_step(task: dict[str, Any]) -> Callable[[], object]:
 
 def child(side: str, task: dict[str, Any]) -> dict[str, float]:
     if side == "bare":
-        return {"train": seconds(bare_step(task), task["repeats"])}
+        return {"train": seconds(bare_step(task), task["repeats"], task["clock"])}
     if side == OWN:
         train, infer = gpucnn_steps(task)
     else:
         train, infer = torch_steps(task, side == PEERS[0])
-    report = {"train": seconds(train, task["repeats"]), "memory": peak_memory()}
+    report = {"train": seconds(train, task["repeats"], task["clock"]), "memory": peak_memory()}
     if task["infer"]:
-        report["infer"] = seconds(infer, task["repeats"])
+        report["infer"] = seconds(infer, task["repeats"], task["clock"])
     return report
 
 
@@ -268,6 +268,7 @@ def table(arguments: argparse.Namespace) -> None:
                     "batch": batch,
                     "threads": threads,
                     "repeats": arguments.repeats,
+                    "clock": arguments.clock,
                     "infer": True,
                 }
                 reports = interleave(__file__, sides, task, arguments.rounds, blas)
@@ -299,6 +300,7 @@ def growth(arguments: argparse.Namespace) -> None:
             "batch": batch,
             "threads": arguments.threads[0],
             "repeats": arguments.repeats,
+            "clock": arguments.clock,
             "infer": False,
         }
         reports = [run_child(__file__, OWN, task) for _ in range(arguments.rounds)]
@@ -338,6 +340,7 @@ def overhead(arguments: argparse.Namespace) -> None:
                 "batch": batch,
                 "threads": threads,
                 "repeats": arguments.repeats,
+                "clock": arguments.clock,
                 "infer": False,
             }
             reports = interleave(__file__, [OWN, "bare"], task, arguments.rounds)
@@ -354,6 +357,9 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="cifar10")
     parser.add_argument("--batch", type=int, nargs="+", default=None)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a machine in other use"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5, help="steps timed in each process")
     parser.add_argument(
@@ -367,7 +373,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keras = arguments.model == "keras"
     arguments.batch = arguments.batch or ([8] if keras else [32, 128, 512])
-    print(machine() + "\n")
+    print(f"{machine()}; {arguments.clock} time\n")
     (growth if arguments.growth else overhead if arguments.overhead else table)(arguments)
 
 

@@ -150,8 +150,13 @@ def _along(x: Array, axis: int, v: Window) -> list[Array]:
     return [x[(*before, slice(i, i + (outputs - 1) * stride + 1, stride))] for i in range(k)]
 
 
-def _largest(candidates: list[Array], best: Array, winner: Array) -> None:
-    """The largest candidate and the position of the first that is as large."""
+def _largest(candidates: list[Array], best: Array, winner: Array | None) -> None:
+    """The largest candidate and, if asked for, the position of the first that is as large."""
+    if winner is None:
+        np.maximum(candidates[0], candidates[-1], out=best)
+        for candidate in candidates[1:-1]:
+            np.maximum(best, candidate, out=best)
+        return
     if len(candidates) == 1:
         np.copyto(best, candidates[0])
         winner[...] = 0
@@ -166,20 +171,24 @@ def _largest(candidates: list[Array], best: Array, winner: Array) -> None:
         np.maximum(winner, wins, out=winner)  # a later winner has a larger number
 
 
-def _to_winner(d: Array, winner: Array, parts: list[Array], apart: bool) -> None:
-    """The adjoint of _largest: d to the part that won.  apart: no two windows share an element."""
+def _to_winner(d: Array, winner: Array, parts: list[Array], stride: int) -> None:
+    """The adjoint of _largest: d to the part that won.
+
+    Parts from `stride` on overlap those before them, which were set: they are added to.
+    """
     mine = scratch("pool wins", d.shape, bool)
-    product = scratch("pool product", d.shape, d.dtype)
-    if apart and len(parts) == 2:
-        np.multiply(d, winner.view(bool), out=parts[1])
-        np.subtract(d, parts[1], out=parts[0])
+    product = scratch("pool product", d.shape, d.dtype)  # contiguous: ufuncs cast slowly in runs
+    if len(parts) == 2 <= stride:
+        np.multiply(d, winner.view(bool), out=product)
+        np.copyto(parts[1], product)
+        np.subtract(d, product, out=parts[0])
         return
     for i, part in enumerate(parts):
         np.equal(winner, i, out=mine)
-        if apart:
-            np.multiply(d, mine, out=part)
+        np.multiply(d, mine, out=product)
+        if i < stride:
+            np.copyto(part, product)
         else:
-            np.multiply(d, mine, out=product)
             part += product
 
 
@@ -195,10 +204,9 @@ def _max_forward_numpy(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Ar
     def pool(chunk: slice) -> None:
         shape = (chunk.stop - chunk.start, height, v.ow, v.c)
         best = scratch("pool rows", shape, x.dtype)
-        won = columns[chunk] if keep else scratch("pool won", shape, np.uint8)
-        _largest(_along(_padded_chunk(x, v, chunk, -np.inf), 2, v), best, won)
-        won = rows[chunk] if keep else scratch("pool won", y[chunk].shape, np.uint8)
-        _largest(_along(best, 1, v), y[chunk], won)
+        padded = _padded_chunk(x, v, chunk, -np.inf)
+        _largest(_along(padded, 2, v), best, columns[chunk] if keep else None)
+        _largest(_along(best, 1, v), y[chunk], rows[chunk] if keep else None)
 
     parallel(pool, _chunks(x, v))
     return y, (columns, rows) if keep else ()
@@ -209,42 +217,45 @@ def _max_backward_numpy(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
         return _pool2d_array.max_backward(dy, kept, v)
     columns, rows = kept
 
-    def spread(d: Array, chunk: slice, axis: int, into: Array) -> None:
-        winner = (rows, columns)[axis - 1][chunk]
-        _to_winner(d, winner, _along(into, axis, v), _apart(v, axis))
+    def spread(d: Array, chunk: slice, axis: int, parts: list[Array], stride: int) -> None:
+        _to_winner(d, (rows, columns)[axis - 1][chunk], parts, stride)
 
     return _spread_numpy(dy, v, spread)
 
 
-def _apart(v: Window, axis: int) -> bool:
-    return (v.stride_h, v.stride_w)[axis - 1] >= (v.kh, v.kw)[axis - 1]
-
-
 def _spread_numpy(
-    dy: Array, v: Window, spread: Callable[[Array, slice, int, Array], None]
+    dy: Array, v: Window, spread: Callable[[Array, slice, int, list[Array], int], None]
 ) -> Array:
-    """dx from dy: spread(d, chunk, axis, into) along rows, then along columns."""
+    """dx from dy, along rows and then along columns by spread(d, chunk, axis, parts, stride).
+
+    spread sets the parts before `stride`, which are apart, and adds to the others.
+    """
     height, width = v.h + v.top + v.bottom, v.w + v.left + v.right
     dx = np.empty((v.n, v.h, v.w, v.c), dy.dtype)
-    whole_rows = _apart(v, 1) and v.oh * v.kh == height and v.stride_h == v.kh
-    whole_columns = _apart(v, 2) and v.ow * v.kw == width and v.stride_w == v.kw
 
     def unpool(chunk: slice) -> None:
         count = chunk.stop - chunk.start
         by_row = scratch("pool rows", (count, height, v.ow, v.c), dy.dtype)
-        if not whole_rows:
-            by_row[...] = 0
-        spread(dy[chunk], chunk, 1, by_row)
+        _clear_unset(by_row, 1, v)
+        spread(dy[chunk], chunk, 1, _along(by_row, 1, v), v.stride_h)
         shape = (count, height, width, v.c)
         into = scratch("pool padded", shape, dy.dtype) if v.padded else dx[chunk]
-        if not whole_columns:
-            into[...] = 0
-        spread(by_row, chunk, 2, into)
+        _clear_unset(into, 2, v)
+        spread(by_row, chunk, 2, _along(into, 2, v), v.stride_w)
         if v.padded:
             dx[chunk] = into[:, v.top : v.top + v.h, v.left : v.left + v.w]
 
     parallel(unpool, _chunks(dy, v))
     return dx
+
+
+def _clear_unset(into: Array, axis: int, v: Window) -> None:
+    """Zero the rows or columns that no position before the stride sets."""
+    k, stride, outputs = ((v.kh, v.stride_h, v.oh), (v.kw, v.stride_w, v.ow))[axis - 1]
+    before = (slice(None),) * axis
+    into[(*before, slice((outputs - 1) * stride + min(k, stride), None))] = 0
+    for i in range(k, stride):
+        into[(*before, slice(i, (outputs - 1) * stride, stride))] = 0
 
 
 def _avg_forward_numpy(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
@@ -270,10 +281,10 @@ def _avg_forward_numpy(x: Array, v: Window, area: tuple[bool, int, int]) -> Arra
 def _avg_backward_numpy(dy: Array, v: Window, area: tuple[bool, int, int]) -> Array:
     pixels = _pool2d_array.pixels(dy, v, area)
 
-    def spread(d: Array, chunk: slice, axis: int, into: Array) -> None:
+    def spread(d: Array, chunk: slice, axis: int, parts: list[Array], stride: int) -> None:
         share = d / pixels if axis == 1 else d
-        for part in _along(into, axis, v):
-            if _apart(v, axis):
+        for i, part in enumerate(parts):
+            if i < stride:
                 np.copyto(part, share)
             else:
                 part += share
