@@ -92,7 +92,8 @@ FAULTS = [
     Fault(
         "sums not cleared",
         "conv2d_forward.cu",
-        "float sum[8][8] = {};\n    __syncthreads();  // the table is filled\n    multiply_steps<TM, TN>(count *",
+        "float sum[8][8] = {};\n    __syncthreads();  // the table is filled\n"
+        "    multiply_steps<TM, TN>(count *",
         "float sum[8][8];\n    __syncthreads();\n    multiply_steps<TM, TN>(count *",
         convolution,
     ),
