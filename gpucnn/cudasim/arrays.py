@@ -120,7 +120,7 @@ def wrap(result: Any) -> Any:
     """NumPy's result as the device's: arrays and scalars become arrays of the device."""
     if isinstance(result, np.ndarray | np.generic):
         array = ndarray.__new__(ndarray)
-        array._host = memory.adopt(np.asarray(result))
+        array._host = memory.on_device(np.asarray(result))
         return array
     if isinstance(result, tuple | list):
         return type(result)(wrap(item) for item in result)

@@ -13,6 +13,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -30,9 +31,10 @@ _COMMON = (
     "-Wno-unknown-pragmas",
     f"-I{NATIVE}",
 )
+_NATIVE = ("-march=native", "-mcpu=native")  # the first that the compiler knows
 # As NVRTC: multiply-adds are contracted, nothing else is taken for granted about floats but that
 # nobody asks for errno or traps.
-_FAST = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+_FAST = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 _UNSET = "-ftrivial-auto-var-init=pattern"  # a register that was never set holds no zero
 # The sanitizers' instrumentation alone: native/checks.cpp is what it calls.
 _CHECKED = (
@@ -112,6 +114,7 @@ def compile_kernels(code: str, options: tuple[str, ...], settings: Settings) -> 
     """The library that `code` makes; KernelError shows the compiler's words if it does not."""
     runtime()  # its symbols are what the library looks for when it is loaded
     flags = list(_CHECKED if settings.checked else _FAST)
+    flags += [*filter(_takes, _NATIVE)][:1]
     if settings.debug:
         flags += ["-O0"]  # the last -O counts
     if _takes(_UNSET):
@@ -149,6 +152,8 @@ def _library(
         source.write_text(code, encoding="utf-8")
         # Two steps: given -fsanitize when it links, the compiler would add its own runtime.
         link = [path, "-shared", "-pthread", str(object_file), "-o", str(made)]
+        if sys.platform == "darwin":  # the runtime's functions are found when kernels are loaded
+            link += ["-undefined", "dynamic_lookup"]
         for command in (
             [path, "-c", *before, *arguments, str(source), "-o", str(object_file)],
             link,

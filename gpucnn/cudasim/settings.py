@@ -45,7 +45,11 @@ class Settings:
         """How many cores blocks run on: one where somebody looks, so that the order is fixed."""
         if self.debug or self.checked:
             return 1
-        return self.threads or len(os.sched_getaffinity(0))
+        if self.threads:
+            return self.threads
+        if hasattr(os, "sched_getaffinity"):  # the cores that this process may use
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
 
 
 def current() -> Settings:

@@ -163,6 +163,20 @@ def test_the_pool_asks_the_device_once_for_memory_that_comes_and_goes():
     assert pool.total_bytes() == used + 4096
 
 
+def test_a_kernel_that_writes_far_outside_harms_nobody_else(monkeypatch):
+    monkeypatch.setenv("GPUCNN_CUDASIM", "fast")
+    code = """extern "C" __global__ void spill(int* x, int n) {
+        for (int i = threadIdx.x; i < n; i += 32) x[i] = i;
+    }"""
+    arrays = [xp.zeros(1000, np.int32) for _ in range(3)]
+    function = xp.RawModule(code=code).get_function("spill")
+    with pytest.raises(KernelError, match="where no memory is"):
+        function((1,), (32,), (arrays[1], np.int32(10**6)))
+    assert arrays[1].item(992) == 992
+    assert not arrays[0].get().any()
+    assert not arrays[2].get().any()
+
+
 def test_the_pools_limit_is_out_of_memory():
     pool = xp.get_default_memory_pool()
     pool.free_all_blocks()

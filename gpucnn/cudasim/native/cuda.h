@@ -31,10 +31,12 @@
 static constexpr int warpSize = 32;
 
 // A function of the simulator's own, whose accesses are not the kernel's.
-#ifdef CUDASIM_CHECKED
-#define CUDASIM_QUIET __attribute__((noinline, no_sanitize("thread")))
-#else
+#if !defined(CUDASIM_CHECKED)
 #define CUDASIM_QUIET
+#elif defined(__clang__)
+#define CUDASIM_QUIET __attribute__((noinline, disable_sanitizer_instrumentation))
+#else
+#define CUDASIM_QUIET __attribute__((noinline, no_sanitize("thread")))
 #endif
 
 // Runs a kernel's body for one thread: arguments[i] points to argument i.

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#if !defined(__x86_64__) && !defined(CUDASIM_UCONTEXT)
+#if !(defined(__x86_64__) && defined(__ELF__)) && !defined(CUDASIM_UCONTEXT)
 #define CUDASIM_UCONTEXT
 #endif
 
