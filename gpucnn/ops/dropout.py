@@ -26,7 +26,7 @@ def dropout(
     Source: Srivastava et al. 2014 ("inverted" form).
     """
     if not 0 <= p < 1:
-        raise ArgumentError(f"dropout: expected 0 <= p < 1, got {p!r}")
+        raise ArgumentError(f"dropout: p must be in [0, 1), got {p!r}")
     if not training or p == 0:
         return x
     return _Dropout(p, default_generator() if generator is None else generator)(x)
