@@ -1,11 +1,12 @@
-"""Where arrays live: "cpu" (NumPy) or "cuda", "cuda:1", ... (CuPy).
+"""Where arrays live: "cpu" (NumPy), "cuda", "cuda:1", ... (CuPy) or "cudasim".
 
 NumPy and CuPy share most of their API, so most code asks `array_module(x)` for the module that
 x belongs to.  An op with a kernel of its own pairs its two halves by name instead:
 
     _forward = by_device(cpu=_forward_numpy, cuda=_forward_cuda)
 
-CuPy is imported only when a CUDA device is asked for.
+CuPy is imported only when a CUDA device is asked for.  "cudasim" is a CUDA device made of CPU
+cores: gpucnn.cudasim stands in for CuPy there, and runs the same kernels.
 """
 
 import re
@@ -28,26 +29,29 @@ CUPY_INSTALL = 'pip install "gpucnn[cuda12]" (or "gpucnn[cuda13]" for a CUDA 13 
 class Device:
     """One place for arrays.  `Device.parse("cuda:1")` checks that it can be used."""
 
-    kind: str  # "cpu" or "cuda"
+    kind: str  # "cpu", "cuda" or "cudasim"
     index: int = 0
 
     def __str__(self) -> str:
-        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+        return f"{self.kind}:{self.index}" if self.kind == "cuda" else self.kind
 
     def __repr__(self) -> str:
         return f"Device({str(self)!r})"
 
     @property
     def xp(self) -> Any:
-        """The array module of this device: numpy or cupy."""
-        return np if self.kind == "cpu" else _cupy()
+        """The array module of this device: numpy, cupy or gpucnn.cudasim."""
+        if self.kind == "cpu":
+            return np
+        return _cupy() if self.kind == "cuda" else _cudasim()
 
     @staticmethod
     def parse(spec: "str | Device | None") -> "Device":
         """The device that `spec` names; None means the CPU.
 
-        spec is "auto", "cpu", "cuda", "cuda:N" or a Device.  Raises DeviceError if the name is
-        unknown, CuPy is missing, there is no driver, or device N does not exist.
+        spec is "auto", "cpu", "cuda", "cuda:N", "cudasim" or a Device.  Raises DeviceError if the
+        name is unknown, CuPy is missing, there is no driver, device N does not exist, or there is
+        no compiler for cudasim.
         """
         if spec is None:
             return CPU
@@ -57,10 +61,14 @@ class Device:
             return choose_device()[0]
         if spec == "cpu":
             return CPU
+        if spec == "cudasim":
+            _cudasim().require_compiler()
+            return Device("cudasim")
         match = re.fullmatch(r"cuda(?::(\d+))?", spec) if isinstance(spec, str) else None
         if match is None:
             raise DeviceError(
-                f"device {spec!r} is unknown\n  expected auto, cpu, cuda or cuda:N (N = 0, 1, ...)"
+                f"device {spec!r} is unknown\n"
+                "  expected auto, cpu, cuda, cuda:N (N = 0, 1, ...) or cudasim"
             )
         index = int(match[1] or 0)
         count = _cuda_device_count()
@@ -71,6 +79,7 @@ class Device:
 
 
 CPU = Device("cpu")
+_CUDASIM = Device("cudasim")
 
 
 def choose_device() -> tuple[Device, str]:
@@ -91,6 +100,12 @@ def _cupy() -> Any:
     return cupy
 
 
+def _cudasim() -> Any:
+    from gpucnn import cudasim
+
+    return cudasim
+
+
 def _cuda_device_count() -> int:
     """How many CUDA devices there are, at least 1; DeviceError says what is missing otherwise."""
     cupy = _cupy()
@@ -107,18 +122,24 @@ def _cuda_device_count() -> int:
 
 
 def array_module(x: Array) -> Any:
-    """numpy if x is a NumPy array, cupy if it is a CuPy array."""
+    """numpy if x is a NumPy array, cupy or gpucnn.cudasim if it is one of theirs."""
     if isinstance(x, np.ndarray):
         return np
-    cupy = sys.modules.get("cupy")
-    if cupy is not None and isinstance(x, cupy.ndarray):
-        return cupy
+    for name in ("cupy", "gpucnn.cudasim"):
+        module = sys.modules.get(name)
+        if module is not None and isinstance(x, module.ndarray):
+            return module
     raise TypeError(f"array_module: expected a NumPy or CuPy array, got {type(x).__name__}")
 
 
 def device_of(x: Array) -> Device:
     """The device on which array x lives."""
-    return CPU if isinstance(x, np.ndarray) else Device("cuda", int(x.device.id))
+    if isinstance(x, np.ndarray):
+        return CPU
+    cudasim = sys.modules.get("gpucnn.cudasim")
+    if cudasim is not None and isinstance(x, cudasim.ndarray):
+        return _CUDASIM
+    return Device("cuda", int(x.device.id))
 
 
 def by_device(cpu: _Call, cuda: _Call) -> _Call:
@@ -138,6 +159,6 @@ def to_device(x: Array, device: Device) -> Array:
     host = x if isinstance(x, np.ndarray) else x.get()
     if device.kind == "cpu":
         return host
-    cupy = _cupy()
-    with cupy.cuda.Device(device.index):
-        return cupy.asarray(host)
+    xp = device.xp
+    with xp.cuda.Device(device.index):
+        return xp.asarray(host)

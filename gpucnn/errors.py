@@ -26,6 +26,10 @@ class DeviceMismatch(DeviceError):
     """Arrays of two devices in one operation."""
 
 
+class KernelError(GpucnnError, RuntimeError):
+    """A CUDA kernel that does not compile, or that the simulator caught breaking a rule."""
+
+
 class GraphError(GpucnnError, RuntimeError):
     """A backward pass that cannot be done."""
 

@@ -58,14 +58,9 @@ class RandomCrop:
             )
 
     def __call__(self, images: Array, generator: np.random.Generator) -> Array:
-        n, h, w, c = _shape("RandomCrop", images)
+        n, _, _, c = _shape("RandomCrop", images)
         p, size = self.padding, self.size
-        places_h, places_w = h + 2 * p - size + 1, w + 2 * p - size + 1
-        if min(places_h, places_w) < 1 or (self.mode == "reflect" and p >= min(h, w)):
-            raise ShapeError(
-                f"RandomCrop: {self} does not fit images {tuple(images.shape)}\n"
-                "  a window must fit the padded image, and a reflection be smaller than the image"
-            )
+        places_h, places_w = self.places(images.shape)
         padded = np.ascontiguousarray(
             np.pad(images, ((0, 0), (p, p), (p, p), (0, 0)), mode=self.mode)
         )
@@ -74,9 +69,25 @@ class RandomCrop:
         windows = as_strided(
             padded, (n, places_h, places_w, size, size * c), (s_n, s_h, s_w, s_h, s_c)
         )
-        top = generator.integers(places_h, size=n)
-        left = generator.integers(places_w, size=n)
+        top, left = self.draw(images.shape, generator)
         return windows[np.arange(n), top, left].reshape(n, size, size, c)
+
+    def places(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """How many places there are for the window's top, and for its left."""
+        h, w = shape[1:3]
+        places = h + 2 * self.padding - self.size + 1, w + 2 * self.padding - self.size + 1
+        if min(places) < 1 or (self.mode == "reflect" and self.padding >= min(h, w)):
+            raise ShapeError(
+                f"RandomCrop: {self} does not fit images {tuple(shape)}\n"
+                "  a window must fit the padded image, and a reflection be smaller than the image"
+            )
+        return places
+
+    def draw(self, shape: tuple[int, ...], generator: np.random.Generator) -> tuple[Array, Array]:
+        """The tops and lefts of one batch."""
+        places_h, places_w = self.places(shape)
+        top = generator.integers(places_h, size=shape[0])
+        return top, generator.integers(places_w, size=shape[0])
 
 
 @dataclass(frozen=True)
@@ -91,10 +102,14 @@ class RandomFlip:
 
     def __call__(self, images: Array, generator: np.random.Generator) -> Array:
         n = _shape("RandomFlip", images)[0]
-        chosen = np.flatnonzero(generator.random(n) < self.probability)
+        chosen = np.flatnonzero(self.draw(n, generator))
         flipped = images.copy()
         flipped[chosen] = images[chosen, :, ::-1]
         return flipped
+
+    def draw(self, n: int, generator: np.random.Generator) -> Array:
+        """Which of n images are flipped."""
+        return generator.random(n) < self.probability
 
 
 class Normalize:
@@ -113,20 +128,25 @@ class Normalize:
                 "Normalize: expected as many means as standard deviations, and those above 0, "
                 f"got {self.mean} and {self.std}"
             )
-        self._scale = (1 / (255 * np.array(self.std))).astype(np.float32)
-        self._shift = (-np.array(self.mean) / np.array(self.std)).astype(np.float32)
+        self.scale = (1 / (255 * np.array(self.std))).astype(np.float32)
+        self.shift = (-np.array(self.mean) / np.array(self.std)).astype(np.float32)
 
     def __call__(self, images: Array, generator: np.random.Generator | None = None) -> Array:
+        n, h, w, c = self.check(images)
+        # Whole rows of pixels share one scale, repeated: NumPy's loops are slow over 3 channels
+        out = np.multiply(images.reshape(n, h, w * c), np.tile(self.scale, w), dtype=np.float32)
+        out += np.tile(self.shift, w)
+        return out.reshape(n, h, w, c)
+
+    def check(self, images: Array) -> tuple[int, int, int, int]:
+        """The shape of images that have as many channels as mean and std."""
         n, h, w, c = _shape("Normalize", images)
         if c != len(self.mean):
             raise ShapeError(
                 f"Normalize: images have {c} channels, mean and std {len(self.mean)}\n"
                 f"  images {tuple(images.shape)}; use channel_statistics of these images"
             )
-        # Whole rows of pixels share one scale, repeated: NumPy's loops are slow over 3 channels
-        out = np.multiply(images.reshape(n, h, w * c), np.tile(self._scale, w), dtype=np.float32)
-        out += np.tile(self._shift, w)
-        return out.reshape(n, h, w, c)
+        return n, h, w, c
 
     def __repr__(self) -> str:
         mean, std = (tuple(round(value, 4) for value in values) for values in (self.mean, self.std))

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpucnn.data.augment import Transform
 from gpucnn.data.dataset import Dataset
+from gpucnn.data.on_device import OnDevice
 from gpucnn.device import Array, Device
 from gpucnn.errors import ArgumentError, CheckpointError, DataError, ShapeError
 
@@ -34,7 +35,8 @@ class DataLoader:
     transform   called on each batch's images with a generator; None leaves them uint8
     seed        of order and transform; a numpy.random.Generator gives one up for it
     prefetch    batches that are made ahead of use, in `workers` threads; 0 makes each when asked
-    device      None: NumPy arrays; else Tensors on that device
+    device      None: NumPy arrays; else Tensors on that device.  A GPU keeps a Dataset of up to
+                1 GiB, and crops, flips and normalises there if the transform does just that
 
     images are (N, H, W, C) as the transform leaves them, labels int64 (N,).
 
@@ -88,6 +90,7 @@ class DataLoader:
         self.device = None if device is None else Device.parse(device)
         self.epoch = 0
         self.batch = 0
+        self._on_device: OnDevice | None = None  # the images, where a GPU keeps and augments them
         self._go_on = False  # whether the next loop starts at self.batch rather than afresh
         self._current: object = None  # the loop that moves epoch and batch
 
@@ -142,6 +145,8 @@ class DataLoader:
     def _epoch(self, token: object) -> Iterator[tuple[Any, Any]]:
         epoch, first = self.epoch, self.batch
         order = self._order(epoch)
+        if self.device is not None and self._on_device is None:
+            self._on_device = OnDevice.of(self.dataset, self.transform, self.device)
         for number, (images, labels) in enumerate(
             _ahead(
                 lambda number: self._make(order, epoch, number),
@@ -176,8 +181,11 @@ class DataLoader:
         )
 
     def _make(self, order: Array, epoch: int, number: int) -> tuple[Array, Array]:
-        """Batch `number`, on the CPU."""
+        """Batch `number`, on the CPU: images, or what a GPU that holds them needs to make them."""
         chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+        if self._on_device is not None:
+            draws = self._on_device.draw(chosen, self._generator(epoch, 1, number))
+            return draws, self._on_device.labels[chosen]
         if isinstance(self.dataset, Dataset):
             images, labels = self.dataset.images[chosen], self.dataset.labels[chosen]
         else:
@@ -191,6 +199,8 @@ class DataLoader:
             return images, labels
         from gpucnn.tensor import tensor  # the arrays above need no tensors
 
+        if self._on_device is not None:
+            images = self._on_device.batch(images)
         return tensor(images, self.device), tensor(labels, self.device)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import DtypeError, ShapeError
+from gpucnn.ops import _batch_norm_cuda
 from gpucnn.tensor import Tensor
 from gpucnn.threads import parallel, scratch, spans
 
@@ -272,6 +273,28 @@ def _scale_shift_numpy(x: Array, scale: Array, shift: Array) -> Array:
     return y.reshape(x.shape)
 
 
-_forward: Any = by_device(cpu=_forward_numpy, cuda=_forward_array)
-_backward: Any = by_device(cpu=_backward_numpy, cuda=_backward_array)
-_scale_shift: Any = by_device(cpu=_scale_shift_numpy, cuda=_scale_shift_array)
+# --- CUDA: the kernels are float32 ---
+
+
+def _forward_cuda(
+    x: Array, gamma: Array, beta: Array, eps: float
+) -> tuple[Array, Array, Array, Array]:
+    single = x.dtype == np.float32
+    return (_batch_norm_cuda.forward if single else _forward_array)(x, gamma, beta, eps)
+
+
+def _backward_cuda(
+    dy: Array, x: Array, gamma: Array, mean: Array, scale: Array
+) -> tuple[Array, Array, Array]:
+    single = dy.dtype == np.float32
+    return (_batch_norm_cuda.backward if single else _backward_array)(dy, x, gamma, mean, scale)
+
+
+def _scale_shift_cuda(x: Array, scale: Array, shift: Array) -> Array:
+    single = x.dtype == np.float32
+    return (_batch_norm_cuda.scale_shift if single else _scale_shift_array)(x, scale, shift)
+
+
+_forward: Any = by_device(cpu=_forward_numpy, cuda=_forward_cuda)
+_backward: Any = by_device(cpu=_backward_numpy, cuda=_backward_cuda)
+_scale_shift: Any = by_device(cpu=_scale_shift_numpy, cuda=_scale_shift_cuda)

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn import cuda
 from gpucnn.autograd import Function
-from gpucnn.device import Array, by_device
+from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError
 from gpucnn.tensor import Tensor
 from gpucnn.threads import parallel, scratch, spans
@@ -169,5 +170,72 @@ def _backward_numpy(dy: Array, x: Array, size: int, alpha: float, beta: float, k
     return dx.reshape(x.shape)
 
 
-_forward: Any = by_device(cpu=_forward_numpy, cuda=_forward_array)
-_backward: Any = by_device(cpu=_backward_numpy, cuda=_backward_array)
+# --- CUDA ---
+
+_THREADS = 256
+
+
+def _forward_cuda(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
+    if x.dtype != np.float32:
+        return _forward_array(x, size, alpha, beta, k)
+    xp = array_module(x)
+    x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
+    cuda.launch(
+        "lrn_forward",
+        -(-x.size // _THREADS),
+        _THREADS,
+        x,  # (..., C)
+        y,  # (..., C)
+        x.size,
+        x.shape[-1],
+        size // 2,
+        size - 1 - size // 2,
+        alpha,
+        beta,
+        k,
+    )
+    return y
+
+
+def _backward_cuda(dy: Array, x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
+    if dy.dtype != np.float32:
+        return _backward_array(dy, x, size, alpha, beta, k)
+    xp = array_module(dy)
+    dy, x = xp.ascontiguousarray(dy), xp.ascontiguousarray(x)
+    inner, dx = xp.empty(x.shape, np.float32), xp.empty(x.shape, np.float32)
+    grid = -(-x.size // _THREADS)
+    neighbours = (size // 2, size - 1 - size // 2)
+    cuda.launch(
+        "lrn_inner",
+        grid,
+        _THREADS,
+        dy,  # (..., C)
+        x,  # (..., C)
+        inner,  # (..., C)
+        x.size,
+        x.shape[-1],
+        *neighbours,
+        alpha,
+        beta,
+        k,
+    )
+    cuda.launch(
+        "lrn_backward",
+        grid,
+        _THREADS,
+        dy,
+        x,
+        inner,
+        dx,  # (..., C)
+        x.size,
+        x.shape[-1],
+        *neighbours,
+        alpha,
+        beta,
+        k,
+    )
+    return dx
+
+
+_forward: Any = by_device(cpu=_forward_numpy, cuda=_forward_cuda)
+_backward: Any = by_device(cpu=_backward_numpy, cuda=_backward_cuda)

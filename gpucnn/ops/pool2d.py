@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from gpucnn.autograd import Function
-from gpucnn.device import Array, array_module, by_device
+from gpucnn.device import Array, by_device
 from gpucnn.errors import ShapeError
+from gpucnn.ops import _pool2d_array, _pool2d_cuda
 from gpucnn.ops.window import Padding, Size, Window
 from gpucnn.tensor import Tensor
 from gpucnn.threads import parallel, scratch, spans
@@ -114,98 +115,10 @@ class _GlobalAvgPool2d(Function):
 
     def forward(self, x: Array) -> Array:
         self.shape = x.shape
-        return x.mean(axis=(1, 2), dtype=x.dtype)
+        return _global_forward(x)
 
     def backward(self, dy: Array) -> Array:
-        xp, (_, h, w, _) = array_module(dy), self.shape
-        return xp.ascontiguousarray(
-            xp.broadcast_to((dy / dy.dtype.type(h * w))[:, None, None, :], self.shape)
-        )
-
-
-# --- any array module: one pass over the image for each position inside the window ---
-
-
-def _padded(x: Array, v: Window, value: float) -> Array:
-    if not v.padded:
-        return x
-    xp = array_module(x)
-    shape = (v.n, v.h + v.top + v.bottom, v.w + v.left + v.right, v.c)
-    padded = xp.full(shape, value, x.dtype)
-    padded[:, v.top : v.top + v.h, v.left : v.left + v.w] = x
-    return padded
-
-
-def _cropped(dx: Array, v: Window) -> Array:
-    if not v.padded:
-        return dx
-    return array_module(dx).ascontiguousarray(dx[:, v.top : v.top + v.h, v.left : v.left + v.w])
-
-
-def _positions(v: Window) -> list[tuple[slice, slice]]:
-    """For each position inside the window, in row order, the pixels of all windows there."""
-    return [
-        (
-            slice(r, r + (v.oh - 1) * v.stride_h + 1, v.stride_h),
-            slice(s, s + (v.ow - 1) * v.stride_w + 1, v.stride_w),
-        )
-        for r in range(v.kh)
-        for s in range(v.kw)
-    ]
-
-
-def _max_forward_array(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Array, ...]]:
-    xp = array_module(x)
-    padded = _padded(x, v, -xp.inf)
-    y = xp.full((v.n, v.oh, v.ow, v.c), -xp.inf, x.dtype)
-    winner = xp.zeros(y.shape, xp.int16 if v.kh * v.kw < 2**15 else xp.int32)
-    for i, (rows, columns) in enumerate(_positions(v)):
-        candidate = padded[:, rows, columns]
-        winner[candidate > y] = i
-        y = xp.maximum(y, candidate)
-    return y, (winner,) if keep else ()
-
-
-def _max_backward_array(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
-    xp, (winner,) = array_module(dy), kept
-    dx = xp.zeros((v.n, v.h + v.top + v.bottom, v.w + v.left + v.right, v.c), dy.dtype)
-    for i, (rows, columns) in enumerate(_positions(v)):
-        dx[:, rows, columns] += dy * (winner == i)
-    return _cropped(dx, v)
-
-
-def _pixels(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
-    """How many pixels the mean of each window is over: (OH, OW, 1)."""
-    xp = array_module(x)
-    count_padding, bottom, right = area
-    counts = []
-    for size, k, stride, outputs, before, after in (
-        (v.h, v.kh, v.stride_h, v.oh, v.top, bottom),
-        (v.w, v.kw, v.stride_w, v.ow, v.left, right),
-    ):
-        starts = xp.arange(outputs) * stride - before
-        first, last = (-before, size + after) if count_padding else (0, size)
-        counts.append(xp.minimum(starts + k, last) - xp.maximum(starts, first))
-    return (counts[0][:, None, None] * counts[1][:, None]).astype(x.dtype)
-
-
-def _avg_forward_array(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
-    xp = array_module(x)
-    padded = _padded(x, v, 0)
-    y = xp.zeros((v.n, v.oh, v.ow, v.c), x.dtype)
-    for rows, columns in _positions(v):
-        y += padded[:, rows, columns]
-    y /= _pixels(x, v, area)
-    return y
-
-
-def _avg_backward_array(dy: Array, v: Window, area: tuple[bool, int, int]) -> Array:
-    xp = array_module(dy)
-    share = dy / _pixels(dy, v, area)
-    dx = xp.zeros((v.n, v.h + v.top + v.bottom, v.w + v.left + v.right, v.c), dy.dtype)
-    for rows, columns in _positions(v):
-        dx[:, rows, columns] += share
-    return _cropped(dx, v)
+        return _global_backward(dy, self.shape)
 
 
 # --- NumPy: along the columns of a window, then along its rows, some images at a time ---
@@ -281,7 +194,7 @@ def _to_winner(d: Array, winner: Array, parts: list[Array], stride: int) -> None
 
 def _max_forward_numpy(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Array, ...]]:
     if max(v.kh, v.kw) > 255:  # winners are counted in bytes
-        y, (winner,) = _max_forward_array(x, v, True)
+        y, (winner,) = _pool2d_array.max_forward(x, v, True)
         return y, (winner,)
     height = v.h + v.top + v.bottom
     y = np.empty((v.n, v.oh, v.ow, v.c), x.dtype)
@@ -301,7 +214,7 @@ def _max_forward_numpy(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Ar
 
 def _max_backward_numpy(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
     if len(kept) == 1:
-        return _max_backward_array(dy, kept, v)
+        return _pool2d_array.max_backward(dy, kept, v)
     columns, rows = kept
 
     def spread(d: Array, chunk: slice, axis: int, parts: list[Array], stride: int) -> None:
@@ -347,7 +260,7 @@ def _clear_unset(into: Array, axis: int, v: Window) -> None:
 
 def _avg_forward_numpy(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
     y = np.empty((v.n, v.oh, v.ow, v.c), x.dtype)
-    pixels = _pixels(x, v, area)
+    pixels = _pool2d_array.pixels(x, v, area)
 
     def total(parts: list[Array], into: Array) -> None:
         np.copyto(into, parts[0])
@@ -366,7 +279,7 @@ def _avg_forward_numpy(x: Array, v: Window, area: tuple[bool, int, int]) -> Arra
 
 
 def _avg_backward_numpy(dy: Array, v: Window, area: tuple[bool, int, int]) -> Array:
-    pixels = _pixels(dy, v, area)
+    pixels = _pool2d_array.pixels(dy, v, area)
 
     def spread(d: Array, chunk: slice, axis: int, parts: list[Array], stride: int) -> None:
         share = d / pixels if axis == 1 else d
@@ -379,7 +292,11 @@ def _avg_backward_numpy(dy: Array, v: Window, area: tuple[bool, int, int]) -> Ar
     return _spread_numpy(dy, v, spread)
 
 
-_max_forward: Any = by_device(cpu=_max_forward_numpy, cuda=_max_forward_array)
-_max_backward: Any = by_device(cpu=_max_backward_numpy, cuda=_max_backward_array)
-_avg_forward: Any = by_device(cpu=_avg_forward_numpy, cuda=_avg_forward_array)
-_avg_backward: Any = by_device(cpu=_avg_backward_numpy, cuda=_avg_backward_array)
+_max_forward: Any = by_device(cpu=_max_forward_numpy, cuda=_pool2d_cuda.max_forward)
+_max_backward: Any = by_device(cpu=_max_backward_numpy, cuda=_pool2d_cuda.max_backward)
+_avg_forward: Any = by_device(cpu=_avg_forward_numpy, cuda=_pool2d_cuda.avg_forward)
+_avg_backward: Any = by_device(cpu=_avg_backward_numpy, cuda=_pool2d_cuda.avg_backward)
+_global_forward: Any = by_device(cpu=_pool2d_array.global_forward, cuda=_pool2d_cuda.global_forward)
+_global_backward: Any = by_device(
+    cpu=_pool2d_array.global_backward, cuda=_pool2d_cuda.global_backward
+)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn import cuda
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.tensor import Tensor
@@ -108,6 +109,62 @@ def _leaky_numpy(v: Array, x: Array, slope: float) -> Array:
     return result
 
 
-_relu: Any = by_device(cpu=_relu_numpy, cuda=_relu_array)
-_relu_backward: Any = by_device(cpu=_relu_backward_numpy, cuda=_relu_backward_array)
-_leaky: Any = by_device(cpu=_leaky_numpy, cuda=_leaky_array)
+# --- CUDA ---
+
+_THREADS = 256
+
+
+def _relu_cuda(x: Array) -> Array:
+    if x.dtype != np.float32:
+        return _relu_array(x)
+    xp = array_module(x)
+    x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
+    cuda.launch(
+        "relu_forward",
+        -(-x.size // _THREADS),
+        _THREADS,
+        x,
+        y,
+        x.size,
+    )
+    return y
+
+
+def _relu_backward_cuda(dy: Array, y: Array) -> Array:
+    if dy.dtype != np.float32:
+        return _relu_backward_array(dy, y)
+    xp = array_module(dy)
+    dy, dx = xp.ascontiguousarray(dy), xp.empty(dy.shape, np.float32)
+    cuda.launch(
+        "relu_backward",
+        -(-dy.size // _THREADS),
+        _THREADS,
+        dy,
+        y,
+        dx,
+        dy.size,
+    )
+    return dx
+
+
+def _leaky_cuda(v: Array, x: Array, slope: float) -> Array:
+    if v.dtype != np.float32:
+        return _leaky_array(v, x, slope)
+    xp = array_module(v)
+    v, x, result = xp.ascontiguousarray(v), xp.ascontiguousarray(x), xp.empty(v.shape, np.float32)
+    cuda.launch(
+        "leaky_relu",
+        -(-v.size // _THREADS),
+        _THREADS,
+        v,
+        x,
+        result,
+        slope,
+        v.size,
+    )
+    return result
+
+
+_relu: Any = by_device(cpu=_relu_numpy, cuda=_relu_cuda)
+_relu_backward: Any = by_device(cpu=_relu_backward_numpy, cuda=_relu_backward_cuda)
+_leaky: Any = by_device(cpu=_leaky_numpy, cuda=_leaky_cuda)

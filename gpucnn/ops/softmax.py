@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn import cuda
 from gpucnn.autograd import Function
-from gpucnn.device import Array, array_module, device_of, to_device
+from gpucnn.device import Array, array_module, by_device, device_of, to_device
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.ops.elementwise import _float_tensor
 from gpucnn.tensor import Tensor
@@ -129,41 +130,131 @@ class _SoftmaxCrossEntropy(Function):
 
     def __init__(self, labels: Array, smoothing: float, class_weights: Array | None) -> None:
         self.labels = labels
-        self.smoothing = smoothing
-        self.class_weights = class_weights
+        self.settings = (smoothing, class_weights)
 
     def forward(self, logits: Array) -> Array:
-        xp = array_module(logits)
-        classes = logits.shape[-1]
-        log_p = _log_softmax(logits.reshape(-1, classes), axis=1)
-        rows, labels = xp.arange(len(log_p)), self.labels.reshape(-1)
-        picked = log_p[rows, labels]
-        if self.class_weights is None:
-            weights, total = None, len(log_p)
-        else:
-            weights = self.class_weights[labels]
-            total = weights.sum()
-            picked = picked * weights
-        loss = -picked.sum() * ((1 - self.smoothing) / total)
-        if self.smoothing:
-            smooth = log_p if self.class_weights is None else log_p * self.class_weights
-            loss -= smooth.sum() * (self.smoothing / classes / total)
         self.shape = logits.shape
-        self.saved = (log_p, weights, total)
-        return loss.astype(logits.dtype)
+        rows = logits.reshape(-1, logits.shape[-1])
+        loss, self.saved = _loss(rows, self.labels.reshape(-1), *self.settings, self.needs[0])
+        return loss
 
     def backward(self, dy: Array) -> Array:
-        log_p, weights, total = self.saved or ()
-        xp = array_module(log_p)
-        classes = log_p.shape[1]
-        rows, labels = xp.arange(len(log_p)), self.labels.reshape(-1)
-        each: Any = 1.0  # how much probability mass each row's target holds
-        if weights is not None:
-            each = weights[:, None] * (1 - self.smoothing)
-            each = each + self.smoothing / classes * self.class_weights.sum()  # type: ignore[union-attr]
-        dx = xp.exp(log_p) * each
-        dx[rows, labels] -= (1 - self.smoothing) * (1.0 if weights is None else weights)
-        if self.smoothing:
-            dx -= self.smoothing / classes * (1.0 if weights is None else self.class_weights)
-        dx *= dy / total
+        assert self.saved is not None
+        dx = _loss_backward(dy, self.saved, self.labels.reshape(-1), *self.settings)
         return dx.reshape(self.shape)
+
+
+# --- any array module ---
+
+
+def _loss_array(
+    logits: Array, labels: Array, smoothing: float, class_weights: Array | None, needed: bool
+) -> tuple[Array, tuple[Any, ...]]:
+    """The loss of logits (rows, classes), and what backward needs."""
+    xp = array_module(logits)
+    classes = logits.shape[1]
+    log_p = _log_softmax(logits, axis=1)
+    picked = log_p[xp.arange(len(log_p)), labels]
+    weights: Any = None
+    total: Any = len(log_p)
+    if class_weights is not None:
+        weights = class_weights[labels]
+        total = weights.sum()
+        picked = picked * weights
+    loss = -picked.sum() * ((1 - smoothing) / total)
+    if smoothing:
+        smooth = log_p if class_weights is None else log_p * class_weights
+        loss -= smooth.sum() * (smoothing / classes / total)
+    return loss.astype(logits.dtype), (log_p, weights, total)
+
+
+def _loss_backward_array(
+    dy: Array,
+    kept: tuple[Any, ...],
+    labels: Array,
+    smoothing: float,
+    class_weights: Array | None,
+) -> Array:
+    log_p, weights, total = kept
+    xp = array_module(log_p)
+    classes = log_p.shape[1]
+    each: Any = 1.0  # how much probability mass each row's target holds
+    if class_weights is not None:
+        each = weights[:, None] * (1 - smoothing)
+        each = each + smoothing / classes * class_weights.sum()
+    dx = xp.exp(log_p) * each
+    dx[xp.arange(len(log_p)), labels] -= (1 - smoothing) * (1.0 if weights is None else weights)
+    if smoothing:
+        dx -= smoothing / classes * (1.0 if class_weights is None else class_weights)
+    dx *= dy / total
+    return dx
+
+
+# --- CUDA: the gradient is made with the loss, and backward only scales it ---
+
+_THREADS = 256
+
+
+def _loss_cuda(
+    logits: Array, labels: Array, smoothing: float, class_weights: Array | None, needed: bool
+) -> tuple[Array, tuple[Any, ...]]:
+    if logits.dtype != np.float32:
+        return _loss_array(logits, labels, smoothing, class_weights, needed)
+    xp = array_module(logits)
+    rows, classes = logits.shape
+    row_loss, row_weight = xp.empty(rows, np.float32), xp.empty(rows, np.float32)
+    gradient = xp.empty(logits.shape, np.float32) if needed else None
+    loss, total = xp.empty((), np.float32), xp.empty((), np.float32)
+    cuda.launch(
+        "softmax_cross_entropy",
+        -(-rows * 32 // _THREADS),
+        _THREADS,
+        xp.ascontiguousarray(logits),  # (rows, classes)
+        xp.ascontiguousarray(labels).astype(np.int64, copy=False),  # (rows,)
+        class_weights,  # (classes,) or None
+        row_loss,  # (rows,)
+        row_weight,  # (rows,)
+        gradient,  # (rows, classes) or None
+        rows,
+        classes,
+        smoothing,
+    )
+    cuda.launch(
+        "mean_of_rows",
+        1,
+        _THREADS,
+        row_loss,  # (rows,)
+        row_weight,  # (rows,)
+        loss,  # ()
+        total,  # (): the sum of the weights
+        rows,
+    )
+    return loss, (gradient, total)
+
+
+def _loss_backward_cuda(
+    dy: Array,
+    kept: tuple[Any, ...],
+    labels: Array,
+    smoothing: float,
+    class_weights: Array | None,
+) -> Array:
+    if dy.dtype != np.float32:
+        return _loss_backward_array(dy, kept, labels, smoothing, class_weights)
+    gradient, total = kept
+    dx = array_module(dy).empty(gradient.shape, np.float32)
+    cuda.launch(
+        "scale_gradient",
+        -(-dx.size // _THREADS),
+        _THREADS,
+        gradient,  # (rows, classes)
+        dy,  # ()
+        total,  # ()
+        dx,  # (rows, classes)
+        dx.size,
+    )
+    return dx
+
+
+_loss: Any = by_device(cpu=_loss_array, cuda=_loss_cuda)
+_loss_backward: Any = by_device(cpu=_loss_backward_array, cuda=_loss_backward_cuda)

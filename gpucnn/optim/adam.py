@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from gpucnn import cuda
 from gpucnn.device import Array, array_module
 from gpucnn.errors import ArgumentError
 from gpucnn.optim.optimizer import Optimizer
@@ -45,10 +46,31 @@ class Adam(Optimizer):
             "weight_decay": self.weight_decay,
         }
 
+    def _corrections(self) -> tuple[float, float]:
+        """What scales this step, and the root of the square: both moments began at zero."""
+        beta1, beta2 = self.betas
+        return self.lr / (1 - beta1**self.steps), (1 - beta2**self.steps) ** -0.5
+
+    def launch(self, grid: tuple[int, int], block: int, *table: Array | int | None) -> None:
+        cuda.launch(
+            "adam_step",
+            grid,
+            block,
+            self._flat,
+            self._state["mean"],
+            self._state["square"],
+            *table,  # starts, sizes, first, and the sixteen gradients
+            *self._corrections(),
+            *self.betas,
+            *(1 - beta for beta in self.betas),
+            self.eps,
+            0.0 if self.decoupled else self.weight_decay,
+            1 - self.lr * self.weight_decay if self.decoupled else 1.0,
+        )
+
     def update(self) -> Callable[..., None]:
         (beta1, beta2), eps, decay = self.betas, self.eps, self.weight_decay
-        rate = self.lr / (1 - beta1**self.steps)
-        root = (1 - beta2**self.steps) ** -0.5
+        rate, root = self._corrections()
         shrink = 1 - self.lr * decay
 
         def rule(p: Array, g: Array, mean: Array, square: Array, scratch: Array) -> None:

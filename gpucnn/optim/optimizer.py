@@ -13,6 +13,9 @@ from gpucnn.threads import parallel
 
 _BLOCK = 32 * 1024  # elements: parameter, gradient, two states and scratch fit in a core's L2
 _ALIGN = 16  # elements: each parameter starts on a 64-byte line of the flat buffer
+_THREADS = 256  # of a block on a GPU
+_MOST_BLOCKS = 1024  # for one parameter: they fill any GPU, and walk on from there
+_ROWS = 16  # parameters in one launch: kernels/optimizer.cu, GRADIENTS
 
 
 class Optimizer:
@@ -38,6 +41,7 @@ class Optimizer:
             self._starts.append(size)
             size += -(-parameter.size // _ALIGN) * _ALIGN
         self._flat = xp.zeros(size, dtype=first.dtype)
+        self._table: tuple[Array, Array] | None = None  # on a GPU: starts and sizes
         self._state = {name: xp.zeros_like(self._flat) for name in self.states}
         for parameter, view in zip(self.parameters, self._views(self._flat), strict=True):
             view[...] = parameter.data
@@ -60,19 +64,17 @@ class Optimizer:
         Raises GraphError if a parameter's array was replaced since the optimizer was built.
         """
         self.steps += 1
+        if not isinstance(self._flat, np.ndarray) and self._flat.dtype == np.float32:
+            self._step_on_gpu()
+            return
         update = self.update()
         work: list[tuple[Array, ...]] = []
         for start, parameter in zip(self._starts, self.parameters, strict=True):
             if parameter.grad is None:
                 continue
-            data = parameter.data
-            if data.base is not self._flat:
-                raise GraphError(
-                    f"{type(self).__name__}: a parameter's array was replaced after the optimizer "
-                    "was built\n  call model.to(device) or model.astype(dtype) before building it"
-                )
+            self._check_own(start, parameter)
             gradient = parameter.grad.reshape(-1)
-            block = _BLOCK if isinstance(data, np.ndarray) else max(parameter.size, 1)
+            block = _BLOCK if isinstance(self._flat, np.ndarray) else max(parameter.size, 1)
             for low in range(0, parameter.size, block):
                 high = min(low + block, parameter.size)
                 here = slice(start + low, start + high)
@@ -80,6 +82,45 @@ class Optimizer:
                 work.append((self._flat[here], gradient[low:high], *buffers))
             parameter._version += 1
         _run(update, work)
+
+    def _check_own(self, start: int, parameter: Tensor) -> None:
+        """The parameter's array must still be the view that the optimizer made."""
+        data, flat = parameter.data, self._flat
+        if isinstance(data, np.ndarray):
+            same = data.base is flat
+        else:
+            same = data.data.ptr == flat.data.ptr + start * flat.itemsize
+        if not same:
+            raise GraphError(
+                f"{type(self).__name__}: a parameter's array was replaced after the optimizer "
+                "was built\n  call model.to(device) or model.astype(dtype) before building it"
+            )
+
+    def _step_on_gpu(self) -> None:
+        """All parameters in one launch, or one for every 16 of a large model."""
+        xp = array_module(self._flat)
+        sizes = [parameter.size for parameter in self.parameters]
+        if self._table is None:
+            table = np.array([self._starts, sizes], np.int64)
+            self._table = (xp.asarray(table[0]), xp.asarray(table[1]))
+        for first in range(0, len(sizes), _ROWS):
+            rows = slice(first, first + _ROWS)
+            gradients: list[Array | None] = [None] * _ROWS
+            for i, parameter in enumerate(self.parameters[rows]):
+                if parameter.grad is not None:
+                    self._check_own(self._starts[first + i], parameter)
+                    gradients[i] = xp.ascontiguousarray(parameter.grad)
+                    parameter._version += 1
+            blocks = min(-(-max(sizes[rows]) // _THREADS), _MOST_BLOCKS)
+            grid = (blocks, len(sizes[rows]))
+            self.launch(grid, _THREADS, *self._table, first, *gradients)
+
+    def launch(self, grid: tuple[int, int], block: int, *table: Array | int | None) -> None:
+        """Launch the rule's kernel in kernels/optimizer.cu.
+
+        table is its parameters `starts` to `g15`: the flat buffers come before, numbers after.
+        """
+        raise NotImplementedError
 
     def update(self) -> Callable[..., None]:
         """The rule of this step: `rule(p, g, *states, scratch)` changes p and the states in place.

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from gpucnn import cuda
 from gpucnn.device import Array, array_module
 from gpucnn.errors import ArgumentError
 from gpucnn.optim.optimizer import Optimizer
@@ -42,6 +43,20 @@ class SGD(Optimizer):
             "nesterov": self.nesterov,
             "weight_decay": self.weight_decay,
         }
+
+    def launch(self, grid: tuple[int, int], block: int, *table: Array | int | None) -> None:
+        cuda.launch(
+            "sgd_step",
+            grid,
+            block,
+            self._flat,
+            self._state["velocity"],
+            *table,  # starts, sizes, first, and the sixteen gradients
+            self.lr,
+            self.momentum,
+            self.weight_decay,
+            self.nesterov,
+        )
 
     def update(self) -> Callable[..., None]:
         lr, momentum, decay = self.lr, self.momentum, self.weight_decay

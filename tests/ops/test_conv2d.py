@@ -322,6 +322,21 @@ def test_auto_follows_its_rule(geometry, tile):
     assert conv_algorithm(Window.of("conv2d", (n, h, w, c), kernel, *rest), oc) == tile
 
 
+@pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
+def test_relu_inside_equals_relu_after(algorithm):
+    set_conv_algorithm(algorithm)
+    arrays = [rng.standard_normal(s) for s in ((2, 7, 6, 5), (4, 3, 3, 5), (4,))]
+    results = []
+    for inside in (True, False):
+        leaves = [gpucnn.tensor(a, requires_grad=True) for a in arrays]
+        y = conv2d(*leaves, padding=1, relu=inside)
+        y = y if inside else gpucnn.ops.relu(y)
+        (y * y).sum().backward()
+        results.append([y.data, *(leaf.grad for leaf in leaves)])
+    for inside, after in zip(*results, strict=True):
+        np.testing.assert_array_equal(inside, after)
+
+
 def test_both_halves_have_the_same_signature():
     for pair in (_forward, _backward):
         assert inspect.signature(pair.cpu) == inspect.signature(pair.cuda)

@@ -1,0 +1,253 @@
+"""CUDA kernels from Python: compilation, and one typed launch.
+
+    cuda.launch("max_pool2d_forward", grid, block, x, y, argmax, window)
+
+A kernel is declared once, in its .cu file, and `launch` reads that declaration
+(gpucnn/kernel_source.py), so that names and types cannot drift apart: arrays are checked for
+dtype, contiguity and device, Python numbers are cast to the C type (CuPy would pass a float as a
+double), a frozen dataclass of ints goes by value as the struct of its name.
+
+A file is compiled when its first kernel is launched, once per device and set of `defines`, as
+C++17 and with no fast-math option: divisions, square roots and denormals are exact, multiply-adds
+are contracted (NVRTC's default).  A kernel that wants the fast, less exact functions calls them by
+name (__expf, __fdividef).
+"""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from gpucnn.device import Device, device_of
+from gpucnn.errors import ArgumentError, DeviceMismatch, DtypeError, ShapeError
+from gpucnn.kernel_source import Define, Kernel, Parameter, assemble, kernel, kernels, struct_fields
+
+__all__ = ["OPTIONS", "assemble", "count_launches", "kernel", "kernels", "launch"]
+
+OPTIONS = ("-std=c++17",)
+_LARGEST = 2**31 - 1
+
+
+def launch(
+    name: str,
+    grid: int | tuple[int, ...],
+    block: int | tuple[int, ...],
+    *args: Any,
+    shared: int = 0,
+    defines: Mapping[str, Define] | None = None,
+) -> None:
+    """Run kernel `name` on `grid` blocks of `block` threads, on the current stream.
+
+    args follow the kernel's parameters: arrays of one device (None is a null pointer), numbers,
+    frozen dataclasses of ints for structs.  shared is the dynamic shared memory in bytes.
+    defines are the preprocessor's: a file is compiled once for each set of them.  A grid with a
+    dimension of 0 runs nothing, which is what an empty batch asks for.
+
+    Raises ArgumentError for an unknown kernel, a wrong number of arguments, a launch beyond the
+    device's limits; DtypeError, ShapeError (not contiguous, or past 2^31 elements in a kernel
+    that does not say `wide_offsets`), DeviceMismatch.
+    """
+    first = next((arg for arg in args if _is_array(arg)), None)
+    if first is None:
+        raise ArgumentError(f"{name}: a launch needs at least one array")
+    device = device_of(first)
+    if device.kind == "cpu":
+        raise DeviceMismatch(f"{name}: kernels run on cuda or cudasim, and an argument is on cpu")
+    ready = _prepare(name, device, tuple(defines.items()) if defines else ())
+    grid, block = _three(grid), _three(block)
+    ready.check_launch(grid, block, shared)
+    values = ready.arguments(args)
+    for counter in _counters:
+        counter[name] += 1
+    if 0 in grid:
+        return
+    if shared > ready.shared:
+        ready.function.max_dynamic_shared_size_bytes = ready.shared = shared
+    with ready.on_device():
+        ready.function(grid, block, values, shared_mem=shared)
+
+
+_counters: list[Counter[str]] = []
+
+
+@contextmanager
+def count_launches() -> Iterator[Counter[str]]:
+    """Counts launches by kernel name: `with cuda.count_launches() as launches: ...`."""
+    counter: Counter[str] = Counter()
+    _counters.append(counter)
+    try:
+        yield counter
+    finally:
+        _counters[:] = [other for other in _counters if other is not counter]
+
+
+def _three(sizes: int | tuple[int, ...]) -> tuple[int, int, int]:
+    if not isinstance(sizes, tuple):
+        return int(sizes), 1, 1
+    x, y, z = (*map(int, sizes), 1, 1)[:3]
+    return x, y, z
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "dtype") and not isinstance(value, np.generic)
+
+
+class _Ready:
+    """A compiled kernel, and how its arguments are checked and cast."""
+
+    def __init__(self, declared: Kernel, device: Device, defines: Mapping[str, Define]) -> None:
+        self.declared = declared
+        self.device = device
+        self.xp = device.xp
+        self.source, module = _module(device, declared.file, tuple(defines.items()))
+        self.function = module.get_function(declared.name)
+        self.shared = 48 * 1024  # what a function may have without asking
+        self.dtypes = [parameter.dtype(defines) for parameter in declared.parameters]
+        limits = self.xp.cuda.Device(device.index).attributes
+        self.block_limits = tuple(limits[f"MaxBlockDim{axis}"] for axis in "XYZ")
+        self.grid_limits = tuple(limits[f"MaxGridDim{axis}"] for axis in "XYZ")
+        self.most_shared = limits["MaxSharedMemoryPerBlockOptin"]
+        bound = str(defines.get(declared.bound or "", declared.bound))
+        self.most_threads = int(bound) if bound.isdecimal() else limits["MaxThreadsPerBlock"]
+
+    def on_device(self) -> Any:
+        if self.device.kind == "cudasim" or self.xp.cuda.runtime.getDevice() == self.device.index:
+            return nullcontext()
+        return self.xp.cuda.Device(self.device.index)
+
+    def check_launch(self, grid: tuple[int, ...], block: tuple[int, ...], shared: int) -> None:
+        name = self.declared.name
+        threads = block[0] * block[1] * block[2]
+        if any(not 0 <= size <= most for size, most in zip(grid, self.grid_limits, strict=True)):
+            raise ArgumentError(f"{name}: grid {grid} is beyond the device's {self.grid_limits}")
+        if any(not 1 <= size <= most for size, most in zip(block, self.block_limits, strict=True)):
+            raise ArgumentError(f"{name}: block {block} is beyond the device's {self.block_limits}")
+        if threads > self.most_threads:
+            raise ArgumentError(
+                f"{name}: block {block} has {threads} threads; it takes {self.most_threads}"
+            )
+        if not 0 <= shared <= self.most_shared:
+            raise ArgumentError(
+                f"{name}: {shared} bytes of dynamic shared memory; "
+                f"a block may have {self.most_shared}"
+            )
+
+    def arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        parameters = self.declared.parameters
+        if len(args) != len(parameters):
+            names = ", ".join(parameter.name for parameter in parameters)
+            raise ArgumentError(
+                f"{self.declared.name}: expected {len(parameters)} arguments ({names}), "
+                f"got {len(args)}"
+            )
+        return tuple(map(self.argument, parameters, self.dtypes, args))
+
+    def argument(self, parameter: Parameter, dtype: np.dtype[Any] | None, value: Any) -> Any:
+        if parameter.pointer:
+            return self.pointer(parameter, dtype, value)
+        if dtype is None:
+            return self.struct(parameter, value)
+        if not isinstance(value, int | float | np.number | np.bool_):
+            raise DtypeError(f"{self.where(parameter)} is a {dtype}, got {_short(value)}")
+        if dtype.kind in "iu":
+            if int(value) != value:
+                raise DtypeError(f"{self.where(parameter)} is a {dtype}, got {value!r}")
+            info = np.iinfo(dtype)
+            if not info.min <= value <= info.max:
+                raise ArgumentError(
+                    f"{self.where(parameter)} is a {dtype}, and {value} does not fit into it"
+                )
+        return dtype.type(value)
+
+    def pointer(self, parameter: Parameter, dtype: np.dtype[Any] | None, value: Any) -> Any:
+        if value is None:
+            return np.uint64(0)
+        if not isinstance(value, self.xp.ndarray):
+            if isinstance(value, np.ndarray):
+                raise DeviceMismatch(
+                    f"{self.where(parameter)} is on cpu, other arguments on {self.device}\n"
+                    "  copy it first: gpucnn.device.to_device(array, device)"
+                )
+            raise DtypeError(f"{self.where(parameter)} is an array of {dtype}, got {_short(value)}")
+        if value.dtype != dtype:
+            raise DtypeError(
+                f"{self.where(parameter)} is an array of {dtype}, got {value.dtype} {value.shape}"
+            )
+        if not value.flags.c_contiguous:
+            raise ShapeError(
+                f"{self.where(parameter)} {value.shape} is not contiguous: its strides are "
+                f"{value.strides} bytes\n  copy it first: xp.ascontiguousarray(array)"
+            )
+        if value.size > _LARGEST and not self.declared.wide:
+            raise ShapeError(
+                f"{self.where(parameter)} {value.shape} has {value.size} elements, and the "
+                "kernel's offsets have 31 bits\n  use a smaller batch"
+            )
+        if self.device.kind == "cuda" and value.device.id != self.device.index:
+            raise DeviceMismatch(
+                f"{self.where(parameter)} is on cuda:{value.device.id}, other arguments "
+                f"on {self.device}"
+            )
+        return value
+
+    def struct(self, parameter: Parameter, value: Any) -> Any:
+        if not dataclasses.is_dataclass(value) or isinstance(value, type):
+            raise DtypeError(
+                f"{self.where(parameter)} is a struct {parameter.kind}, got {_short(value)}"
+            )
+        _check_struct(self.source, parameter, type(value), self.where(parameter))
+        try:
+            return _struct(value)  # type: ignore[arg-type]  # a frozen dataclass is hashable
+        except OverflowError as error:
+            raise ArgumentError(
+                f"{self.where(parameter)}: a field of {value} does not fit into 32 bits"
+            ) from error
+
+    def where(self, parameter: Parameter) -> str:
+        return f"{self.declared.name}: {parameter.name}"
+
+
+def _short(value: Any) -> str:
+    return f"{type(value).__name__} {value!r:.60}"
+
+
+@functools.cache
+def _prepare(name: str, device: Device, defines: tuple[tuple[str, Define], ...]) -> _Ready:
+    return _Ready(kernel(name), device, dict(defines))
+
+
+@functools.cache
+def _module(device: Device, file: str, defines: tuple[tuple[str, Define], ...]) -> tuple[str, Any]:
+    """The assembled source of `file` and the module of it on `device`."""
+    xp = device.xp
+    if device.kind == "cudasim":
+        source = assemble(file, xp.kernel_headers(), xp.kernel_folder())
+    else:
+        source = assemble(file)
+    options = (*OPTIONS, *(f"-D{name}={value}" for name, value in defines))
+    with xp.cuda.Device(device.index):
+        return source, xp.RawModule(code=source, options=options)
+
+
+@functools.lru_cache(maxsize=1024)
+def _struct(value: Any) -> np.ndarray[Any, Any]:
+    """The int32 fields of a frozen dataclass in their order, as CuPy passes a struct by value."""
+    names = [field.name for field in dataclasses.fields(value)]
+    numbers = tuple(int(getattr(value, name)) for name in names)
+    return np.array(numbers, dtype=[(name, np.int32) for name in names])
+
+
+@functools.cache
+def _check_struct(source: str, parameter: Parameter, dataclass: type, where: str) -> None:
+    """ArgumentError unless `dataclass` has the name and fields of the source's struct."""
+    declared = struct_fields(source, parameter.kind)
+    fields = [field.name for field in dataclasses.fields(dataclass)]
+    if dataclass.__name__.lstrip("_") != parameter.kind or declared != fields:
+        raise ArgumentError(
+            f"{where} is a struct {parameter.kind} ({', '.join(declared)}), "
+            f"got a {dataclass.__name__} ({', '.join(fields)})"
+        )

@@ -1,0 +1,210 @@
+"""The simulator's array: a stand-in for cupy.ndarray whose memory is device memory.
+
+It behaves as CuPy's where gpucnn uses it, and refuses what CuPy refuses: NumPy cannot read it
+without `.get()`, and no operation takes a NumPy array beside it.
+"""
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpucnn.cudasim import driver, memory
+from gpucnn.cudasim.memory import Host
+
+
+class ndarray:
+    """An array in the simulated device's memory."""
+
+    __slots__ = ("__weakref__", "_host")
+
+    def __init__(self, shape: Any, dtype: Any = float) -> None:
+        self._host = memory.allocate(shape, dtype)
+
+    # --- what it is ---
+
+    shape = property(lambda self: self._host.shape)
+    dtype = property(lambda self: self._host.dtype)
+    ndim = property(lambda self: self._host.ndim)
+    size = property(lambda self: self._host.size)
+    nbytes = property(lambda self: self._host.nbytes)
+    itemsize = property(lambda self: self._host.itemsize)
+    strides = property(lambda self: self._host.strides)
+    flags = property(lambda self: self._host.flags)
+    T = property(lambda self: wrap(self._host.T))
+    device = property(lambda self: driver.Device(0))
+    data = property(lambda self: driver.MemoryPointer(self._host.ctypes.data))
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return repr(self._host).replace("array(", "cudasim.array(", 1)
+
+    # --- to the host: each of these waits for the device ---
+
+    def get(self) -> Host:
+        """A copy in host memory."""
+        driver.counters.host_syncs += 1
+        return self._host.copy()
+
+    def item(self, *index: int) -> Any:
+        """The only element, or the one at `index`, as a Python number."""
+        driver.counters.host_syncs += 1
+        return self._host.item(*index)
+
+    def tolist(self) -> Any:
+        return self.get().tolist()
+
+    def __bool__(self) -> bool:
+        return bool(self.get())
+
+    def __int__(self) -> int:
+        return int(self.get())
+
+    def __float__(self) -> float:
+        return float(self.get())
+
+    def __index__(self) -> int:
+        return int(self.get().__index__())
+
+    def set(self, host: Host) -> None:
+        """Copy an array of the host, of the same shape and dtype, into this one."""
+        if not isinstance(host, np.ndarray):
+            raise TypeError(f"set takes a NumPy array, got {type(host).__name__}")
+        if host.shape != self.shape or host.dtype != self.dtype:
+            raise ValueError(f"set: {host.dtype} {host.shape} into {self.dtype} {self.shape}")
+        self._host[...] = host
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        raise TypeError(
+            "Implicit conversion to a NumPy array is not allowed: this array is in the memory of "
+            "device cudasim.  Use .get() for a copy on the host"
+        )
+
+    # --- NumPy's protocols: np.add(x, y) and np.sum(x) give arrays of the device ---
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        return run(getattr(ufunc, method), inputs, options)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        return run(function, args, options)
+
+    # --- elements ---
+
+    def __getitem__(self, index: Any) -> Any:
+        return wrap(self._host[unwrap(index)])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._host[unwrap(index)] = unwrap(value)
+
+    # --- methods that NumPy has too; most are added below ---
+
+    def astype(self, dtype: Any, copy: bool = True) -> Any:
+        return (
+            self if not copy and self.dtype == np.dtype(dtype) else wrap(self._host.astype(dtype))
+        )
+
+    def copy(self, order: Any = "C") -> Any:
+        return wrap(self._host.copy(order))
+
+    def fill(self, value: Any) -> None:
+        self._host.fill(unwrap(value))
+
+
+def wrap(result: Any) -> Any:
+    """NumPy's result as the device's: arrays and scalars become arrays of the device."""
+    if isinstance(result, np.ndarray | np.generic):
+        array = ndarray.__new__(ndarray)
+        array._host = memory.on_device(np.asarray(result))
+        return array
+    if isinstance(result, tuple | list):
+        return type(result)(wrap(item) for item in result)
+    return result
+
+
+def unwrap(value: Any) -> Any:
+    """The memory behind a device array; TypeError for an array of the host."""
+    if isinstance(value, ndarray):
+        return value._host
+    if isinstance(value, np.ndarray):
+        raise TypeError(
+            "Unsupported type <class 'numpy.ndarray'>: an array of the host meets one of device "
+            "cudasim.  Use gpucnn.cudasim.asarray for a copy on the device"
+        )
+    if isinstance(value, tuple | list):
+        return type(value)(unwrap(item) for item in value)
+    return value
+
+
+def run(function: Any, args: Any, options: dict[str, Any]) -> Any:
+    """NumPy's `function` on device arrays; its result is the device's, or `out` itself."""
+    given = {name: unwrap(value) for name, value in options.items()}
+    result = function(*(unwrap(value) for value in args), **given)
+    out = options.get("out")
+    if out is not None:
+        return out[0] if isinstance(out, tuple) and len(out) == 1 else out
+    return wrap(result)
+
+
+def lift(name: str, module: ModuleType | Any = np) -> Any:
+    """NumPy's function `name` for device arrays."""
+    function = getattr(module, name)
+
+    def lifted(*args: Any, **options: Any) -> Any:
+        return run(function, args, options)
+
+    lifted.__name__ = lifted.__qualname__ = name
+    lifted.__doc__ = f"numpy.{name} for arrays of device cudasim."
+    if isinstance(function, np.ufunc):
+        lifted.at = lambda *args: run(function.at, args, {})  # type: ignore[attr-defined]
+    return lifted
+
+
+def _method(name: str) -> Any:
+    """The method `name` of numpy.ndarray for this class."""
+
+    def method(self: ndarray, *args: Any, **options: Any) -> Any:
+        return run(getattr(self._host, name), args, options)
+
+    method.__name__ = method.__qualname__ = name
+    return method
+
+
+def _operator(name: str) -> Any:
+    """The operator `name` of numpy.ndarray for this class."""
+
+    def operator(self: ndarray, *others: Any) -> Any:
+        if any(not _is_operand(other) for other in others):
+            return NotImplemented
+        result = getattr(self._host, name)(*map(unwrap, others))
+        return self if result is self._host else wrap(result)
+
+    operator.__name__ = operator.__qualname__ = name
+    return operator
+
+
+def _is_operand(value: Any) -> bool:
+    return isinstance(value, ndarray | np.ndarray | np.generic | int | float)
+
+
+_METHODS = """
+    all any argmax argmin argsort clip cumsum dot flatten max mean min prod ravel repeat reshape
+    round squeeze std sum swapaxes take transpose var view
+"""
+_COMPARISONS = "lt le gt ge eq ne"
+_UNARY = "neg pos abs invert"
+_BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
+
+for _name in _METHODS.split():
+    setattr(ndarray, _name, _method(_name))
+for _name in f"{_COMPARISONS} {_UNARY} {_BINARY}".split():
+    setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))
+for _name in _BINARY.split():
+    setattr(ndarray, f"__r{_name}__", _operator(f"__r{_name}__"))
+    setattr(ndarray, f"__i{_name}__", _operator(f"__i{_name}__"))
+ndarray.__hash__ = None  # type: ignore[assignment]  # as NumPy's: == compares elements

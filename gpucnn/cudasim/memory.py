@@ -1,0 +1,163 @@
+"""The device's memory, and the pool that gives it out: a model of cupy's.
+
+Each array lies alone between two stretches of addresses where no memory is, so that a kernel that
+writes outside its arrays harms neither another array nor the Python that runs it.  Freed memory
+goes to a list of its size, and an allocation looks there before it asks the device.  An array is
+full of poison until something is written to it.
+"""
+
+import ctypes
+import functools
+import math
+import mmap
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+Host = np.ndarray[Any, Any]
+
+GRAIN = 512  # cupy's allocations are counted in multiples of this many bytes
+# Every 16 bits are a NaN as float16 and bfloat16, every 32 as float32, every 64 as float64; as an
+# integer it is far out of bounds.  native/scheduler.cpp fills shared memory with the same.
+POISON = 0x7FFF
+_GUARD = 16 * mmap.PAGESIZE  # on both sides of an array
+_NO_ACCESS = 0  # PROT_NONE
+
+
+class OutOfMemoryError(MemoryError):
+    """cupy.cuda.memory.OutOfMemoryError: no memory left, or the pool's limit is reached."""
+
+
+class _Block:
+    """One piece of the device's memory, which NumPy reads in place; back to the pool at its end."""
+
+    __slots__ = ("address", "pool", "size")
+
+    def __init__(self, pool: "MemoryPool", address: int, size: int) -> None:
+        self.pool = pool
+        self.address = address
+        self.size = size
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {
+            "data": (self.address, False),
+            "shape": (self.size,),
+            "typestr": "|u1",
+            "version": 3,
+        }
+
+    def __del__(self) -> None:
+        self.pool._release(self.address, self.size)
+
+
+class MemoryPool:
+    """cupy.cuda.MemoryPool, as far as gpucnn asks it."""
+
+    def __init__(self) -> None:
+        self.device_allocations = 0  # how often the pool had to ask the device
+        self._used = self._held = 0
+        self._free: dict[int, list[int]] = defaultdict(list)  # bytes -> where such blocks are
+        self._limit = 0  # 0: none
+
+    def used_bytes(self) -> int:
+        """What arrays hold."""
+        return self._used
+
+    def free_bytes(self) -> int:
+        """What the pool holds for later."""
+        return self._held
+
+    def total_bytes(self) -> int:
+        return self._used + self._held
+
+    def free_all_blocks(self) -> None:
+        """Give unused memory back to the device."""
+        for size, addresses in self._free.items():
+            for address in addresses:
+                _libc().munmap(address - _GUARD, _pages(size) + 2 * _GUARD)
+        self._free.clear()
+        self._held = 0
+
+    def set_limit(self, size: int = 0) -> None:
+        """Let total_bytes never pass `size` bytes; 0 is no limit."""
+        self._limit = size
+
+    def get_limit(self) -> int:
+        return self._limit
+
+    def take(self, size: int) -> Host:
+        """`size` bytes and the rest of a grain; OutOfMemoryError if there are none."""
+        size = max(-(-size // GRAIN), 1) * GRAIN
+        if self._free[size]:
+            address = self._free[size].pop()
+            self._held -= size
+        else:
+            if self._limit and self.total_bytes() + size > self._limit:
+                raise OutOfMemoryError(
+                    f"Out of memory allocating {size:,} bytes (allocated so far: "
+                    f"{self.total_bytes():,} bytes, limit set to: {self._limit:,} bytes)"
+                )
+            address = _map(size)
+            self.device_allocations += 1
+        self._used += size
+        return np.asarray(_Block(self, address, size))
+
+    def _release(self, address: int, size: int) -> None:
+        self._free[size].append(address)
+        self._used -= size
+        self._held += size
+
+
+def _pages(size: int) -> int:
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc
+
+
+def _map(size: int) -> int:
+    """The address of `size` fresh bytes between two guards."""
+    libc, whole = _libc(), _pages(size) + 2 * _GUARD
+    base = libc.mmap(None, whole, _NO_ACCESS, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    usable = mmap.PROT_READ | mmap.PROT_WRITE
+    if base in (None, 2 ** (8 * ctypes.sizeof(ctypes.c_void_p)) - 1) or libc.mprotect(
+        base + _GUARD, _pages(size), usable
+    ):
+        raise OutOfMemoryError(f"Out of memory allocating {size:,} bytes")
+    return int(base) + _GUARD
+
+
+pool = MemoryPool()
+
+
+def allocate(shape: Any, dtype: Any, poison: bool = True) -> Host:
+    """Fresh memory of the device, as the host sees it."""
+    dtype = np.dtype(dtype)
+    shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+    size = math.prod(shape) * dtype.itemsize
+    memory = pool.take(size)
+    if poison:
+        memory.view(np.uint16).fill(POISON)
+    array: Host = memory[:size].view(dtype).reshape(shape)
+    return array
+
+
+def on_device(result: Host) -> Host:
+    """What NumPy made: itself if it is a view of the device's memory, else a copy there."""
+    owner: Any = result
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, _Block):
+        return result
+    copy = allocate(result.shape, result.dtype, poison=False)
+    copy[...] = result
+    return copy

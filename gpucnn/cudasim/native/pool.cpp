@@ -1,0 +1,94 @@
+// Spreads the blocks of a launch over the cores.
+
+#include <condition_variable>
+#include <cstdio>
+#include <cstring>
+#include <thread>
+
+#include "worker.h"
+
+namespace cudasim {
+namespace {
+
+Worker* worker_of_this_thread() {
+    if (!this_worker) {
+        this_worker = new Worker;  // never destroyed: its thread may launch again
+        give_thread_a_signal_stack();
+    }
+    return this_worker;
+}
+
+// Threads that wait for launches.  The one that launches works too.
+class Pool {
+  public:
+    void run(Launch* launch, int workers) {
+        {
+            std::lock_guard<std::mutex> lock(mutex);
+            while (int(helpers) < workers - 1) {
+                std::thread([this, number = helpers] { help(number); }).detach();
+                ++helpers;
+            }
+            job = launch;
+            wanted = workers - 1;
+            busy = wanted;
+            ++generation;
+        }
+        if (workers > 1) wake.notify_all();
+        worker_of_this_thread()->run_blocks(launch);
+        std::unique_lock<std::mutex> lock(mutex);
+        finished.wait(lock, [this] { return busy == 0; });
+    }
+
+  private:
+    void help(int number) {
+        uint64_t seen = 0;
+        for (;;) {
+            Launch* launch;
+            {
+                std::unique_lock<std::mutex> lock(mutex);
+                wake.wait(lock, [&] { return generation != seen; });
+                seen = generation;
+                if (number >= wanted) continue;
+                launch = job;
+            }
+            worker_of_this_thread()->run_blocks(launch);
+            std::lock_guard<std::mutex> lock(mutex);
+            if (--busy == 0) finished.notify_one();
+        }
+    }
+
+    std::mutex mutex;
+    std::condition_variable wake, finished;
+    Launch* job = nullptr;
+    int helpers = 0, wanted = 0, busy = 0;
+    uint64_t generation = 0;
+};
+
+}  // namespace
+}  // namespace cudasim
+
+using namespace cudasim;
+
+// Runs one launch to its end.  Returns 0, or 1 with the reason in `message`.
+CUDASIM_EXPORT int cudasim_launch(const Request* request, char* message, size_t message_bytes) {
+    static std::mutex one_launch;  // threads of Python may launch at the same time
+    static Pool* pool = new Pool;  // never destroyed: its threads may still wait at exit
+    std::lock_guard<std::mutex> lock(one_launch);
+    Launch launch;
+    launch.request = request;
+    launch.blocks = uint64_t(request->grid[0]) * request->grid[1] * request->grid[2];
+    launch.next_block = 0;
+    launch.stop = false;
+    launch.races = request->checks & kRace ? start_race_log(request) : nullptr;
+    uint64_t workers = request->workers;
+    if (workers > launch.blocks) workers = launch.blocks;
+    if (workers > 0) {
+        CatchSignals guard;
+        pool->run(&launch, int(workers));
+    }
+    if (launch.races) finish_race_log(launch.races);
+    fflush(stdout);
+    if (launch.error.empty()) return 0;
+    snprintf(message, message_bytes, "%s", launch.error.c_str());
+    return 1;
+}

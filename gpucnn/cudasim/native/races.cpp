@@ -1,0 +1,168 @@
+// Race mode: who touched each word last, and whether a barrier lies between.
+//
+// Two accesses to the same bytes by different threads, one of them a write, must be ordered: by
+// __syncthreads within a block, by __syncwarp within a warp; shuffles and votes order nothing,
+// and neither does anything between blocks.  Two atomics may meet.
+//
+// Threads of a block count barriers together (the epoch).  Within a warp each lane keeps a vector
+// clock: how many __syncwarps of every other lane it has heard of.
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "worker.h"
+
+namespace cudasim {
+
+namespace {
+
+struct Access {
+    uint64_t block;  // 1 + how many blocks came before; 0: none
+    void* code;
+    unsigned epoch, clock;
+    unsigned short thread;
+    unsigned char bytes;  // a bit for each byte of the word
+    bool atomic;
+};
+
+struct Cell {  // a word of 4 bytes
+    Access write, reads[2];  // of reads, the last two by different threads
+    int pending;  // asynchronous copies to it that nobody has waited for
+};
+
+struct Free {
+    void operator()(Cell* cells) const { free(cells); }
+};
+using Cells = std::unique_ptr<Cell[], Free>;
+
+// calloc: pages that no kernel touches are never made.
+Cells make_cells(size_t count) { return Cells(static_cast<Cell*>(calloc(count, sizeof(Cell)))); }
+
+}  // namespace
+
+struct RaceLog {
+    const Request* request;
+    uint64_t block = 0;
+    std::vector<Cells> arrays;
+    Cells shared;
+    unsigned clocks[kMaxThreads][kWarp];
+};
+
+RaceLog* start_race_log(const Request* request) {
+    RaceLog* log = new RaceLog;
+    log->request = request;
+    for (int i = 0; i < request->range_count; ++i) {
+        const Range& range = request->ranges[i];
+        log->arrays.push_back(make_cells((range.end - range.begin) / 4 + 2));
+    }
+    log->shared = make_cells((kDynamicShared + kStaticShared) / 4);
+    return log;
+}
+
+void finish_race_log(RaceLog* log) { delete log; }
+
+void race_new_block(Worker* worker) {
+    RaceLog* log = worker->launch->races;
+    ++log->block;
+    for (auto& clock : log->clocks)
+        for (int lane = 0; lane < kWarp; ++lane) clock[lane] = 0;
+    for (int i = 0; i < worker->thread_count; ++i) log->clocks[i][i % kWarp] = 1;
+}
+
+void race_warp_sync(Worker* worker, Warp* warp, unsigned mask) {
+    RaceLog* log = worker->launch->races;
+    int first = warp->threads->number;
+    unsigned heard[kWarp] = {};
+    for (int lane = 0; lane < kWarp; ++lane)
+        if (mask >> lane & 1)
+            for (int i = 0; i < kWarp; ++i)
+                if (log->clocks[first + lane][i] > heard[i]) heard[i] = log->clocks[first + lane][i];
+    for (int lane = 0; lane < kWarp; ++lane) {
+        if (!(mask >> lane & 1)) continue;
+        memcpy(log->clocks[first + lane], heard, sizeof heard);
+        ++log->clocks[first + lane][lane];
+    }
+}
+
+static Cell* cell_at(Worker* worker, const char* address, bool* shared) {
+    RaceLog* log = worker->launch->races;
+    size_t offset = address - worker->shared;
+    *shared = offset < kDynamicShared + kStaticShared;
+    if (*shared) return &log->shared[offset / 4];
+    for (int i = 0; i < log->request->range_count; ++i) {
+        const Range& range = log->request->ranges[i];
+        uintptr_t base = reinterpret_cast<uintptr_t>(range.begin) / 4;
+        if (address >= range.begin && address < range.end)
+            return &log->arrays[i][reinterpret_cast<uintptr_t>(address) / 4 - base];
+    }
+    return nullptr;
+}
+
+// Whether `before` is ordered before what the current thread does now, or does not matter to it.
+static bool ordered(Worker* worker, const Access& before, const Access& now, bool shared) {
+    if (!before.block || !(before.bytes & now.bytes) || (before.atomic && now.atomic)) return true;
+    if (before.block != now.block) return shared;  // another block's shared memory is another's
+    if (before.thread == now.thread || before.epoch != now.epoch) return true;
+    if (before.thread / kWarp != now.thread / kWarp) return false;
+    return worker->launch->races->clocks[now.thread][before.thread % kWarp] >= before.clock;
+}
+
+static void report(Worker* worker, const char* address, const Access& before, bool before_wrote,
+                   const Access& now, bool writes) {
+    const char* past = before.atomic ? "updated" : before_wrote ? "wrote" : "read";
+    const char* present = now.atomic ? "updates" : writes ? "writes" : "reads";
+    std::string other = describe(&worker->threads[before.thread]);
+    if (before.block != now.block) other += " of another block";
+    worker->fail(std::string(present) + " " + memory_name(worker, address) +
+                 describe_code(worker, now.code) + ", which " + other + " " + past +
+                 describe_code(worker, before.code) + ": nothing orders the two");
+}
+
+void race_access(Worker* worker, const char* address, size_t bytes, bool write, bool atomic,
+                 void* code) {
+    RaceLog* log = worker->launch->races;
+    Thread* thread = worker->current();
+    const char* end = address + bytes;
+    while (address < end) {
+        size_t start = reinterpret_cast<uintptr_t>(address) % 4;
+        size_t count = size_t(end - address) < 4 - start ? end - address : 4 - start;
+        Access now;
+        now.block = log->block;
+        now.code = code;
+        now.epoch = worker->epoch;
+        now.clock = log->clocks[thread->number][thread->lane];
+        now.thread = (unsigned short)thread->number;
+        now.bytes = (unsigned char)(((1u << count) - 1) << start);
+        now.atomic = atomic;
+        bool shared;
+        Cell* cell = cell_at(worker, address, &shared);
+        if (!cell) return;
+        if (cell->pending)
+            worker->fail(std::string(write ? "writes " : "reads ") + memory_name(worker, address) +
+                         describe_code(worker, code) +
+                         ", to which an asynchronous copy is still under way");
+        if (!ordered(worker, cell->write, now, shared))
+            report(worker, address, cell->write, true, now, write);
+        if (write)
+            for (const Access& read : cell->reads)
+                if (!ordered(worker, read, now, shared)) report(worker, address, read, false, now, true);
+        if (write) {
+            cell->write = now;
+        } else {
+            if (cell->reads[0].thread != now.thread || cell->reads[0].block != now.block)
+                cell->reads[1] = cell->reads[0];
+            cell->reads[0] = now;
+        }
+        address += count;
+    }
+}
+
+// An asynchronous copy begins (change 1) or ends (-1): its target belongs to it in between.
+void race_copy(Worker* worker, const Copy& copy, int change) {
+    bool shared;
+    for (int at = 0; at < copy.bytes; at += 4)
+        if (Cell* cell = cell_at(worker, copy.to + at, &shared)) cell->pending += change;
+}
+
+}  // namespace cudasim

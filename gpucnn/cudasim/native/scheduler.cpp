@@ -1,0 +1,406 @@
+// Runs the threads of a block by turns: fibers, barriers, meetings of a warp, schedules.
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+
+#include "worker.h"
+
+__thread uint3 threadIdx, blockIdx, blockDim, gridDim;
+__thread int cudasim_lane;
+__thread CudasimShared cudasim_shared;
+
+namespace cudasim {
+
+thread_local Worker* this_worker = nullptr;
+
+namespace {
+
+// Every 16 bits of kPoison are a NaN as float16 and as bfloat16, every 32 as float32, every 64 as
+// float64; as an integer index it is far out of bounds.
+void poison(char* memory, size_t bytes) {
+    unsigned* words = reinterpret_cast<unsigned*>(memory);
+    for (size_t i = 0; i < (bytes + 3) / 4; ++i) words[i] = kPoison;
+}
+
+void fiber_main() {
+    for (;;) {
+        const Request* request = this_worker->launch->request;
+        request->entry(request->arguments);
+        // On return this fiber has been given another thread to run.
+        this_worker->finish_thread();
+    }
+}
+
+std::string where(Place place) {
+    return std::string(place.what) + " at " + place.file + ":" + std::to_string(place.line);
+}
+
+bool same(Place a, Place b) {
+    auto equal = [](const char* x, const char* y) { return x == y || !strcmp(x, y); };
+    return a.line == b.line && equal(a.what, b.what) && equal(a.file, b.file);
+}
+
+std::string text(uint3 i) {
+    return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
+}
+
+std::string hexadecimal(unsigned mask) {
+    char digits[16];
+    snprintf(digits, sizeof digits, "0x%08x", mask);
+    return digits;
+}
+
+}  // namespace
+
+std::string describe(const Thread* thread) { return "thread " + text(thread->index); }
+
+Worker::Worker() {
+    char* stacks = allocate_stacks(kMaxThreads + 1);
+    shared = static_cast<char*>(mmap(nullptr, kDynamicShared + kStaticShared,
+                                    PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (!stacks || shared == MAP_FAILED) {
+        fputs("cudasim: no memory for the threads' stacks\n", stderr);
+        abort();
+    }
+    poison(shared, kDynamicShared + kStaticShared);
+    fibers.resize(kMaxThreads + 1);
+    for (int i = 0; i <= kMaxThreads; ++i) {
+        fibers[i].low = stacks + kStride * i + kPage;
+        fibers[i].high = fibers[i].low + kStack;
+    }
+}
+
+void Worker::run_blocks(Launch* the_launch) {
+    launch = the_launch;
+    const Request* request = launch->request;
+    const unsigned* size = request->block;
+    blockDim = {size[0], size[1], size[2]};
+    gridDim = {request->grid[0], request->grid[1], request->grid[2]};
+    cudasim_shared.start = shared;
+    thread_count = size[0] * size[1] * size[2];
+    free_fibers.clear();
+    for (int i = kMaxThreads; i >= 0; --i) {
+        prepare_fiber(&fibers[i], i, fiber_main);
+        free_fibers.push_back(&fibers[i]);
+    }
+    for (int i = 0; i < thread_count; ++i) {
+        Thread& thread = threads[i];
+        unsigned n = i;
+        thread.index = {n % size[0], n / size[0] % size[1], n / size[0] / size[1]};
+        thread.lane = n % kWarp;
+        thread.number = i;
+        thread.warp = &warps[i / kWarp];
+        if (thread.lane == 0) thread.warp->threads = &thread;
+    }
+    poison(shared, dirty_dynamic);
+    poison(shared + kDynamicShared, dirty_static);
+    for (;;) {
+        uint64_t index = launch->next_block.fetch_add(1);
+        if (index >= launch->blocks || launch->stop) break;
+        start_block(request->schedule == kHighest ? launch->blocks - 1 - index : index);
+    }
+    if (dirty_dynamic < request->dynamic_shared) dirty_dynamic = request->dynamic_shared;
+    if (dirty_static < *request->static_shared) dirty_static = *request->static_shared;
+    launch = nullptr;
+}
+
+void Worker::start_block(uint64_t index) {
+    const Request* request = launch->request;
+    const unsigned* grid = request->grid;
+    blockIdx = {unsigned(index % grid[0]), unsigned(index / grid[0] % grid[1]),
+                unsigned(index / grid[0] / grid[1])};
+    random_state = request->seed * 0x9e3779b97f4a7c15u + index + 1;
+    poison(shared, request->dynamic_shared);
+    poison(shared + kDynamicShared, *request->static_shared);
+    arrived = done = predicates = 0;
+    epoch = 0;
+    ready_warps = 0;
+    for (int i = 0; i < thread_count; ++i) {
+        threads[i].fiber = nullptr;
+        threads[i].done = false;
+        threads[i].waits = {};
+        if (launch->races)
+            for (const Copy& copy : threads[i].copies) race_copy(this, copy, -1);
+        threads[i].copies.clear();
+        threads[i].group = 0;
+    }
+    int left = thread_count;
+    for (int i = 0; left > 0; ++i, left -= kWarp) {
+        warps[i].lanes = warps[i].ready = left >= kWarp ? ~0u : (1u << left) - 1;
+        warps[i].returned = 0;
+        warps[i].meeting_count = 0;
+        ready_warps |= 1u << i;
+    }
+    if (launch->races) race_new_block(this);
+    Thread* first = pick();
+    first->fiber = take_fiber();
+    set_current(first);
+    switch_context(&native, &first->fiber->context);
+    set_current(nullptr);
+}
+
+// Whoever runs next, or null between blocks.
+void Worker::set_current(Thread* thread) {
+    running = thread;
+    if (!thread) return;
+    threadIdx = thread->index;
+    cudasim_lane = thread->lane;
+}
+
+Fiber* Worker::take_fiber() {
+    Fiber* fiber = free_fibers.back();
+    free_fibers.pop_back();
+    return fiber;
+}
+
+uint64_t Worker::random() {
+    uint64_t z = random_state += 0x9e3779b97f4a7c15u;  // splitmix64
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+// Who goes on.  The greedy schedules run the lowest (highest) thread that can run, so that one
+// warp gets as far ahead of the others as the kernel lets it: a barrier that is missing shows.
+Thread* Worker::pick() {
+    if (!ready_warps) return nullptr;
+    int schedule = launch->request->schedule;
+    int warp, lane;
+    if (schedule == kLowest) {
+        warp = __builtin_ctz(ready_warps);
+        lane = __builtin_ctz(warps[warp].ready);
+    } else if (schedule == kHighest) {
+        warp = 31 - __builtin_clz(ready_warps);
+        lane = 31 - __builtin_clz(warps[warp].ready);
+    } else {
+        auto any_bit = [&](unsigned bits) {
+            for (int skip = random() % __builtin_popcount(bits); skip > 0; --skip) bits &= bits - 1;
+            return __builtin_ctz(bits);
+        };
+        warp = any_bit(ready_warps);
+        lane = any_bit(warps[warp].ready);
+    }
+    return &threads[warp * kWarp + lane];
+}
+
+// Lets others run until somebody makes `thread` ready again (it may be so already).
+void Worker::wait(Thread* thread, Place place) {
+    thread->waits = place;
+    Thread* next = pick();
+    if (!next) stuck();
+    if (next != thread) {
+        if (!next->fiber) next->fiber = take_fiber();
+        set_current(next);
+        switch_context(&thread->fiber->context, &next->fiber->context);
+    }
+    thread->waits = {};
+}
+
+static void set_waiting(Warp* warp, unsigned lane, unsigned* ready_warps, int index) {
+    warp->ready &= ~(1u << lane);
+    if (!warp->ready) *ready_warps &= ~(1u << index);
+}
+
+// The current thread has returned from the kernel.  Comes back when its fiber has another one.
+void Worker::finish_thread() {
+    Thread* thread = current();
+    Warp* warp = thread->warp;
+    thread->done = true;
+    warp->returned |= 1u << thread->lane;
+    set_waiting(warp, thread->lane, &ready_warps, thread->number / kWarp);
+    ++done;
+    for (int i = 0; i < warp->meeting_count; ++i)
+        if (warp->meetings[i].mask >> thread->lane & 1) left_out(warp, warp->meetings[i]);
+    Fiber* fiber = thread->fiber;
+    Thread* next = pick();
+    if (!next && done < thread_count) stuck();
+    if (next && !next->fiber) {  // go on with the same, still warm stack
+        next->fiber = fiber;
+        set_current(next);
+        return;
+    }
+    free_fibers.push_back(fiber);
+    set_current(next);
+    switch_context(&fiber->context, next ? &next->fiber->context : &native);
+}
+
+int Worker::barrier(int predicate, Place place) {
+    Thread* thread = current();
+    if (arrived == 0) {
+        barrier_place = place;
+        predicates = 0;
+    } else if (!same(place, barrier_place)) {
+        fail("waits in " + where(place) + ", but other threads of the block wait in " +
+             where(barrier_place) + ": all must meet in the same one");
+    }
+    predicates += predicate != 0;
+    set_waiting(thread->warp, thread->lane, &ready_warps, thread->number / kWarp);
+    if (++arrived == thread_count) {
+        arrived = 0;
+        barrier_result = predicates;
+        ++epoch;
+        for (int i = 0, left = thread_count; left > 0; ++i, left -= kWarp) {
+            warps[i].ready = warps[i].lanes;
+            ready_warps |= 1u << i;
+        }
+    }
+    wait(thread, place);
+    return barrier_result;
+}
+
+void Worker::meet(unsigned mask, void* mine, Combine combine, void* extra, Place place) {
+    Thread* thread = current();
+    Warp* warp = thread->warp;
+    unsigned me = 1u << thread->lane;
+    if (!(mask & me))
+        fail("calls " + where(place) + " with mask " + hexadecimal(mask) +
+             ", which leaves out its own lane " + std::to_string(thread->lane));
+    if (mask & warp->returned)
+        fail("calls " + where(place) + " with mask " + hexadecimal(mask) + ", and " +
+             describe(&warp->threads[__builtin_ctz(mask & warp->returned)]) +
+             ", which it names, has returned");
+    int index = 0;
+    while (index < warp->meeting_count && !(warp->meetings[index].mask & mask)) ++index;
+    Meeting& meeting = warp->meetings[index];
+    if (index == warp->meeting_count) {
+        ++warp->meeting_count;
+        meeting.mask = mask;
+        meeting.arrived = 0;
+        meeting.place = place;
+        meeting.combine = combine;
+        meeting.extra = extra;
+        memset(meeting.lanes, 0, sizeof meeting.lanes);
+    } else if (meeting.mask != mask) {
+        fail("calls " + where(place) + " with mask " + hexadecimal(mask) +
+             ", but other lanes of its warp wait in " + where(meeting.place) + " with mask " +
+             hexadecimal(meeting.mask));
+    } else if (!same(place, meeting.place) && (combine || meeting.combine)) {
+        // __syncwarp, which combines nothing, may be called from several places.
+        fail("calls " + where(place) + ", but other lanes of its warp wait in " +
+             where(meeting.place));
+    }
+    meeting.arrived |= me;
+    meeting.lanes[thread->lane] = mine;
+    set_waiting(warp, thread->lane, &ready_warps, thread->number / kWarp);
+    if (meeting.arrived == (mask & warp->lanes)) hold_meeting(warp, index);
+    wait(thread, place);
+}
+
+// Every lane has come: what was to be done together is done.
+void Worker::hold_meeting(Warp* warp, int index) {
+    Meeting& meeting = warp->meetings[index];
+    if (meeting.combine) meeting.combine(meeting.lanes, meeting.extra);
+    if (launch->races && !meeting.combine) race_warp_sync(this, warp, meeting.arrived);
+    warp->ready |= meeting.arrived;
+    ready_warps |= 1u << (warp->threads->number / kWarp);
+    int last = --warp->meeting_count;
+    if (index != last) meeting = warp->meetings[last];
+}
+
+// The current thread has returned, and other lanes wait for it.
+void Worker::left_out(Warp* warp, const Meeting& meeting) {
+    Thread* returned = current();
+    set_current(&warp->threads[__builtin_ctz(meeting.arrived)]);
+    fail("waits forever in " + where(meeting.place) + " with mask " + hexadecimal(meeting.mask) +
+         ": " + describe(returned) + ", which it names, has returned");
+}
+
+void Worker::stuck() {
+    Thread* waits = nullptr;
+    for (int i = 0; i < thread_count && !waits; ++i)
+        if (!threads[i].done) waits = &threads[i];
+    std::string message = "waits forever in " + where(waits->waits) + ": ";
+    bool barrier = !strncmp(waits->waits.what, "__syncthreads", 13);
+    for (int i = 0; i < thread_count; ++i) {
+        Thread& other = threads[i];
+        if (!barrier && other.warp != waits->warp) continue;
+        if (other.done)
+            message += describe(&other) + " has returned";
+        else if (other.waits.what && !same(other.waits, waits->waits))
+            message += describe(&other) + " waits in " + where(other.waits);
+        else
+            continue;
+        break;
+    }
+    set_current(waits);
+    fail(message);
+}
+
+// Gives up the launch: no other fiber is ever resumed, and a kernel owns nothing to release.
+void Worker::fail(const std::string& message) {
+    {
+        std::lock_guard<std::mutex> lock(launch->mutex);
+        if (launch->error.empty())
+            launch->error = std::string(launch->request->kernel) + ": block " + text(blockIdx) +
+                            ", " + describe(current()) + " " + message;
+    }
+    launch->stop = true;
+    Context abandoned;
+    switch_context(&abandoned, &native);
+    __builtin_unreachable();
+}
+
+// Does the copies of all but the newest `groups_left` committed groups of the current thread.
+void Worker::land_copies(int groups_left) {
+    Thread* thread = current();
+    size_t kept = 0;
+    for (Copy& copy : thread->copies) {
+        if (copy.group >= thread->group - groups_left) {
+            thread->copies[kept++] = copy;
+            continue;
+        }
+        if (launch->races) race_copy(this, copy, -1);
+        check_copy(copy);
+        memcpy(copy.to, copy.from, copy.from_bytes);
+        memset(copy.to + copy.from_bytes, 0, copy.bytes - copy.from_bytes);
+    }
+    thread->copies.resize(kept);
+}
+
+// What an asynchronous copy touches, it touches twice: when it begins and when it ends.
+void Worker::check_copy(const Copy& copy) {
+    if (!launch->request->checks) return;
+    if (copy.from_bytes) check_access(this, copy.from, copy.from_bytes, false, false, copy.code);
+    check_access(this, copy.to, copy.bytes, true, false, copy.code);
+}
+
+void Worker::begin_copy(Copy copy) {
+    check_copy(copy);
+    current()->copies.push_back(copy);
+    if (launch->races) race_copy(this, copy, 1);
+}
+
+}  // namespace cudasim
+
+using namespace cudasim;
+
+int cudasim_barrier(int predicate, Place place) { return this_worker->barrier(predicate, place); }
+
+void cudasim_meet(unsigned mask, void* mine, Combine combine, void* extra, Place place) {
+    this_worker->meet(mask, mine, combine, extra, place);
+}
+
+void cudasim_fail(const char* format, ...) {
+    char message[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(message, sizeof message, format, arguments);
+    va_end(arguments);
+    this_worker->fail(message);
+}
+
+void cudasim_copy_async(void* to, const void* from, int bytes, int from_bytes) {
+    uintptr_t misaligned = (reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % bytes;
+    if (misaligned)
+        cudasim_fail("calls copy_async: both addresses must be multiples of %d bytes", bytes);
+    if (from_bytes < 0 || from_bytes > bytes)
+        cudasim_fail("calls copy_async with %d bytes of source for %d bytes", from_bytes, bytes);
+    this_worker->begin_copy({static_cast<char*>(to), static_cast<const char*>(from), bytes,
+                             from_bytes, this_worker->current()->group,
+                             __builtin_return_address(0)});
+}
+
+void cudasim_copy_commit() { ++this_worker->current()->group; }
+
+void cudasim_copy_wait(int groups_left) { this_worker->land_copies(groups_left); }

@@ -1,0 +1,145 @@
+"""NVIDIA's runtime compiler without a GPU: what a kernel becomes for an architecture.
+
+CuPy compiles kernels by itself when they are launched.  This module is for looking at them: the
+machine code, the registers they take, whether they spill.  It needs libnvrtc (CUDA 12 or 13), from
+the wheel nvidia-cuda-nvrtc or an installed toolkit, and no driver.
+"""
+
+import ctypes
+import ctypes.util
+import functools
+import importlib.util
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpucnn.errors import DeviceError, KernelError
+
+WHEEL = 'pip install "gpucnn[nvrtc]"'
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the assembler says of one kernel."""
+
+    registers: int  # of a thread
+    shared: int  # static shared memory of a block, in bytes
+    spilled: int  # bytes stored and loaded because the registers did not suffice
+    stack: int  # bytes of local memory of a thread
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A source compiled for one architecture."""
+
+    cubin: bytes
+    ptx: str
+    usage: dict[str, Usage]  # by kernel name
+
+
+def compile_source(
+    source: str, name: str, architecture: int, options: Iterable[str] = ("-std=c++17",)
+) -> Binary:
+    """Compile the complete CUDA C++ text `source`, called `name` in messages.
+
+    architecture is the compute capability times ten: 80 for sm_80.  Raises DeviceError without
+    libnvrtc or for an architecture that it does not know, KernelError for a source with errors.
+    """
+    library = _library()
+    if architecture not in architectures():
+        raise DeviceError(f"NVRTC {version()} does not compile for sm_{architecture}")
+    program = ctypes.c_void_p()
+    code = library.nvrtcCreateProgram(
+        ctypes.byref(program), source.encode(), name.encode(), 0, None, None
+    )
+    _check(library, code)
+    try:
+        flags = [f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v", *options]
+        given = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
+        code = library.nvrtcCompileProgram(program, len(flags), given)
+        log = _text(library, program, "ProgramLog").decode(errors="replace").rstrip("\0\n")
+        if code:
+            raise KernelError(f"{name} does not compile for sm_{architecture}:\n{log}")
+        return Binary(
+            _text(library, program, "CUBIN"),
+            _text(library, program, "PTX").decode().rstrip("\0"),
+            _usage(log),
+        )
+    finally:
+        library.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def version() -> str:
+    """NVRTC's version, such as "13.0"; DeviceError without libnvrtc."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    library = _library()
+    _check(library, library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+    return f"{major.value}.{minor.value}"
+
+
+@functools.cache
+def architectures() -> tuple[int, ...]:
+    """What it compiles for: 75, 80, ...; DeviceError without libnvrtc."""
+    library, count = _library(), ctypes.c_int()
+    _check(library, library.nvrtcGetNumSupportedArchs(ctypes.byref(count)))
+    found = (ctypes.c_int * count.value)()
+    _check(library, library.nvrtcGetSupportedArchs(found))
+    return tuple(found)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    for path in _candidates():
+        try:
+            for beside in Path(path).parent.glob("libnvrtc-builtins.so.*"):
+                ctypes.CDLL(str(beside))  # NVRTC asks for it by name, and does not look there
+            library = ctypes.CDLL(path)
+        except OSError:
+            continue
+        library.nvrtcGetErrorString.restype = ctypes.c_char_p
+        return library
+    raise DeviceError(f"NVRTC was not found; {WHEEL}")
+
+
+def _candidates() -> list[str]:
+    """Where libnvrtc may be: in NVIDIA's wheels, newest first, then where the system looks."""
+    wheels = importlib.util.find_spec("nvidia")
+    folders = [] if wheels is None else list(wheels.submodule_search_locations or ())
+    found = [str(path) for folder in folders for path in Path(folder).glob("*/lib/libnvrtc.so.*")]
+    found = sorted((path for path in found if ".alt." not in path), reverse=True)
+    system = ctypes.util.find_library("nvrtc")
+    return found + ([system] if system else [])
+
+
+def _text(library: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
+    """The program's log, PTX or cubin: NVRTC has a function for its size and one for itself."""
+    size = ctypes.c_size_t()
+    _check(library, getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+    buffer = ctypes.create_string_buffer(size.value)
+    _check(library, getattr(library, f"nvrtcGet{what}")(program, buffer))
+    return buffer.raw
+
+
+def _check(library: ctypes.CDLL, code: int) -> None:
+    if code:
+        raise DeviceError(f"NVRTC: {library.nvrtcGetErrorString(code).decode()}")
+
+
+def _usage(log: str) -> dict[str, Usage]:
+    """The figures in what the assembler prints of each kernel."""
+    usage = {}
+    for part in log.split("Compiling entry function '")[1:]:
+        name = part.partition("'")[0]
+
+        def figure(pattern: str, text: str = part) -> int:
+            match = re.search(pattern, text)
+            return int(match[1]) if match else 0
+
+        usage[name] = Usage(
+            registers=figure(r"Used (\d+) registers"),
+            shared=figure(r"(\d+) bytes smem"),
+            spilled=figure(r"(\d+) bytes spill stores") + figure(r"(\d+) bytes spill loads"),
+            stack=figure(r"(\d+) bytes stack frame"),
+        )
+    return usage

@@ -1,0 +1,137 @@
+// Pooling, forward and backward: one thread makes one number, and gathers what it needs.
+//
+//   forward    thread -> y[n, i, j, c]     reads its window of x
+//   backward   thread -> dx[n, h, w, c]    reads dy of the windows that hold this pixel, at most
+//                                          ceil(kh / stride) x ceil(kw / stride); as nothing is
+//                                          scattered, nothing needs an atomic
+//
+//   x, dx   (N, H, W, C)       y, dy   (N, OH, OW, C)      written (=)
+//   argmax  (N, OH, OW, C) int32: the winner's place in its window, r * kw + s
+//
+// Grid: x covers the numbers of one image, y the images (and goes round if there are more than a
+// grid has rows); blocks of 256 threads (fewer work).  Neighbours in a warp own neighbouring
+// channels, so that they read and write neighbouring addresses.  One image has fewer than 2^31
+// numbers.  At most 64 registers: 32 warps to a multiprocessor, which hide the wait for memory,
+// the only thing that pooling waits for.  All three pools of AlexNet come here.
+
+#include "common.cuh"
+
+struct Place {
+    int row, column, channel;
+};
+
+// Number `index` of an image with this many columns and channels.
+__device__ inline Place place_of(int index, int columns, int channels) {
+    int pixel = index / channels;
+    return Place{pixel / columns, pixel % columns, index % channels};
+}
+
+// The windows over pixel `at` along one axis: first .. last, both included.
+struct Span {
+    int first, last;
+};
+
+__device__ inline Span windows_over(int at, int before, int size, int stride, int outputs) {
+    int reach = at + before - size;  // the last window start that is too early
+    return Span{reach < 0 ? 0 : reach / stride + 1, min((at + before) / stride, outputs - 1)};
+}
+
+extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void max_pool2d_forward(
+    const float* x, float* y, int* argmax, Window g) {  // argmax may be null
+    int index = blockIdx.x * blockDim.x + threadIdx.x;
+    int image = g.oh * g.ow * g.c;
+    if (index >= image) return;
+    Place at = place_of(index, g.ow, g.c);
+    int row0 = at.row * g.stride_h - g.top, column0 = at.column * g.stride_w - g.left;
+    for (int64 n = blockIdx.y; n < g.n; n += gridDim.y) {
+        const float* pixels = x + n * g.h * g.w * g.c + at.channel;
+        float best = -infinity();
+        int winner = -1;
+#pragma unroll 1
+        for (int r = max(0, -row0); r < min(g.kh, g.h - row0); ++r)
+#pragma unroll 2
+            for (int s = max(0, -column0); s < min(g.kw, g.w - column0); ++s) {
+                float value = pixels[((row0 + r) * g.w + column0 + s) * g.c];
+                // `>` keeps the first of equals; the first NaN wins over all numbers.
+                if (winner < 0 || value > best || (isnan(value) && !isnan(best))) {
+                    best = value;
+                    winner = r * g.kw + s;
+                }
+            }
+        y[n * image + index] = best;
+        if (argmax) argmax[n * image + index] = winner;
+    }
+}
+
+extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void max_pool2d_backward(
+    const float* dy, const int* argmax, float* dx, Window g) {
+    int index = blockIdx.x * blockDim.x + threadIdx.x;
+    int image = g.h * g.w * g.c;
+    if (index >= image) return;
+    Place at = place_of(index, g.w, g.c);
+    Span rows = windows_over(at.row, g.top, g.kh, g.stride_h, g.oh);
+    Span columns = windows_over(at.column, g.left, g.kw, g.stride_w, g.ow);
+    for (int64 n = blockIdx.y; n < g.n; n += gridDim.y) {
+        int64 start = n * g.oh * g.ow * g.c + at.channel;
+        float sum = 0.0f;
+#pragma unroll 1  // one or two turns: unrolled they would cost registers
+        for (int i = rows.first; i <= rows.last; ++i)
+#pragma unroll 1
+            for (int j = columns.first; j <= columns.last; ++j) {
+                int r = at.row + g.top - i * g.stride_h, s = at.column + g.left - j * g.stride_w;
+                int64 output = start + (i * g.ow + j) * g.c;
+                if (argmax[output] == r * g.kw + s) sum += dy[output];
+            }
+        dx[n * image + index] = sum;
+    }
+}
+
+// How many pixels the mean of output (i, j) is over.  Padding counts, or it does not; what a
+// window hangs over beyond the padding (bottom, right: what was asked for) never counts.
+__device__ inline int counted(int i, int j, const Window& g, int padding, int bottom, int right) {
+    int row = i * g.stride_h - g.top, column = j * g.stride_w - g.left;
+    int rows = padding ? min(row + g.kh, g.h + bottom) - row
+                       : min(row + g.kh, g.h) - max(row, 0);
+    int columns = padding ? min(column + g.kw, g.w + right) - column
+                          : min(column + g.kw, g.w) - max(column, 0);
+    return rows * columns;
+}
+
+extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void avg_pool2d_forward(
+    const float* x, float* y, Window g, int padding, int bottom, int right) {
+    int index = blockIdx.x * blockDim.x + threadIdx.x;
+    int image = g.oh * g.ow * g.c;
+    if (index >= image) return;
+    Place at = place_of(index, g.ow, g.c);
+    int row0 = at.row * g.stride_h - g.top, column0 = at.column * g.stride_w - g.left;
+    int count = counted(at.row, at.column, g, padding, bottom, right);
+    for (int64 n = blockIdx.y; n < g.n; n += gridDim.y) {
+        const float* pixels = x + n * g.h * g.w * g.c + at.channel;
+        float sum = 0.0f;
+#pragma unroll 1
+        for (int row = max(0, row0); row < min(g.h, row0 + g.kh); ++row)
+            for (int column = max(0, column0); column < min(g.w, column0 + g.kw); ++column)
+                sum += pixels[(row * g.w + column) * g.c];
+        y[n * image + index] = sum / count;
+    }
+}
+
+extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void avg_pool2d_backward(
+    const float* dy, float* dx, Window g, int padding, int bottom, int right) {
+    int index = blockIdx.x * blockDim.x + threadIdx.x;
+    int image = g.h * g.w * g.c;
+    if (index >= image) return;
+    Place at = place_of(index, g.w, g.c);
+    Span rows = windows_over(at.row, g.top, g.kh, g.stride_h, g.oh);
+    Span columns = windows_over(at.column, g.left, g.kw, g.stride_w, g.ow);
+    for (int64 n = blockIdx.y; n < g.n; n += gridDim.y) {
+        int64 start = n * g.oh * g.ow * g.c + at.channel;
+        float sum = 0.0f;
+#pragma unroll 1  // one or two turns: unrolled they would cost registers
+        for (int i = rows.first; i <= rows.last; ++i)
+#pragma unroll 1
+            for (int j = columns.first; j <= columns.last; ++j)
+                sum += dy[start + (i * g.ow + j) * g.c] / counted(i, j, g, padding, bottom, right);
+        dx[n * image + index] = sum;
+    }
+}

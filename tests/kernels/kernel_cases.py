@@ -1,0 +1,89 @@
+"""Helpers of the kernels' tests: random geometry, arrays on the simulated device, errors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import gpucnn
+from gpucnn.ops.window import Window
+
+
+def on_gpu(array: np.ndarray, gradient: bool = False) -> gpucnn.Tensor:
+    return gpucnn.tensor(array, device="cudasim", requires_grad=gradient)
+
+
+def relative(actual: Any, expected: np.ndarray) -> float:
+    """The largest difference over the largest value; 0 for two empty arrays."""
+    actual = actual if isinstance(actual, np.ndarray) else actual.get()
+    assert actual.shape == expected.shape
+    if not actual.size:
+        return 0.0
+    return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-30))
+
+
+def error_beside_cpu(
+    f: Callable[..., gpucnn.Tensor], *arrays: np.ndarray, gpu: str = "cudasim"
+) -> float:
+    """The largest relative difference between f on a GPU and on the CPU, in y and each gradient.
+
+    f is called with the device's name and one float32 tensor per array.
+    """
+    results = []
+    for device in (gpu, "cpu"):
+        leaves = [
+            gpucnn.tensor(a.astype(np.float32), device=device, requires_grad=True) for a in arrays
+        ]
+        y = f(device, *leaves)
+        dy = np.random.default_rng(3).standard_normal(y.shape, np.float32)
+        y.backward(gpucnn.tensor(dy, device=device).data)
+        results.append([y.numpy(), *(gpucnn.Tensor(leaf.grad).numpy() for leaf in leaves)])
+    assert [a.dtype for a in results[0]] == [a.dtype for a in results[1]]
+    return max(relative(a, b) for a, b in zip(*results, strict=True))
+
+
+def random_window(rng: np.random.Generator, pool: bool = False) -> tuple[Window, int]:
+    """A window over small images, and a number of filters for it.
+
+    Windows 1 to 11, strides 1 to 4, 1 to 67 channels, padding on each side; for a convolution
+    dilation and groups too, for a pool padding smaller than the window.
+    """
+    while True:
+        groups = 1 if pool else int(rng.choice([1, 1, 1, 2, 3]))
+        c, oc = (int(rng.integers(1, 67 // groups + 1)) * groups for _ in range(2))
+        if rng.random() < 0.5:  # divisible by 4: the kernels' 16-byte loads
+            c, oc = -(-c // (4 * groups)) * 4 * groups, -(-oc // (4 * groups)) * 4 * groups
+        kernel, stride = rng.integers(1, 12, 2), rng.integers(1, 5, 2)
+        dilation = np.ones(2, int) if pool else rng.choice([1, 1, 2, 3], 2)
+        padding = rng.integers(0, 6, (2, 2))
+        if pool:
+            padding = np.minimum(padding, kernel[:, None] - 1)
+        reach = (kernel - 1) * dilation + 1
+        size = np.maximum(1, reach - padding.sum(axis=1) + rng.integers(0, 9, 2))
+        n = int(rng.choice([0, 1, 2, 3, 5]))
+        if n * size.prod() * c * oc * kernel.prod() > 1e8:
+            continue  # seconds, for the loops
+        top, left = padding[:, 0].tolist()
+        bottom, right = padding[:, 1].tolist()
+        v = Window.of(
+            "test",
+            (n, *size.tolist(), c),
+            tuple(kernel.tolist()),
+            tuple(stride.tolist()),
+            ((top, bottom), (left, right)),
+            tuple(dilation.tolist()),
+            groups,
+        )
+        if pool and (
+            (v.oh - 1) * v.stride_h - v.top >= v.h or (v.ow - 1) * v.stride_w - v.left >= v.w
+        ):
+            continue  # a window that sees padding alone is refused
+        return v, oc
+
+
+def geometry(v: Window) -> dict[str, Any]:
+    """The keyword arguments of an op that lead to v."""
+    return {
+        "stride": (v.stride_h, v.stride_w),
+        "padding": ((v.top, v.bottom), (v.left, v.right)),
+    }

@@ -1,0 +1,86 @@
+"""Every kernel as machine code: it compiles, nothing spills, and it leaves the room it promises."""
+
+import re
+from functools import cache
+
+import pytest
+
+from gpucnn import cuda, nvrtc
+from gpucnn.errors import DeviceError
+
+# Of one multiprocessor: threads, and bytes of shared memory.  CUDA C++ Programming Guide, table
+# of technical specifications per compute capability.
+MULTIPROCESSOR = {
+    75: (1024, 64 << 10),
+    80: (2048, 164 << 10),
+    86: (1536, 100 << 10),
+    89: (1536, 100 << 10),
+    90: (2048, 228 << 10),
+    100: (2048, 228 << 10),
+    120: (1536, 100 << 10),
+}
+REGISTERS = 65536  # of a multiprocessor, on all of them
+FILES = sorted({kernel.file for kernel in cuda.kernels().values()})
+ARCHITECTURES = [
+    pytest.param(arch, marks=[] if arch in (80, 90) else pytest.mark.slow)
+    for arch in MULTIPROCESSOR
+]
+
+
+@cache
+def compiled(file: str, arch: int) -> nvrtc.Binary:
+    try:
+        known = nvrtc.architectures()
+    except DeviceError as error:
+        pytest.skip(str(error))
+    if arch not in known:
+        pytest.skip(f"NVRTC {nvrtc.version()} does not know sm_{arch}")
+    return nvrtc.compile_source(cuda.assemble(file), file, arch)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("file", FILES)
+def test_every_kernel_of_the_file_compiles_and_none_spills(file: str, arch: int) -> None:
+    usage = compiled(file, arch).usage
+    assert set(usage) == {k.name for k in cuda.kernels().values() if k.file == file}
+    assert {name: (u.spilled, u.stack) for name, u in usage.items()} == dict.fromkeys(usage, (0, 0))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("file", FILES)
+def test_as_many_blocks_share_a_multiprocessor_as_the_launch_bounds_say(
+    file: str, arch: int
+) -> None:
+    stated = launch_bounds(file)
+    assert {name: blocks_that_fit(file, name, arch) >= stated[name][1] for name in stated} == (
+        dict.fromkeys(stated, True)
+    )
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_comment_at_the_top_states_the_warps_that_the_launch_bounds_give(file: str) -> None:
+    header = cuda.assemble(file).split("#include")[0]
+    for name, (threads, blocks) in launch_bounds(file).items():
+        assert f"{threads * blocks // 32} warps" in " ".join(header.replace("//", "").split()), name
+
+
+def launch_bounds(file: str) -> dict[str, tuple[int, int]]:
+    """Threads of a block, and blocks on a multiprocessor, as the source states them."""
+    found = re.findall(
+        r"__launch_bounds__\((\d+), (\d+)\)[\w\s]*?\bvoid (\w+)\(", cuda.assemble(file)
+    )
+    bounds = {name: (int(threads), int(blocks)) for threads, blocks, name in found}
+    assert set(bounds) == {k.name for k in cuda.kernels().values() if k.file == file}
+    return bounds
+
+
+def blocks_that_fit(file: str, name: str, arch: int) -> int:
+    usage, threads = compiled(file, arch).usage[name], launch_bounds(file)[name][0]
+    most_threads, shared = MULTIPROCESSOR[arch]
+    warps = threads // 32
+    registers = -(-usage.registers // 8) * 8 * 32 * warps  # handed out to a warp 8 by 8
+    reserved = 0 if arch < 80 else 1024  # by the system, for every block
+    limits = [most_threads // threads, REGISTERS // registers]
+    if usage.shared:
+        limits.append(shared // (usage.shared + reserved))
+    return min(limits)
