@@ -136,7 +136,7 @@ def chart(
     from matplotlib.figure import Figure
 
     style = {
-        "font.size": 9,
+        "font.size": 10,
         "figure.facecolor": paper,
         "axes.facecolor": paper,
         "axes.edgecolor": faint,
@@ -144,7 +144,7 @@ def chart(
         "axes.prop_cycle": matplotlib.cycler(color=[first, second]),
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.titlesize": 9,
+        "axes.titlesize": 10,
         "grid.color": faint,
         "legend.frameon": False,
         "text.color": ink,
@@ -156,6 +156,14 @@ def chart(
         FigureCanvasAgg(figure)
         yield figure, figure.subplots(rows, columns, squeeze=False)
         figure.savefig(path, dpi=180, format="png")
+
+
+def paper_to_colour(theme: Theme) -> Any:
+    """A colour map from the theme's paper, at 0, to its first colour, at 1."""
+    _matplotlib()
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list(theme, [THEMES[theme][0], THEMES[theme][3]])
 
 
 def _matplotlib() -> Any:

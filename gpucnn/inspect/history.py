@@ -127,14 +127,19 @@ def update_ratio_histograms(
 ) -> Histograms:
     """How the base-10 logarithms of UpdateRatios.ratios are spread, for each parameter.
 
-    Zero and infinite ratios have no logarithm and are left out.  With `path`, a PNG.
+    The bins are the same for all, over whole powers of ten.  Zero and infinite ratios have no
+    logarithm and are left out.  With `path`, a PNG.
     """
     if bins < 1:
         raise ArgumentError(f"update_ratio_histograms: bins must be at least 1, got {bins}")
-    found = {}
-    for name, values in ratios.items():
-        usable = np.array([v for v in values if v > 0 and np.isfinite(v)])
-        found[name] = np.histogram(np.log10(usable), bins)
+    logs = {
+        name: np.log10([v for v in values if v > 0 and np.isfinite(v)])
+        for name, values in ratios.items()
+    }
+    every = np.concatenate([*logs.values(), np.empty(0)])
+    low, high = (np.floor(every.min()), np.ceil(every.max())) if every.size else (-4.0, -2.0)
+    edges = np.linspace(low, max(high, low + 1), bins + 1)
+    found = {name: np.histogram(values, edges) for name, values in logs.items()}
     if path is not None:
         _draw_histograms(path, found, theme, "log10 of update / weight")
     return found

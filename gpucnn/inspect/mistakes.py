@@ -88,10 +88,9 @@ def confusion_chart(
         raise ShapeError(f"confusion_chart: {k} classes want ({k}, {k}), got {confusion.shape}")
     totals = confusion.sum(axis=1, keepdims=True)
     shares = confusion / np.maximum(totals, 1)
-    colours = "Blues" if theme == "light" else "Blues_r"
     with draw.chart(path, theme, height=4.4) as (_, grid):
         axes = grid[0, 0]
-        axes.imshow(shares, cmap=colours, vmin=0, vmax=1)
+        axes.imshow(shares, cmap=draw.paper_to_colour(theme), vmin=0, vmax=1)
         axes.set(xlabel="predicted", ylabel="true")
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
@@ -100,16 +99,15 @@ def confusion_chart(
         axes.set_xticks(range(k), classes, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(k), classes)
         for row, column in zip(*np.nonzero(confusion), strict=True):
-            # both ramps run from paper to strong blue; ink changes where paper does
-            dark = (shares[row, column] > 0.5) == (theme == "light")
+            paper, ink = draw.THEMES[theme][:2]
             axes.text(
                 column,
                 row,
                 int(confusion[row, column]),
                 ha="center",
                 va="center",
-                fontsize=8 if k <= 12 else 5,
-                color="#ffffff" if dark else "#101216",
+                fontsize=9 if k <= 12 else 5,
+                color=paper if shares[row, column] > 0.5 else ink,
             )
 
 

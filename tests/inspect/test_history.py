@@ -91,13 +91,15 @@ def test_histograms_count_every_weight_and_leave_biases_out(tmp_path):
     assert (tmp_path / "w.png").exists()
 
 
-def test_ratio_histograms_are_of_logarithms_and_skip_what_has_none(tmp_path):
-    ratios = {"a": [0.001, 0.01, 0.01, 0.0, float("inf")], "b": [float("inf")]}
-    found = inspect.update_ratio_histograms(ratios, bins=2, path=tmp_path / "r.png")
-    counts, edges = found["a"]
-    assert counts.tolist() == [1, 2]
-    np.testing.assert_allclose(edges, [-3, -2.5, -2])
-    assert found["b"][0].sum() == 0
+def test_ratio_histograms_share_decades_and_skip_what_has_no_logarithm(tmp_path):
+    ratios = {"a": [0.002, 0.02, 0.05, 0.0, float("inf")], "b": [float("inf")], "c": [0.5]}
+    found = inspect.update_ratio_histograms(ratios, bins=3, path=tmp_path / "r.png")
+    assert [counts.tolist() for counts, _ in found.values()] == [[1, 2, 0], [0, 0, 0], [0, 0, 1]]
+    for _, edges in found.values():
+        np.testing.assert_array_equal(edges, [-3, -2, -1, 0])
+    _, edges = inspect.update_ratio_histograms({"a": [0.001]}, bins=1)["a"]
+    assert edges.tolist() == [-3, -2]
+    assert inspect.update_ratio_histograms({"a": []})["a"][0].sum() == 0
     with pytest.raises(ArgumentError, match="nothing to draw"):
         inspect.update_ratio_histograms({}, path=tmp_path / "none.png")
     for histograms, argument in (

@@ -1,0 +1,530 @@
+"""Look inside a trained network: one HTML page from a checkpoint of train_alexnet_cifar10.py.
+
+    python examples/look_inside.py runs/RUN/best.safetensors   # writes look_inside.html beside it
+    python examples/look_inside.py                             # the newest run's best checkpoint
+
+The page needs nothing beside it: pictures are inside, light and dark follow the reader's system.
+"""
+
+import argparse
+import base64
+import html
+import io
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gpucnn
+from gpucnn import data, inspect, models, nn, optim, train
+from gpucnn.device import Device
+from gpucnn.errors import ArgumentError, CheckpointError, DataError
+from gpucnn.inspect import draw
+
+CHANNELS = 32  # shown of each layer
+CLASSES = 20  # most classes to make an image for
+STYLE = """
+:root { color-scheme: light dark; --paper: #f3f4f6; --card: #ffffff; --ink: #1b1d22;
+  --soft: #5b6270; --line: #d5d8de; --warn: #9a4300; }
+@media (prefers-color-scheme: dark) { :root { --paper: #121419; --card: #1c1f26; --ink: #e7e9ee;
+  --soft: #a3abba; --line: #3f4552; --warn: #ffac66; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 76rem; padding: 1rem; background: var(--paper);
+  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }
+h2 { font-size: 1.2rem; margin: 2rem 0 .25rem; }
+h3 { font-size: 1rem; margin: 0 0 .5rem; }
+p { margin: .25rem 0 .75rem; max-width: 46rem; }
+.soft, figcaption { color: var(--soft); }
+.warn { color: var(--warn); }
+.cards { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
+  padding: .75rem; min-width: 0; }
+.chart { display: block; width: 100%; max-width: 34rem; height: auto; margin: 0 auto; }
+.row { display: grid; gap: .4rem; grid-template-columns: repeat(var(--n), minmax(0, 1fr)); }
+.few { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)); }
+figure { margin: 0; min-width: 0; }
+figcaption { font-size: .8rem; line-height: 1.3; }
+.px { display: block; width: 100%; height: auto; image-rendering: pixelated; }
+.first { outline: 2px solid var(--soft); }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .75rem;
+  margin: 1rem 0; }
+dt { color: var(--soft); font-size: .8rem; } dd { margin: 0; font-weight: 600; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem;
+  font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 600; } .n { text-align: right; }
+@media (max-width: 48rem) {
+  thead { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
+  tr { display: flex; flex-wrap: wrap; column-gap: .75rem; padding: .4rem 0;
+    border-bottom: 1px solid var(--line); }
+  td, td.n { border: 0; padding: .05rem .25rem; text-align: left; }
+  td:first-child { flex-basis: 100%; }
+  td[data-name]::before { content: attr(data-name) " "; color: var(--soft); }
+}
+"""
+
+
+@dataclass
+class Subject:
+    """What is looked at: a model, and test images that it has judged."""
+
+    checkpoint: train.Checkpoint
+    model: nn.Module
+    classes: list[str]
+    pictures: np.ndarray  # uint8 (N, H, W, C)
+    images: np.ndarray  # the same, normalised
+    said: inspect.Predictions
+
+    def tell(self, i: int) -> str:
+        """What image i is, and what it was taken for, in words."""
+        true, said = int(self.said.labels[i]), int(self.said.predicted[i])
+        share = f"{self.said.probabilities[i, said]:.0%}"
+        name = html.escape(self.classes[true])
+        if true == said:
+            return f"{name}, {share}"
+        return f"{name}, taken for {html.escape(self.classes[said])}, {share}"
+
+
+# --- pieces of HTML ---
+
+
+def uri(write: Callable[[Any], Any]) -> str:
+    """What `write` puts into a file, as a data URI."""
+    file = io.BytesIO()
+    write(file)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def pixels(picture: np.ndarray, alt: str, kind: str = "px") -> str:
+    """A picture (H, W, 3 or 4), its pixels as they are."""
+    source = uri(lambda file: draw.write_png(file, picture))
+    return f'<img class="{kind}" src="{source}" alt="{html.escape(alt)}">'
+
+
+def chart(write: Callable[[Any, draw.Theme], Any], alt: str) -> str:
+    """A chart in both themes; the reader's system takes one."""
+    light, dark = (uri(lambda file, theme=theme: write(file, theme)) for theme in draw.THEMES)
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img class="chart" src="{light}" alt="{html.escape(alt)}"></picture>'
+    )
+
+
+def figure(inner: str, caption: str) -> str:
+    return f"<figure>{inner}<figcaption>{caption}</figcaption></figure>"
+
+
+def card(title: str, inner: str) -> str:
+    return f'<div class="card"><h3>{title}</h3>{inner}</div>'
+
+
+def section(title: str, text: str, cards: Iterable[str]) -> str:
+    return (
+        f'<section><h2>{title}</h2><p>{text}</p><div class="cards">{"".join(cards)}</div></section>'
+    )
+
+
+def row(images: Iterable[str], n: int) -> str:
+    return f'<div class="row" style="--n:{n}">{"".join(images)}</div>'
+
+
+# --- the sections ---
+
+
+def head(subject: Subject, path: Path) -> str:
+    info, result = subject.checkpoint.info, subject.said.evaluation
+    settings = info["settings"]
+    facts = {
+        "test accuracy": f"{result.accuracy:.1%}",
+        "test loss": f"{result.loss:.3f} nats",
+        "test images looked at": f"{len(subject.images):,}",
+        "parameters": f"{sum(p.size for p in subject.model.parameters()):,}",
+        "epochs, steps": f"{info['epoch']}, {info['step']:,}",
+        "optimizer": f"{settings['optimizer']}, {settings['schedule']}, lr {settings['lr']}",
+    }
+    items = "".join(f"<div><dt>{k}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts.items())
+    return (
+        f"<h1>Inside {html.escape(settings['model'])}, trained on {settings['dataset']}</h1>"
+        f'<p class="soft">{html.escape(path.name)}, gpucnn {gpucnn.__version__}</p><dl>{items}</dl>'
+    )
+
+
+def judgement(subject: Subject) -> str:
+    history, confusion = subject.checkpoint.info["history"], subject.said.evaluation.confusion
+    cards = []
+    if history:
+        curves = chart(
+            lambda file, theme: inspect.training_curves(history, file, theme),
+            "loss and accuracy over the epochs",
+        )
+        cards.append(card("Training", curves))
+    matrix = chart(
+        lambda file, theme: inspect.confusion_chart(file, confusion, subject.classes, theme),
+        "confusion matrix",
+    )
+    cards.append(card("What is taken for what", matrix))
+    text = "A row of the confusion matrix is a true class, a column what the network said."
+    return section("How well it does", text, cards)
+
+
+def mistakes(subject: Subject) -> str:
+    worst = subject.said.worst(24)
+    shown = [figure(pixels(subject.pictures[i], "test image"), subject.tell(i)) for i in worst]
+    text = (
+        "The test images whose true class it found least likely, the worst first."
+        if shown
+        else "It made none on these images."
+    )
+    body = f'<div class="card few">{"".join(shown)}</div>' if shown else ""
+    return f"<section><h2>Worst mistakes</h2><p>{text}</p>{body}</section>"
+
+
+def architecture(subject: Subject) -> str:
+    settings = subject.checkpoint.info["settings"]
+    states = {"sgd": 1}.get(settings["optimizer"], 2)
+    shape = subject.images.shape[1:]
+    found = inspect.analyze(subject.model, shape, settings["batch_size"], states)
+    columns = ("output", "parameters", "multiply-adds", "KiB")
+    rows = []
+    for layer in found.summary.layers:
+        values = (
+            " × ".join(map(str, layer.output_shape)),
+            f"{layer.parameters:,}",
+            f"{layer.multiply_adds:,}",
+            f"{layer.activation_bytes / 1024:,.1f}",
+        )
+        cells = "".join(
+            f'<td class="n" data-name="{name}">{value}</td>'
+            for name, value in zip(columns, values, strict=True)
+        )
+        rows.append(f"<tr><td>{layer.name} {html.escape(layer.layer)}</td>{cells}</tr>")
+    titles = "".join(f'<th class="n">{name}</th>' for name in columns)
+    table = (
+        f"<table><thead><tr><th>layer</th>{titles}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
+    advice = "".join(f'<p class="warn">{html.escape(str(a))}</p>' for a in found.warnings)
+    memory = found.memory
+    text = (
+        f"{found.summary.parameters:,} parameters, {found.summary.multiply_adds:,} multiply-adds "
+        "an image. "
+    )
+    if memory is not None:
+        parts = ("parameters", "optimizer", "images", "activations", "gradients")
+        shares = ", ".join(f"{part} {getattr(memory, part) / 2**20:,.1f}" for part in parts)
+        text += (
+            f"Training on batches of {memory.batch_size} takes a predicted "
+            f"{memory.peak / 2**20:,.1f} MiB ({shares}), besides work space inside the operations."
+        )
+    cards = [card("Layers, for one image", (advice or "<p>No warnings.</p>") + table)]
+    return section("The network", text, cards)
+
+
+def image_layers(subject: Subject) -> list[str]:
+    """Names of the layers to show: activations that have pixels, else whatever has."""
+    seen = inspect.activations(subject.model, subject.images[:1])
+    modules = dict(subject.model.named_modules())
+    pixel_layers = [name for name, y in seen.items() if y.ndim == 4 and min(y.shape[1:3]) > 1]
+    after = [name for name in pixel_layers if isinstance(modules[name], nn.ReLU)]
+    return after or pixel_layers
+
+
+def features(subject: Subject, layers: list[str]) -> str:
+    cards = []
+    try:
+        filters = inspect.first_layer_filters(subject.model)
+    except ArgumentError:
+        filters = None
+    if filters is not None:
+        tiles = inspect.filter_pictures(filters)[:128]
+        cards.append(
+            card("Filters of the first convolution", pixels(draw.tile(tiles, 8), "filters"))
+        )
+    chosen = _right(subject, 1)
+    for name in layers:
+        maps = inspect.feature_maps(subject.model, subject.images[chosen], name)[0]
+        shades = draw.heat(maps.transpose(2, 0, 1)[:CHANNELS])
+        size = " × ".join(map(str, maps.shape))
+        cards.append(
+            card(f"Layer {name}, {size}", pixels(draw.tile(shades, 8), f"maps of layer {name}"))
+        )
+    shown = figure(pixels(subject.pictures[chosen[0]], "test image"), subject.tell(chosen[0]))
+    cards.insert(1, card("The image that the layers see", row([shown], 2)))
+    text = (
+        f"Weights of the first layer as colours, and what each layer makes of one test image: its "
+        f"first {CHANNELS} channels, bright where a channel answers most."
+    )
+    return section("From edges to parts", text, cards)
+
+
+def _right(subject: Subject, count: int) -> np.ndarray:
+    """Images of which the network is right and most certain, of different classes first."""
+    order = np.argsort(subject.said.losses, kind="stable")
+    labels = subject.said.labels[order]
+    first = np.zeros(len(order), bool)
+    first[np.unique(labels, return_index=True)[1]] = True
+    return np.concatenate([order[first], order[~first]])[:count]
+
+
+def where(subject: Subject, layers: list[str]) -> str:
+    chosen = np.unique(np.concatenate([_right(subject, 4), subject.said.worst(4)]))
+    images, pictures = subject.images[chosen], draw.pictures(subject.pictures[chosen])
+    size = images.shape[1:3]
+    window = max(1, min(size) // 5)
+    columns = {
+        "image": pictures,
+        "gradient": draw.heat(inspect.saliency(subject.model, images)),
+        "covered": draw.heat(
+            inspect.occlusion(subject.model, images, window, max(1, window // 2)), symmetric=True
+        ),
+    }
+    if layers:
+        maps = inspect.grad_cam(subject.model, images, layers[-1])
+        columns["Grad-CAM"] = draw.overlay(pictures, maps)
+    cards = []
+    for at, i in enumerate(chosen):
+        shown = (figure(pixels(c[at], name), name) for name, c in columns.items())
+        cards.append(card(subject.tell(i), row(shown, len(columns))))
+    text = (
+        "Which pixels speak for what the network said. Gradient: how much each pixel moves the "
+        f"score (Simonyan et al. 2014). Covered: the fall of the score when a square of {window} "
+        "pixels hides a place, red where hiding hurts, blue where it helps (Zeiler and Fergus "
+        "2014). Grad-CAM: where the last layer with pixels sees the class (Selvaraju et al. 2017)."
+    )
+    return section("Where it looks", text, cards)
+
+
+def excitement(subject: Subject, layers: list[str], count: int = 6, k: int = 7) -> str:
+    cards = []
+    for name in layers[-1:]:
+        peaks = inspect.activations(subject.model, subject.images, [name])[name]
+        strength = np.argsort(-_host(peaks.max(axis=(0, 1, 2))), kind="stable")
+        channels = [int(c) for c in strength[:count]]
+        made = _made(subject, name, channels)
+        best = inspect.strongest_images(subject.model, subject.images, name, channels, k)
+        for at, channel in enumerate(channels):
+            tiles = [pixels(made[at], f"made for channel {channel}", "px first")]
+            tiles += [pixels(subject.pictures[i], "test image") for i in best.images[at]]
+            cards.append(card(f"Layer {name}, channel {channel}", row(tiles, 4)))
+    text = (
+        "First (framed) an image made from noise to excite a channel (Erhan et al. 2009), then the "
+        "test images that excite it most; the channels are the most excitable of their layer."
+    )
+    return section("What excites a channel", text, cards)
+
+
+def _host(x: Any) -> np.ndarray:
+    return x if isinstance(x, np.ndarray) else x.get()
+
+
+def _made(subject: Subject, layer: str, channels: list[int]) -> np.ndarray:
+    shape = subject.images.shape[1:]
+    made = inspect.maximize_activation(subject.model, layer, channels, shape, 60)
+    reach = 2.5 * made.std(axis=(1, 2, 3), keepdims=True)  # a few stark pixels would grey the rest
+    middle = made.mean(axis=(1, 2, 3), keepdims=True)
+    return draw.pictures(made.clip(middle - reach, middle + reach))
+
+
+def dreams(subject: Subject, layers: list[str]) -> str:
+    classes = subject.classes[:CLASSES]
+    last = [name for name, m in subject.model.named_modules() if isinstance(m, nn.Linear)]
+    cards = []
+    if last:
+        made = _made(subject, last[-1], list(range(len(classes))))
+        shown = (
+            figure(pixels(image, f"made for {name}"), html.escape(name))
+            for image, name in zip(made, classes, strict=True)
+        )
+        cards.append(card("An image for each class", f'<div class="few">{"".join(shown)}</div>'))
+    chosen = _right(subject, 1)
+    shown = [figure(pixels(subject.pictures[chosen[0]], "test image"), "the image")]
+    for name in dict.fromkeys((*layers[len(layers) // 2 :][:1], *layers[-1:])):
+        dream = draw.pictures(inspect.deep_dream(subject.model, subject.images[chosen], name))
+        shown.append(figure(pixels(dream[0], "dream"), f"dream of layer {name}"))
+    cards.append(card("A picture, and more of what is seen in it", row(shown, 3)))
+    text = (
+        "Gradient ascent on the image: towards a class from noise, and from a picture towards "
+        "whatever a layer sees in it (Mordvintsev et al. 2015)."
+    )
+    return section("What it would like to see", text, cards)
+
+
+def weights(subject: Subject, ratios: dict[str, list[float]]) -> str:
+    spread = chart(
+        lambda file, theme: inspect.weight_histograms(subject.model, path=file, theme=theme),
+        "histograms of the weights",
+    )
+    cards = [card("How the weights are spread", spread)]
+    text = "The values of each weight."
+    if ratios:
+        steps = len(next(iter(ratios.values())))
+        updates = chart(
+            lambda file, theme: inspect.update_ratio_histograms(ratios, path=file, theme=theme),
+            "histograms of the update ratios",
+        )
+        cards.append(card("How far a step moves them", updates))
+        text += (
+            f" And the size of an update over the size of the weight, in {steps} more steps with "
+            "the run's own optimizer at its highest learning rate: -3, a thousandth, is usual."
+        )
+    return section("Weights", text, cards)
+
+
+def update_ratios(
+    checkpoint: train.Checkpoint, model: nn.Module, images: data.Dataset, steps: int
+) -> dict[str, list[float]]:
+    """Train `model`, a copy, for some more steps; how far each moved each weight."""
+    info = checkpoint.info
+    settings = info["settings"]
+    size = min(settings["batch_size"], 64)
+    images = images.take(size * steps)
+    kind = {"SGD": optim.SGD, "Adam": optim.Adam, "AdamW": optim.AdamW}[info["optimizer"]["name"]]
+    optimizer = kind(model.parameters(), **info["optimizer"]["hyperparameters"])
+    optimizer.load_state_dict(info["optimizer"] | checkpoint.part("optimizer"))
+    optimizer.lr = settings["lr"]
+    normalize = data.Normalize(**info["normalize"])
+    loader = data.DataLoader(
+        images, size, drop_last=len(images) > size, transform=normalize, device=_place(model)
+    )
+    watch = inspect.UpdateRatios()
+    train.Trainer(model, optimizer, loader, callbacks=[watch]).fit(1)
+    wanted = {name for name, p in model.named_parameters() if p.ndim >= 2}
+    return {name: values for name, values in watch.ratios.items() if name in wanted}
+
+
+def _place(model: nn.Module) -> Device:
+    return model.parameters()[0].device
+
+
+# --- the page ---
+
+
+def load_model(checkpoint: train.Checkpoint, device: Device) -> nn.Module:
+    """The checkpoint's network, rebuilt by its name."""
+    named = checkpoint.info["model"]
+    model = models.build(named["name"], **named["config"])
+    model.load_state_dict(checkpoint.part("model"))
+    return model.eval().to(device)
+
+
+def load_data(settings: dict[str, Any], root: str | None) -> tuple[data.Dataset, data.Dataset]:
+    """The run's (training set, test set)."""
+    if settings["dataset"] == "synthetic":
+        return data.Synthetic(train=True), data.Synthetic(train=False)
+    pair, reason = data.find_cifar10(root, download=False)
+    if pair is None:
+        raise DataError(f"the run's data set, CIFAR-10, is not here: {reason}")
+    return pair
+
+
+def report(subject: Subject, path: Path, ratios: dict[str, list[float]]) -> str:
+    layers = image_layers(subject)
+    parts = [
+        head(subject, path),
+        judgement(subject),
+        mistakes(subject),
+        features(subject, layers),
+        where(subject, layers),
+        excitement(subject, layers),
+        dreams(subject, layers),
+        weights(subject, ratios),
+        architecture(subject),
+    ]
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Inside {html.escape(subject.checkpoint.info['settings']['model'])}</title>"
+        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Look inside a trained network: one HTML page.")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        type=Path,
+        help="written by train_alexnet_cifar10.py (default: the best of the newest run in runs/)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the page (default: look_inside.html beside the checkpoint)",
+    )
+    parser.add_argument(
+        "--limit", type=positive_int, metavar="N", default=500, help="test images (default: 500)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=positive_int,
+        metavar="N",
+        default=10,
+        help="training steps for the update ratios (default: 10)",
+    )
+    parser.add_argument("--data", metavar="DIR", help="folder with CIFAR-10, as when training")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: auto)")
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads")
+    return parser.parse_args(argv)
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def newest_checkpoint() -> Path:
+    found = sorted(Path("runs").glob("*/best.safetensors"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise CheckpointError("there is no run in runs/; name a checkpoint")
+    return found[-1]
+
+
+def run(argv: list[str] | None = None) -> None:
+    options = parse_arguments(argv)
+    path = options.checkpoint or newest_checkpoint()
+    out = options.out or path.with_name("look_inside.html")
+    checkpoint = train.read_checkpoint(path)
+    missing = {"model", "settings", "classes", "normalize", "history"} - checkpoint.info.keys()
+    if missing:
+        raise CheckpointError(
+            f"{path} was not written by train_alexnet_cifar10.py: it lacks "
+            f"{', '.join(sorted(missing))}"
+        )
+    if options.threads is not None:
+        gpucnn.set_num_threads(options.threads)
+    device = Device.parse(options.device)
+    training, test = load_data(checkpoint.info["settings"], options.data)
+    test = test.take(options.limit)
+    model = load_model(checkpoint, device)
+    images = data.Normalize(**checkpoint.info["normalize"])(test.images)
+    said = inspect.predict(model, images, test.labels)
+    subject = Subject(checkpoint, model, list(test.classes), test.images, images, said)
+    ratios = update_ratios(checkpoint, load_model(checkpoint, device), training, options.steps)
+    page = report(subject, path, ratios)
+    try:
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ArgumentError(f"--out: {out} cannot be written ({error.strerror})") from error
+    print(f"{out}: {len(page) / 2**20:.1f} MiB, accuracy {said.evaluation.accuracy:.2%}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 done, 2 a mistake in what was asked."""
+    try:
+        run(argv)
+    except gpucnn.GpucnnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
