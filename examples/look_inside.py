@@ -211,8 +211,8 @@ def architecture(subject: Subject) -> str:
     advice = "".join(f'<p class="warn">{html.escape(str(a))}</p>' for a in found.warnings)
     memory = found.memory
     text = (
-        f"{found.summary.parameters:,} parameters, {found.summary.multiply_adds:,} multiply-adds "
-        "an image. "
+        f"{found.summary.parameters:,} parameters, of them {found.summary.trainable:,} trained; "
+        f"{found.summary.multiply_adds:,} multiply-adds an image. "
     )
     if memory is not None:
         parts = ("parameters", "optimizer", "images", "activations", "gradients")

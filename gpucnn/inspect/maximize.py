@@ -33,9 +33,10 @@ def maximize_activation(
 
     Gradient ascent from faint noise: each step moves an image by lr times its gradient over the
     gradient's root mean square, then shrinks it by 1 - decay, which bounds it in place of Erhan's
-    fixed norm.  A step sees the image rolled by up to `jitter` pixels each way, so that no pixel
-    is learned by its place.  input_shape is (H, W, C); the result (channels, H, W, C) is in the
-    model's normalised units.  With `path`, a PNG of them.
+    fixed norm.  Where there is no gradient, as behind a ReLU that is off everywhere, the step is
+    along noise, until the channel wakes.  A step sees the image rolled by up to `jitter` pixels
+    each way, so that no pixel is learned by its place.  input_shape is (H, W, C); the result
+    (channels, H, W, C) is in the model's normalised units.  With `path`, a PNG of them.
 
     Source: Erhan et al. 2009, section 3; Mordvintsev et al. 2015 (jitter, normalised gradient).
     """
@@ -73,7 +74,7 @@ def deep_dream(
 ) -> Values:
     """Images (N, H, W, C) changed so that `layer` sees more of what it sees in them already.
 
-    Gradient ascent on half the sum of squares of the layer's output, step and jitter as for
+    Gradient ascent on half the sum of squares of the layer's output, steps as for
     maximize_activation, without decay.  With `path`, a PNG: images above, dreams below.
 
     Source: Mordvintsev et al. 2015, "Inceptionism".
@@ -110,6 +111,7 @@ def _ascend(
             f"got {steps}, {jitter}, {lr}, {decay}"
         )
     xp, module = array_module(x), find_layer(model, layer)
+    tiny = float(np.finfo(x.dtype).tiny)
     with at_rest(model):
         for _ in range(steps):
             down, across = (int(v) for v in generator.integers(-jitter, jitter + 1, size=2))
@@ -120,6 +122,9 @@ def _ascend(
             y.backward(wish(y.data))
             gradient = xp.roll(seen.grad, (-down, -across), axis=(1, 2))
             size = xp.sqrt((gradient**2).mean(axis=(1, 2, 3), keepdims=True))
-            x = (1 - decay) * (x + lr * gradient / xp.where(size > 0, size, 1))
+            noise = xp.asarray(generator.standard_normal(x.shape))
+            x = (1 - decay) * (
+                x + lr * xp.where(size > 0, gradient / xp.maximum(size, tiny), noise)
+            )
             x = x.astype(seen.dtype, copy=False)
     return to_host(x)

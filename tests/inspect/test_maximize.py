@@ -34,6 +34,16 @@ def test_each_image_excites_its_own_channel_most(rng):
     assert (y[:, [4, 0, 2]].argmax(axis=0) == [0, 1, 2]).all()
 
 
+def test_a_channel_that_is_off_everywhere_at_the_start_is_woken():
+    conv = nn.Conv2d(1, 1, 1)
+    conv.w.data[...], conv.b.data[...] = 1, -1  # faint noise never reaches 1
+    model = nn.Sequential(conv, nn.ReLU())
+    made = inspect.maximize_activation(model, "1", [0], (8, 8, 1), steps=1)
+    assert not inspect.activations(model, made)["1"].any()
+    made = inspect.maximize_activation(model, "1", [0], (8, 8, 1), steps=60)
+    assert inspect.activations(model, made)["1"].mean() > 0.1
+
+
 def test_a_layer_before_the_last_needs_no_logits_and_the_same_seed_gives_the_same_bits(rng):
     model = nn.Sequential(nn.Conv2d(3, 2, 3, generator=rng))
     one, two, other = (
