@@ -302,24 +302,19 @@ def where(subject: Subject, layers: list[str]) -> str:
 def excitement(subject: Subject, layers: list[str], count: int = 6, k: int = 7) -> str:
     cards = []
     for name in layers[-1:]:
-        peaks = inspect.activations(subject.model, subject.images, [name])[name]
-        strength = np.argsort(-_host(peaks.max(axis=(0, 1, 2))), kind="stable")
-        channels = [int(c) for c in strength[:count]]
+        every = range(inspect.feature_maps(subject.model, subject.images[:1], name).shape[3])
+        best = inspect.strongest_images(subject.model, subject.images, name, every, k)
+        channels = [int(c) for c in np.argsort(-best.values[:, 0], kind="stable")[:count]]
         made = _made(subject, name, channels)
-        best = inspect.strongest_images(subject.model, subject.images, name, channels, k)
         for at, channel in enumerate(channels):
             tiles = [pixels(made[at], f"made for channel {channel}", "px first")]
-            tiles += [pixels(subject.pictures[i], "test image") for i in best.images[at]]
+            tiles += [pixels(subject.pictures[i], "test image") for i in best.images[channel]]
             cards.append(card(f"Layer {name}, channel {channel}", row(tiles, 4)))
     text = (
         "First (framed) an image made from noise to excite a channel (Erhan et al. 2009), then the "
         "test images that excite it most; the channels are the most excitable of their layer."
     )
     return section("What excites a channel", text, cards)
-
-
-def _host(x: Any) -> np.ndarray:
-    return x if isinstance(x, np.ndarray) else x.get()
 
 
 def _made(subject: Subject, layer: str, channels: list[int]) -> np.ndarray:

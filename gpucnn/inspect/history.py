@@ -44,7 +44,7 @@ def training_curves(
                     if np.isfinite(values).any():
                         axes.plot(curves["epoch"], values, style, marker="o", ms=3, label=split)
                 axes.set(ylabel=f"{what} ({unit})")
-                axes.xaxis.get_major_locator().set_params(integer=True)
+                axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
                 axes.grid(True)
                 axes.legend()
             grid[1, 0].set_xlabel("epoch")

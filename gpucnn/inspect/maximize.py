@@ -121,6 +121,9 @@ def _ascend(
                 raise GraphError(f"{op}: layer {layer!r} does not depend on the images")
             y.backward(wish(y.data))
             gradient = xp.roll(seen.grad, (-down, -across), axis=(1, 2))
+            gradient = gradient / xp.maximum(  # first, lest a large one overflow when squared
+                xp.abs(gradient).max(axis=(1, 2, 3), keepdims=True), tiny
+            )
             size = xp.sqrt((gradient**2).mean(axis=(1, 2, 3), keepdims=True))
             noise = xp.asarray(generator.standard_normal(x.shape))
             x = (1 - decay) * (

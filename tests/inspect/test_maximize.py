@@ -44,6 +44,14 @@ def test_a_channel_that_is_off_everywhere_at_the_start_is_woken():
     assert inspect.activations(model, made)["1"].mean() > 0.1
 
 
+def test_a_gradient_too_large_to_square_is_followed_all_the_same():
+    layer = nn.Linear(48, 1)
+    layer.w.data[...] = 1e30
+    model = nn.Sequential(nn.Flatten(), layer)
+    made = inspect.maximize_activation(model, "1", [0], (4, 4, 3), steps=200, decay=0.1, jitter=0)
+    np.testing.assert_allclose(made, 0.9, rtol=1e-3)
+
+
 def test_a_layer_before_the_last_needs_no_logits_and_the_same_seed_gives_the_same_bits(rng):
     model = nn.Sequential(nn.Conv2d(3, 2, 3, generator=rng))
     one, two, other = (
