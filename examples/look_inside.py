@@ -7,11 +7,8 @@ The page needs nothing beside it: pictures are inside, light and dark follow the
 """
 
 import argparse
-import base64
 import html
-import io
 import sys
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,51 +19,10 @@ import gpucnn
 from gpucnn import data, inspect, models, nn, optim, train
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError, CheckpointError, DataError
-from gpucnn.inspect import draw
+from gpucnn.inspect import draw, page
 
 CHANNELS = 32  # shown of each layer
 CLASSES = 20  # most classes to make an image for
-STYLE = """
-:root { color-scheme: light dark; --paper: #f3f4f6; --card: #ffffff; --ink: #1b1d22;
-  --soft: #5b6270; --line: #d5d8de; --warn: #9a4300; }
-@media (prefers-color-scheme: dark) { :root { --paper: #121419; --card: #1c1f26; --ink: #e7e9ee;
-  --soft: #a3abba; --line: #3f4552; --warn: #ffac66; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 76rem; padding: 1rem; background: var(--paper);
-  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }
-h2 { font-size: 1.2rem; margin: 2rem 0 .25rem; }
-h3 { font-size: 1rem; margin: 0 0 .5rem; }
-p { margin: .25rem 0 .75rem; max-width: 46rem; }
-.soft, figcaption { color: var(--soft); }
-.warn { color: var(--warn); }
-.cards { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
-  padding: .75rem; min-width: 0; }
-.chart { display: block; width: 100%; max-width: 34rem; height: auto; margin: 0 auto; }
-.row { display: grid; gap: .4rem; grid-template-columns: repeat(var(--n), minmax(0, 1fr)); }
-.few { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)); }
-figure { margin: 0; min-width: 0; }
-figcaption { font-size: .8rem; line-height: 1.3; }
-.px { display: block; width: 100%; height: auto; image-rendering: pixelated; }
-.first { outline: 2px solid var(--soft); }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .75rem;
-  margin: 1rem 0; }
-dt { color: var(--soft); font-size: .8rem; } dd { margin: 0; font-weight: 600; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem;
-  font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; } .n { text-align: right; }
-@media (max-width: 48rem) {
-  thead { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
-  tr { display: flex; flex-wrap: wrap; column-gap: .75rem; padding: .4rem 0;
-    border-bottom: 1px solid var(--line); }
-  td, td.n { border: 0; padding: .05rem .25rem; text-align: left; }
-  td:first-child { flex-basis: 100%; }
-  td[data-name]::before { content: attr(data-name) " "; color: var(--soft); }
-}
-"""
 
 
 @dataclass
@@ -89,48 +45,9 @@ class Subject:
             return f"{name}, {share}"
         return f"{name}, taken for {html.escape(self.classes[said])}, {share}"
 
-
-# --- pieces of HTML ---
-
-
-def uri(write: Callable[[Any], Any]) -> str:
-    """What `write` puts into a file, as a data URI."""
-    file = io.BytesIO()
-    write(file)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def pixels(picture: np.ndarray, alt: str, kind: str = "px") -> str:
-    """A picture (H, W, 3 or 4), its pixels as they are."""
-    source = uri(lambda file: draw.write_png(file, picture))
-    return f'<img class="{kind}" src="{source}" alt="{html.escape(alt)}">'
-
-
-def chart(write: Callable[[Any, draw.Theme], Any], alt: str) -> str:
-    """A chart in both themes; the reader's system takes one."""
-    light, dark = (uri(lambda file, theme=theme: write(file, theme)) for theme in draw.THEMES)
-    return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img class="chart" src="{light}" alt="{html.escape(alt)}"></picture>'
-    )
-
-
-def figure(inner: str, caption: str) -> str:
-    return f"<figure>{inner}<figcaption>{caption}</figcaption></figure>"
-
-
-def card(title: str, inner: str) -> str:
-    return f'<div class="card"><h3>{title}</h3>{inner}</div>'
-
-
-def section(title: str, text: str, cards: Iterable[str]) -> str:
-    return (
-        f'<section><h2>{title}</h2><p>{text}</p><div class="cards">{"".join(cards)}</div></section>'
-    )
-
-
-def row(images: Iterable[str], n: int) -> str:
-    return f'<div class="row" style="--n:{n}">{"".join(images)}</div>'
+    def show(self, i: int, caption: str | None = None) -> str:
+        """Image i over a caption: what it is and was taken for."""
+        return page.figure(page.pixels(self.pictures[i], "test image"), caption or self.tell(i))
 
 
 # --- the sections ---
@@ -158,30 +75,29 @@ def judgement(subject: Subject) -> str:
     history, confusion = subject.checkpoint.info["history"], subject.said.evaluation.confusion
     cards = []
     if history:
-        curves = chart(
+        curves = page.chart(
             lambda file, theme: inspect.training_curves(history, file, theme),
             "loss and accuracy over the epochs",
         )
-        cards.append(card("Training", curves))
-    matrix = chart(
+        cards.append(page.card("Training", curves))
+    matrix = page.chart(
         lambda file, theme: inspect.confusion_chart(file, confusion, subject.classes, theme),
         "confusion matrix",
     )
-    cards.append(card("What is taken for what", matrix))
+    cards.append(page.card("What is taken for what", matrix))
     text = "A row of the confusion matrix is a true class, a column what the network said."
-    return section("How well it does", text, cards)
+    return page.section("How well it does", text, cards)
 
 
 def mistakes(subject: Subject) -> str:
     worst = subject.said.worst(24)
-    shown = [figure(pixels(subject.pictures[i], "test image"), subject.tell(i)) for i in worst]
+    shown = [subject.show(i) for i in worst]
     text = (
         "The test images whose true class it found least likely, the worst first."
         if shown
         else "It made none on these images."
     )
-    body = f'<div class="card few">{"".join(shown)}</div>' if shown else ""
-    return f"<section><h2>Worst mistakes</h2><p>{text}</p>{body}</section>"
+    return page.section("Worst mistakes", text, [page.card("", page.few(shown))] if shown else [])
 
 
 def architecture(subject: Subject) -> str:
@@ -189,24 +105,18 @@ def architecture(subject: Subject) -> str:
     states = {"sgd": 1}.get(settings["optimizer"], 2)
     shape = subject.images.shape[1:]
     found = inspect.analyze(subject.model, shape, settings["batch_size"], states)
-    columns = ("output", "parameters", "multiply-adds", "KiB")
-    rows = []
-    for layer in found.summary.layers:
-        values = (
-            " × ".join(map(str, layer.output_shape)),
-            f"{layer.parameters:,}",
-            f"{layer.multiply_adds:,}",
-            f"{layer.activation_bytes / 1024:,.1f}",
-        )
-        cells = "".join(
-            f'<td class="n" data-name="{name}">{value}</td>'
-            for name, value in zip(columns, values, strict=True)
-        )
-        rows.append(f"<tr><td>{layer.name} {html.escape(layer.layer)}</td>{cells}</tr>")
-    titles = "".join(f'<th class="n">{name}</th>' for name in columns)
-    table = (
-        f"<table><thead><tr><th>layer</th>{titles}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table>"
+    table = page.table(
+        ("layer", "output", "parameters", "multiply-adds", "KiB"),
+        [
+            (
+                f"{layer.name} {html.escape(layer.layer)}",
+                " × ".join(map(str, layer.output_shape)),
+                f"{layer.parameters:,}",
+                f"{layer.multiply_adds:,}",
+                f"{layer.activation_bytes / 1024:,.1f}",
+            )
+            for layer in found.summary.layers
+        ],
     )
     advice = "".join(f'<p class="warn">{html.escape(str(a))}</p>' for a in found.warnings)
     memory = found.memory
@@ -221,8 +131,8 @@ def architecture(subject: Subject) -> str:
             f"Training on batches of {memory.batch_size} takes a predicted "
             f"{memory.peak / 2**20:,.1f} MiB ({shares}), besides work space inside the operations."
         )
-    cards = [card("Layers, for one image", (advice or "<p>No warnings.</p>") + table)]
-    return section("The network", text, cards)
+    cards = [page.card("Layers, for one image", (advice or "<p>No warnings.</p>") + table)]
+    return page.section("The network", text, cards)
 
 
 def image_layers(subject: Subject) -> list[str]:
@@ -242,24 +152,22 @@ def features(subject: Subject, layers: list[str]) -> str:
         filters = None
     if filters is not None:
         tiles = inspect.filter_pictures(filters)[:128]
-        cards.append(
-            card("Filters of the first convolution", pixels(draw.tile(tiles, 8), "filters"))
-        )
+        shown = page.pixels(draw.tile(tiles, 8), "filters")
+        cards.append(page.card("Filters of the first convolution", shown))
     chosen = _right(subject, 1)
     for name in layers:
         maps = inspect.feature_maps(subject.model, subject.images[chosen], name)[0]
         shades = draw.heat(maps.transpose(2, 0, 1)[:CHANNELS])
         size = " × ".join(map(str, maps.shape))
-        cards.append(
-            card(f"Layer {name}, {size}", pixels(draw.tile(shades, 8), f"maps of layer {name}"))
-        )
-    shown = figure(pixels(subject.pictures[chosen[0]], "test image"), subject.tell(chosen[0]))
-    cards.insert(1, card("The image that the layers see", row([shown], 2)))
+        shown = page.pixels(draw.tile(shades, 8), f"maps of layer {name}")
+        cards.append(page.card(f"Layer {name}, {size}", shown))
+    shown = page.row([subject.show(chosen[0])], 2)
+    cards.insert(1, page.card("The image that the layers see", shown))
     text = (
         f"Weights of the first layer as colours, and what each layer makes of one test image: its "
         f"first {CHANNELS} channels, bright where a channel answers most."
     )
-    return section("From edges to parts", text, cards)
+    return page.section("From edges to parts", text, cards)
 
 
 def _right(subject: Subject, count: int) -> np.ndarray:
@@ -288,15 +196,15 @@ def where(subject: Subject, layers: list[str]) -> str:
         columns["Grad-CAM"] = draw.overlay(pictures, maps)
     cards = []
     for at, i in enumerate(chosen):
-        shown = (figure(pixels(c[at], name), name) for name, c in columns.items())
-        cards.append(card(subject.tell(i), row(shown, len(columns))))
+        shown = (page.figure(page.pixels(c[at], name), name) for name, c in columns.items())
+        cards.append(page.card(subject.tell(i), page.row(shown, len(columns))))
     text = (
         "Which pixels speak for what the network said. Gradient: how much each pixel moves the "
         f"score (Simonyan et al. 2014). Covered: the fall of the score when a square of {window} "
         "pixels hides a place, red where hiding hurts, blue where it helps (Zeiler and Fergus "
         "2014). Grad-CAM: where the last layer with pixels sees the class (Selvaraju et al. 2017)."
     )
-    return section("Where it looks", text, cards)
+    return page.section("Where it looks", text, cards)
 
 
 def excitement(subject: Subject, layers: list[str], count: int = 6, k: int = 7) -> str:
@@ -307,14 +215,14 @@ def excitement(subject: Subject, layers: list[str], count: int = 6, k: int = 7) 
         channels = [int(c) for c in np.argsort(-best.values[:, 0], kind="stable")[:count]]
         made = _made(subject, name, channels)
         for at, channel in enumerate(channels):
-            tiles = [pixels(made[at], f"made for channel {channel}", "px first")]
-            tiles += [pixels(subject.pictures[i], "test image") for i in best.images[channel]]
-            cards.append(card(f"Layer {name}, channel {channel}", row(tiles, 4)))
+            tiles = [page.pixels(made[at], f"made for channel {channel}", "px first")]
+            tiles += [page.pixels(subject.pictures[i], "test image") for i in best.images[channel]]
+            cards.append(page.card(f"Layer {name}, channel {channel}", page.row(tiles, 4)))
     text = (
         "First (framed) an image made from noise to excite a channel (Erhan et al. 2009), then the "
         "test images that excite it most; the channels are the most excitable of their layer."
     )
-    return section("What excites a channel", text, cards)
+    return page.section("What excites a channel", text, cards)
 
 
 def _made(subject: Subject, layer: str, channels: list[int]) -> np.ndarray:
@@ -332,42 +240,42 @@ def dreams(subject: Subject, layers: list[str]) -> str:
     if last:
         made = _made(subject, last[-1], list(range(len(classes))))
         shown = (
-            figure(pixels(image, f"made for {name}"), html.escape(name))
+            page.figure(page.pixels(image, f"made for {name}"), html.escape(name))
             for image, name in zip(made, classes, strict=True)
         )
-        cards.append(card("An image for each class", f'<div class="few">{"".join(shown)}</div>'))
+        cards.append(page.card("An image for each class", page.few(shown)))
     chosen = _right(subject, 1)
-    shown = [figure(pixels(subject.pictures[chosen[0]], "test image"), "the image")]
+    shown = [subject.show(chosen[0], "the image")]
     for name in dict.fromkeys((*layers[len(layers) // 2 :][:1], *layers[-1:])):
         dream = draw.pictures(inspect.deep_dream(subject.model, subject.images[chosen], name))
-        shown.append(figure(pixels(dream[0], "dream"), f"dream of layer {name}"))
-    cards.append(card("A picture, and more of what is seen in it", row(shown, 3)))
+        shown.append(page.figure(page.pixels(dream[0], "dream"), f"dream of layer {name}"))
+    cards.append(page.card("A picture, and more of what is seen in it", page.row(shown, 3)))
     text = (
         "Gradient ascent on the image: towards a class from noise, and from a picture towards "
         "whatever a layer sees in it (Mordvintsev et al. 2015)."
     )
-    return section("What it would like to see", text, cards)
+    return page.section("What it would like to see", text, cards)
 
 
 def weights(subject: Subject, ratios: dict[str, list[float]]) -> str:
-    spread = chart(
+    spread = page.chart(
         lambda file, theme: inspect.weight_histograms(subject.model, path=file, theme=theme),
         "histograms of the weights",
     )
-    cards = [card("How the weights are spread", spread)]
+    cards = [page.card("How the weights are spread", spread)]
     text = "The values of each weight."
     if ratios:
         steps = len(next(iter(ratios.values())))
-        updates = chart(
+        updates = page.chart(
             lambda file, theme: inspect.update_ratio_histograms(ratios, path=file, theme=theme),
             "histograms of the update ratios",
         )
-        cards.append(card("How far a step moves them", updates))
+        cards.append(page.card("How far a step moves them", updates))
         text += (
             f" And the size of an update over the size of the weight, in {steps} more steps with "
             "the run's own optimizer at its highest learning rate: -3, a thousandth, is usual."
         )
-    return section("Weights", text, cards)
+    return page.section("Weights", text, cards)
 
 
 def update_ratios(
@@ -430,12 +338,8 @@ def report(subject: Subject, path: Path, ratios: dict[str, list[float]]) -> str:
         weights(subject, ratios),
         architecture(subject),
     ]
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Inside {html.escape(subject.checkpoint.info['settings']['model'])}</title>"
-        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
+    title = f"Inside {subject.checkpoint.info['settings']['model']}"
+    return page.document(title, "".join(parts))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -497,18 +401,24 @@ def run(argv: list[str] | None = None) -> None:
         gpucnn.set_num_threads(options.threads)
     device = Device.parse(options.device)
     training, test = load_data(checkpoint.info["settings"], options.data)
+    classes = checkpoint.info["classes"]
+    if classes != list(test.classes):
+        raise DataError(
+            f"{path} knows {', '.join(classes)}\n  the data set here has {', '.join(test.classes)}; "
+            "use the gpucnn that trained it, or train again"
+        )
     test = test.take(options.limit)
     model = load_model(checkpoint, device)
     images = data.Normalize(**checkpoint.info["normalize"])(test.images)
     said = inspect.predict(model, images, test.labels)
-    subject = Subject(checkpoint, model, list(test.classes), test.images, images, said)
+    subject = Subject(checkpoint, model, classes, test.images, images, said)
     ratios = update_ratios(checkpoint, load_model(checkpoint, device), training, options.steps)
-    page = report(subject, path, ratios)
+    written = report(subject, path, ratios)
     try:
-        out.write_text(page, encoding="utf-8")
+        out.write_text(written, encoding="utf-8")
     except OSError as error:
         raise ArgumentError(f"--out: {out} cannot be written ({error.strerror})") from error
-    print(f"{out}: {len(page) / 2**20:.1f} MiB, accuracy {said.evaluation.accuracy:.2%}")
+    print(f"{out}: {len(written) / 2**20:.1f} MiB, accuracy {said.evaluation.accuracy:.2%}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,7 +4,7 @@ Functions return NumPy arrays, and write a PNG if they are given a path; only th
 matplotlib.  Images are (N, H, W, C), normalised as the model was trained.
 """
 
-from gpucnn.inspect import draw
+from gpucnn.inspect import draw, page
 from gpucnn.inspect.advice import Advice
 from gpucnn.inspect.analysis import Analysis, analyze
 from gpucnn.inspect.attribution import grad_cam, input_gradient, occlusion, saliency
@@ -47,6 +47,7 @@ __all__ = [
     "maximize_activation",
     "mistakes_page",
     "occlusion",
+    "page",
     "predict",
     "saliency",
     "strongest_images",

@@ -219,6 +219,15 @@ def test_mistakes_end_in_two_lines_and_status_two(script, checkpoint, tmp_path, 
     assert "'tiny' is unknown" in capsys.readouterr().err
 
 
+def test_a_data_set_of_other_classes_than_the_runs_is_refused(script, checkpoint, tmp_path, capsys):
+    saved = train.read_checkpoint(checkpoint)
+    info = {**saved.info, "classes": ["cat", "dog"]}
+    del info["format"]
+    train.write_checkpoint(tmp_path / "other.safetensors", saved.tensors, info)
+    assert script.main([str(tmp_path / "other.safetensors")]) == 2
+    assert "knows cat, dog" in capsys.readouterr().err
+
+
 def test_class_names_are_written_as_text(script):
     said = script.inspect.Predictions(np.array([0]), np.log([[0.1, 0.9]]))
     subject = script.Subject(None, None, ["<b>", "a & b"], None, None, said)
