@@ -404,8 +404,9 @@ def run(argv: list[str] | None = None) -> None:
     classes = checkpoint.info["classes"]
     if classes != list(test.classes):
         raise DataError(
-            f"{path} knows {', '.join(classes)}\n  the data set here has {', '.join(test.classes)}; "
-            "use the gpucnn that trained it, or train again"
+            f"{path} knows {', '.join(classes)}\n"
+            f"  the data set here has {', '.join(test.classes)}; use the "
+            "gpucnn that trained it, or train again"
         )
     test = test.take(options.limit)
     model = load_model(checkpoint, device)

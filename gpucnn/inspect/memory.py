@@ -7,6 +7,7 @@ size follows.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,9 +51,9 @@ def training_memory(
 
     A prediction: work space inside an op, the loss, images that a loader makes ahead, and what
     Python, NumPy or CuPy take themselves are not in it.  For alexnet_cifar10 and its _bn variant
-    in batches of 16 to 128 on the CPU it is 4 to 7 % below the peak that tracemalloc measured,
-    leaving aside the scratch memory that convolutions keep in each thread (about 60 MiB a thread
-    at 64 images and more), and 17 to 25 % below it with that.  The model is left as it was.
+    in batches of 16 to 128 on two threads of a CPU it is 4 to 9 % below the peak that tracemalloc
+    measured, leaving aside the scratch memory that convolutions keep in each thread (about 30 MiB
+    a thread at 128 images), and 15 to 20 % below it with that.  The model is left as it was.
     """
     if batch_size < 1 or optimizer_states < 0:
         raise ArgumentError(
@@ -98,50 +99,64 @@ def _weigh(model: Module, input_shape: tuple[int, ...], n: int) -> list[Stage]:
         y = model(x)
     if not isinstance(y, Tensor) or y._node is None:
         raise GraphError("training_memory: the model's output does not depend on a parameter")
-    elsewhere = {id(_base(x.data))} | {id(_base(t.data)) for _, t in model._named_tensors()}
     nodes = _tape(y)
-    result = {id(t._node): t for node in nodes for t in node.inputs if isinstance(t, Tensor)}
-    result[id(y._node)] = y
-    weight: dict[int, int] = {id(_base(y.data)): _base(y.data).nbytes}
-    holders: dict[int, int] = {id(_base(y.data)): 1}  # the caller keeps the logits
-    held: dict[int, list[int]] = {}
+    results = {t._node: t for node in nodes for t in node.inputs if isinstance(t, Tensor)}
+    results[y._node] = y
+    elsewhere = {id(_base(x.data))} | {id(_base(t.data)) for _, t in model._named_tensors()}
+    kept = _bytes_kept(nodes, results, y, elsewhere)
+    gradients = _bytes_of_gradients(nodes, results, y)
+    return [(node.name, a, b) for node, a, b in zip(nodes, kept, gradients, strict=True)]
+
+
+Results = dict[Function | None, Tensor]  # a node: what it computed
+
+
+def _bytes_kept(
+    nodes: list[Function], results: Results, y: Tensor, elsewhere: set[int]
+) -> list[int]:
+    """At each node: what it and the nodes still to come hold, without the arrays `elsewhere`.
+
+    The caller keeps the logits y, and the backward pass a node's result while it is at the node.
+    """
+    weight = {id(_base(y.data)): int(_base(y.data).nbytes)}
+    holders = Counter(weight.keys())
+    held = []
     for node in nodes:
-        arrays = [a for a in map(_base, _kept(node)) if id(a) not in elsewhere]
-        held[id(node)] = list({id(a) for a in arrays})
-        weight |= {id(a): int(a.nbytes) for a in arrays}
-        for key in held[id(node)]:
-            holders[key] = holders.get(key, 0) + 1
-    stages = []
-    finished = 0  # bytes of the parameters' gradients
-    seen: set[int] = set()  # parameters that have theirs
-    pending = {id(y._node): int(y.data.nbytes)}
+        arrays = {id(a): int(a.nbytes) for a in map(_base, _kept(node)) if id(a) not in elsewhere}
+        weight |= arrays
+        holders.update(list(arrays))
+        held.append(arrays)
+    sizes = []
+    for node, arrays in zip(nodes, held, strict=True):
+        own = _base(results[node].data)
+        extra = 0 if holders[id(own)] or id(own) in elsewhere else int(own.nbytes)
+        sizes.append(extra + sum(weight[key] for key, count in holders.items() if count))
+        holders.subtract(list(arrays))
+    return sizes
+
+
+def _bytes_of_gradients(nodes: list[Function], results: Results, y: Tensor) -> list[int]:
+    """At each node: the parameters' gradients so far, and those on their way to other nodes."""
+    finished: dict[int, int] = {}  # by parameter
+    pending: dict[Function | None, int] = {y._node: int(y.data.nbytes)}
+    sizes = []
     for node in nodes:
-        own = result[id(node)].data
-        coming = 0  # bytes that this node's backward pass makes for others to take up
+        added = 0  # to a gradient that is there already, and dropped
         for wanted, needed in zip(node.inputs, node.needs, strict=True):
             if not needed or not isinstance(wanted, Tensor):
                 continue
             size = int(wanted.data.nbytes)
             if wanted._node is None:
-                finished += 0 if id(wanted) in seen else size
-                seen.add(id(wanted))
-            elif _base(own) is _base(wanted.data):  # a view's gradient is a view of dy
-                pending[id(wanted._node)] = pending.pop(id(node), size)
+                finished[id(wanted)] = size
+            elif _base(results[node].data) is _base(wanted.data):  # a view's gradient is one of dy
+                pending[wanted._node] = pending.pop(node, size)
+            elif wanted._node in pending:
+                added += size
             else:
-                if id(wanted._node) not in pending:
-                    pending[id(wanted._node)] = size
-                else:
-                    coming += size  # added to what is there, then dropped
-        alive = sum(weight[key] for key in holders)
-        if id(_base(own)) not in holders and id(_base(own)) not in elsewhere:
-            alive += int(_base(own).nbytes)  # backward still holds the node's result
-        stages.append((node.name, alive, finished + sum(pending.values()) + coming))
-        pending.pop(id(node), None)
-        for key in held[id(node)]:
-            holders[key] -= 1
-            if holders[key] == 0:
-                del holders[key]
-    return stages
+                pending[wanted._node] = size
+        sizes.append(sum(finished.values()) + sum(pending.values()) + added)
+        pending.pop(node, None)
+    return sizes
 
 
 def _tape(root: Tensor) -> list[Function]:
