@@ -144,6 +144,17 @@ def image_layers(subject: Subject) -> list[str]:
     return after or pixel_layers
 
 
+def before_relu(subject: Subject, layer: str) -> str:
+    """The layer that ran before `layer` and has its shape, or `layer` itself.
+
+    A channel that a ReLU has switched off has no gradient to follow; what it switches has.
+    """
+    seen = inspect.activations(subject.model, subject.images[:1])
+    names = list(seen)
+    before = names[max(names.index(layer) - 1, 0)]
+    return before if seen[before].shape == seen[layer].shape else layer
+
+
 def features(subject: Subject, layers: list[str]) -> str:
     cards = []
     try:
@@ -213,7 +224,7 @@ def excitement(subject: Subject, layers: list[str], count: int = 6, k: int = 7) 
         every = range(inspect.feature_maps(subject.model, subject.images[:1], name).shape[3])
         best = inspect.strongest_images(subject.model, subject.images, name, every, k)
         channels = [int(c) for c in np.argsort(-best.values[:, 0], kind="stable")[:count]]
-        made = _made(subject, name, channels)
+        made = _made(subject, before_relu(subject, name), channels)
         for at, channel in enumerate(channels):
             tiles = [page.pixels(made[at], f"made for channel {channel}", "px first")]
             tiles += [page.pixels(subject.pictures[i], "test image") for i in best.images[channel]]

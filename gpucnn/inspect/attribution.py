@@ -150,7 +150,7 @@ def occlusion(
         )
     xp = array_module(x)
     corners = [(i, j) for i in _starts(h, window, stride) for j in _starts(w, window, stride)]
-    falls, cover = xp.zeros((n, h, w), x.dtype), xp.zeros((h, w), x.dtype)
+    falls, cover = np.zeros((n, h, w), x.dtype), np.zeros((h, w), x.dtype)
     with at_rest(model), no_grad():
         logits = model(Tensor(x))
         chosen = chosen_classes("occlusion", logits, classes)
@@ -162,12 +162,13 @@ def occlusion(
                 for row, corner in enumerate(some):
                     i, j = corners[corner]
                     covered[row, i : i + window, j : j + window] = fill
-                scores.append(model(Tensor(covered)).data[:, chosen[image]])
-            for (i, j), fall in zip(corners, whole[image] - xp.concatenate(scores), strict=True):
+                scores.append(model(Tensor(covered)).data[:, int(chosen[image])])
+            fallen = to_host(whole[image] - xp.concatenate(scores))
+            for (i, j), fall in zip(corners, fallen, strict=True):
                 falls[image, i : i + window, j : j + window] += fall
     for i, j in corners:
         cover[i : i + window, j : j + window] += 1
-    maps = to_host(falls / cover)
+    maps: Maps = falls / cover
     if path is not None:
         draw.write_maps(path, to_host(x), maps)
     return maps

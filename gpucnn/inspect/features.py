@@ -111,7 +111,7 @@ def strongest_images(
     if k < 1:
         raise ArgumentError(f"{op}: k must be at least 1, got {k}")
     x = as_input(op, model, images)
-    module = find_layer(model, layer)
+    module, channels = find_layer(model, layer), list(channels)
     peaks, places = [], []
     with at_rest(model), no_grad():
         for some in batches(x, batch_size):

@@ -228,6 +228,15 @@ def test_a_data_set_of_other_classes_than_the_runs_is_refused(script, checkpoint
     assert "knows cat, dog" in capsys.readouterr().err
 
 
+def test_an_image_is_made_for_what_stands_before_a_relu(script):
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    subject = script.Subject(None, tiny(), [], None, images, None)
+    assert script.image_layers(subject) == ["1", "3"]
+    assert script.before_relu(subject, "3") == "2"
+    assert script.before_relu(subject, "4") == "4"  # a pool has another shape than what it pools
+    assert script.before_relu(subject, "0") == "0"
+
+
 def test_class_names_are_written_as_text(script):
     said = script.inspect.Predictions(np.array([0]), np.log([[0.1, 0.9]]))
     subject = script.Subject(None, None, ["<b>", "a & b"], None, None, said)
