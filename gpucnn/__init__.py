@@ -1,7 +1,7 @@
 """gpucnn: a CNN framework that can be read from the Python call to the last CUDA instruction."""
 
 from gpucnn.tensor import Tensor, tensor  # isort: skip  it loads autograd and ops
-from gpucnn import data, models, nn, ops, optim, train
+from gpucnn import data, inspect, models, nn, ops, optim, train
 from gpucnn.autograd import enable_grad, no_grad
 from gpucnn.device import Device
 from gpucnn.errors import GpucnnError
@@ -24,6 +24,7 @@ __all__ = [
     "export_onnx",
     "get_conv_algorithm",
     "get_num_threads",
+    "inspect",
     "load",
     "manual_seed",
     "models",
