@@ -1,4 +1,4 @@
-"""The command line: `gpucnn predict`, `gpucnn convert`, `gpucnn export`.
+"""The command line: `gpucnn predict`, `convert`, `export`, `doctor`, `kernels`.
 
 Each command is one function that adds its parser, and one that runs it.  A GpucnnError ends in its
 text on standard error and exit status 2.
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gpucnn
-from gpucnn import models
+from gpucnn import doctor, models
 from gpucnn.convert import convert_file
 from gpucnn.errors import ArgumentError, DataError, GpucnnError
+from gpucnn.kernel_source import callers, kernels
 from gpucnn.onnx_export import export_onnx
 from gpucnn.predict import Classifier, bars
 from gpucnn.saved import described, rebuild
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gpucnn", description="Work with trained networks.")
     parser.add_argument("--version", action="version", version=f"gpucnn {gpucnn.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_predict, _add_convert, _add_export):
+    for add in (_add_predict, _add_convert, _add_export, _add_doctor, _add_kernels):
         add(commands)
     arguments = parser.parse_args(argv)
     try:
@@ -144,6 +145,48 @@ def _export(arguments: argparse.Namespace) -> int:
     }
     export_onnx(model, arguments.target, shape, metadata)
     print(f"{arguments.target}: {name}, input (N, {', '.join(map(str, shape))})")
+    return 0
+
+
+# --- doctor ---
+
+
+def _add_doctor(commands: "Commands") -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="what this machine can run gpucnn on",
+        description="Look at CuPy, the driver, NVRTC, the compiler for cudasim and the data; each "
+        "finding with its remedy.  Exit status 1 if something is broken.",
+    )
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    findings = doctor.examine()
+    print(*findings, sep="\n")
+    return int(any(finding.state == "fault" for finding in findings))
+
+
+# --- kernels ---
+
+
+def _add_kernels(commands: "Commands") -> None:
+    parser = commands.add_parser(
+        "kernels",
+        help="every CUDA kernel, where it is and who calls it",
+        description="A table of the CUDA kernels: name, file and line, and who launches it.",
+    )
+    parser.set_defaults(run=_kernels)
+
+
+def _kernels(arguments: argparse.Namespace) -> int:
+    rows = [
+        (name, f"kernels/{kernel.file}:{kernel.line}", ", ".join(callers(name)))
+        for name, kernel in kernels().items()
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    for name, place, who in rows:
+        print(f"{name:<{widths[0]}}  {place:<{widths[1]}}  {who}")
     return 0
 
 

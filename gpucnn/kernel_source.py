@@ -92,6 +92,25 @@ def kernels() -> dict[str, Kernel]:
     return found
 
 
+_CALL = re.compile(r'launch\(\s*(f?)"(\w+)')
+
+
+def callers(name: str) -> list[str]:
+    """The Python files of the package that launch kernel `name`, such as gpucnn/optim/sgd.py.
+
+    A name that is put together, f"conv2d_forward_{...}", counts by its beginning.
+    """
+    found = []
+    package = resources.files("gpucnn")
+    for folder in ("ops", "optim", "data"):
+        for file in sorted((package / folder).iterdir(), key=lambda file: file.name):
+            if file.name.endswith(".py"):
+                calls = _CALL.findall(file.read_text(encoding="utf-8"))
+                if any(name == text or (f and name.startswith(text)) for f, text in calls):
+                    found.append(f"gpucnn/{folder}/{file.name}")
+    return found
+
+
 def declarations(file: str, text: str) -> list[Kernel]:
     """The kernels that `text`, the contents of `file`, declares."""
     text = _COMMENT.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)

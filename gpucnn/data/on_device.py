@@ -45,7 +45,7 @@ class OnDevice:
         steps: list[Any] = (
             list(transform.transforms) if isinstance(transform, Compose) else [transform]
         )
-        crop = steps.pop(0) if isinstance(steps[0], RandomCrop) else None
+        crop = steps.pop(0) if steps and isinstance(steps[0], RandomCrop) else None
         flip = steps.pop(0) if steps and isinstance(steps[0], RandomFlip) else None
         if len(steps) != 1 or not isinstance(steps[0], Normalize):
             return None
