@@ -22,6 +22,13 @@ from gpucnn import data, models, optim, train
 from gpucnn.device import Device, choose_device
 from gpucnn.errors import ArgumentError, CheckpointError, DataError, MissingExtra
 
+CIFAR_MODELS = (
+    "alexnet_cifar10",
+    "alexnet_cifar10_bn",
+    "cuda_convnet_18pct",
+    "vgg16_cifar",
+    "resnet18_cifar",
+)
 EPOCHS = {"cifar10": 8, "synthetic": 4}
 LR = {  # by optimizer and data set
     "sgd": {"cifar10": 0.05, "synthetic": 0.01},
@@ -60,8 +67,9 @@ def parse_arguments(argv: list[str] | None) -> tuple[dict[str, Any], str | None]
     run = parser.add_argument_group("the run")
     run.add_argument(
         "--model",
-        choices=("alexnet_cifar10", "alexnet_cifar10_bn"),
-        help="the network; _bn has batch normalisation (default: alexnet_cifar10)",
+        choices=CIFAR_MODELS,
+        help="the network: AlexNet (_bn: with batch normalisation), its author's small one, "
+        "or what came after it (default: alexnet_cifar10)",
     )
     run.add_argument(
         "--dataset",

@@ -1,0 +1,439 @@
+"""Look inside a trained network: one HTML page from a checkpoint of train_alexnet_cifar10.py.
+
+    python examples/look_inside.py runs/RUN/best.safetensors   # writes look_inside.html beside it
+    python examples/look_inside.py                             # the newest run's best checkpoint
+
+The page needs nothing beside it: pictures are inside, light and dark follow the reader's system.
+"""
+
+import argparse
+import html
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gpucnn
+from gpucnn import data, inspect, nn, optim, train
+from gpucnn.device import Device
+from gpucnn.errors import ArgumentError, CheckpointError, DataError
+from gpucnn.inspect import draw, page
+
+CHANNELS = 32  # shown of each layer
+CLASSES = 20  # most classes to make an image for
+
+
+@dataclass
+class Subject:
+    """What is looked at: a model, and test images that it has judged."""
+
+    checkpoint: train.Checkpoint
+    model: nn.Module
+    classes: list[str]
+    pictures: np.ndarray  # uint8 (N, H, W, C)
+    images: np.ndarray  # the same, normalised
+    said: inspect.Predictions
+
+    def tell(self, i: int) -> str:
+        """What image i is, and what it was taken for, in words."""
+        true, said = int(self.said.labels[i]), int(self.said.predicted[i])
+        share = f"{self.said.probabilities[i, said]:.0%}"
+        name = html.escape(self.classes[true])
+        if true == said:
+            return f"{name}, {share}"
+        return f"{name}, taken for {html.escape(self.classes[said])}, {share}"
+
+    def show(self, i: int, caption: str | None = None) -> str:
+        """Image i over a caption: what it is and was taken for."""
+        return page.figure(page.pixels(self.pictures[i], "test image"), caption or self.tell(i))
+
+
+# --- the sections ---
+
+
+def head(subject: Subject, path: Path) -> str:
+    info, result = subject.checkpoint.info, subject.said.evaluation
+    settings = info["settings"]
+    facts = {
+        "test accuracy": f"{result.accuracy:.1%}",
+        "test loss": f"{result.loss:.3f} nats",
+        "test images looked at": f"{len(subject.images):,}",
+        "parameters": f"{sum(p.size for p in subject.model.parameters()):,}",
+        "epochs, steps": f"{info['epoch']}, {info['step']:,}",
+        "optimizer": f"{settings['optimizer']}, {settings['schedule']}, lr {settings['lr']}",
+    }
+    items = "".join(f"<div><dt>{k}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts.items())
+    return (
+        f"<h1>Inside {html.escape(settings['model'])}, trained on {settings['dataset']}</h1>"
+        f'<p class="soft">{html.escape(path.name)}, gpucnn {gpucnn.__version__}</p><dl>{items}</dl>'
+    )
+
+
+def judgement(subject: Subject) -> str:
+    history, confusion = subject.checkpoint.info["history"], subject.said.evaluation.confusion
+    cards = []
+    if history:
+        curves = page.chart(
+            lambda file, theme: inspect.training_curves(history, file, theme),
+            "loss and accuracy over the epochs",
+        )
+        cards.append(page.card("Training", curves))
+    matrix = page.chart(
+        lambda file, theme: inspect.confusion_chart(file, confusion, subject.classes, theme),
+        "confusion matrix",
+    )
+    cards.append(page.card("What is taken for what", matrix))
+    text = "A row of the confusion matrix is a true class, a column what the network said."
+    return page.section("How well it does", text, cards)
+
+
+def mistakes(subject: Subject) -> str:
+    worst = subject.said.worst(24)
+    shown = [subject.show(i) for i in worst]
+    text = (
+        "The test images whose true class it found least likely, the worst first."
+        if shown
+        else "It made none on these images."
+    )
+    return page.section("Worst mistakes", text, [page.card("", page.few(shown))] if shown else [])
+
+
+def architecture(subject: Subject) -> str:
+    settings = subject.checkpoint.info["settings"]
+    states = {"sgd": 1}.get(settings["optimizer"], 2)
+    shape = subject.images.shape[1:]
+    found = inspect.analyze(subject.model, shape, settings["batch_size"], states)
+    table = page.table(
+        ("layer", "output", "parameters", "multiply-adds", "KiB"),
+        [
+            (
+                f"{layer.name} {html.escape(layer.layer)}",
+                " × ".join(map(str, layer.output_shape)),
+                f"{layer.parameters:,}",
+                f"{layer.multiply_adds:,}",
+                f"{layer.activation_bytes / 1024:,.1f}",
+            )
+            for layer in found.summary.layers
+        ],
+    )
+    advice = "".join(f'<p class="warn">{html.escape(str(a))}</p>' for a in found.warnings)
+    memory = found.memory
+    text = (
+        f"{found.summary.parameters:,} parameters, of them {found.summary.trainable:,} trained; "
+        f"{found.summary.multiply_adds:,} multiply-adds an image. "
+    )
+    if memory is not None:
+        parts = ("parameters", "optimizer", "images", "activations", "gradients")
+        shares = ", ".join(f"{part} {getattr(memory, part) / 2**20:,.1f}" for part in parts)
+        text += (
+            f"Training on batches of {memory.batch_size} takes a predicted "
+            f"{memory.peak / 2**20:,.1f} MiB ({shares}), besides work space inside the operations."
+        )
+    cards = [page.card("Layers, for one image", (advice or "<p>No warnings.</p>") + table)]
+    return page.section("The network", text, cards)
+
+
+def image_layers(subject: Subject) -> list[str]:
+    """Names of the layers to show: activations that have pixels, else whatever has."""
+    seen = inspect.activations(subject.model, subject.images[:1])
+    modules = dict(subject.model.named_modules())
+    pixel_layers = [name for name, y in seen.items() if y.ndim == 4 and min(y.shape[1:3]) > 1]
+    after = [name for name in pixel_layers if isinstance(modules[name], nn.ReLU)]
+    return after or pixel_layers
+
+
+def before_relu(subject: Subject, layer: str) -> str:
+    """The layer that ran before `layer` and has its shape, or `layer` itself.
+
+    A channel that a ReLU has switched off has no gradient to follow; what it switches has.
+    """
+    seen = inspect.activations(subject.model, subject.images[:1])
+    names = list(seen)
+    before = names[max(names.index(layer) - 1, 0)]
+    return before if seen[before].shape == seen[layer].shape else layer
+
+
+def features(subject: Subject, layers: list[str]) -> str:
+    cards = []
+    try:
+        filters = inspect.first_layer_filters(subject.model)
+    except ArgumentError:
+        filters = None
+    if filters is not None:
+        tiles = inspect.filter_pictures(filters)[:128]
+        shown = page.pixels(draw.tile(tiles, 8), "filters")
+        cards.append(page.card("Filters of the first convolution", shown))
+    chosen = _right(subject, 1)
+    for name in layers:
+        maps = inspect.feature_maps(subject.model, subject.images[chosen], name)[0]
+        shades = draw.heat(maps.transpose(2, 0, 1)[:CHANNELS])
+        size = " × ".join(map(str, maps.shape))
+        shown = page.pixels(draw.tile(shades, 8), f"maps of layer {name}")
+        cards.append(page.card(f"Layer {name}, {size}", shown))
+    shown = page.row([subject.show(chosen[0])], 2)
+    cards.insert(1, page.card("The image that the layers see", shown))
+    text = (
+        f"Weights of the first layer as colours, and what each layer makes of one test image: its "
+        f"first {CHANNELS} channels, bright where a channel answers most."
+    )
+    return page.section("From edges to parts", text, cards)
+
+
+def _right(subject: Subject, count: int) -> np.ndarray:
+    """Images of which the network is right and most certain, of different classes first."""
+    order = np.argsort(subject.said.losses, kind="stable")
+    labels = subject.said.labels[order]
+    first = np.zeros(len(order), bool)
+    first[np.unique(labels, return_index=True)[1]] = True
+    return np.concatenate([order[first], order[~first]])[:count]
+
+
+def where(subject: Subject, layers: list[str]) -> str:
+    chosen = np.unique(np.concatenate([_right(subject, 4), subject.said.worst(4)]))
+    images, pictures = subject.images[chosen], draw.pictures(subject.pictures[chosen])
+    size = images.shape[1:3]
+    window = max(1, min(size) // 5)
+    columns = {
+        "image": pictures,
+        "gradient": draw.heat(inspect.saliency(subject.model, images)),
+        "covered": draw.heat(
+            inspect.occlusion(subject.model, images, window, max(1, window // 2)), symmetric=True
+        ),
+    }
+    if layers:
+        maps = inspect.grad_cam(subject.model, images, layers[-1])
+        columns["Grad-CAM"] = draw.overlay(pictures, maps)
+    cards = []
+    for at, i in enumerate(chosen):
+        shown = (page.figure(page.pixels(c[at], name), name) for name, c in columns.items())
+        cards.append(page.card(subject.tell(i), page.row(shown, len(columns))))
+    text = (
+        "Which pixels speak for what the network said. Gradient: how much each pixel moves the "
+        f"score (Simonyan et al. 2014). Covered: the fall of the score when a square of {window} "
+        "pixels hides a place, red where hiding hurts, blue where it helps (Zeiler and Fergus "
+        "2014). Grad-CAM: where the last layer with pixels sees the class (Selvaraju et al. 2017)."
+    )
+    return page.section("Where it looks", text, cards)
+
+
+def excitement(subject: Subject, layers: list[str], count: int = 6, k: int = 7) -> str:
+    cards = []
+    for name in layers[-1:]:
+        every = range(inspect.feature_maps(subject.model, subject.images[:1], name).shape[3])
+        best = inspect.strongest_images(subject.model, subject.images, name, every, k)
+        channels = [int(c) for c in np.argsort(-best.values[:, 0], kind="stable")[:count]]
+        made = _made(subject, before_relu(subject, name), channels)
+        for at, channel in enumerate(channels):
+            tiles = [page.pixels(made[at], f"made for channel {channel}", "px first")]
+            tiles += [page.pixels(subject.pictures[i], "test image") for i in best.images[channel]]
+            cards.append(page.card(f"Layer {name}, channel {channel}", page.row(tiles, 4)))
+    text = (
+        "First (framed) an image made from noise to excite a channel (Erhan et al. 2009), then the "
+        "test images that excite it most; the channels are the most excitable of their layer."
+    )
+    return page.section("What excites a channel", text, cards)
+
+
+def _made(subject: Subject, layer: str, channels: list[int]) -> np.ndarray:
+    shape = subject.images.shape[1:]
+    made = inspect.maximize_activation(subject.model, layer, channels, shape, 60)
+    reach = 2.5 * made.std(axis=(1, 2, 3), keepdims=True)  # a few stark pixels would grey the rest
+    middle = made.mean(axis=(1, 2, 3), keepdims=True)
+    return draw.pictures(made.clip(middle - reach, middle + reach))
+
+
+def dreams(subject: Subject, layers: list[str]) -> str:
+    classes = subject.classes[:CLASSES]
+    last = [name for name, m in subject.model.named_modules() if isinstance(m, nn.Linear)]
+    cards = []
+    if last:
+        made = _made(subject, last[-1], list(range(len(classes))))
+        shown = (
+            page.figure(page.pixels(image, f"made for {name}"), html.escape(name))
+            for image, name in zip(made, classes, strict=True)
+        )
+        cards.append(page.card("An image for each class", page.few(shown)))
+    chosen = _right(subject, 1)
+    shown = [subject.show(chosen[0], "the image")]
+    for name in dict.fromkeys((*layers[len(layers) // 2 :][:1], *layers[-1:])):
+        dream = draw.pictures(inspect.deep_dream(subject.model, subject.images[chosen], name))
+        shown.append(page.figure(page.pixels(dream[0], "dream"), f"dream of layer {name}"))
+    cards.append(page.card("A picture, and more of what is seen in it", page.row(shown, 3)))
+    text = (
+        "Gradient ascent on the image: towards a class from noise, and from a picture towards "
+        "whatever a layer sees in it (Mordvintsev et al. 2015)."
+    )
+    return page.section("What it would like to see", text, cards)
+
+
+def weights(subject: Subject, ratios: dict[str, list[float]]) -> str:
+    spread = page.chart(
+        lambda file, theme: inspect.weight_histograms(subject.model, path=file, theme=theme),
+        "histograms of the weights",
+    )
+    cards = [page.card("How the weights are spread", spread)]
+    text = "The values of each weight."
+    if ratios:
+        steps = len(next(iter(ratios.values())))
+        updates = page.chart(
+            lambda file, theme: inspect.update_ratio_histograms(ratios, path=file, theme=theme),
+            "histograms of the update ratios",
+        )
+        cards.append(page.card("How far a step moves them", updates))
+        text += (
+            f" And the size of an update over the size of the weight, in {steps} more steps with "
+            "the run's own optimizer at its highest learning rate: -3, a thousandth, is usual."
+        )
+    return page.section("Weights", text, cards)
+
+
+def update_ratios(
+    checkpoint: train.Checkpoint, model: nn.Module, images: data.Dataset, steps: int
+) -> dict[str, list[float]]:
+    """Train `model`, a copy, for some more steps; how far each moved each weight."""
+    info = checkpoint.info
+    settings = info["settings"]
+    size = min(settings["batch_size"], 64)
+    images = images.take(size * steps)
+    kind = {"SGD": optim.SGD, "Adam": optim.Adam, "AdamW": optim.AdamW}[info["optimizer"]["name"]]
+    optimizer = kind(model.parameters(), **info["optimizer"]["hyperparameters"])
+    optimizer.load_state_dict(info["optimizer"] | checkpoint.part("optimizer"))
+    optimizer.lr = settings["lr"]
+    normalize = data.Normalize(**info["normalize"])
+    loader = data.DataLoader(
+        images, size, drop_last=len(images) > size, transform=normalize, device=_place(model)
+    )
+    watch = inspect.UpdateRatios()
+    train.Trainer(model, optimizer, loader, callbacks=[watch]).fit(1)
+    wanted = {name for name, p in model.named_parameters() if p.ndim >= 2}
+    return {name: values for name, values in watch.ratios.items() if name in wanted}
+
+
+def _place(model: nn.Module) -> Device:
+    return model.parameters()[0].device
+
+
+# --- the page ---
+
+
+def load_data(settings: dict[str, Any], root: str | None) -> tuple[data.Dataset, data.Dataset]:
+    """The run's (training set, test set)."""
+    if settings["dataset"] == "synthetic":
+        return data.Synthetic(train=True), data.Synthetic(train=False)
+    pair, reason = data.find_cifar10(root, download=False)
+    if pair is None:
+        raise DataError(f"the run's data set, CIFAR-10, is not here: {reason}")
+    return pair
+
+
+def report(subject: Subject, path: Path, ratios: dict[str, list[float]]) -> str:
+    layers = image_layers(subject)
+    parts = [
+        head(subject, path),
+        judgement(subject),
+        mistakes(subject),
+        features(subject, layers),
+        where(subject, layers),
+        excitement(subject, layers),
+        dreams(subject, layers),
+        weights(subject, ratios),
+        architecture(subject),
+    ]
+    title = f"Inside {subject.checkpoint.info['settings']['model']}"
+    return page.document(title, "".join(parts))
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Look inside a trained network: one HTML page.")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        type=Path,
+        help="written by train_alexnet_cifar10.py (default: the best of the newest run in runs/)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the page (default: look_inside.html beside the checkpoint)",
+    )
+    parser.add_argument(
+        "--limit", type=positive_int, metavar="N", default=500, help="test images (default: 500)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=positive_int,
+        metavar="N",
+        default=10,
+        help="training steps for the update ratios (default: 10)",
+    )
+    parser.add_argument("--data", metavar="DIR", help="folder with CIFAR-10, as when training")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: auto)")
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads")
+    return parser.parse_args(argv)
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def newest_checkpoint() -> Path:
+    found = sorted(Path("runs").glob("*/best.safetensors"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise CheckpointError("there is no run in runs/; name a checkpoint")
+    return found[-1]
+
+
+def run(argv: list[str] | None = None) -> None:
+    options = parse_arguments(argv)
+    path = options.checkpoint or newest_checkpoint()
+    out = options.out or path.with_name("look_inside.html")
+    checkpoint = train.read_checkpoint(path)
+    missing = {"model", "settings", "classes", "normalize", "history"} - checkpoint.info.keys()
+    if missing:
+        raise CheckpointError(
+            f"{path} was not written by train_alexnet_cifar10.py: it lacks "
+            f"{', '.join(sorted(missing))}"
+        )
+    if options.threads is not None:
+        gpucnn.set_num_threads(options.threads)
+    device = Device.parse(options.device)
+    training, test = load_data(checkpoint.info["settings"], options.data)
+    classes = checkpoint.info["classes"]
+    if classes != list(test.classes):
+        raise DataError(
+            f"{path} knows {', '.join(classes)}\n"
+            f"  the data set here has {', '.join(test.classes)}; use the "
+            "gpucnn that trained it, or train again"
+        )
+    test = test.take(options.limit)
+    model = gpucnn.load(path, device)
+    images = data.Normalize(**checkpoint.info["normalize"])(test.images)
+    said = inspect.predict(model, images, test.labels)
+    subject = Subject(checkpoint, model, classes, test.images, images, said)
+    ratios = update_ratios(checkpoint, gpucnn.load(path, device), training, options.steps)
+    written = report(subject, path, ratios)
+    try:
+        out.write_text(written, encoding="utf-8")
+    except OSError as error:
+        raise ArgumentError(f"--out: {out} cannot be written ({error.strerror})") from error
+    print(f"{out}: {len(written) / 2**20:.1f} MiB, accuracy {said.evaluation.accuracy:.2%}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 done, 2 a mistake in what was asked."""
+    try:
+        run(argv)
+    except gpucnn.GpucnnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""Arrays as pictures: tiles, heat, overlays and charts, and PNG files of them.
+
+matplotlib is imported only when something is drawn.  Pictures are uint8 (N, H, W, 3).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeAlias
+
+import numpy as np
+
+from gpucnn.errors import ArgumentError, ShapeError, missing_extra
+
+File: TypeAlias = str | Path | BinaryIO
+Theme: TypeAlias = Literal["light", "dark"]
+Image: TypeAlias = Any  # numpy.ndarray: uint8 pictures, or maps
+
+# paper, ink, faint ink, and two colours that colour-blind readers tell apart on that paper
+THEMES: dict[str, tuple[str, str, str, str, str]] = {
+    "light": ("#ffffff", "#1b1d22", "#d5d8de", "#1f5fbf", "#c2570c"),
+    "dark": ("#1c1f26", "#e7e9ee", "#3f4552", "#7db2ff", "#ffac66"),
+}
+
+
+def pictures(x: Any) -> Image:
+    """Images (N, H, W, C) as uint8 (N, H, W, 3), each stretched from its least value to its most.
+
+    C is 3, or 1 for grey.  A constant image becomes mid-grey.  uint8 images keep their values.
+    """
+    x = np.asarray(x)
+    if x.ndim != 4 or x.shape[3] not in (1, 3):
+        raise ShapeError(f"pictures: expected (N, H, W, 3) or (N, H, W, 1), got {x.shape}")
+    if x.dtype != np.uint8:
+        low = x.min(axis=(1, 2, 3), keepdims=True)
+        span = x.max(axis=(1, 2, 3), keepdims=True) - low
+        flat = span == 0
+        x = np.where(flat, 0.5, (x - low) / np.where(flat, 1, span))
+        x = np.rint(x * 255).astype(np.uint8)
+    return np.repeat(x, 3, axis=3) if x.shape[3] == 1 else x
+
+
+def heat(maps: Any, symmetric: bool = False) -> Image:
+    """Maps (N, H, W) as colours (N, H, W, 3): each from its least value to its most.
+
+    With symmetric, 0 is white, blue below and red above, to the same distance on both sides.
+    """
+    maps = np.asarray(maps, np.float64)
+    if symmetric:
+        most = np.abs(maps).max(axis=(1, 2), keepdims=True)
+        low, span = -most, 2 * most
+    else:
+        low = maps.min(axis=(1, 2), keepdims=True)
+        span = maps.max(axis=(1, 2), keepdims=True) - low
+    shares = np.where(span == 0, 0.5 if symmetric else 0, (maps - low) / np.where(span, span, 1))
+    colours = _matplotlib().colormaps["RdBu_r" if symmetric else "inferno"](shares)
+    return np.rint(colours[..., :3] * 255).astype(np.uint8)
+
+
+def overlay(images: Any, maps: Any) -> Image:
+    """Pictures darkened to a fifth where their maps (N, h, w) are low, whole where they are high.
+
+    Maps are stretched to the images' size.  What is below 0 counts as 0.
+    """
+    seen = pictures(images)
+    maps = resize(np.asarray(maps, np.float64).clip(0, None), *seen.shape[1:3])
+    most = maps.max(axis=(1, 2), keepdims=True)
+    shares = 0.2 + 0.8 * maps / np.where(most > 0, most, 1)
+    return np.rint(seen * shares[..., None]).astype(np.uint8)
+
+
+def resize(maps: Any, height: int, width: int) -> Image:
+    """Maps (N, h, w) at another size, bilinear between pixel centres, edges held."""
+    maps = np.asarray(maps)
+    if maps.ndim != 3 or 0 in maps.shape:
+        raise ShapeError(f"resize: expected maps (N, h, w), got shape {maps.shape}")
+    for axis, size in ((1, height), (2, width)):
+        own = maps.shape[axis]
+        at = ((np.arange(size) + 0.5) * own / size - 0.5).clip(0, own - 1)
+        first = at.astype(int)
+        share = (at - first).reshape((-1, 1) if axis == 1 else (-1,))
+        after = np.minimum(first + 1, own - 1)
+        maps = maps.take(first, axis) * (1 - share) + maps.take(after, axis) * share
+    return maps
+
+
+def tile(images: Image, columns: int | None = None, gap: int = 1) -> Image:
+    """Pictures (N, H, W, 3) side by side as one (H', W', 4), with clear gaps between them."""
+    n, h, w, _ = images.shape
+    columns = min(n, columns or int(np.ceil(np.sqrt(n))))
+    if columns < 1:
+        raise ArgumentError("tile: there are no pictures")
+    rows = -(-n // columns)
+    page = np.zeros((rows * (h + gap) - gap, columns * (w + gap) - gap, 4), np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * (h + gap), i % columns * (w + gap)
+        page[top : top + h, left : left + w, :3] = image
+        page[top : top + h, left : left + w, 3] = 255
+    return page
+
+
+def write_png(path: File, image: Image, scale: int = 1) -> None:
+    """Write pixels (H, W, 3 or 4), uint8, each as scale x scale: no axes, no frame."""
+    _matplotlib()
+    from matplotlib.image import imsave
+
+    enlarged = image.repeat(scale, axis=0).repeat(scale, axis=1)
+    imsave(path, np.ascontiguousarray(enlarged), format="png")
+
+
+def write_tiles(path: File, images: Image, columns: int | None = None) -> None:
+    """Write pictures side by side, small ones enlarged to about 96 pixels."""
+    write_png(path, tile(images, columns), max(1, 96 // max(images.shape[1:3])))
+
+
+def write_maps(path: File, images: Any, maps: Any) -> None:
+    """Write images in a row, and below each one its map."""
+    seen = pictures(images)
+    shades = heat(resize(maps, *seen.shape[1:3]))
+    write_tiles(path, np.concatenate([seen, shades]), columns=len(seen))
+
+
+@contextmanager
+def chart(
+    path: File, theme: Theme, rows: int = 1, columns: int = 1, height: float = 3.0
+) -> Iterator[tuple[Any, Any]]:
+    """(figure, its rows x columns axes): filled in the block, written as PNG after it.
+
+    4.4 inches wide and `height` high, at a size where the text stays legible on a telephone.
+    """
+    if theme not in THEMES:
+        raise ArgumentError(f"theme {theme!r} is unknown; expected {' or '.join(THEMES)}")
+    paper, ink, faint, first, second = THEMES[theme]
+    matplotlib = _matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style = {
+        "font.size": 10,
+        "figure.facecolor": paper,
+        "axes.facecolor": paper,
+        "axes.edgecolor": faint,
+        "axes.labelcolor": ink,
+        "axes.prop_cycle": matplotlib.cycler(color=[first, second]),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 10,
+        "grid.color": faint,
+        "legend.frameon": False,
+        "text.color": ink,
+        "xtick.color": ink,
+        "ytick.color": ink,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(4.4, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure, figure.subplots(rows, columns, squeeze=False)
+        figure.savefig(path, dpi=180, format="png")
+
+
+def paper_to_colour(theme: Theme) -> Any:
+    """A colour map from the theme's paper, at 0, to its first colour, at 1."""
+    _matplotlib()
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list(theme, [THEMES[theme][0], THEMES[theme][3]])
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise missing_extra("drawing", "matplotlib", "plot") from error
+    return matplotlib

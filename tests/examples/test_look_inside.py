@@ -1,0 +1,256 @@
+import base64
+import importlib.util
+import io
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import data, models, nn, ops, optim, train
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # a dataclass looks its module up
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[name]
+    return module
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("look_inside")
+
+
+def tiny(classes=10, generator=None):
+    """A network with every part of AlexNet, in a thousandth of its size."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 5, stride=2, generator=generator), nn.ReLU(),
+        nn.Conv2d(4, 6, 3, stride=2, generator=generator), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.5),
+        nn.Linear(54, classes, generator=generator),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A run of `tiny` in a folder, recorded as train_alexnet_cifar10.py does."""
+    folder = tmp_path_factory.mktemp("run")
+    training, test = data.Synthetic(n=64), data.Synthetic(train=False, n=40)
+    mean, std = data.channel_statistics(training.images)
+    normalize = data.Normalize(mean, std)
+    model = tiny()
+    settings = {
+        "model": "tiny",
+        "dataset": "synthetic",
+        "optimizer": "sgd",
+        "schedule": "constant",
+        "lr": 0.02,
+        "batch_size": 16,
+    }
+    trainer = train.Trainer(
+        model,
+        optim.SGD(model.parameters(), 0.02, momentum=0.9),
+        data.DataLoader(training, 16, transform=normalize, device="cpu"),
+        data.DataLoader(test, 40, transform=normalize, device="cpu"),
+        info={
+            "model": {"name": "tiny", "config": {}},
+            "classes": list(training.classes),
+            "normalize": {"mean": list(mean), "std": list(std)},
+            "settings": settings,
+        },
+    )
+    trainer.fit(2)
+    trainer.save(folder / "best.safetensors")
+    return folder / "best.safetensors"
+
+
+@pytest.fixture(scope="module")
+def page(script, checkpoint):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.BY_NAME, "tiny", tiny)
+        assert script.main([str(checkpoint), "--limit", "30", "--steps", "2"]) == 0
+    return checkpoint.with_name("look_inside.html").read_text(encoding="utf-8")
+
+
+class Reader(HTMLParser):
+    """Notes headings, images and open tags; an end tag must close the tag opened last."""
+
+    VOID = {"meta", "img", "source", "br"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.headings, self.images, self.alts = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        for name in ("src", "srcset", "href"):
+            if name in attributes:
+                self.images.append(attributes[name])
+        if tag == "img":
+            self.alts.append(attributes.get("alt"))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(text)
+
+
+@pytest.fixture(scope="module")
+def read(page):
+    reader = Reader()
+    reader.feed(page)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def test_the_page_has_every_section(read):
+    assert read.headings == [
+        "How well it does",
+        "Worst mistakes",
+        "From edges to parts",
+        "Where it looks",
+        "What excites a channel",
+        "What it would like to see",
+        "Weights",
+        "The network",
+    ]
+
+
+def test_every_picture_is_inside_the_page_and_is_a_png_with_words_for_it(read):
+    image = pytest.importorskip("PIL.Image", reason="Pillow reads what matplotlib wrote")
+    assert len(read.images) > 50
+    for source in read.images:
+        kind, encoded = source.split(",", 1)
+        assert kind == "data:image/png;base64"
+        with image.open(io.BytesIO(base64.b64decode(encoded, validate=True))) as file:
+            file.verify()
+    assert all(read.alts)
+
+
+def test_the_page_asks_nothing_of_the_network(page):
+    text = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", page)
+    assert "//" not in text
+    assert "<script" not in text
+    assert "<link" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_both_themes_are_there(page):
+    assert page.count('media="(prefers-color-scheme: dark)"') == 4  # the charts
+    assert "@media (prefers-color-scheme: dark)" in page
+    assert "color-scheme: light dark" in page
+
+
+def test_the_figures_on_the_page_are_the_models(script, checkpoint, page):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.BY_NAME, "tiny", tiny)
+        saved = train.read_checkpoint(checkpoint)
+        model = gpucnn.load(checkpoint)
+    test = data.Synthetic(train=False).take(30)
+    loader = data.DataLoader(
+        test, 30, transform=data.Normalize(**saved.info["normalize"]), device="cpu"
+    )
+    result = train.evaluate(model, loader)
+    assert f"<dd>{result.accuracy:.1%}</dd>" in page
+    assert f"<dd>{result.loss:.3f} nats</dd>" in page
+    assert f"<dd>{sum(p.size for p in model.parameters()):,}</dd>" in page
+    assert 'data-name="multiply-adds">58,800<' in page  # 14 x 14 x 4 x 75
+    assert "2: no window sees the last 1 row and the last 1 column of its 14 x 14" in page
+
+
+def test_the_update_ratios_are_those_of_the_runs_next_steps(script, checkpoint):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.BY_NAME, "tiny", tiny)
+        saved = train.read_checkpoint(checkpoint)
+        one, other = (gpucnn.load(checkpoint) for _ in range(2))
+    images = data.Synthetic(n=64)
+    one[6].p = other[6].p = 0  # or the two would draw different masks
+    ratios = script.update_ratios(saved, one, images, steps=3)
+    assert list(ratios) == ["0.w", "2.w", "7.w"]
+    assert {len(values) for values in ratios.values()} == {3}
+
+    x = gpucnn.tensor(data.Normalize(**saved.info["normalize"])(images.images[:16]))
+    ops.softmax_cross_entropy(other.train()(x), images.labels[:16]).backward()
+    w = other[0].w  # the first parameter: its velocity stands first in the flat buffer
+    velocity = saved.tensors["optimizer.velocity"][: w.size].reshape(w.shape)
+    step = 0.02 * (0.9 * velocity + w.grad)
+    expected = np.linalg.norm(step) / np.linalg.norm(w.data)
+    assert ratios["0.w"][0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_newest_run_is_taken_and_out_may_be_elsewhere(
+    script, checkpoint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(models.BY_NAME, "tiny", tiny)
+    monkeypatch.chdir(tmp_path)
+    assert script.main([]) == 2
+    assert "there is no run in runs/" in capsys.readouterr().err
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "best.safetensors").write_bytes(checkpoint.read_bytes())
+    assert script.main(["--limit", "12", "--steps", "1", "--out", "page.html"]) == 0
+    assert capsys.readouterr().out.startswith("page.html: ")
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+
+
+def test_mistakes_end_in_two_lines_and_status_two(script, checkpoint, tmp_path, capsys):
+    assert script.main([str(tmp_path / "none.safetensors")]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+    train.write_checkpoint(
+        tmp_path / "bare.safetensors", {"model.w": np.zeros(1)}, {"model": {"name": "tiny"}}
+    )
+    assert script.main([str(tmp_path / "bare.safetensors")]) == 2
+    assert "it lacks classes, history, normalize, settings" in capsys.readouterr().err
+    assert script.main([str(checkpoint)]) == 2  # `tiny` is known to this test alone
+    assert "'tiny' is unknown" in capsys.readouterr().err
+
+
+def test_a_data_set_of_other_classes_than_the_runs_is_refused(script, checkpoint, tmp_path, capsys):
+    saved = train.read_checkpoint(checkpoint)
+    info = {**saved.info, "classes": ["cat", "dog"]}
+    del info["format"]
+    train.write_checkpoint(tmp_path / "other.safetensors", saved.tensors, info)
+    assert script.main([str(tmp_path / "other.safetensors")]) == 2
+    assert "knows cat, dog" in capsys.readouterr().err
+
+
+def test_an_image_is_made_for_what_stands_before_a_relu(script):
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    subject = script.Subject(None, tiny(), [], None, images, None)
+    assert script.image_layers(subject) == ["1", "3"]
+    assert script.before_relu(subject, "3") == "2"
+    assert script.before_relu(subject, "4") == "4"  # a pool has another shape than what it pools
+    assert script.before_relu(subject, "0") == "0"
+
+
+def test_class_names_are_written_as_text(script):
+    said = script.inspect.Predictions(np.array([0]), np.log([[0.1, 0.9]]))
+    subject = script.Subject(None, None, ["<b>", "a & b"], None, None, said)
+    assert subject.tell(0) == "&lt;b&gt;, taken for a &amp; b, 90%"
+
+
+@pytest.mark.slow
+def test_it_looks_inside_what_the_training_script_wrote(script, tmp_path):
+    out = tmp_path / "run"
+    trained = load_script("train_alexnet_cifar10").main(
+        f"--dataset synthetic --limit 32 --epochs 1 --batch-size 16 --quiet --out {out}".split()
+    )
+    assert trained == 0
+    assert script.main([str(out / "best.safetensors"), "--limit", "20", "--steps", "1"]) == 0
+    assert "Inside alexnet_cifar10, trained on synthetic" in (out / "look_inside.html").read_text()

@@ -1,0 +1,216 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import inspect, models, nn, ops, optim
+from gpucnn.errors import ArgumentError
+
+
+def warnings_of(model, shape):
+    return [str(advice) for advice in inspect.analyze(model, shape, batch_size=1).warnings]
+
+
+def test_the_analysis_of_alexnet_holds_its_summary_and_has_nothing_to_warn_of():
+    model = models.alexnet_cifar10()
+    analysis = inspect.analyze(model, (32, 32, 3))
+    assert analysis.summary == nn.summary(model, (32, 32, 3))
+    assert analysis.warnings == ()
+    text = str(analysis)
+    assert "no warnings" in text
+    assert "7,506,762" in text
+    assert f"{analysis.memory.peak / 2**20:.1f} MiB" in text
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "words"),
+    [
+        (nn.Conv2d(1, 1, 3, stride=2), (8, 9, 1), "the last 1 row of its 8 x 9"),
+        (nn.Conv2d(1, 1, 3, stride=3), (7, 11, 1), "the last 1 row and the last 2 columns"),
+        (nn.Conv2d(1, 1, (1, 3), stride=(1, 3), padding=(0, 1)), (4, 6, 1), "the last 1 column"),
+        (
+            nn.Conv2d(1, 1, 2, stride=3, dilation=1),
+            (5, 5, 1),
+            "sees 1 of its 5 rows: window 2",
+        ),
+        (nn.MaxPool2d(2), (5, 5, 1), "the last 1 row and the last 1 column"),
+        (nn.AvgPool2d(3, 2), (6, 7, 1), "the last 1 row of its 6 x 7"),
+        (nn.Conv2d(1, 1, 2, stride=2, dilation=2), (6, 6, 1), "sees 3 of its 6 columns"),
+    ],
+)
+def test_rows_and_columns_that_no_window_sees_are_warned_of(layer, shape, words):
+    found = warnings_of(nn.Sequential(layer), shape)
+    assert any(words in text for text in found), found
+    assert all(text.startswith("0: ") for text in found)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(1, 1, 3, stride=2, padding=1), (8, 8, 1)),  # the unseen row is padding
+        (nn.Conv2d(1, 1, 3, stride=2, padding="same"), (8, 8, 1)),
+        (nn.Conv2d(1, 1, 3, dilation=2), (8, 8, 1)),
+        (nn.MaxPool2d(2, ceil=True), (5, 5, 1)),
+        (nn.MaxPool2d(3, 2), (7, 7, 1)),
+        (nn.Conv2d(1, 1, 11, stride=4), (227, 227, 1)),
+    ],
+)
+def test_geometries_that_lose_nothing_are_not_warned_of(layer, shape):
+    assert warnings_of(nn.Sequential(layer), shape) == []
+
+
+def test_unseen_rows_are_those_without_a_gradient(rng):
+    """The warning agrees with what autograd says, for geometries drawn at random."""
+    for _ in range(60):
+        k, stride, dilation = (int(v) for v in rng.integers(1, 4, size=3))
+        padding = int(rng.integers(0, 3))
+        conv = nn.Conv2d(1, 1, k, stride, padding, dilation, weight_init=nn.init.ones)
+        size = int(rng.integers((k - 1) * dilation + 1, 12))
+        x = gpucnn.tensor(np.ones((1, size, size, 1), np.float32), requires_grad=True)
+        conv(x).sum().backward()
+        unseen = np.flatnonzero(~x.grad[0, :, :, 0].any(axis=1))
+        found = " ".join(warnings_of(nn.Sequential(conv), (size, size, 1)))
+        if len(unseen) == 0:
+            assert not found
+        elif unseen[0] == size - len(unseen):
+            assert f"no window sees the last {len(unseen)} row" in found
+        else:
+            assert f"no window sees {len(unseen)} of its {size} rows" in found
+
+
+def test_a_relu_after_a_relu_is_idle_through_layers_that_keep_the_sign():
+    model = nn.Sequential(
+        nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.5), nn.ReLU(), nn.Flatten(), nn.LeakyReLU(),
+        nn.Linear(4, 2), nn.Sigmoid(), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2),
+    )  # fmt: skip
+    found = warnings_of(model, (4, 4, 1))
+    assert [text.split(":")[0] for text in found] == ["3", "5", "8"]
+    assert "input comes from ReLU 0 and is never negative" in found[0]
+    assert "LeakyReLU does nothing" in found[1]
+    assert "from Sigmoid 7" in found[2]
+
+
+def test_a_relu_after_anything_that_may_be_negative_is_not():
+    model = nn.Sequential(
+        nn.ReLU(), nn.BatchNorm(1), nn.ReLU(), nn.Tanh(), nn.LeakyReLU(), nn.ReLU(),
+        nn.Flatten(), nn.Linear(16, 2),
+    )  # fmt: skip
+    assert warnings_of(model, (4, 4, 1)) == []
+
+
+@pytest.mark.parametrize(
+    ("tail", "words"),
+    [
+        ([nn.Dropout(0.5)], ["dropout after the last layer"]),
+        ([nn.Softmax()], ["ends in Softmax"]),
+        ([nn.LogSoftmax()], ["ends in LogSoftmax"]),
+        ([nn.ReLU()], ["no logit can be negative"]),
+        ([nn.Dropout(0.5), nn.Softmax()], ["dropout after the last layer", "ends in Softmax"]),
+    ],
+)
+def test_what_stands_after_the_last_layer_is_warned_of(tail, words):
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, 2), *tail)
+    found = warnings_of(model, (2, 2, 1))
+    assert len(found) == len(words)
+    for i, (text, word) in enumerate(zip(found, words, strict=True)):
+        assert text.startswith(f"{3 + i}: ")
+        assert word in text
+
+
+def test_nothing_is_claimed_beyond_what_a_module_computes_by_itself():
+    class Residual(nn.Module):
+        def __init__(self):
+            self.one, self.two = nn.ReLU(), nn.ReLU()
+
+        def forward(self, x):
+            return self.two(self.one(x) - 1)
+
+    assert warnings_of(nn.Sequential(Residual(), nn.Flatten(), nn.Linear(4, 1)), (2, 2, 1)) == []
+
+
+def test_a_single_layer_is_a_model_too():
+    assert warnings_of(nn.ReLU(), (2, 2, 1)) == [
+        "ReLU: a ReLU after the last layer: no logit can be negative; leave it out"
+    ]
+    assert inspect.analyze(nn.ReLU(), (2, 2, 1)).memory is None
+
+
+# --- memory ---
+
+
+def test_the_kept_bytes_of_a_dense_network_are_counted_by_hand():
+    model = nn.Sequential(nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 10))
+    memory = inspect.training_memory(model, (100,), batch_size=7, optimizer_states=2)
+    parameters = 4 * (100 * 50 + 50 + 50 * 10 + 10)
+    assert memory.parameters == parameters
+    assert memory.optimizer == 2 * parameters
+    assert memory.images == 7 * 100 * 4
+    # The peak is the first layer's backward pass: all gradients are there, that of its output
+    # too; alive besides are its own output (50) and the logits (10), which the caller holds.
+    assert memory.at == "linear"
+    assert memory.gradients == parameters + 7 * 50 * 4
+    assert memory.activations == 7 * (50 + 10) * 4
+    assert memory.peak == sum(
+        (memory.parameters, memory.optimizer, memory.images, memory.gradients, memory.activations)
+    )
+
+
+def test_the_prediction_is_within_a_tenth_of_the_measured_peak_of_a_step(rng):
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, generator=rng), nn.BatchNorm(32), nn.ReLU(),
+        nn.Conv2d(32, 8, 1, generator=rng), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Dropout(0.5), nn.Linear(8 * 15 * 15, 10),
+    )  # fmt: skip
+    images, labels = rng.standard_normal((48, 32, 32, 3), np.float32), np.arange(48) % 10
+
+    def step(model, optimizer):
+        loss = ops.softmax_cross_entropy(model(gpucnn.tensor(images)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    optimizer = optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    threads = gpucnn.get_num_threads()
+    gpucnn.set_num_threads(1)  # so that the first step makes all scratch memory, the second none
+    try:
+        step(model, optimizer)
+        tracemalloc.start()
+        step(model, optimizer)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        gpucnn.set_num_threads(threads)
+    memory = inspect.training_memory(model, (32, 32, 3), 48)
+    predicted = memory.activations + memory.gradients  # the rest was there before
+    assert 0.9 < predicted / peak < 1.1
+
+
+def test_predicting_memory_leaves_modes_statistics_and_generators_alone(rng):
+    model = models.alexnet_cifar10_bn(generator=rng).eval()
+    model[18].generator = np.random.default_rng(5)
+    state = gpucnn.default_generator().bit_generator.state["state"]["counter"].copy()
+    own = model[18].generator.bit_generator.state
+    before = {name: array.copy() for name, array in model.state_dict().items()}
+    inspect.training_memory(model, (32, 32, 3), 4)
+    after = gpucnn.default_generator().bit_generator.state["state"]["counter"]
+    assert (after == state).all()
+    assert model[18].generator.bit_generator.state == own
+    assert not any(module.training for module in model)
+    assert all(np.array_equal(before[name], a) for name, a in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_memory_grows_in_a_straight_line_once_the_peak_stays_where_it_is():
+    model = models.alexnet_cifar10()
+    one, two, four = (inspect.training_memory(model, (32, 32, 3), n) for n in (100, 200, 400))
+    assert one.at == two.at == four.at
+    assert four.peak - two.peak == 2 * (two.peak - one.peak)
+
+
+def test_batches_that_cannot_be_are_refused():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(ArgumentError, match="batch_size >= 1"):
+        inspect.training_memory(model, (2, 2, 1), 0)
+    with pytest.raises(ArgumentError, match="optimizer_states >= 0"):
+        inspect.training_memory(model, (2, 2, 1), 1, -1)

@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import inspect, models, nn
+from gpucnn.errors import ArgumentError, ShapeError
+from gpucnn.inspect import draw
+
+
+class Twice(nn.Module):
+    """Runs one layer two times, and keeps another that it never runs."""
+
+    def __init__(self):
+        self.scale = nn.Conv2d(1, 1, 1, bias=False)
+        self.scale.w.data[...] = 3
+        self.idle = nn.ReLU()
+
+    def forward(self, x):
+        return self.scale(self.scale(x))
+
+
+def test_activations_are_what_the_layers_give_in_evaluation_mode(rng):
+    model = models.alexnet_cifar10_bn(generator=rng)
+    images = rng.standard_normal((3, 32, 32, 3), np.float32)
+    seen = inspect.activations(model, images, ["3", model[6]], batch_size=2)
+    model.eval()
+    x = gpucnn.tensor(images)
+    expected = {}
+    for i, layer in enumerate(model):
+        x = layer(x)
+        expected[str(i)] = x.data
+    assert list(seen) == ["3", "6"]
+    for name, values in seen.items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_choice_every_layer_without_children_is_shown_in_order(rng):
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), nn.Flatten())
+    seen = inspect.activations(model, rng.standard_normal((2, 4, 4, 1), np.float32))
+    assert {name: a.shape for name, a in seen.items()} == {
+        "0.0": (2, 2, 2, 2),
+        "0.1": (2, 2, 2, 2),
+        "1": (2, 8),
+    }
+
+
+def test_a_layer_that_runs_twice_is_shown_as_it_ran_last():
+    images = np.ones((1, 2, 2, 1), np.float32)
+    seen = inspect.activations(Twice(), images)
+    assert list(seen) == ["scale"]
+    assert (seen["scale"] == 9).all()
+    with pytest.raises(ArgumentError, match="'idle' did not run"):
+        inspect.activations(Twice(), images, ["idle"])
+
+
+def test_the_first_filters_are_the_first_convolutions():
+    model = models.alexnet_cifar10()
+    filters = inspect.first_layer_filters(model)
+    np.testing.assert_array_equal(filters, model[0].w.data)
+    with pytest.raises(ArgumentError, match="has no Conv2d"):
+        inspect.first_layer_filters(nn.Sequential(nn.ReLU()))
+
+
+def test_filters_of_three_channels_are_in_colour_and_others_a_grey_tile_a_channel(rng):
+    colour = inspect.filter_pictures(rng.standard_normal((6, 3, 5, 3)))
+    assert colour.shape == (6, 3, 5, 3)
+    assert (colour.reshape(6, -1).min(axis=1) == 0).all()
+    assert (colour.reshape(6, -1).max(axis=1) == 255).all()
+    filters = rng.standard_normal((4, 3, 5, 2))
+    grey = inspect.filter_pictures(filters)
+    assert grey.shape == (8, 3, 5, 3)
+    np.testing.assert_array_equal(grey[5], draw.pictures(filters[2:3, :, :, 1:2])[0])
+
+
+def test_the_page_of_filters_has_a_tile_for_each(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="Pillow reads what matplotlib wrote")
+    inspect.first_layer_filters(models.alexnet_cifar10(), tmp_path / "filters.png")
+    with image.open(tmp_path / "filters.png") as file:
+        assert file.size == ((8 * 4 - 1) * 32,) * 2  # 64 tiles of 3 pixels, 1 between, 32-fold
+
+
+def test_feature_maps_are_the_layers_output_and_drawn_for_the_first_image(rng, tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="Pillow reads what matplotlib wrote")
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten())
+    images = rng.standard_normal((2, 10, 10, 3), np.float32)
+    maps = inspect.feature_maps(model, images, "0", tmp_path / "maps.png", most=4)
+    np.testing.assert_allclose(maps, model[0](gpucnn.tensor(images)).data, rtol=1e-6)
+    with image.open(tmp_path / "maps.png") as file:
+        page = np.asarray(file)[::12, ::12, :3]
+    np.testing.assert_array_equal(page[:8, 9:17], draw.heat(maps[:1, :, :, 1])[0])
+    assert page.shape == (17, 17, 3)
+    with pytest.raises(ShapeError, match="'1' gives"):
+        inspect.feature_maps(model, images, "1")
+
+
+def test_the_strongest_images_are_found_by_a_slow_search(rng):
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, generator=rng))
+    images = rng.standard_normal((11, 6, 7, 2), np.float32)
+    found = inspect.strongest_images(model, images, "0", [3, 1], k=3, batch_size=4)
+    y = model(gpucnn.tensor(images)).data
+    for row, channel in enumerate((3, 1)):
+        peaks = [(y[i, :, :, channel].max(), i) for i in range(11)]
+        best = sorted(peaks, reverse=True)[:3]
+        assert list(found.images[row]) == [i for _, i in best]
+        np.testing.assert_allclose(found.values[row], [v for v, _ in best], rtol=1e-6)
+        for i, down, across in zip(
+            found.images[row], found.rows[row], found.columns[row], strict=True
+        ):
+            assert y[i, down, across, channel] == y[i, :, :, channel].max()
+
+
+def test_of_equally_strong_images_the_earlier_comes_first_and_k_may_exceed_them(tmp_path):
+    images = np.float32([1, 2, 1, 2]).reshape(4, 1, 1, 1)
+    model = nn.Sequential(nn.Flatten())
+    found = inspect.strongest_images(model, images, "0", [0], k=9, path=tmp_path / "page.png")
+    assert found.images.tolist() == [[1, 3, 0, 2]]
+    assert found.values.tolist() == [[2, 2, 1, 1]]
+    assert not found.rows.any()
+    assert not found.columns.any()
+    assert (tmp_path / "page.png").stat().st_size > 0
+
+
+def test_channels_that_a_layer_lacks_are_refused():
+    images, model = np.ones((2, 1, 1, 1), np.float32), nn.Sequential(nn.Flatten())
+    for channels in ([1], [-1], []):
+        with pytest.raises(ArgumentError, match="channels 0 to 0"):
+            inspect.strongest_images(model, images, "0", channels)
+    with pytest.raises(ArgumentError, match="k must be at least 1"):
+        inspect.strongest_images(model, images, "0", [0], k=0)
