@@ -119,6 +119,7 @@ class Worker {
     void start_block(uint64_t index);
     Thread* pick();
     Fiber* take_fiber();
+    void forget_fibers();
     void wait(Thread* thread, Place place);
     void hold_meeting(Warp* warp, int index);
     [[noreturn]] void left_out(Warp* warp, const Meeting& meeting);
