@@ -102,9 +102,9 @@ void Worker::run_blocks(Launch* the_launch) {
     poison(shared, dirty_dynamic);
     poison(shared + kDynamicShared, dirty_static);
     for (;;) {
-        uint64_t index = launch->next_block.fetch_add(1);
-        if (index >= launch->blocks || launch->stop) break;
-        start_block(request->schedule == kHighest ? launch->blocks - 1 - index : index);
+        uint64_t turn = launch->next_block.fetch_add(1);
+        if (turn >= launch->blocks || launch->stop) break;
+        start_block(block_at(launch, turn));
     }
     if (dirty_dynamic < request->dynamic_shared) dirty_dynamic = request->dynamic_shared;
     if (dirty_static < *request->static_shared) dirty_static = *request->static_shared;

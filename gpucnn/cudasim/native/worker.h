@@ -81,13 +81,19 @@ struct RaceLog;
 
 struct Launch {
     const Request* request;
-    uint64_t blocks;
+    uint64_t blocks, stride, offset;  // the order of the blocks: see block_at
     std::atomic<uint64_t> next_block;
     std::atomic<bool> stop;
     std::mutex mutex;  // for the two below
     std::string error;
     RaceLog* races;
 };
+
+// The block that comes as number `turn`, of launch->blocks.
+inline uint64_t block_at(const Launch* launch, uint64_t turn) {
+    return uint64_t((unsigned __int128)turn * launch->stride % launch->blocks + launch->offset) %
+           launch->blocks;
+}
 
 class Worker {
   public:
