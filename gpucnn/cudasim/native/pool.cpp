@@ -104,6 +104,9 @@ CUDASIM_EXPORT int cudasim_launch(const Request* request, char* message, size_t 
     launch.races = request->checks & kRace ? start_race_log(request) : nullptr;
     uint64_t workers = request->workers;
     if (workers > launch.blocks) workers = launch.blocks;
+    // To wake another core takes as long as running a thousand short threads.
+    uint64_t threads = launch.blocks * request->block[0] * request->block[1] * request->block[2];
+    if (workers > 1 + threads / 1024) workers = 1 + threads / 1024;
     if (workers > 0) {
         CatchSignals guard;
         pool->run(&launch, int(workers));
