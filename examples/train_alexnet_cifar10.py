@@ -22,8 +22,19 @@ from gpucnn import data, models, optim, train
 from gpucnn.device import Device, choose_device
 from gpucnn.errors import ArgumentError, CheckpointError, DataError, MissingExtra
 
+CIFAR_MODELS = (
+    "alexnet_cifar10",
+    "alexnet_cifar10_bn",
+    "cuda_convnet_18pct",
+    "vgg16_cifar",
+    "resnet18_cifar",
+)
 EPOCHS = {"cifar10": 8, "synthetic": 4}
-LR = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
+LR = {  # by optimizer and data set
+    "sgd": {"cifar10": 0.05, "synthetic": 0.01},
+    "adam": {"cifar10": 0.001, "synthetic": 0.001},
+    "adamw": {"cifar10": 0.001, "synthetic": 0.001},
+}
 DEFAULTS: dict[str, Any] = {
     # what makes a run the run that it is: saved with it, and kept by --resume
     "model": "alexnet_cifar10",
@@ -56,8 +67,9 @@ def parse_arguments(argv: list[str] | None) -> tuple[dict[str, Any], str | None]
     run = parser.add_argument_group("the run")
     run.add_argument(
         "--model",
-        choices=("alexnet_cifar10", "alexnet_cifar10_bn"),
-        help="the network; _bn has batch normalisation (default: alexnet_cifar10)",
+        choices=CIFAR_MODELS,
+        help="the network: AlexNet (_bn: with batch normalisation), its author's small one, "
+        "or what came after it (default: alexnet_cifar10)",
     )
     run.add_argument(
         "--dataset",
@@ -79,7 +91,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[dict[str, Any], str | None]
         type=non_negative_float,
         metavar="X",
         help="learning rate, the highest of the schedule "
-        "(default: 0.05 for sgd, 0.001 for adam and adamw)",
+        "(default: 0.05 for sgd, on synthetic 0.01; 0.001 for adam and adamw)",
     )
     run.add_argument(
         "--weight-decay",
@@ -309,7 +321,7 @@ def run(argv: list[str] | None = None) -> None:
     if settings["epochs"] is None:
         settings["epochs"] = EPOCHS[settings["dataset"]]
     if settings["lr"] is None:
-        settings["lr"] = LR[settings["optimizer"]]
+        settings["lr"] = LR[settings["optimizer"]][settings["dataset"]]
     say(f"data: {training}, {test}")
 
     gpucnn.manual_seed(settings["seed"])

@@ -5,8 +5,10 @@ from gpucnn import data, models, nn, ops, optim, train
 from gpucnn.autograd import enable_grad, no_grad
 from gpucnn.device import Device
 from gpucnn.errors import GpucnnError
+from gpucnn.onnx_export import export_onnx
 from gpucnn.ops import get_conv_algorithm, set_conv_algorithm
 from gpucnn.random import default_generator, manual_seed
+from gpucnn.saved import load, save
 from gpucnn.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
@@ -19,14 +21,17 @@ __all__ = [
     "data",
     "default_generator",
     "enable_grad",
+    "export_onnx",
     "get_conv_algorithm",
     "get_num_threads",
+    "load",
     "manual_seed",
     "models",
     "nn",
     "no_grad",
     "ops",
     "optim",
+    "save",
     "set_conv_algorithm",
     "set_num_threads",
     "tensor",

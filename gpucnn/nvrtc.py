@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gpucnn.errors import DeviceError, KernelError
 
-WHEEL = 'pip install "nvidia-cuda-nvrtc==13.*"'
+WHEEL = 'pip install "gpucnn[nvrtc]"'
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _candidates() -> list[str]:
-    """Where libnvrtc may be: in NVIDIA's wheels first, newest first, then where the system looks."""
+    """Where libnvrtc may be: in NVIDIA's wheels, newest first, then where the system looks."""
     wheels = importlib.util.find_spec("nvidia")
     folders = [] if wheels is None else list(wheels.submodule_search_locations or ())
     found = [str(path) for folder in folders for path in Path(folder).glob("*/lib/libnvrtc.so.*")]

@@ -45,3 +45,97 @@ def gradcheck(
             f"input {position}: gradient off by {error.max():.2e} at "
             f"{np.unravel_index(error.argmax(), error.shape)}"
         )
+
+
+def conv2d_loops(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> Array:
+    """ops.conv2d by its definition, one output value at a time, in float64.
+
+    x is (N, H, W, C), w (OC, KH, KW, C / groups), b (OC,);
+    padding is ((top, bottom), (left, right)).
+    """
+    image = np.pad(np.asarray(x, np.float64), ((0, 0), *padding, (0, 0)))
+    oc, kh, kw, depth = w.shape
+    oh = (image.shape[1] - (kh - 1) * dilation[0] - 1) // stride[0] + 1
+    ow = (image.shape[2] - (kw - 1) * dilation[1] - 1) // stride[1] + 1
+    y = np.zeros((len(x), oh, ow, oc))
+    for n, i, j, o in np.ndindex(y.shape):
+        first = o // (oc // groups) * depth  # channel of the filter's group
+        for r, s, c in np.ndindex(kh, kw, depth):
+            row, column = i * stride[0] + r * dilation[0], j * stride[1] + s * dilation[1]
+            y[n, i, j, o] += image[n, row, column, first + c] * w[o, r, s, c]
+        if b is not None:
+            y[n, i, j, o] += b[o]
+    return y
+
+
+def max_pool2d_loops(
+    x: Array,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
+    dy: Array | None = None,
+) -> tuple[Array, Array]:
+    """ops.max_pool2d one window at a time: y, and dx for dy (ones if None).
+
+    The first of equal values, in row order, takes the gradient.
+    """
+    (top, _), (left, _) = padding
+    _, h, w, _ = x.shape
+    y, dx = _pooled(x, window, stride, padding), np.zeros(x.shape)
+    for n, i, j, c in np.ndindex(y.shape):
+        best, where = -np.inf, None
+        for r, s in np.ndindex(window):
+            row, column = i * stride[0] + r - top, j * stride[1] + s - left
+            if 0 <= row < h and 0 <= column < w and x[n, row, column, c] > best:
+                best, where = x[n, row, column, c], (n, row, column, c)
+        y[n, i, j, c] = best
+        if where is not None:
+            dx[where] += 1 if dy is None else dy[n, i, j, c]
+    return y, dx
+
+
+def avg_pool2d_loops(
+    x: Array,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
+    count_padding: bool = True,
+    dy: Array | None = None,
+) -> tuple[Array, Array]:
+    """ops.avg_pool2d one window at a time: y, and dx for dy (ones if None)."""
+    (top, _), (left, _) = padding
+    _, h, w, _ = x.shape
+    y, dx = _pooled(x, window, stride, padding), np.zeros(x.shape)
+    for n, i, j, c in np.ndindex(y.shape):
+        seen = [
+            (n, row, column, c)
+            for row in range(i * stride[0] - top, i * stride[0] - top + window[0])
+            for column in range(j * stride[1] - left, j * stride[1] - left + window[1])
+            if 0 <= row < h and 0 <= column < w
+        ]
+        count = window[0] * window[1] if count_padding else len(seen)
+        for pixel in seen:
+            y[n, i, j, c] += x[pixel] / count
+            dx[pixel] += (1 if dy is None else dy[n, i, j, c]) / count
+    return y, dx
+
+
+def _pooled(
+    x: Array,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+) -> Array:
+    """Zeros in the shape that pooling gives, all windows inside the padded image."""
+    n, h, w, c = x.shape
+    oh = (h + sum(padding[0]) - window[0]) // stride[0] + 1
+    ow = (w + sum(padding[1]) - window[1]) // stride[1] + 1
+    return np.zeros((n, oh, ow, c))

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from gpucnn.allocator import keep_freed_memory
 from gpucnn.errors import ArgumentError
 
 _Piece = TypeVar("_Piece")
@@ -71,6 +72,16 @@ def spans(total: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, total))
 
 
+def blocks(size: int) -> list[slice]:
+    """range(size) cut for element-wise work: blocks of 64 Ki elements stay in a core's cache."""
+    return list(spans(size, 1 << 16))
+
+
+def flat(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The elements of x in row order: x's own memory if it is contiguous."""
+    return np.ascontiguousarray(x).reshape(-1)
+
+
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
     """Uninitialised memory of this thread's own under `name`, the same at every call.
 
@@ -95,6 +106,7 @@ class _Job:
     def __init__(self, function: Callable[[Any], object], pieces: list[Any]) -> None:
         self.function = function
         self.todo = deque(pieces)
+        self.count = len(pieces)
         self.done: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def help(self) -> None:
@@ -113,7 +125,7 @@ class _Job:
     def lead(self) -> None:
         """Work too, then wait for the pieces that helpers took, not for the helpers:
         one that got no core in time has nothing to finish."""
-        taken_by_others = len(self.todo)
+        taken_by_others = self.count  # not len(todo): helpers may have begun before this line
         first_error: BaseException | None = None
         while True:
             try:
@@ -247,4 +259,5 @@ _pool = _Pool(usable_cores())
 _blas = _Blas()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+keep_freed_memory()
 atexit.register(lambda: _pool.resize(1))

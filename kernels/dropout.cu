@@ -8,8 +8,9 @@
 //   thread   the 16 numbers of one counter value: 256 bits
 //
 //   x, y     any shape, `size` numbers in all; y is written (=).  Backward, x is dy and y is dx
-//   state    (7) uint64: counter (4), key (2), and how many of that counter's four 64-bit numbers
-//            were used up before: element 0 takes the lowest 16 bits of the next one
+//   c0 .. c3, key0, key1   where the generator stands: a counter of 256 bits, the lowest first
+//   used     how many of that counter's four 64-bit numbers were drawn before: element 0 takes
+//            the lowest 16 bits of the next one
 //
 // Blocks of 256 threads (fewer work) with at most 64 registers: 32 warps to a multiprocessor.
 // The 20 products of 64 bits for 16 numbers cost less than the memory traffic.
@@ -39,22 +40,23 @@ __device__ inline Philox philox(Philox v, uint64 key0, uint64 key1) {
 __device__ inline float times(float value, float keep) { return keep > 0.0f ? value * keep : 0.0f; }
 
 // counter + step, 256 bits.
-__device__ inline Philox advanced(const uint64* counter, uint64 step) {
-    Philox v;
+__device__ inline Philox advanced(Philox counter, uint64 step) {
     uint64 carry = step;
+#pragma unroll
     for (int i = 0; i < 4; ++i) {
-        v.c[i] = counter[i] + carry;
-        carry = v.c[i] < carry;
+        counter.c[i] += carry;
+        carry = counter.c[i] < carry;
     }
-    return v;
+    return counter;
 }
 
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void dropout(
-    const float* x, float* y, const uint64* state, int threshold, float scale, int64 size) {
+    const float* x, float* y, uint64 c0, uint64 c1, uint64 c2, uint64 c3, uint64 key0, uint64 key1,
+    int used, int threshold, float scale, int64 size) {
     int64 block = global_thread();
-    int64 first = block * 16 - (int64)state[6] * 4;  // takes this counter's first 16 bits
+    int64 first = block * 16 - used * 4;  // takes this counter's first 16 bits
     if (first >= size) return;
-    Philox random = philox(advanced(state, block), state[4], state[5]);
+    Philox random = philox(advanced(Philox{{c0, c1, c2, c3}}, block), key0, key1);
     bool aligned = ((uint64)x | (uint64)y) % 16 == 0;
 #pragma unroll
     for (int quad = 0; quad < 4; ++quad) {

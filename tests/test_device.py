@@ -61,7 +61,7 @@ def test_a_device_that_does_not_exist_is_named_with_those_that_do(monkeypatch):
 
 def test_importing_gpucnn_imports_no_cupy_and_no_optional_package():
     program = (
-        "import sys, gpucnn; optional = {'cupy', 'torch', 'matplotlib', 'PIL', 'pooch'}; "
+        "import sys, gpucnn; optional = {'cupy', 'torch', 'matplotlib', 'PIL'}; "
         "print(*optional.intersection(sys.modules))"
     )
     out = subprocess.run(

@@ -12,6 +12,7 @@ from gpucnn.data.augment import (
     channel_statistics,
 )
 from gpucnn.data.cifar import CIFAR10, CIFAR100, find_cifar10
+from gpucnn.data.color import ColorNoise, color_components
 from gpucnn.data.dataset import DataNotFound, Dataset, default_root
 from gpucnn.data.folder import ImageFolder
 from gpucnn.data.loader import DataLoader, ItemDataset
@@ -22,6 +23,7 @@ __all__ = [
     "CIFAR10",
     "CIFAR100",
     "MNIST",
+    "ColorNoise",
     "Compose",
     "DataLoader",
     "DataNotFound",
@@ -35,6 +37,7 @@ __all__ = [
     "Synthetic",
     "Transform",
     "channel_statistics",
+    "color_components",
     "default_root",
     "find_cifar10",
 ]

@@ -58,7 +58,7 @@ class RandomCrop:
             )
 
     def __call__(self, images: Array, generator: np.random.Generator) -> Array:
-        n, h, w, c = _shape("RandomCrop", images)
+        n, _, _, c = _shape("RandomCrop", images)
         p, size = self.padding, self.size
         places_h, places_w = self.places(images.shape)
         padded = np.ascontiguousarray(
@@ -71,7 +71,6 @@ class RandomCrop:
         )
         top, left = self.draw(images.shape, generator)
         return windows[np.arange(n), top, left].reshape(n, size, size, c)
-
 
     def places(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """How many places there are for the window's top, and for its left."""
@@ -87,9 +86,8 @@ class RandomCrop:
     def draw(self, shape: tuple[int, ...], generator: np.random.Generator) -> tuple[Array, Array]:
         """The tops and lefts of one batch."""
         places_h, places_w = self.places(shape)
-        return generator.integers(places_h, size=shape[0]), generator.integers(
-            places_w, size=shape[0]
-        )
+        top = generator.integers(places_h, size=shape[0])
+        return top, generator.integers(places_w, size=shape[0])
 
 
 @dataclass(frozen=True)

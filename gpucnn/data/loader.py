@@ -9,8 +9,8 @@ import numpy as np
 
 from gpucnn.data.augment import Transform
 from gpucnn.data.dataset import Dataset
-from gpucnn.device import Array, Device
 from gpucnn.data.on_device import OnDevice
+from gpucnn.device import Array, Device
 from gpucnn.errors import ArgumentError, CheckpointError, DataError, ShapeError
 
 

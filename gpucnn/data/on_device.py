@@ -1,5 +1,7 @@
 """Batches out of a data set that lies on the GPU: the images never leave it."""
 
+from typing import Any
+
 import numpy as np
 
 from gpucnn import cuda
@@ -40,7 +42,9 @@ class OnDevice:
         if device.kind == "cpu" or not isinstance(dataset, Dataset):
             return None
         images = dataset.images
-        steps = list(transform.transforms) if isinstance(transform, Compose) else [transform]
+        steps: list[Any] = (
+            list(transform.transforms) if isinstance(transform, Compose) else [transform]
+        )
         crop = steps.pop(0) if isinstance(steps[0], RandomCrop) else None
         flip = steps.pop(0) if steps and isinstance(steps[0], RandomFlip) else None
         if len(steps) != 1 or not isinstance(steps[0], Normalize):

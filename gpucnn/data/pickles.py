@@ -114,9 +114,10 @@ def read_arrays(source: Path | str, content: bytes) -> dict[str, Any]:
             _text(key): item.value if isinstance(item, _Array) else item
             for key, item in value.items()
         }
-    except Exception as error:  # a damaged pickle can raise anything at all
+    except Exception as error:  # a damaged pickle can raise anything at all, at any length
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise DataError(
-            f"{source}: not a pickle of plain arrays ({error or type(error).__name__})\n"
+            f"{source}: not a pickle of plain arrays ({reason})\n"
             "  the file is damaged or unsafe, and nothing in it was run; get a fresh copy"
         ) from error
 

@@ -10,16 +10,18 @@ from gpucnn.errors import ArgumentError
 
 _SIZE = 32  # pixels
 _CLUTTER = 3  # bars in the background of an image
+_DARK_SHAPES = 0.2  # share of the images; without any, brightness alone tells too much
 _CHUNK = 1000  # images drawn at once: bounds the memory
 
 
 def Synthetic(train: bool = True, n: int | None = None, seed: int = 0) -> Dataset:
     """Drawn shapes, (N, 32, 32, 3): n images, else 8,000 to train or 2,000 to test.
 
-    Place, size, turn, colours, background, clutter and noise are random.  The two splits are drawn
-    from separate streams of `seed`; the same seed gives the same images.  The classes are equally
-    frequent (to within one image) and mixed.  Shape and background take their colours from the same
-    range, so that no weighted sum of pixels tells the classes apart: it takes convolutions.
+    Place, size, tilt, colours, background, clutter and noise are random, and one shape in five is
+    darker than its background.  A linear model of the pixels gets about half of them right; AlexNet
+    passes 95 % in some 250 steps of 128 images by SGD with one cycle to 0.01 (0.05 is too fast for
+    so few steps).  The two splits are drawn from separate streams of `seed`; the same seed gives
+    the same images.  The classes are equally frequent (to within one image) and mixed.
 
     Raises ArgumentError if n is less than 1 or seed is negative.
     """
@@ -43,8 +45,8 @@ def _ring(u: Array, v: Array) -> Array:
     return np.abs(np.hypot(u, v) - 0.75) - 0.2
 
 
-def _square(u: Array, v: Array) -> Array:
-    return np.maximum(np.abs(u), np.abs(v)) - 0.8
+def _bar(u: Array, v: Array) -> Array:
+    return np.maximum(np.abs(u) - 1.1, np.abs(v) - 0.3)
 
 
 def _triangle(u: Array, v: Array) -> Array:
@@ -66,7 +68,7 @@ def _star(u: Array, v: Array) -> Array:
     angle = np.abs((np.arctan2(u, v) + tenth) % (2 * tenth) - tenth)
     r = np.hypot(u, v)
     x, y = r * np.sin(angle), r * np.cos(angle)
-    return x * 0.81 + (y - 1.1) * 0.588  # the line from a tip towards the notch beside it
+    return 0.951 * x + 0.309 * (y - 1.1)  # a regular star: the line from a tip to a notch
 
 
 def _stripes(u: Array, v: Array) -> Array:
@@ -85,7 +87,7 @@ def _dots(u: Array, v: Array) -> Array:
 _SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "disc": _disc,
     "ring": _ring,
-    "square": _square,
+    "bar": _bar,
     "triangle": _triangle,
     "cross": _cross,
     "crescent": _crescent,
@@ -106,15 +108,15 @@ def _draw(labels: Array, generator: np.random.Generator) -> Array:
     axis = np.arange(_SIZE, dtype=np.float32)
     y, x = axis[None, :, None], axis[None, None, :]
     background, foreground = _colours(generator, n)
-    canvas = _shade(background, uniform(-40, 40, 3), uniform(-40, 40, 3))
+    canvas = _shade(background, uniform(-30, 30, 3), uniform(-30, 30, 3))
     for _ in range(_CLUTTER):
         u, v = _turned(x, y, uniform(0, 32), uniform(0, 32), uniform(0, 2 * np.pi))
         distance = np.maximum(np.abs(u) - uniform(2, 9)[:, None, None], np.abs(v) - 0.7)
-        colour = background + uniform(-70, 70, 3)
+        colour = background + uniform(-60, 60, 3)
         _paint(canvas, distance, np.broadcast_to(colour[:, None, None], canvas.shape))
 
-    radius = uniform(7.5, 12)
-    u, v = _turned(x, y, uniform(11, 21), uniform(11, 21), uniform(0, 2 * np.pi))
+    radius = uniform(9, 12)
+    u, v = _turned(x, y, uniform(10.5, 21.5), uniform(10.5, 21.5), uniform(-0.35, 0.35))
     u, v = u / radius[:, None, None], v / radius[:, None, None]
     distance = np.empty((n, _SIZE, _SIZE), np.float32)
     for label, shape in enumerate(_SHAPES.values()):
@@ -123,18 +125,16 @@ def _draw(labels: Array, generator: np.random.Generator) -> Array:
     distance *= radius[:, None, None]
     _paint(canvas, distance, _shade(foreground, uniform(-25, 25, 3), uniform(-25, 25, 3)))
 
-    canvas += generator.standard_normal(canvas.shape, np.float32) * uniform(4, 16, 1, 1, 1)
+    canvas += generator.standard_normal(canvas.shape, np.float32) * uniform(4, 14, 1, 1, 1)
     return canvas.clip(0, 255).astype(np.uint8)
 
 
 def _colours(generator: np.random.Generator, n: int) -> tuple[Array, Array]:
-    """Two colours (n, 3) for each image, at least 80 of 255 apart in one channel."""
-    one, other = generator.uniform(20, 235, (2, n, 3))
-    channel = generator.integers(3, size=n)
-    rows = np.arange(n)
-    shifted = (one[rows, channel] - 20 + generator.uniform(80, 135, n)) % 215 + 20
-    other[rows, channel] = shifted
-    return one.astype(np.float32), other.astype(np.float32)
+    """Colours (n, 3) of background and shape: mostly dark and bright, one in five the reverse."""
+    dark, bright = generator.uniform(5, 95, (n, 3)), generator.uniform(150, 250, (n, 3))
+    swapped = generator.random((n, 1)) < _DARK_SHAPES
+    background, shape = np.where(swapped, bright, dark), np.where(swapped, dark, bright)
+    return background.astype(np.float32), shape.astype(np.float32)
 
 
 def _shade(colour: Array, across: Array, down: Array) -> Array:

@@ -1,22 +1,91 @@
 """Networks.  Each function builds one; `build` does it by name, as checkpoints need it."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from gpucnn.errors import ArgumentError
-from gpucnn.models.alexnet import alexnet_cifar10, alexnet_cifar10_bn
+from gpucnn.models.alexnet import (
+    alexnet,
+    alexnet_cifar10,
+    alexnet_cifar10_bn,
+    alexnet_keras,
+    alexnet_torchvision,
+    cuda_convnet_18pct,
+)
+from gpucnn.models.lenet import lenet, lenet5
+from gpucnn.models.mlp import mlp
+from gpucnn.models.resnet import resnet18_cifar
+from gpucnn.models.ten_views import TenViews
+from gpucnn.models.vgg import vgg16_cifar
 from gpucnn.nn import Module
 
-BY_NAME: dict[str, Callable[..., Module]] = {
-    model.__name__: model for model in (alexnet_cifar10, alexnet_cifar10_bn)
+# The side of the square images that each network of images is made for, in pixels
+_SIDES: dict[Callable[..., Module], int] = {
+    alexnet: 227,
+    alexnet_torchvision: 224,
+    alexnet_keras: 227,
+    alexnet_cifar10: 32,
+    alexnet_cifar10_bn: 32,
+    cuda_convnet_18pct: 32,
+    lenet: 28,
+    lenet5: 28,
+    resnet18_cifar: 32,
+    vgg16_cifar: 32,
 }
+BY_NAME: dict[str, Callable[..., Module]] = {model.__name__: model for model in (*_SIDES, mlp)}
 
 
 def build(name: str, **config: Any) -> Module:
-    """The model called `name`, built with `config`.  Raises ArgumentError for an unknown name."""
-    if name not in BY_NAME:
-        raise ArgumentError(f"model {name!r} is unknown; expected one of {', '.join(BY_NAME)}")
+    """The model called `name`, built with `config`.
+
+    Raises ArgumentError for an unknown name, or a config that the model does not take.
+    """
+    _bind(name, config)
     return BY_NAME[name](**config)
 
 
-__all__ = ["BY_NAME", "alexnet_cifar10", "alexnet_cifar10_bn", "build"]
+def input_shape(name: str, **config: Any) -> tuple[int, ...]:
+    """The shape of one example for the model `name` built with `config`.
+
+    (H, W, C) for a network of images, (features,) for an mlp.  Raises ArgumentError as build does.
+    """
+    arguments = _bind(name, config)
+    if name == "mlp":
+        return (arguments["sizes"][0],)
+    side = _SIDES[BY_NAME[name]]
+    return side, side, arguments["channels"]
+
+
+def _bind(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of the model `name`, defaults included."""
+    if name not in BY_NAME:
+        raise ArgumentError(f"model {name!r} is unknown; expected one of {', '.join(BY_NAME)}")
+    signature = inspect.signature(BY_NAME[name])
+    try:
+        bound = signature.bind(**config)
+    except TypeError as error:
+        raise ArgumentError(
+            f"model {name} cannot be built from {config}: {error}\n  it is {name}{signature}"
+        ) from None
+    bound.apply_defaults()
+    return bound.arguments
+
+
+__all__ = [
+    "BY_NAME",
+    "TenViews",
+    "alexnet",
+    "alexnet_cifar10",
+    "alexnet_cifar10_bn",
+    "alexnet_keras",
+    "alexnet_torchvision",
+    "build",
+    "cuda_convnet_18pct",
+    "input_shape",
+    "lenet",
+    "lenet5",
+    "mlp",
+    "resnet18_cifar",
+    "vgg16_cifar",
+]

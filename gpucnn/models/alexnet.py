@@ -1,14 +1,162 @@
-"""AlexNet, sized for CIFAR-10.
+"""AlexNet: every network of this project that goes by that name.
 
-| function               | input     | parameters | what it is                                   |
-|------------------------|-----------|-----------:|----------------------------------------------|
-| `alexnet_cifar10`      | 32x32x3   |  7,506,762 | five 3x3 convolutions, three pools, dropout  |
-| `alexnet_cifar10_bn`   | 32x32x3   |  7,507,914 | the same with batch normalisation            |
+| function              | input     | parameters | what it is                                     |
+|-----------------------|-----------|-----------:|------------------------------------------------|
+| `alexnet`             | 227x227x3 | 60,965,224 | 2012: two groups, LRN, pools that overlap      |
+| `alexnet(groups=1)`   | 227x227x3 | 62,378,344 | the same, every filter seeing every channel    |
+| `alexnet_torchvision` | 224x224x3 | 61,100,840 | 2014: narrower, no groups, no LRN              |
+| `alexnet_keras`       | 227x227x1 | 74,822,466 | the lecture's: batch normalisation, 10 classes |
+| `alexnet_cifar10`     | 32x32x3   |  7,506,762 | five 3x3 convolutions, three pools, dropout    |
+| `alexnet_cifar10_bn`  | 32x32x3   |  7,510,218 | the same with batch normalisation              |
+| `cuda_convnet_18pct`  | 32x32x3   |     89,578 | Krizhevsky's small net: 18 % error on CIFAR-10 |
+
+Running statistics of batch normalisation count as parameters: 2,752 of alexnet_keras's and 2,304 of
+alexnet_cifar10_bn's are not trained.  All give logits: softmax is in the loss.
 """
 
 import numpy as np
 
-from gpucnn import nn
+from gpucnn import nn, ops
+from gpucnn.tensor import Tensor
+
+
+def alexnet(
+    classes: int = 1000,
+    channels: int = 3,
+    groups: int = 2,
+    generator: np.random.Generator | None = None,
+) -> nn.Sequential:
+    """AlexNet of 2012 for images (N, 227, 227, channels): logits (N, classes).
+
+    Convolutions 2, 4 and 5 are in two groups, one for each of the source's two GPUs; groups=1 joins
+    them.  The source says 224 pixels, but its first convolution gives 55 columns without padding,
+    which takes (55 - 1) * 4 + 11 = 227.
+
+    Weights start Gaussian with standard deviation 0.01; biases at 1 in convolutions 2, 4 and 5 and
+    in the hidden dense layers, elsewhere at 0.
+    Source: Krizhevsky et al. 2012, sections 3.5, 4.2 and 5.
+    """
+
+    start, bias_of = nn.init.gaussian(0.01), nn.init.constant
+
+    def conv(
+        c: int, oc: int, window: int, stride: int, padding: int, groups: int, bias: float
+    ) -> nn.Conv2d:
+        return nn.Conv2d(
+            c, oc, window, stride, padding, groups=groups,
+            weight_init=start, bias_init=bias_of(bias), generator=generator,
+        )  # fmt: skip
+
+    def dense(inputs: int, outputs: int, bias: float) -> nn.Linear:
+        return nn.Linear(
+            inputs, outputs, weight_init=start, bias_init=bias_of(bias), generator=generator
+        )
+
+    return nn.Sequential(
+        conv(channels, 96, 11, stride=4, padding=0, groups=1, bias=0),  # 55 x 55 x 96
+        nn.ReLU(),
+        nn.LocalResponseNorm(),
+        nn.MaxPool2d(3, 2),  # 27 x 27 x 96
+        conv(96, 256, 5, stride=1, padding=2, groups=groups, bias=1),
+        nn.ReLU(),
+        nn.LocalResponseNorm(),
+        nn.MaxPool2d(3, 2),  # 13 x 13 x 256
+        conv(256, 384, 3, stride=1, padding=1, groups=1, bias=0),
+        nn.ReLU(),
+        conv(384, 384, 3, stride=1, padding=1, groups=groups, bias=1),
+        nn.ReLU(),
+        conv(384, 256, 3, stride=1, padding=1, groups=groups, bias=1),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),  # 6 x 6 x 256
+        nn.Flatten(),
+        dense(9216, 4096, bias=1),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        dense(4096, 4096, bias=1),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        dense(4096, classes, bias=0),
+    )
+
+
+def alexnet_torchvision(
+    classes: int = 1000, channels: int = 3, generator: np.random.Generator | None = None
+) -> nn.Sequential:
+    """torchvision's AlexNet for images (N, 224, 224, channels): logits (N, classes).
+
+    Other sizes from 63 pixels up work too: adaptive pooling brings them to 6x6.  `gpucnn convert`
+    carries weights over.  He initialisation.
+    Source: Krizhevsky 2014 ("One weird trick"), section 5, and torchvision.models.alexnet.
+    """
+    return nn.Sequential(
+        nn.Conv2d(channels, 64, 11, stride=4, padding=2, generator=generator),  # 55 x 55 x 64
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),  # 27 x 27 x 64
+        nn.Conv2d(64, 192, 5, padding=2, generator=generator),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),  # 13 x 13 x 192
+        nn.Conv2d(192, 384, 3, padding=1, generator=generator),
+        nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1, generator=generator),
+        nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1, generator=generator),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),  # 6 x 6 x 256
+        nn.AdaptiveAvgPool2d(6),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(9216, 4096, generator=generator),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(4096, 4096, generator=generator),
+        nn.ReLU(),
+        nn.Linear(4096, classes, generator=generator),
+    )
+
+
+def alexnet_keras(
+    classes: int = 10, channels: int = 1, generator: np.random.Generator | None = None
+) -> nn.Sequential:
+    """The lecture's Keras model for images (N, 227, 227, channels): logits (N, classes).
+
+    Batch normalisation follows the ReLU of each convolution, with Keras's momentum and epsilon;
+    the fourth convolution is 1x1; a dense layer of 1000 units comes before the last.  Glorot
+    initialisation, as Keras does by itself.
+    Source: E. Valla, "Introduction to Deep Learning. Convolutional Neural Networks", 2022.
+    """
+
+    def conv(c: int, oc: int, window: int, stride: int = 1) -> list[nn.Module]:
+        filters = nn.Conv2d(
+            c, oc, window, stride, "same", weight_init=nn.init.glorot_uniform, generator=generator
+        )
+        return [filters, nn.ReLU(), nn.BatchNorm(oc, momentum=0.01, eps=1e-3)]
+
+    def dense(inputs: int, outputs: int) -> nn.Linear:
+        return nn.Linear(
+            inputs, outputs, weight_init=nn.init.glorot_uniform, generator=generator
+        )  # fmt: skip
+
+    return nn.Sequential(
+        *conv(channels, 96, 11, stride=4),  # 57 x 57 x 96
+        nn.MaxPool2d(2),  # 28 x 28 x 96
+        *conv(96, 256, 5),
+        nn.MaxPool2d(3, 2),  # 13 x 13 x 256
+        *conv(256, 384, 3),
+        *conv(384, 384, 1),
+        *conv(384, 256, 3),
+        nn.MaxPool2d(2, padding="same"),  # 7 x 7 x 256
+        nn.Flatten(),
+        dense(12544, 4096),
+        nn.ReLU(),
+        nn.Dropout(0.4),
+        dense(4096, 4096),
+        nn.ReLU(),
+        nn.Dropout(0.4),
+        dense(4096, 1000),
+        nn.ReLU(),
+        nn.Dropout(0.4),
+        dense(1000, classes),
+    )
 
 
 def alexnet_cifar10(
@@ -58,4 +206,59 @@ def _cifar10(
         nn.Linear(1024, 1024, generator=generator),
         nn.ReLU(),
         nn.Linear(1024, classes, generator=generator),
+    )
+
+
+class MapResponseNorm(nn.Module):
+    """y = x / (1 + scale * mean of squares in a size x size neighbourhood) ** power.
+
+    Each channel by itself, where LocalResponseNorm looks across channels.  Pixels outside the image
+    count as zeros.  size is odd.
+    Source: cuda-convnet, layer type "rnorm".
+    """
+
+    def __init__(self, size: int, scale: float, power: float) -> None:
+        self.size, self.scale, self.power = size, scale, power
+
+    def forward(self, x: Tensor) -> Tensor:
+        squares = ops.avg_pool2d(x * x, self.size, 1, padding=self.size // 2)
+        return x * ops.power(squares * self.scale + 1.0, -self.power)
+
+    def extra(self) -> str:
+        return f"size={self.size}, scale={self.scale}, power={self.power}"
+
+
+def cuda_convnet_18pct(
+    classes: int = 10, channels: int = 3, generator: np.random.Generator | None = None
+) -> nn.Sequential:
+    """The net of cuda-convnet's layers-18pct.cfg, (N, 32, 32, channels): logits (N, classes).
+
+    The first code of AlexNet's author, which reached 18 % error on CIFAR-10: three 5x5
+    convolutions, overlapping pools (one of maxima, two of means), response normalisation within
+    each map, one dense layer.  Weights start Gaussian, tiny in the first layer; biases at zero.
+    Source: A. Krizhevsky, cuda-convnet, example-layers/layers-18pct.cfg, 2011.
+    """
+
+    def conv(c: int, oc: int, std: float) -> nn.Conv2d:
+        return nn.Conv2d(
+            c, oc, 5, padding=2, weight_init=nn.init.gaussian(std), generator=generator
+        )
+
+    def mean_pool() -> nn.AvgPool2d:
+        return nn.AvgPool2d(3, 2, ceil=True, count_padding=False)
+
+    return nn.Sequential(
+        conv(channels, 32, 0.0001),
+        nn.MaxPool2d(3, 2, ceil=True),  # 16 x 16 x 32
+        nn.ReLU(),
+        MapResponseNorm(3, 5e-5, 0.75),
+        conv(32, 32, 0.01),
+        nn.ReLU(),
+        mean_pool(),  # 8 x 8 x 32
+        MapResponseNorm(3, 5e-5, 0.75),
+        conv(32, 64, 0.01),
+        nn.ReLU(),
+        mean_pool(),  # 4 x 4 x 64
+        nn.Flatten(),
+        nn.Linear(1024, classes, weight_init=nn.init.gaussian(0.01), generator=generator),
     )

@@ -3,6 +3,7 @@
 from gpucnn.nn import init
 from gpucnn.nn.layers import (
     GELU,
+    AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm,
     Conv2d,
@@ -28,6 +29,7 @@ from gpucnn.nn.summary import LayerSummary, Summary, summary
 
 __all__ = [
     "GELU",
+    "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BatchNorm",
     "Conv2d",

@@ -174,6 +174,20 @@ class AvgPool2d(MaxPool2d):
         )
 
 
+class AdaptiveAvgPool2d(Module):
+    """ops.adaptive_avg_pool2d to size (OH, OW), or a square of one int."""
+
+    def __init__(self, size: Size) -> None:
+        self.size = (size, size) if isinstance(size, int) else size
+        _positive("AdaptiveAvgPool2d", height=self.size[0], width=self.size[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.adaptive_avg_pool2d(x, self.size)
+
+    def extra(self) -> str:
+        return f"{self.size[0]}x{self.size[1]}"
+
+
 class GlobalAvgPool2d(Module):
     """ops.global_avg_pool2d: (N, H, W, C) to (N, C)."""
 

@@ -1,5 +1,6 @@
 """Operations on tensors.  One op, one file."""
 
+from gpucnn.ops.adaptive_pool2d import adaptive_avg_pool2d
 from gpucnn.ops.batch_norm import batch_norm
 from gpucnn.ops.conv2d import conv2d, get_conv_algorithm, set_conv_algorithm
 from gpucnn.ops.dropout import dropout
@@ -40,6 +41,7 @@ from gpucnn.ops.shape import (
 from gpucnn.ops.softmax import log_softmax, softmax, softmax_cross_entropy
 
 __all__ = [
+    "adaptive_avg_pool2d",
     "add",
     "astype",
     "avg_pool2d",

@@ -17,8 +17,11 @@ _BLOCKS = 512  # a few for each multiprocessor of a large GPU: what splitting a 
 _SPLIT = 256  # pixels that a split of the grad-weight's sum has at least
 
 
-def forward(x: Array, w: Array, b: Array | None, v: Window, plain: bool) -> Array:
-    """y (N, OH, OW, OC), by the plain kernel if `plain` or where the tiled ones do not apply."""
+def forward(x: Array, w: Array, b: Array | None, v: Window, relu: bool, plain: bool) -> Array:
+    """y (N, OH, OW, OC), clipped at 0 if `relu`.
+
+    The plain kernel makes it if `plain`, or where the tiled ones do not apply.
+    """
     oc = w.shape[0]
     y = array_module(x).empty((v.n, v.oh, v.ow, oc), np.float32)
     if plain or not _tiled(v, oc) or oc // v.groups < _LEAST:
@@ -32,7 +35,7 @@ def forward(x: Array, w: Array, b: Array | None, v: Window, plain: bool) -> Arra
             y,  # (N, OH, OW, OC)
             v,
             oc,
-            0,
+            relu,
         )
         return y
     channels, filters = v.c // v.groups, oc // v.groups
@@ -52,13 +55,13 @@ def forward(x: Array, w: Array, b: Array | None, v: Window, plain: bool) -> Arra
         v,
         channels,
         filters,
-        0,
+        relu,
     )
     return y
 
 
 def grad_input(dy: Array, w: Array, v: Window, plain: bool) -> Array:
-    """dx (N, H, W, C)."""
+    """dx (N, H, W, C), for the gradient dy of what the convolution gave before any clipping."""
     oc = w.shape[0]
     channels, filters = v.c // v.groups, oc // v.groups
     dx = array_module(dy).empty((v.n, v.h, v.w, v.c), np.float32)

@@ -9,17 +9,19 @@ so that a filter costs n * n multiplications a tile where the plain sum needs m 
 All three transforms are linear, so both 1-D passes are one matrix, and the backward pass is the
 exact adjoint: every matrix transposed, in the opposite order.
 
-    V = KB d   (tiles, n * n, C)        KB = kron(BT, BT)   (n * n, n * n)
-    U = KG w   (OC, n * n, C)           KG = kron(G, G)     (n * n, r * r)
-    M[p] = V[p] U[p]^T  for every position p
+    V = KB d   (n * n, tiles, C)        KB = kron(BT, BT)   (n * n, n * n)
+    U = KG w   (n * n, OC, C)           KG = kron(G, G)     (n * n, r * r)
+    M[p] = V[p] U[p]^T  for every position p: (tiles, OC)
     y = KA M   (tiles, m * m, OC)       KA = kron(AT, AT)   (m * m, n * n)
 
-Positions stay the middle axis: the products then read rows of C with a constant stride, which
-BLAS takes as they are, and no array is ever transposed in memory.
+A transform is one product for each tile, written straight to where the products for each
+position read it: BLAS takes rows of C at any constant stride, so that nothing is transposed in
+memory, and V, U and M are contiguous where most of the time goes.
 
 Source: Lavin and Gray 2015; Cook and Toom's interpolation for the matrices.
 """
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -37,8 +39,12 @@ _POINTS = {4: (0.0, 1.0, -1.0), 6: (0.0, 0.75, -0.75, 1.5, -1.5)}
 # with 64, which would stay in a 2 MiB L2 cache, products took 1.3 times as long.
 _CHUNK_TILES = 256
 
-# Tiles whose dM is kept until dU has been summed over them: bounds the memory of a large batch.
-_SUM_TILES = 1024
+# Bytes of tiles that are gathered and transformed at a time, so that the second finds them in a
+# core's own cache.
+_PART_BYTES = 1 << 19
+
+# Chunks whose dM is kept until dU has been summed over them: bounds the memory of a large batch.
+_SUM_CHUNKS = 4
 
 
 def transforms(m: int, r: int) -> tuple[Array, Array, Array]:
@@ -76,8 +82,20 @@ class _Tiles:
         self.per_image = self.down * self.across
         self.images = max(1, _CHUNK_TILES // self.per_image)  # in one chunk
 
-    def chunks(self) -> list[slice]:
-        return list(spans(self.v.n, self.images))
+    def chunks(self, images: slice | None = None) -> list[slice]:
+        """These images, or all, in slices of `self.images`."""
+        first, last = (0, self.v.n) if images is None else (images.start, images.stop)
+        return [slice(i, min(i + self.images, last)) for i in range(first, last, self.images)]
+
+    def parts(
+        self, chunk: slice, channels: int, dtype: np.dtype[Any]
+    ) -> Iterator[tuple[slice, slice]]:
+        """A chunk cut into as many images as a transform holds in the cache: images, and their
+        tiles counted from the first of the chunk."""
+        image = self.per_image * self.n**2 * channels * dtype.itemsize
+        for part in spans(chunk.stop - chunk.start, max(1, _PART_BYTES // image)):
+            images = slice(chunk.start + part.start, chunk.start + part.stop)
+            yield images, slice(part.start * self.per_image, part.stop * self.per_image)
 
     def rows(self, chunk: slice) -> slice:
         """The tiles of these images."""
@@ -166,23 +184,30 @@ def forward(
     oc, r = w.shape[:2]
     ka, kg, kb = _kronecker(m, r, x.dtype)
     tiles, n2 = _Tiles(window, m), len(kb)
-    u = np.empty((oc, n2, window.c), x.dtype)
+    u = np.empty((n2, oc, window.c), x.dtype)
 
     def transform(filters: slice) -> None:
-        np.matmul(kg, w[filters].reshape(-1, r * r, window.c), out=u[filters])
+        by_filter = u[:, filters].transpose(1, 0, 2)
+        np.matmul(kg, w[filters].reshape(-1, r * r, window.c), out=by_filter)
 
     parallel(transform, list(spans(oc, 64)))
     y = np.empty((window.n, window.oh, window.ow, oc), x.dtype)
-    v = np.empty((window.n * tiles.per_image, n2, window.c), x.dtype) if keep else None
+    v = np.empty((n2, window.n * tiles.per_image, window.c), x.dtype) if keep else None
 
     def convolve(chunk: slice) -> None:
-        d = tiles.gather(x, chunk)
-        v_chunk = scratch("winograd v", d.shape, x.dtype) if v is None else v[tiles.rows(chunk)]
-        np.matmul(kb, d, out=v_chunk)
-        products = scratch("winograd products", (len(d), n2, oc), x.dtype)
-        _products(v_chunk, u.transpose(1, 2, 0), products)
-        result = scratch("winograd tiles", (len(d), len(ka), oc), x.dtype)
-        tiles.scatter(np.matmul(ka, products, out=result), b, y, chunk)
+        count = (chunk.stop - chunk.start) * tiles.per_image
+        if v is None:
+            v_chunk = scratch("winograd v", (n2, count, window.c), x.dtype)
+        else:
+            v_chunk = v[:, tiles.rows(chunk)]
+        for images, rows in tiles.parts(chunk, window.c, x.dtype):
+            np.matmul(kb, tiles.gather(x, images), out=v_chunk[:, rows].transpose(1, 0, 2))
+        products = scratch("winograd products", (n2, count, oc), x.dtype)
+        np.matmul(v_chunk, u.transpose(0, 2, 1), out=products)
+        for images, rows in tiles.parts(chunk, oc, x.dtype):
+            result = scratch("winograd tiles", (rows.stop - rows.start, len(ka), oc), x.dtype)
+            np.matmul(ka, products[:, rows].transpose(1, 0, 2), out=result)
+            tiles.scatter(result, b, y, images)
 
     parallel(convolve, tiles.chunks())
     return y, () if v is None else (v, u)
@@ -202,56 +227,52 @@ def backward(
     ka, kg, kb = _kronecker(m, r, dy.dtype)
     tiles, n2 = _Tiles(window, m), len(kb)
     dx = np.empty((window.n, window.h, window.w, window.c), dy.dtype) if needs[0] else None
-    du = np.zeros(u.shape, dy.dtype) if needs[1] else None
+    du = np.empty_like(u) if needs[1] else None
     db = np.empty((len(tiles.chunks()), oc), dy.dtype) if needs[2] else None
-    batch = max(1, _SUM_TILES // tiles.per_image // tiles.images) * tiles.images
-    for images in spans(window.n, batch):
-        first = images.start * tiles.per_image
-        count = (images.stop - images.start) * tiles.per_image
-        dm = np.empty((count, n2, oc), dy.dtype)
 
-        def chunk_backward(chunk: slice, dm: Array = dm, first: int = first) -> None:
-            rows = tiles.rows(chunk)
-            dm_chunk = dm[rows.start - first : rows.stop - first]
-            dy_tiles = tiles.gather_result(dy, chunk)
-            np.matmul(ka.T, dy_tiles, out=dm_chunk)
-            if db is not None:  # here dy is in the cache, and BLAS adds rows faster than sum()
-                rows_of_dy = dy_tiles.reshape(-1, oc)
-                ones = np.ones(len(rows_of_dy), dy.dtype)
-                np.matmul(ones, rows_of_dy, out=db[chunk.start // tiles.images])
+    for images in spans(window.n, _SUM_CHUNKS * tiles.images):
+        all_rows = tiles.rows(images)
+        dm = np.empty((n2, all_rows.stop - all_rows.start, oc), dy.dtype)
+
+        def chunk_backward(chunk: slice, dm: Array = dm, start: int = all_rows.start) -> None:
+            own = tiles.rows(chunk)
+            dm_chunk = dm[:, own.start - start : own.stop - start]
+            if db is not None:
+                db_chunk = db[chunk.start // tiles.images]
+                db_chunk[...] = 0
+            for images, rows in tiles.parts(chunk, oc, dy.dtype):
+                dy_tiles = tiles.gather_result(dy, images)
+                np.matmul(ka.T, dy_tiles, out=dm_chunk[:, rows].transpose(1, 0, 2))
+                if db is not None:  # here dy is in the cache; BLAS adds rows faster than sum()
+                    rows_of_dy = dy_tiles.reshape(-1, oc)
+                    db_chunk += np.ones(len(rows_of_dy), dy.dtype) @ rows_of_dy
             if dx is None:
                 return
-            dv = scratch("winograd v", (len(dm_chunk), n2, window.c), dy.dtype)
-            _products(dm_chunk, u.transpose(1, 0, 2), dv)
-            dd = scratch("winograd tiles", dv.shape, dy.dtype)
-            tiles.overlap_add(np.matmul(kb.T, dv, out=dd), dx, chunk)
+            dv = scratch("winograd v", (n2, dm_chunk.shape[1], window.c), dy.dtype)
+            np.matmul(dm_chunk, u, out=dv)
+            for images, rows in tiles.parts(chunk, window.c, dy.dtype):
+                dd = scratch("winograd tiles", (rows.stop - rows.start, n2, window.c), dy.dtype)
+                np.matmul(kb.T, dv[:, rows].transpose(1, 0, 2), out=dd)
+                tiles.overlap_add(dd, dx, images)
 
-        def position_backward(p: int, dm: Array = dm, first: int = first) -> None:
+        def position_backward(p: int, dm: Array = dm, rows: slice = all_rows) -> None:
             assert du is not None
-            v_p = v[first : first + len(dm), p]
-            if first == 0:
-                np.matmul(dm[:, p].T, v_p, out=du[:, p])
+            if rows.start == 0:
+                np.matmul(dm[p].T, v[p, rows], out=du[p])
             else:
-                du[:, p] += dm[:, p].T @ v_p
+                du[p] += dm[p].T @ v[p, rows]
 
-        chunks = spans(images.stop - images.start, tiles.images)
-        parallel(
-            chunk_backward, [slice(images.start + c.start, images.start + c.stop) for c in chunks]
-        )
+        parallel(chunk_backward, tiles.chunks(images))
         if du is not None:
             parallel(position_backward, range(n2))
+
     db = None if db is None else db.sum(axis=0)
     if du is None:
         return dx, None, db
     dw = np.empty((oc, r * r, window.c), dy.dtype)
 
     def transform(filters: slice) -> None:
-        np.matmul(kg.T, du[filters], out=dw[filters])
+        np.matmul(kg.T, du[:, filters].transpose(1, 0, 2), out=dw[filters])
 
     parallel(transform, list(spans(oc, 64)))
     return dx, dw.reshape(w_shape), db
-
-
-def _products(a: Array, b: Array, out: Array) -> None:
-    """A product for each position: a (tiles, n * n, K), b (n * n, K, L), out (tiles, n * n, L)."""
-    np.matmul(a.transpose(1, 0, 2), b, out=out.transpose(1, 0, 2))

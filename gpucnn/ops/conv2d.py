@@ -12,6 +12,7 @@ from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.ops import _conv2d_cuda, _im2col, _winograd
+from gpucnn.ops.relu import _relu, _relu_backward
 from gpucnn.ops.window import Padding, Size, Window
 from gpucnn.tensor import Tensor
 
@@ -26,6 +27,7 @@ def conv2d(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
+    relu: bool = False,
 ) -> Tensor:
     """Slide OC filters over images: y[n, i, j, o] = b[o] + sum of window (i, j) times w[o].
 
@@ -33,11 +35,12 @@ def conv2d(
     with OH = (H + top + bottom - (KH - 1) * dilation - 1) // stride + 1.  Sizes are in pixels.
     padding adds zeros: an int, (vertical, horizontal), ((top, bottom), (left, right)), "valid" or
     "same".  With groups, filter o sees the channels of group o // (OC / groups) alone.
+    relu clips the result at 0, as ops.relu would; on a GPU it costs nothing there.
 
     Raises ShapeError if channels, groups or filters do not fit, DtypeError if dtypes differ.
     """
     window = _geometry(x, w, b, stride, padding, dilation, groups)
-    return _Conv2d(window)(x, w, b)
+    return _Conv2d(window, relu)(x, w, b)
 
 
 def _geometry(
@@ -77,29 +80,39 @@ def _geometry(
 class _Conv2d(Function):
     name = "conv2d"
 
-    def __init__(self, window: Window) -> None:
-        self.window = window
+    def __init__(self, window: Window, relu: bool) -> None:
+        self.window, self.relu = window, relu
 
     def forward(self, x: Array, w: Array, b: Array | None) -> Array:
-        y, self.saved = _forward(x, w, b, self.window, self.needs)
+        y, kept = _forward(x, w, b, self.window, self.needs, self.relu)
+        self.saved = (y if self.relu else None, kept)
         return y
 
     def backward(self, dy: Array) -> Gradients:
         assert self.saved is not None
-        return _backward(dy, self.saved, self.window, self.needs)  # type: ignore[no-any-return]
+        y, kept = self.saved
+        if y is not None:
+            dy = _relu_backward(dy, y)
+        return _backward(dy, kept, self.window, self.needs)  # type: ignore[no-any-return]
 
 
 # --- any array module: im2col by strides and matmul ---
 
 
 def _forward_array(
-    x: Array, w: Array, b: Array | None, window: Window, needs: tuple[bool, ...]
+    x: Array,
+    w: Array,
+    b: Array | None,
+    window: Window,
+    needs: tuple[bool, ...],
+    relu: bool = False,
 ) -> tuple[Array, tuple[Any, ...]]:
     """The convolution, and what backward needs of its inputs."""
     columns = _columns(x, window)  # (groups, N * OH * OW, KH * KW * C / groups)
     y = columns @ _filters(w, window).transpose(0, 2, 1)
     y = y.transpose(1, 0, 2).reshape(window.n, window.oh, window.ow, w.shape[0])
-    return (y if b is None else y + b), (x, w)
+    y = y if b is None else y + b
+    return array_module(y).maximum(y, 0) if relu else y, (x, w)
 
 
 def _backward_array(
@@ -237,16 +250,23 @@ def _tile(v: Window, filters: int) -> int:
 
 
 def _forward_numpy(
-    x: Array, w: Array, b: Array | None, window: Window, needs: tuple[bool, ...]
+    x: Array,
+    w: Array,
+    b: Array | None,
+    window: Window,
+    needs: tuple[bool, ...],
+    relu: bool = False,
 ) -> tuple[Array, tuple[Any, ...]]:
     x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
+    kept: tuple[Any, ...] = (x, w)
+    m = 0 if x.size == 0 else _tile(window, w.shape[0])
     if x.size == 0:
-        return _forward_array(x, w, b, window, needs)[0], (0, w.shape, x, w)
-    m = _tile(window, w.shape[0])
-    if m == 0:
-        return _im2col.forward(x, w, b, window), (m, w.shape, x, w)
-    y, kept = _winograd.forward(x, w, b, window, m, any(needs))
-    return y, (m, w.shape, *kept)
+        y, kept = _forward_array(x, w, b, window, needs)
+    elif m == 0:
+        y = _im2col.forward(x, w, b, window)
+    else:
+        y, kept = _winograd.forward(x, w, b, window, m, any(needs))
+    return _relu(y) if relu else y, (m, w.shape, *kept)
 
 
 def _backward_numpy(
@@ -265,13 +285,18 @@ def _backward_numpy(
 
 
 def _forward_cuda(
-    x: Array, w: Array, b: Array | None, window: Window, needs: tuple[bool, ...]
+    x: Array,
+    w: Array,
+    b: Array | None,
+    window: Window,
+    needs: tuple[bool, ...],
+    relu: bool = False,
 ) -> tuple[Array, tuple[Any, ...]]:
     if x.dtype != np.float32:  # the kernels are float32; float64 is for gradient checks
-        return _forward_array(x, w, b, window, needs)
+        return _forward_array(x, w, b, window, needs, relu)
     xp = array_module(x)
     x, w, b = (None if a is None else xp.ascontiguousarray(a) for a in (x, w, b))
-    return _conv2d_cuda.forward(x, w, b, window, _algorithm == "plain"), (x, w)
+    return _conv2d_cuda.forward(x, w, b, window, relu, _algorithm == "plain"), (x, w)
 
 
 def _backward_cuda(

@@ -10,6 +10,7 @@ from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
+from gpucnn.threads import blocks, flat, parallel
 
 
 def dropout(
@@ -25,7 +26,7 @@ def dropout(
     Source: Srivastava et al. 2014 ("inverted" form).
     """
     if not 0 <= p < 1:
-        raise ArgumentError(f"dropout: expected 0 <= p < 1, got {p!r}")
+        raise ArgumentError(f"dropout: p must be in [0, 1), got {p!r}")
     if not training or p == 0:
         return x
     return _Dropout(p, default_generator() if generator is None else generator)(x)
@@ -69,9 +70,24 @@ def _scale(threshold: int) -> float:
     return 65536 / (65536 - threshold)
 
 
+# --- NumPy ---
+
+
+def _masked_numpy(x: Array, mask: Array, threshold: int) -> Array:
+    y, scale = np.empty(x.shape, x.dtype), _scale(threshold)
+    source, kept, into = flat(x), flat(mask), y.reshape(-1)
+
+    def apply(block: slice) -> None:
+        np.multiply(source[block], scale, out=into[block])
+        into[block] *= kept[block]
+
+    parallel(apply, blocks(x.size))
+    return y
+
+
 # --- CUDA: each thread draws the numbers of its elements, the same ones ---
 
-_BLOCK = 256
+_THREADS = 256
 
 
 def _draw_cuda(x: Array, threshold: int, generator: np.random.Generator) -> Array:
@@ -79,26 +95,26 @@ def _draw_cuda(x: Array, threshold: int, generator: np.random.Generator) -> Arra
     generator is not Philox, whose numbers alone can be computed in any order."""
     if x.dtype != np.float32 or not isinstance(generator.bit_generator, np.random.Philox):
         return _draw_array(x, threshold, generator)
-    return array_module(x).asarray(_take(generator.bit_generator, -(-x.size // 4)))
+    return _take(generator.bit_generator, -(-x.size // 4))
 
 
-def _take(philox: np.random.Philox, count: int) -> np.ndarray[Any, Any]:
+def _take(philox: np.random.Philox, count: int) -> tuple[int, ...]:
     """Move philox on as if `count` 64-bit numbers had been drawn, without drawing them.
 
     Returns where it stood: counter (4), key (2), and how many of the four numbers of that counter
-    were used up, as uint64.
+    were used up.
     """
     state: Any = philox.state
     counter = sum(int(word) << 64 * i for i, word in enumerate(state["state"]["counter"]))
     used = state["buffer_pos"]
-    start = [*_words(counter + used // 4), *state["state"]["key"], used % 4]
+    start = (*_words(counter + used // 4), *map(int, state["state"]["key"]), used % 4)
     if count:
         last = used + count - 1  # the last number taken, counted from this counter's first
         state["state"]["counter"][:] = _words(counter + last // 4 - 1)
         state["buffer_pos"] = 4
         philox.state = state
         philox.random_raw(last % 4 + 1)  # fills the buffer of four
-    return np.array(start, np.uint64)
+    return start
 
 
 def _words(counter: int) -> list[int]:
@@ -107,17 +123,17 @@ def _words(counter: int) -> list[int]:
 
 
 def _masked_cuda(x: Array, mask: Array, threshold: int) -> Array:
-    if mask.dtype != np.uint64:
+    if not isinstance(mask, tuple):
         return _masked_array(x, mask, threshold)
     xp = array_module(x)
     x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
     cuda.launch(
         "dropout",
-        -(-(x.size + 15) // (16 * _BLOCK)),  # 16 elements a thread, the first perhaps fewer
-        _BLOCK,
+        -(-(x.size + 15) // (16 * _THREADS)),  # 16 elements a thread, the first perhaps fewer
+        _THREADS,
         x,
         y,
-        mask,  # (7,) uint64: counter (4), key (2), how many of its numbers are used up
+        *mask,  # counter (4), key (2), how many of its numbers are used up
         threshold,
         _scale(threshold),
         x.size,
@@ -126,4 +142,4 @@ def _masked_cuda(x: Array, mask: Array, threshold: int) -> Array:
 
 
 _draw: Any = by_device(cpu=_draw_array, cuda=_draw_cuda)
-_masked: Any = by_device(cpu=_masked_array, cuda=_masked_cuda)
+_masked: Any = by_device(cpu=_masked_numpy, cuda=_masked_cuda)

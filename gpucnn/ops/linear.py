@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import numpy as np
+
 from gpucnn.autograd import Function
 from gpucnn.device import Array, by_device
 from gpucnn.errors import DtypeError, ShapeError
+from gpucnn.ops._im2col import sum_rows
 from gpucnn.tensor import Tensor
+from gpucnn.threads import parallel, spans
 
 Gradients = tuple[Array | None, Array | None, Array | None]
 
@@ -68,5 +72,48 @@ def _backward_array(dy: Array, x: Array, w: Array, needs: tuple[bool, ...]) -> G
     return dx, dw, db
 
 
-_forward: Any = by_device(cpu=_forward_array, cuda=_forward_array)
-_backward: Any = by_device(cpu=_backward_array, cuda=_backward_array)
+# --- NumPy: the products cut into pieces by shape, so that every number of threads gives the
+# same bits; BLAS's own cutting depends on the number of its threads ---
+
+# Rows and columns of one piece: enough for BLAS to multiply at full speed.
+_ROWS, _COLUMNS = 1024, 256
+
+
+def _pieces(rows: int, columns: int) -> list[tuple[slice, slice]]:
+    return [(r, c) for r in spans(rows, _ROWS) for c in spans(columns, _COLUMNS)]
+
+
+def _forward_numpy(x: Array, w: Array, b: Array | None) -> Array:
+    y = np.empty((len(x), len(w)), x.dtype)
+
+    def multiply(piece: tuple[slice, slice]) -> None:
+        rows, outputs = piece
+        np.matmul(x[rows], w[outputs].T, out=y[piece])
+        if b is not None:
+            y[piece] += b[outputs]
+
+    parallel(multiply, _pieces(*y.shape))
+    return y
+
+
+def _backward_numpy(dy: Array, x: Array, w: Array, needs: tuple[bool, ...]) -> Gradients:
+    dx = np.empty(x.shape, x.dtype) if needs[0] else None
+    dw = np.empty(w.shape, w.dtype) if needs[1] else None
+
+    def to_input(piece: tuple[slice, slice]) -> None:
+        assert dx is not None
+        np.matmul(dy[piece[0]], w[:, piece[1]], out=dx[piece])
+
+    def to_weight(piece: tuple[slice, slice]) -> None:
+        assert dw is not None
+        np.matmul(dy[:, piece[0]].T, x[:, piece[1]], out=dw[piece])
+
+    if needs[0]:
+        parallel(to_input, _pieces(*x.shape))
+    if needs[1]:
+        parallel(to_weight, _pieces(*w.shape))
+    return dx, dw, sum_rows(dy) if needs[2] else None
+
+
+_forward: Any = by_device(cpu=_forward_numpy, cuda=_forward_array)
+_backward: Any = by_device(cpu=_backward_numpy, cuda=_backward_array)

@@ -1,15 +1,17 @@
 """Pooling: one number for each window of an image, channel by channel."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from gpucnn import cuda
 from gpucnn.autograd import Function
-from gpucnn.device import Array, array_module, by_device
+from gpucnn.device import Array, by_device
 from gpucnn.errors import ShapeError
+from gpucnn.ops import _pool2d_array, _pool2d_cuda
 from gpucnn.ops.window import Padding, Size, Window
 from gpucnn.tensor import Tensor
+from gpucnn.threads import parallel, scratch, spans
 
 
 def max_pool2d(
@@ -119,220 +121,182 @@ class _GlobalAvgPool2d(Function):
         return _global_backward(dy, self.shape)
 
 
-# --- any array module: one pass over the image for each position inside the window ---
+# --- NumPy: along the columns of a window, then along its rows, some images at a time ---
+
+# Bytes of the images that are pooled at a time: with what is made of them, they stay in the cache.
+_CHUNK_BYTES = 1 << 19
 
 
-def _padded(x: Array, v: Window, value: float) -> Array:
+def _chunks(x: Array, v: Window) -> list[slice]:
+    image = v.h * v.w * v.c * x.dtype.itemsize
+    return list(spans(v.n, max(1, _CHUNK_BYTES // max(image, 1))))
+
+
+def _padded_chunk(x: Array, v: Window, chunk: slice, value: float) -> Array:
     if not v.padded:
-        return x
-    xp = array_module(x)
-    shape = (v.n, v.h + v.top + v.bottom, v.w + v.left + v.right, v.c)
-    padded = xp.full(shape, value, x.dtype)
-    padded[:, v.top : v.top + v.h, v.left : v.left + v.w] = x
+        return x[chunk]
+    count = chunk.stop - chunk.start
+    shape = (count, v.h + v.top + v.bottom, v.w + v.left + v.right, v.c)
+    padded = scratch("pool padded", shape, x.dtype)
+    padded[...] = value
+    padded[:, v.top : v.top + v.h, v.left : v.left + v.w] = x[chunk]
     return padded
 
 
-def _cropped(dx: Array, v: Window) -> Array:
-    if not v.padded:
-        return dx
-    return array_module(dx).ascontiguousarray(dx[:, v.top : v.top + v.h, v.left : v.left + v.w])
+def _along(x: Array, axis: int, v: Window) -> list[Array]:
+    """For each position inside the window along axis 1 or 2, the rows or columns of x there."""
+    k, stride, outputs = ((v.kh, v.stride_h, v.oh), (v.kw, v.stride_w, v.ow))[axis - 1]
+    before = (slice(None),) * axis
+    return [x[(*before, slice(i, i + (outputs - 1) * stride + 1, stride))] for i in range(k)]
 
 
-def _positions(v: Window) -> list[tuple[slice, slice]]:
-    """For each position inside the window, in row order, the pixels of all windows there."""
-    return [
-        (
-            slice(r, r + (v.oh - 1) * v.stride_h + 1, v.stride_h),
-            slice(s, s + (v.ow - 1) * v.stride_w + 1, v.stride_w),
-        )
-        for r in range(v.kh)
-        for s in range(v.kw)
-    ]
+def _largest(candidates: list[Array], best: Array, winner: Array | None) -> None:
+    """The largest candidate and, if asked for, the position of the first that is as large."""
+    if winner is None:
+        np.maximum(candidates[0], candidates[-1], out=best)
+        for candidate in candidates[1:-1]:
+            np.maximum(best, candidate, out=best)
+        return
+    if len(candidates) == 1:
+        np.copyto(best, candidates[0])
+        winner[...] = 0
+        return
+    np.greater(candidates[1], candidates[0], out=winner.view(bool))  # 1 where it wins: position 1
+    np.maximum(candidates[0], candidates[1], out=best)
+    wins = scratch("pool wins", best.shape, np.uint8)
+    for i, candidate in enumerate(candidates[2:], 2):
+        np.greater(candidate, best, out=wins.view(bool))
+        np.maximum(candidate, best, out=best)
+        np.multiply(wins, i, out=wins)
+        np.maximum(winner, wins, out=winner)  # a later winner has a larger number
 
 
-def _max_forward_array(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Array, ...]]:
-    xp = array_module(x)
-    padded = _padded(x, v, -xp.inf)
-    y = xp.full((v.n, v.oh, v.ow, v.c), -xp.inf, x.dtype)
-    winner = xp.zeros(y.shape, xp.int16 if v.kh * v.kw < 2**15 else xp.int32)
-    for i, (rows, columns) in enumerate(_positions(v)):
-        candidate = padded[:, rows, columns]
-        winner[candidate > y] = i
-        y = xp.maximum(y, candidate)
-    return y, (winner,) if keep else ()
+def _to_winner(d: Array, winner: Array, parts: list[Array], stride: int) -> None:
+    """The adjoint of _largest: d to the part that won.
 
-
-def _max_backward_array(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
-    xp, (winner,) = array_module(dy), kept
-    dx = xp.zeros((v.n, v.h + v.top + v.bottom, v.w + v.left + v.right, v.c), dy.dtype)
-    for i, (rows, columns) in enumerate(_positions(v)):
-        dx[:, rows, columns] += dy * (winner == i)
-    return _cropped(dx, v)
-
-
-def _pixels(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
-    """How many pixels the mean of each window is over: (OH, OW, 1)."""
-    xp = array_module(x)
-    count_padding, bottom, right = area
-    counts = []
-    for size, k, stride, outputs, before, after in (
-        (v.h, v.kh, v.stride_h, v.oh, v.top, bottom),
-        (v.w, v.kw, v.stride_w, v.ow, v.left, right),
-    ):
-        starts = xp.arange(outputs) * stride - before
-        first, last = (-before, size + after) if count_padding else (0, size)
-        counts.append(xp.minimum(starts + k, last) - xp.maximum(starts, first))
-    return (counts[0][:, None, None] * counts[1][:, None]).astype(x.dtype)
-
-
-def _avg_forward_array(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
-    xp = array_module(x)
-    padded = _padded(x, v, 0)
-    y = xp.zeros((v.n, v.oh, v.ow, v.c), x.dtype)
-    for rows, columns in _positions(v):
-        y += padded[:, rows, columns]
-    y /= _pixels(x, v, area)
-    return y
-
-
-def _avg_backward_array(dy: Array, v: Window, area: tuple[bool, int, int]) -> Array:
-    xp = array_module(dy)
-    share = dy / _pixels(dy, v, area)
-    dx = xp.zeros((v.n, v.h + v.top + v.bottom, v.w + v.left + v.right, v.c), dy.dtype)
-    for rows, columns in _positions(v):
-        dx[:, rows, columns] += share
-    return _cropped(dx, v)
-
-
-def _global_forward_array(x: Array) -> Array:
-    return x.mean(axis=(1, 2), dtype=x.dtype)
-
-
-def _global_backward_array(dy: Array, shape: tuple[int, ...]) -> Array:
-    xp, (_, h, w, _) = array_module(dy), shape
-    return xp.ascontiguousarray(
-        xp.broadcast_to((dy / dy.dtype.type(h * w))[:, None, None, :], shape)
-    )
-
-
-# --- NumPy ---
+    Parts from `stride` on overlap those before them, which were set: they are added to.
+    """
+    mine = scratch("pool wins", d.shape, bool)
+    product = scratch("pool product", d.shape, d.dtype)  # contiguous: ufuncs cast slowly in runs
+    if len(parts) == 2 <= stride:
+        np.multiply(d, winner.view(bool), out=product)
+        np.copyto(parts[1], product)
+        np.subtract(d, product, out=parts[0])
+        return
+    for i, part in enumerate(parts):
+        np.equal(winner, i, out=mine)
+        np.multiply(d, mine, out=product)
+        if i < stride:
+            np.copyto(part, product)
+        else:
+            part += product
 
 
 def _max_forward_numpy(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Array, ...]]:
-    return _max_forward_array(x, v, keep)
+    if max(v.kh, v.kw) > 255:  # winners are counted in bytes
+        y, (winner,) = _pool2d_array.max_forward(x, v, True)
+        return y, (winner,)
+    height = v.h + v.top + v.bottom
+    y = np.empty((v.n, v.oh, v.ow, v.c), x.dtype)
+    if keep:
+        columns, rows = np.empty((v.n, height, v.ow, v.c), np.uint8), np.empty(y.shape, np.uint8)
+
+    def pool(chunk: slice) -> None:
+        shape = (chunk.stop - chunk.start, height, v.ow, v.c)
+        best = scratch("pool rows", shape, x.dtype)
+        padded = _padded_chunk(x, v, chunk, -np.inf)
+        _largest(_along(padded, 2, v), best, columns[chunk] if keep else None)
+        _largest(_along(best, 1, v), y[chunk], rows[chunk] if keep else None)
+
+    parallel(pool, _chunks(x, v))
+    return y, (columns, rows) if keep else ()
 
 
 def _max_backward_numpy(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
-    return _max_backward_array(dy, kept, v)
+    if len(kept) == 1:
+        return _pool2d_array.max_backward(dy, kept, v)
+    columns, rows = kept
+
+    def spread(d: Array, chunk: slice, axis: int, parts: list[Array], stride: int) -> None:
+        _to_winner(d, (rows, columns)[axis - 1][chunk], parts, stride)
+
+    return _spread_numpy(dy, v, spread)
+
+
+def _spread_numpy(
+    dy: Array, v: Window, spread: Callable[[Array, slice, int, list[Array], int], None]
+) -> Array:
+    """dx from dy, along rows and then along columns by spread(d, chunk, axis, parts, stride).
+
+    spread sets the parts before `stride`, which are apart, and adds to the others.
+    """
+    height, width = v.h + v.top + v.bottom, v.w + v.left + v.right
+    dx = np.empty((v.n, v.h, v.w, v.c), dy.dtype)
+
+    def unpool(chunk: slice) -> None:
+        count = chunk.stop - chunk.start
+        by_row = scratch("pool rows", (count, height, v.ow, v.c), dy.dtype)
+        _clear_unset(by_row, 1, v)
+        spread(dy[chunk], chunk, 1, _along(by_row, 1, v), v.stride_h)
+        shape = (count, height, width, v.c)
+        into = scratch("pool padded", shape, dy.dtype) if v.padded else dx[chunk]
+        _clear_unset(into, 2, v)
+        spread(by_row, chunk, 2, _along(into, 2, v), v.stride_w)
+        if v.padded:
+            dx[chunk] = into[:, v.top : v.top + v.h, v.left : v.left + v.w]
+
+    parallel(unpool, _chunks(dy, v))
+    return dx
+
+
+def _clear_unset(into: Array, axis: int, v: Window) -> None:
+    """Zero the rows or columns that no position before the stride sets."""
+    k, stride, outputs = ((v.kh, v.stride_h, v.oh), (v.kw, v.stride_w, v.ow))[axis - 1]
+    before = (slice(None),) * axis
+    into[(*before, slice((outputs - 1) * stride + min(k, stride), None))] = 0
+    for i in range(k, stride):
+        into[(*before, slice(i, (outputs - 1) * stride, stride))] = 0
 
 
 def _avg_forward_numpy(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
-    return _avg_forward_array(x, v, area)
+    y = np.empty((v.n, v.oh, v.ow, v.c), x.dtype)
+    pixels = _pool2d_array.pixels(x, v, area)
 
+    def total(parts: list[Array], into: Array) -> None:
+        np.copyto(into, parts[0])
+        for part in parts[1:]:
+            into += part
 
-def _avg_backward_numpy(dy: Array, v: Window, area: tuple[bool, int, int]) -> Array:
-    return _avg_backward_array(dy, v, area)
+    def pool(chunk: slice) -> None:
+        shape = (chunk.stop - chunk.start, v.h + v.top + v.bottom, v.ow, v.c)
+        by_row = scratch("pool rows", shape, x.dtype)
+        total(_along(_padded_chunk(x, v, chunk, 0), 2, v), by_row)
+        total(_along(by_row, 1, v), y[chunk])
+        y[chunk] /= pixels
 
-
-# --- CUDA ---
-
-_BLOCK = 256
-_ROWS = 65535  # of a grid: the kernels go round if there are more images
-
-
-def _has_kernel(x: Array, v: Window) -> bool:
-    """Whether the kernels take this: float32, and offsets inside an image have 31 bits."""
-    return x.dtype == np.float32 and max(v.h * v.w, v.oh * v.ow) * v.c < 2**31
-
-
-def _grid(pixels: int, v: Window) -> tuple[int, int]:
-    return -(-pixels * v.c // _BLOCK), min(v.n, _ROWS)
-
-
-def _max_forward_cuda(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Array, ...]]:
-    if not _has_kernel(x, v):
-        return _max_forward_array(x, v, keep)
-    xp = array_module(x)
-    y = xp.empty((v.n, v.oh, v.ow, v.c), np.float32)
-    argmax = xp.empty(y.shape, np.int32) if keep else None
-    cuda.launch(
-        "max_pool2d_forward",
-        _grid(v.oh * v.ow, v),
-        _BLOCK,
-        xp.ascontiguousarray(x),  # (N, H, W, C)
-        y,  # (N, OH, OW, C)
-        argmax,  # (N, OH, OW, C) int32: position of the winner inside its window, or None
-        v,
-    )
-    return y, () if argmax is None else (argmax,)
-
-
-def _max_backward_cuda(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
-    (argmax,) = kept
-    if not _has_kernel(dy, v):
-        return _max_backward_array(dy, kept, v)
-    xp = array_module(dy)
-    dx = xp.empty((v.n, v.h, v.w, v.c), np.float32)
-    cuda.launch(
-        "max_pool2d_backward",
-        _grid(v.h * v.w, v),
-        _BLOCK,
-        xp.ascontiguousarray(dy),  # (N, OH, OW, C)
-        argmax,  # (N, OH, OW, C) int32
-        dx,  # (N, H, W, C)
-        v,
-    )
-    return dx
-
-
-def _avg_forward_cuda(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
-    if not _has_kernel(x, v):
-        return _avg_forward_array(x, v, area)
-    xp = array_module(x)
-    y = xp.empty((v.n, v.oh, v.ow, v.c), np.float32)
-    cuda.launch(
-        "avg_pool2d_forward",
-        _grid(v.oh * v.ow, v),
-        _BLOCK,
-        xp.ascontiguousarray(x),  # (N, H, W, C)
-        y,  # (N, OH, OW, C)
-        v,
-        *area,
-    )
+    parallel(pool, _chunks(x, v))
     return y
 
 
-def _avg_backward_cuda(dy: Array, v: Window, area: tuple[bool, int, int]) -> Array:
-    if not _has_kernel(dy, v):
-        return _avg_backward_array(dy, v, area)
-    xp = array_module(dy)
-    dx = xp.empty((v.n, v.h, v.w, v.c), np.float32)
-    cuda.launch(
-        "avg_pool2d_backward",
-        _grid(v.h * v.w, v),
-        _BLOCK,
-        xp.ascontiguousarray(dy),  # (N, OH, OW, C)
-        dx,  # (N, H, W, C)
-        v,
-        *area,
-    )
-    return dx
+def _avg_backward_numpy(dy: Array, v: Window, area: tuple[bool, int, int]) -> Array:
+    pixels = _pool2d_array.pixels(dy, v, area)
+
+    def spread(d: Array, chunk: slice, axis: int, parts: list[Array], stride: int) -> None:
+        share = d / pixels if axis == 1 else d
+        for i, part in enumerate(parts):
+            if i < stride:
+                np.copyto(part, share)
+            else:
+                part += share
+
+    return _spread_numpy(dy, v, spread)
 
 
-def _global_forward_cuda(x: Array) -> Array:
-    """One window as large as the image."""
-    v = Window.of("global_avg_pool2d", x.shape, x.shape[1:3], 1, 0)
-    return _avg_forward_cuda(x, v, (False, 0, 0)).reshape(v.n, v.c)
-
-
-def _global_backward_cuda(dy: Array, shape: tuple[int, ...]) -> Array:
-    v = Window.of("global_avg_pool2d", shape, shape[1:3], 1, 0)
-    return _avg_backward_cuda(dy.reshape(v.n, 1, 1, v.c), v, (False, 0, 0))
-
-
-_max_forward: Any = by_device(cpu=_max_forward_numpy, cuda=_max_forward_cuda)
-_max_backward: Any = by_device(cpu=_max_backward_numpy, cuda=_max_backward_cuda)
-_avg_forward: Any = by_device(cpu=_avg_forward_numpy, cuda=_avg_forward_cuda)
-_avg_backward: Any = by_device(cpu=_avg_backward_numpy, cuda=_avg_backward_cuda)
-_global_forward: Any = by_device(cpu=_global_forward_array, cuda=_global_forward_cuda)
-_global_backward: Any = by_device(cpu=_global_backward_array, cuda=_global_backward_cuda)
+_max_forward: Any = by_device(cpu=_max_forward_numpy, cuda=_pool2d_cuda.max_forward)
+_max_backward: Any = by_device(cpu=_max_backward_numpy, cuda=_pool2d_cuda.max_backward)
+_avg_forward: Any = by_device(cpu=_avg_forward_numpy, cuda=_pool2d_cuda.avg_forward)
+_avg_backward: Any = by_device(cpu=_avg_backward_numpy, cuda=_pool2d_cuda.avg_backward)
+_global_forward: Any = by_device(cpu=_pool2d_array.global_forward, cuda=_pool2d_cuda.global_forward)
+_global_backward: Any = by_device(
+    cpu=_pool2d_array.global_backward, cuda=_pool2d_cuda.global_backward
+)

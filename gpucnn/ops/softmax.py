@@ -192,7 +192,7 @@ def _loss_backward_array(
 
 # --- CUDA: the gradient is made with the loss, and backward only scales it ---
 
-_BLOCK = 256
+_THREADS = 256
 
 
 def _loss_cuda(
@@ -207,8 +207,8 @@ def _loss_cuda(
     loss, total = xp.empty((), np.float32), xp.empty((), np.float32)
     cuda.launch(
         "softmax_cross_entropy",
-        -(-rows * 32 // _BLOCK),
-        _BLOCK,
+        -(-rows * 32 // _THREADS),
+        _THREADS,
         xp.ascontiguousarray(logits),  # (rows, classes)
         xp.ascontiguousarray(labels).astype(np.int64, copy=False),  # (rows,)
         class_weights,  # (classes,) or None
@@ -222,7 +222,7 @@ def _loss_cuda(
     cuda.launch(
         "mean_of_rows",
         1,
-        _BLOCK,
+        _THREADS,
         row_loss,  # (rows,)
         row_weight,  # (rows,)
         loss,  # ()
@@ -245,8 +245,8 @@ def _loss_backward_cuda(
     dx = array_module(dy).empty(gradient.shape, np.float32)
     cuda.launch(
         "scale_gradient",
-        -(-dx.size // _BLOCK),
-        _BLOCK,
+        -(-dx.size // _THREADS),
+        _THREADS,
         gradient,  # (rows, classes)
         dy,  # ()
         total,  # ()

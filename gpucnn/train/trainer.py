@@ -98,6 +98,7 @@ class Trainer:
     def _stop_if_asked(self) -> None:
         if self._stop.is_set():
             self._tell("on_interrupt")
+            self.loader.load_state_dict(self.loader.state_dict())  # a later fit goes on from here
             raise KeyboardInterrupt
 
     def _fit_epoch(self) -> None:

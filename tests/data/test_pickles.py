@@ -96,6 +96,12 @@ def test_pickles_that_ask_for_all_memory_are_refused(content):
         read_arrays("evil", content)
 
 
+def test_a_long_name_in_a_pickle_does_not_make_a_long_message():
+    with pytest.raises(DataError) as error:
+        read_arrays("evil", b"cos\n" + b"system " * 10_000 + b"\n.")
+    assert len(str(error.value)) < 300
+
+
 def test_objects_in_an_array_are_refused():
     for array in (np.array([{}], dtype=object), np.array(["text"]), np.zeros(2, "i4,i4")):
         with pytest.raises(DataError, match="not a pickle"):

@@ -44,11 +44,15 @@ def test_senseless_arguments_are_refused(arguments):
         data.Synthetic(**arguments)
 
 
-def softmax_regression(images, labels, decay, steps=400):
+def softmax_regression(images, labels, decay, steps=300):
     """Weights and biases of the best linear classifier, by accelerated full-batch descent."""
     x = np.concatenate([images, np.ones((len(images), 1), np.float32)], axis=1)
     target = np.eye(10, dtype=np.float32)[labels]
-    step = 1 / (0.5 * np.linalg.norm(x, 2) ** 2 / len(x) + decay)  # 1 / Lipschitz constant
+    direction = np.ones(x.shape[1], np.float32)
+    for _ in range(30):  # power iteration, to the largest eigenvalue of x.T @ x
+        direction = x.T @ (x @ (direction / np.linalg.norm(direction)))
+    largest = 1.05 * np.linalg.norm(direction)
+    step = 1 / (0.5 * largest / len(x) + decay)  # 1 / Lipschitz constant
     w = previous = np.zeros((x.shape[1], 10), np.float32)
     for i in range(steps):
         ahead = w + i / (i + 3) * (w - previous)
@@ -68,4 +72,4 @@ def test_a_linear_model_stays_under_60_percent(decay):
     x, y = (normalize(part.images).reshape(len(part), -1) for part in (train, test))
     w = softmax_regression(x, train.labels, decay)
     accuracy = ((y @ w[:-1] + w[-1]).argmax(axis=1) == test.labels).mean()
-    assert accuracy < 0.6
+    assert 0.3 < accuracy < 0.6  # and it did learn something

@@ -22,13 +22,15 @@ def relative(actual: Any, expected: np.ndarray) -> float:
     return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-30))
 
 
-def error_beside_cpu(f: Callable[..., gpucnn.Tensor], *arrays: np.ndarray) -> float:
-    """The largest relative difference between f on cudasim and on the CPU, in y and each gradient.
+def error_beside_cpu(
+    f: Callable[..., gpucnn.Tensor], *arrays: np.ndarray, gpu: str = "cudasim"
+) -> float:
+    """The largest relative difference between f on a GPU and on the CPU, in y and each gradient.
 
     f is called with the device's name and one float32 tensor per array.
     """
     results = []
-    for device in ("cudasim", "cpu"):
+    for device in (gpu, "cpu"):
         leaves = [
             gpucnn.tensor(a.astype(np.float32), device=device, requires_grad=True) for a in arrays
         ]
@@ -72,7 +74,9 @@ def random_window(rng: np.random.Generator, pool: bool = False) -> tuple[Window,
             tuple(dilation.tolist()),
             groups,
         )
-        if pool and ((v.oh - 1) * v.stride_h - v.top >= v.h or (v.ow - 1) * v.stride_w - v.left >= v.w):
+        if pool and (
+            (v.oh - 1) * v.stride_h - v.top >= v.h or (v.ow - 1) * v.stride_w - v.left >= v.w
+        ):
             continue  # a window that sees padding alone is refused
         return v, oc
 

@@ -1,4 +1,4 @@
-"""What the kernels are judged by: the definitions as loops, in float64, channels and batch at once."""
+"""The kernels' judge: the definitions as loops, in float64, over channels and batch at once."""
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def avg_pool2d(x: Floats, dy: Floats, v: Window, padding_counts: bool) -> tuple[
 
 
 def taps(v: Window) -> list[tuple[int, ...]]:
-    """Every (i, j, row, column, r, s): output (i, j) sees pixel (row, column) through tap (r, s)."""
+    """Every (i, j, row, column, r, s): output (i, j) sees (row, column) through tap (r, s)."""
     return [
         (i, j, row, column, r, s)
         for i in range(v.oh)

@@ -16,6 +16,7 @@ LAYERS = [
     (nn.MaxPool2d(3, 2, padding=1), (2, 3, 4, 4)),
     (nn.AvgPool2d(2, ceil=True, count_padding=False), (2, 3, 4, 4)),
     (nn.GlobalAvgPool2d(), (2, 4)),
+    (nn.AdaptiveAvgPool2d((3, 2)), (2, 3, 2, 4)),
     (nn.ReLU(), IMAGES),
     (nn.LeakyReLU(0.1), IMAGES),
     (nn.Sigmoid(), IMAGES),

@@ -1,0 +1,381 @@
+"""Times a training step on the CPU beside PyTorch's, in both of its layouts.
+
+    python benchmarks/cpu_training_step.py                 the table: batch, threads, BLAS
+    python benchmarks/cpu_training_step.py --model keras   AlexNet at 227 x 227, batch 8
+    python benchmarks/cpu_training_step.py --growth        time over batch and over image side
+    python benchmarks/cpu_training_step.py --overhead      autograd against the bare arithmetic
+
+A step is forward, softmax cross entropy, backward, and SGD with momentum and weight decay.
+Ratios are gpucnn's time over that of PyTorch's better layout, round by round; their median is
+printed.  Without PyTorch gpucnn's own times are printed alone.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from _peer import (
+    interleave,
+    machine,
+    median_of,
+    peak_memory,
+    ratio,
+    run_child,
+    seconds,
+)
+
+OWN, PEERS = "gpucnn", ["torch channels_last", "torch nchw"]
+MODELS = ("cifar10", "keras")
+
+
+def keras_layers() -> list[tuple[Any, ...]]:
+    """The AlexNet of many Keras tutorials, 227 x 227: (kind, sizes...)."""
+    return [
+        ("conv", 3, 96, 11, 4, 0),
+        ("pool", 3, 2),
+        ("conv", 96, 256, 5, 1, 2),
+        ("pool", 3, 2),
+        ("conv", 256, 384, 3, 1, 1),
+        ("conv", 384, 384, 1, 1, 0),
+        ("conv", 384, 256, 1, 1, 0),
+        ("pool", 3, 2),
+        ("flatten",),
+        ("linear", 6 * 6 * 256, 4096),
+        ("linear", 4096, 4096),
+        ("last", 4096, 10),
+    ]
+
+
+def cifar_layers(side: int = 32) -> list[tuple[Any, ...]]:
+    """gpucnn.models.alexnet_cifar10, for images of any side that 8 divides."""
+    return [
+        ("conv", 3, 64, 3, 1, 1),
+        ("pool", 2, 2),
+        ("conv", 64, 192, 3, 1, 1),
+        ("pool", 2, 2),
+        ("conv", 192, 384, 3, 1, 1),
+        ("conv", 384, 256, 3, 1, 1),
+        ("conv", 256, 256, 3, 1, 1),
+        ("pool", 2, 2),
+        ("flatten",),
+        ("dropout",),
+        ("linear", (side // 8) ** 2 * 256, 1024),
+        ("dropout",),
+        ("linear", 1024, 1024),
+        ("last", 1024, 10),
+    ]
+
+
+def layers_of(task: dict[str, Any]) -> list[tuple[Any, ...]]:
+    return keras_layers() if task["model"] == "keras" else cifar_layers(task["side"])
+
+
+# --- the two sides ---
+
+
+def gpucnn_steps(task: dict[str, Any]) -> tuple[Callable[[], object], Callable[[], object]]:
+    import gpucnn
+    from gpucnn import nn, ops, optim
+
+    gpucnn.set_num_threads(task["threads"])
+    gpucnn.manual_seed(0)
+    modules: list[nn.Module] = []
+    for kind, *sizes in layers_of(task):
+        if kind == "conv":
+            c, oc, k, stride, padding = sizes
+            modules += [nn.Conv2d(c, oc, k, stride=stride, padding=padding), nn.ReLU()]
+        elif kind == "pool":
+            modules.append(nn.MaxPool2d(*sizes))
+        elif kind == "flatten":
+            modules.append(nn.Flatten())
+        elif kind == "dropout":
+            modules.append(nn.Dropout(0.5))
+        else:
+            modules += [nn.Linear(*sizes), *([nn.ReLU()] if kind == "linear" else [])]
+    model = nn.Sequential(*modules)
+    optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    rng = np.random.default_rng(0)
+    side = task["side"]
+    x = gpucnn.tensor(rng.standard_normal((task["batch"], side, side, 3), dtype=np.float32))
+    labels = rng.integers(0, 10, task["batch"])
+
+    def train() -> None:
+        optimizer.zero_grad()
+        ops.softmax_cross_entropy(model(x), labels).backward()
+        optimizer.step()
+
+    def infer() -> None:
+        model.eval()
+        with gpucnn.no_grad():
+            model(x)
+        model.train()
+
+    return train, infer
+
+
+def torch_steps(
+    task: dict[str, Any], channels_last: bool
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(task["threads"])
+    torch.manual_seed(0)
+    modules: list[Any] = []
+    for kind, *sizes in layers_of(task):
+        if kind == "conv":
+            c, oc, k, stride, padding = sizes
+            modules += [nn.Conv2d(c, oc, k, stride=stride, padding=padding), nn.ReLU()]
+        elif kind == "pool":
+            modules.append(nn.MaxPool2d(*sizes))
+        elif kind == "flatten":
+            modules.append(nn.Flatten())
+        elif kind == "dropout":
+            modules.append(nn.Dropout(0.5))
+        else:
+            modules += [nn.Linear(*sizes), *([nn.ReLU()] if kind == "linear" else [])]
+    model = nn.Sequential(*modules)
+    x = torch.randn(task["batch"], 3, task["side"], task["side"])
+    labels = torch.randint(0, 10, (task["batch"],))
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+
+    def infer() -> None:
+        model.eval()
+        with torch.no_grad():
+            model(x)
+        model.train()
+
+    return train, infer
+
+
+def bare_step(task: dict[str, Any]) -> Callable[[], object]:
+    """The arithmetic of gpucnn's step, ordered by hand: the ops' own array functions, no tape."""
+    import gpucnn
+    from gpucnn import optim
+    from gpucnn.ops.conv2d import _backward, _forward
+    from gpucnn.ops.dropout import _Dropout, _masked
+    from gpucnn.ops.linear import _backward as linear_backward
+    from gpucnn.ops.linear import _forward as linear_forward
+    from gpucnn.ops.pool2d import _max_backward, _max_forward
+    from gpucnn.ops.relu import _relu, _relu_backward
+    from gpucnn.ops.window import Window
+    from gpucnn.random import default_generator
+
+    gpucnn.set_num_threads(task["threads"])
+    rng = np.random.default_rng(0)
+    layers, parameters = [], []
+    for layer in layers_of(task):
+        if layer[0] == "conv":
+            shape: tuple[int, ...] = (layer[2], layer[3], layer[3], layer[1])
+        elif layer[0] in ("linear", "last"):
+            shape = (layer[2], layer[1])
+        else:
+            layers.append((layer, None, None))
+            continue
+        scale = np.float32(np.sqrt(2 / np.prod(shape[1:])))
+        w = gpucnn.tensor(rng.standard_normal(shape, dtype=np.float32) * scale, requires_grad=True)
+        b = gpucnn.tensor(np.zeros(shape[0], np.float32), requires_grad=True)
+        parameters += [w, b]
+        layers.append((layer, w, b))
+    optimizer = optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4)
+    side, batch = task["side"], task["batch"]
+    images = rng.standard_normal((batch, side, side, 3), dtype=np.float32)
+    labels = rng.integers(0, 10, batch)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        x, undo = images, []
+        for (kind, *sizes), w, b in layers:
+            first = x is images
+            if kind == "conv":
+                _, _, k, stride, padding = sizes
+                v = Window.of("conv", x.shape, (k, k), stride, padding)
+                needs = (not first, True, True)
+                x, kept = _forward(x, w.data, b.data, v, needs)
+                undo.append((w, b, lambda d, kept=kept, v=v, n=needs: _backward(d, kept, v, n)))
+            elif kind == "pool":
+                v = Window.of("pool", x.shape, *sizes, 0)
+                x, kept = _max_forward(x, v, True)
+                undo.append((None, None, lambda d, kept=kept, v=v: _max_backward(d, kept, v)))
+            elif kind == "flatten":
+                undo.append((None, None, lambda d, s=x.shape: d.reshape(s)))
+                x = x.reshape(batch, -1)
+            elif kind == "dropout":
+                node = _Dropout(0.5, default_generator())
+                x = node.forward(x)
+                undo.append(
+                    (None, None, lambda d, keep=node.saved[0], s=node.scale: _masked(d, keep, s))
+                )
+            else:
+                needs = (True, True, True)
+                undo.append((w, b, lambda d, x=x, w=w, n=needs: linear_backward(d, x, w.data, n)))
+                x = linear_forward(x, w.data, b.data)
+            if kind in ("conv", "linear"):
+                x = _relu(x)
+                undo.append((None, None, lambda d, y=x: _relu_backward(d, y)))
+        d = np.exp(x - x.max(axis=1, keepdims=True))
+        d /= d.sum(axis=1, keepdims=True)
+        d[np.arange(batch), labels] -= 1
+        d /= np.float32(batch)
+        while undo:
+            w, b, back = undo.pop()
+            d = back(d)
+            if w is not None:
+                d, w.grad, b.grad = d
+        optimizer.step()
+
+    return step
+
+
+def child(side: str, task: dict[str, Any]) -> dict[str, float]:
+    if side == "bare":
+        return {"train": seconds(bare_step(task), task["repeats"], task["clock"])}
+    if side == OWN:
+        train, infer = gpucnn_steps(task)
+    else:
+        train, infer = torch_steps(task, side == PEERS[0])
+    report = {"train": seconds(train, task["repeats"], task["clock"]), "memory": peak_memory()}
+    if task["infer"]:
+        report["infer"] = seconds(infer, task["repeats"], task["clock"])
+    return report
+
+
+# --- the tables ---
+
+
+def table(arguments: argparse.Namespace) -> None:
+    sides = [OWN, *PEERS] if importlib.util.find_spec("torch") else [OWN]
+    print("| model | batch | threads | OpenBLAS | figure | " + " | ".join(sides) + " | ratio |")
+    print("|---" * (6 + len(sides)) + "|")
+    for blas in arguments.blas:
+        for threads in arguments.threads:
+            for batch in arguments.batch:
+                task = {
+                    "model": arguments.model,
+                    "side": 227 if arguments.model == "keras" else 32,
+                    "batch": batch,
+                    "threads": threads,
+                    "repeats": arguments.repeats,
+                    "clock": arguments.clock,
+                    "infer": True,
+                }
+                reports = interleave(__file__, sides, task, arguments.rounds, blas)
+                for figure, name, factor in (
+                    ("train", "training, ms", 1e3),
+                    ("infer", "inference, ms", 1e3),
+                    ("memory", "peak memory, MiB", 1),
+                ):
+                    cells = [f"{median_of(reports[side], figure) * factor:.0f}" for side in sides]
+                    if len(sides) > 1:
+                        cells.append(f"**{ratio(reports, OWN, sides[1:], figure):.2f}**")
+                    else:
+                        cells.append("no peer")
+                    head = f"| {arguments.model} | {batch} | {threads} | {blas} | {name} | "
+                    print(head + " | ".join(cells) + " |", flush=True)
+
+
+def growth(arguments: argparse.Namespace) -> None:
+    """Time for each 1000 multiply-adds, relative to the first row: 1.00 is linear growth."""
+    rows = [(batch, 32) for batch in (32, 64, 128, 256, 512, 1024)]
+    rows += [(batch, side) for side, batch in ((16, 128), (32, 128), (64, 32), (128, 8))]
+    base = None
+    print("| batch | side | step, ms | us an image | time over linear |")
+    print("|---|---|---|---|---|")
+    for batch, side in rows:
+        task = {
+            "model": "cifar10",
+            "side": side,
+            "batch": batch,
+            "threads": arguments.threads[0],
+            "repeats": arguments.repeats,
+            "clock": arguments.clock,
+            "infer": False,
+        }
+        reports = [run_child(__file__, OWN, task) for _ in range(arguments.rounds)]
+        step = median_of(reports, "train")
+        work = step / (batch * multiply_adds(cifar_layers(side), side))
+        base = base or work
+        print(
+            f"| {batch} | {side} | {step * 1e3:.0f} | {step / batch * 1e6:.0f} "
+            f"| {work / base:.2f} |",
+            flush=True,
+        )
+
+
+def multiply_adds(layers: list[tuple[Any, ...]], side: int) -> int:
+    """Of one image, forward."""
+    total = 0
+    for kind, *sizes in layers:
+        if kind == "conv":
+            c, oc, k, stride, padding = sizes
+            side = (side + 2 * padding - k) // stride + 1
+            total += side * side * k * k * c * oc
+        elif kind == "pool":
+            side = (side - sizes[0]) // sizes[1] + 1
+        elif kind in ("linear", "last"):
+            total += sizes[0] * sizes[1]
+    return total
+
+
+def overhead(arguments: argparse.Namespace) -> None:
+    print("| batch | threads | gpucnn, ms | bare arithmetic, ms | ratio |")
+    print("|---|---|---|---|---|")
+    for threads in arguments.threads:
+        for batch in arguments.batch:
+            task = {
+                "model": "cifar10",
+                "side": 32,
+                "batch": batch,
+                "threads": threads,
+                "repeats": arguments.repeats,
+                "clock": arguments.clock,
+                "infer": False,
+            }
+            reports = interleave(__file__, [OWN, "bare"], task, arguments.rounds)
+            own, bare = (median_of(reports[side], "train") * 1e3 for side in (OWN, "bare"))
+            figure = ratio(reports, OWN, ["bare"], "train")
+            print(f"| {batch} | {threads} | {own:.1f} | {bare:.1f} | {figure:.3f} |", flush=True)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        print(json.dumps(child(sys.argv[2], json.loads(sys.argv[3]))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default="cifar10")
+    parser.add_argument("--batch", type=int, nargs="+", default=None)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a machine in other use"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="steps timed in each process")
+    parser.add_argument(
+        "--blas",
+        nargs="+",
+        default=["unset", "Haswell"],
+        help='OpenBLAS variables: "unset", "as set", or a core type such as Haswell',
+    )
+    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--overhead", action="store_true")
+    arguments = parser.parse_args()
+    keras = arguments.model == "keras"
+    arguments.batch = arguments.batch or ([8] if keras else [32, 128, 512])
+    print(f"{machine()}; {arguments.clock} time\n")
+    (growth if arguments.growth else overhead if arguments.overhead else table)(arguments)
+
+
+if __name__ == "__main__":
+    main()

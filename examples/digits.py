@@ -1,0 +1,29 @@
+"""Handwritten digits: create a network, train it, classify, plot.  Run me without arguments."""
+
+from pathlib import Path
+
+import numpy as np
+
+from gpucnn import data, nn, optim, train
+
+table = np.loadtxt(Path(__file__).parent / "data" / "digits.csv.gz", np.int64, delimiter=",")
+np.random.default_rng(0).shuffle(table)
+images = (table[:, :64] * 15).astype(np.uint8).reshape(-1, 8, 8, 1)
+digits = data.Dataset(images, table[:, 64], tuple("0123456789"), "digits")
+training, test = digits[:1400], digits[1400:]
+
+model = nn.Sequential(
+    nn.Conv2d(1, 16, 3, padding="same"), nn.BatchNorm(16), nn.ReLU(), nn.MaxPool2d(2),
+    nn.Conv2d(16, 32, 3, padding="same"), nn.BatchNorm(32), nn.ReLU(), nn.MaxPool2d(2),
+    nn.Flatten(), nn.Linear(128, 10),
+)  # fmt: skip
+normalize = data.Normalize(*data.channel_statistics(training.images))
+loader = data.DataLoader(training, 32, shuffle=True, transform=normalize, device="cpu")
+test_loader = data.DataLoader(test, 500, transform=normalize, device="cpu")
+trainer = train.Trainer(
+    model, optim.SGD(model.parameters(), lr=0.05, momentum=0.9), loader, test_loader,
+    optim.OneCycle(lr=0.05, total=8 * len(loader)),
+    callbacks=[train.EpochLine(), train.Curves("digits.png")],
+)  # fmt: skip
+trainer.fit(epochs=8)
+print(f"{trainer.evaluation.accuracy:.1%} of {len(test)} digits right; curves in digits.png")

@@ -1,0 +1,69 @@
+"""LeNet: the network that read cheques, in its first form and in the one of the deep years.
+
+| function | input   | parameters | what it is                                    |
+|----------|---------|-----------:|-----------------------------------------------|
+| `lenet5` | 28x28x1 |     61,706 | LeCun's: 6 and 16 filters, mean pooling, tanh |
+| `lenet`  | 28x28x1 |    431,080 | wider: 20 and 50 filters, max pooling, ReLU   |
+"""
+
+import numpy as np
+
+from gpucnn import nn
+
+
+def lenet5(
+    classes: int = 10, channels: int = 1, generator: np.random.Generator | None = None
+) -> nn.Sequential:
+    """LeNet-5 for images (N, 28, 28, channels): logits (N, classes).
+
+    As the source has it but for four simplifications: pooling has no coefficients of its own, the
+    second convolution sees all six maps, tanh is not scaled, and the outputs are logits rather
+    than distances.  The source's 32x32 images are 28x28 ones with a border, so the first
+    convolution pads by 2.  Glorot initialisation.
+    Source: LeCun et al. 1998, section II.B.
+    """
+    glorot = nn.init.glorot_uniform
+
+    def conv(c: int, oc: int, padding: int) -> nn.Conv2d:
+        return nn.Conv2d(c, oc, 5, padding=padding, weight_init=glorot, generator=generator)
+
+    def dense(inputs: int, outputs: int) -> nn.Linear:
+        return nn.Linear(inputs, outputs, weight_init=glorot, generator=generator)
+
+    return nn.Sequential(
+        conv(channels, 6, padding=2),
+        nn.Tanh(),
+        nn.AvgPool2d(2),  # 14 x 14 x 6
+        conv(6, 16, padding=0),  # 10 x 10 x 16
+        nn.Tanh(),
+        nn.AvgPool2d(2),  # 5 x 5 x 16
+        nn.Flatten(),
+        dense(400, 120),
+        nn.Tanh(),
+        dense(120, 84),
+        nn.Tanh(),
+        dense(84, classes),
+    )
+
+
+def lenet(
+    classes: int = 10, channels: int = 1, generator: np.random.Generator | None = None
+) -> nn.Sequential:
+    """LeNet with ReLU and max pooling for images (N, 28, 28, channels): logits (N, classes).
+
+    Two convolutions of 5x5, each with a 2x2 pool, 500 hidden units.  One change to the source: a
+    ReLU after each convolution too.  He initialisation.
+    Source: Jia et al. 2014 (Caffe), the MNIST example's network.
+    """
+    return nn.Sequential(
+        nn.Conv2d(channels, 20, 5, generator=generator),  # 24 x 24 x 20
+        nn.ReLU(),
+        nn.MaxPool2d(2),  # 12 x 12 x 20
+        nn.Conv2d(20, 50, 5, generator=generator),  # 8 x 8 x 50
+        nn.ReLU(),
+        nn.MaxPool2d(2),  # 4 x 4 x 50
+        nn.Flatten(),
+        nn.Linear(800, 500, generator=generator),
+        nn.ReLU(),
+        nn.Linear(500, classes, generator=generator),
+    )

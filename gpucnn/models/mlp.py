@@ -1,0 +1,36 @@
+"""Fully connected networks, such as the lecture's 4-6-1 and 4-6-6-6-6-3."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from gpucnn import nn
+from gpucnn.errors import ArgumentError
+
+_ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+
+
+def mlp(
+    sizes: Sequence[int], activation: str = "relu", generator: np.random.Generator | None = None
+) -> nn.Sequential:
+    """Dense layers of `sizes` units: mlp([4, 6, 1]) has 4 inputs, 6 hidden units, 1 output.
+
+    Takes (N, sizes[0]), or images with so many values; gives (N, sizes[-1]).  `activation` is
+    "relu", "tanh" or "sigmoid" and follows every layer but the last.  He initialisation before
+    ReLU, Glorot's before the others; biases start at zero.
+
+    Raises ArgumentError for fewer than two sizes or another activation.
+    """
+    if len(sizes) < 2:
+        raise ArgumentError(f"mlp: expected two sizes or more, such as [4, 6, 1], got {sizes}")
+    if activation not in _ACTIVATIONS:
+        raise ArgumentError(
+            f"mlp: activation {activation!r} is unknown; expected one of {', '.join(_ACTIVATIONS)}"
+        )
+    weight_init = nn.init.he_normal if activation == "relu" else nn.init.glorot_uniform
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in pairwise(sizes):
+        dense = nn.Linear(inputs, outputs, weight_init=weight_init, generator=generator)
+        layers += [dense, _ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])

@@ -1,0 +1,36 @@
+"""Ten looks at each image: how the AlexNet of 2012 was tested."""
+
+from gpucnn import nn, ops
+from gpucnn.errors import ShapeError
+from gpucnn.tensor import Tensor
+
+
+class TenViews(nn.Module):
+    """The four corners and the middle of each image, and their mirror images, through `model`.
+
+    Takes images (N, H, W, C), cuts views of size x size pixels for the model, and gives the
+    logarithm of the mean of its ten softmaxes, (N, K): logits that belong to the mean, so that
+    train.evaluate(TenViews(model, 227), loader) tests with ten views.
+
+    Raises ShapeError for images smaller than a view.
+    Source: Krizhevsky et al. 2012, section 4.1.
+    """
+
+    def __init__(self, model: nn.Module, size: int) -> None:
+        self.model, self.size = model, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.size
+        if x.ndim != 4 or min(x.shape[1:3]) < size:
+            raise ShapeError(
+                f"TenViews: views of {size} x {size} pixels do not fit images {x.shape}"
+            )
+        bottom, right = x.shape[1] - size, x.shape[2] - size
+        corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
+        views = [x[:, top : top + size, left : left + size] for top, left in corners]
+        views += [view[:, :, ::-1] for view in views]
+        shares = ops.softmax(self.model(ops.concatenate(views)))
+        return ops.log(ops.reshape(shares, (10, len(x), -1)).mean(axis=0))
+
+    def extra(self) -> str:
+        return f"{self.size}x{self.size}"

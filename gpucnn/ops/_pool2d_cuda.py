@@ -1,0 +1,101 @@
+"""Pooling on a GPU: the launches of kernels/pool2d.cu."""
+
+import numpy as np
+
+from gpucnn import cuda
+from gpucnn.device import Array, array_module
+from gpucnn.ops import _pool2d_array
+from gpucnn.ops.window import Window
+
+_THREADS = 256
+_ROWS = 65535  # of a grid: the kernels go round if there are more images
+
+
+def _takes(x: Array, v: Window) -> bool:
+    """Whether the kernels take this: float32, and offsets inside an image have 31 bits."""
+    return x.dtype == np.float32 and max(v.h * v.w, v.oh * v.ow) * v.c < 2**31
+
+
+def _grid(pixels: int, v: Window) -> tuple[int, int]:
+    return -(-pixels * v.c // _THREADS), min(v.n, _ROWS)
+
+
+def max_forward(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Array, ...]]:
+    if not _takes(x, v):
+        return _pool2d_array.max_forward(x, v, keep)
+    xp = array_module(x)
+    y = xp.empty((v.n, v.oh, v.ow, v.c), np.float32)
+    argmax = xp.empty(y.shape, np.int32) if keep else None
+    cuda.launch(
+        "max_pool2d_forward",
+        _grid(v.oh * v.ow, v),
+        _THREADS,
+        xp.ascontiguousarray(x),  # (N, H, W, C)
+        y,  # (N, OH, OW, C)
+        argmax,  # (N, OH, OW, C) int32: position of the winner inside its window, or None
+        v,
+    )
+    return y, () if argmax is None else (argmax,)
+
+
+def max_backward(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
+    if not _takes(dy, v):
+        return _pool2d_array.max_backward(dy, kept, v)
+    (argmax,) = kept
+    xp = array_module(dy)
+    dx = xp.empty((v.n, v.h, v.w, v.c), np.float32)
+    cuda.launch(
+        "max_pool2d_backward",
+        _grid(v.h * v.w, v),
+        _THREADS,
+        xp.ascontiguousarray(dy),  # (N, OH, OW, C)
+        argmax,  # (N, OH, OW, C) int32
+        dx,  # (N, H, W, C)
+        v,
+    )
+    return dx
+
+
+def avg_forward(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
+    if not _takes(x, v):
+        return _pool2d_array.avg_forward(x, v, area)
+    xp = array_module(x)
+    y = xp.empty((v.n, v.oh, v.ow, v.c), np.float32)
+    cuda.launch(
+        "avg_pool2d_forward",
+        _grid(v.oh * v.ow, v),
+        _THREADS,
+        xp.ascontiguousarray(x),  # (N, H, W, C)
+        y,  # (N, OH, OW, C)
+        v,
+        *area,
+    )
+    return y
+
+
+def avg_backward(dy: Array, v: Window, area: tuple[bool, int, int]) -> Array:
+    if not _takes(dy, v):
+        return _pool2d_array.avg_backward(dy, v, area)
+    xp = array_module(dy)
+    dx = xp.empty((v.n, v.h, v.w, v.c), np.float32)
+    cuda.launch(
+        "avg_pool2d_backward",
+        _grid(v.h * v.w, v),
+        _THREADS,
+        xp.ascontiguousarray(dy),  # (N, OH, OW, C)
+        dx,  # (N, H, W, C)
+        v,
+        *area,
+    )
+    return dx
+
+
+def global_forward(x: Array) -> Array:
+    """One window as large as the image."""
+    v = Window.of("global_avg_pool2d", x.shape, (x.shape[1], x.shape[2]), 1, 0)
+    return avg_forward(x, v, (False, 0, 0)).reshape(v.n, v.c)
+
+
+def global_backward(dy: Array, shape: tuple[int, ...]) -> Array:
+    v = Window.of("global_avg_pool2d", shape, (shape[1], shape[2]), 1, 0)
+    return avg_backward(dy.reshape(v.n, 1, 1, v.c), v, (False, 0, 0))

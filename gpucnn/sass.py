@@ -1,0 +1,103 @@
+"""Machine code: what a kernel's main loop is made of.
+
+Reads cubins with NVIDIA's nvdisasm (wheel nvidia-cuda-nvdisasm, or a toolkit's), without a GPU.
+"""
+
+import functools
+import importlib.util
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpucnn.errors import DeviceError
+
+WHEEL = 'pip install "gpucnn[nvrtc]"'
+
+_MULTIPLY_ADDS = ("FFMA", "HMMA", "QGMMA", "HGMMA")
+_INTEGER = (
+    "IADD IADD3 IMAD IMNMX VIADD VIMNMX ISETP LEA LOP3 SHF SHL SHR SEL IABS PLOP3 PRMT "
+    "UIADD3 UIMAD UISETP ULEA ULOP3 USHF USEL UPLOP3 ULDC UMOV S2UR R2UR"
+).split()
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The instructions of one turn of the loop with the most multiply-adds."""
+
+    instructions: tuple[str, ...]  # mnemonics with their suffixes: "LDS.128"
+
+    def count(self, *names: str) -> int:
+        """Instructions whose mnemonic, or its beginning up to a dot, is one of names."""
+        return sum(
+            any(i == name or i.startswith(name + ".") for name in names) for i in self.instructions
+        )
+
+    @property
+    def multiply_adds(self) -> int:
+        return self.count(*_MULTIPLY_ADDS)
+
+    @property
+    def share(self) -> float:
+        """Of the multiply-adds in all instructions: of the issue slots that do the work."""
+        return self.multiply_adds / max(len(self.instructions), 1)
+
+    @property
+    def integer(self) -> int:
+        """Instructions for addresses, bounds and counters."""
+        return self.count(*_INTEGER)
+
+    @property
+    def cover(self) -> int:
+        """Multiply-adds between the last load from global memory and the first store of what it
+        brought to shared memory: what hides the load's latency.  0 if there is no such pair."""
+        loads = [i for i, name in enumerate(self.instructions) if name.startswith("LDG")]
+        stores = [i for i, name in enumerate(self.instructions) if name.startswith("STS")]
+        after = [i for i in stores if loads and i > loads[-1]]
+        if not after:
+            return 0
+        return Loop(self.instructions[loads[-1] : after[0]]).multiply_adds
+
+
+def main_loops(cubin: bytes) -> dict[str, Loop]:
+    """The main loop of each kernel; DeviceError without nvdisasm."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        listing = subprocess.run(
+            [_nvdisasm(), "-c", str(path)], capture_output=True, text=True, check=True
+        ).stdout
+    parts = re.split(r"^\.text\.(\w+):$", listing, flags=re.MULTILINE)
+    return {name: _main_loop(code) for name, code in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def _main_loop(code: str) -> Loop:
+    instructions: list[str] = []
+    labels: dict[str, int] = {}  # the index of the instruction that follows
+    best = Loop(())
+    for line in code.splitlines():
+        if label := re.match(r"\s*(\.L\w+):", line):
+            labels[label[1]] = len(instructions)
+        elif found := re.match(
+            r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);", line
+        ):
+            instructions.append(found[1])
+            target = re.search(r"`\((\.L\w+)\)", found[2])
+            if found[1].startswith("BRA") and target and target[1] in labels:
+                loop = Loop(tuple(instructions[labels[target[1]] :]))
+                if loop.multiply_adds > best.multiply_adds:
+                    best = loop
+    return best
+
+
+@functools.cache
+def _nvdisasm() -> str:
+    wheels = importlib.util.find_spec("nvidia")
+    folders = [] if wheels is None else list(wheels.submodule_search_locations or ())
+    found = [str(path) for folder in folders for path in Path(folder).glob("*/bin/nvdisasm")]
+    path = found[0] if found else shutil.which("nvdisasm")
+    if path is None:
+        raise DeviceError(f"nvdisasm was not found; {WHEEL}")
+    return path

@@ -1,0 +1,139 @@
+import importlib.util
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import data, train
+from gpucnn.cli import main as gpucnn_command
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_lenet.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_lenet", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def idx_files(tmp_path_factory):
+    """A folder of idx files in which class k is a bright bar at row 2 k + 4."""
+    folder = tmp_path_factory.mktemp("idx")
+    rng = np.random.default_rng(6)
+    for split, n in (("train", 200), ("t10k", 60)):
+        labels = rng.integers(10, size=n)
+        images = rng.integers(60, size=(n, 28, 28))
+        images[np.arange(n), 2 * labels + 4] = 255
+        header = struct.pack(">4I", 0x803, n, 28, 28)
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(
+            header + images.astype(np.uint8).tobytes()
+        )
+        header = struct.pack(">2I", 0x801, n)
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(
+            header + labels.astype(np.uint8).tobytes()
+        )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model", "first"),
+    [("fashion-mnist", "lenet", "T-shirt/top"), ("mnist", "lenet5", "0")],
+)
+def test_it_trains_on_idx_files_and_leaves_a_checkpoint_that_predicts(
+    dataset, model, first, script, idx_files, tmp_path, capsys
+):
+    flags = f"--dataset {dataset} --model {model} --epochs 1 --threads 1 --limit 48 --device cpu"
+    threads = gpucnn.get_num_threads()
+    try:
+        status = script.main([*flags.split(), "--data", str(idx_files), "--out", str(tmp_path)])
+    finally:
+        gpucnn.set_num_threads(threads)
+    assert status == 0
+    out = capsys.readouterr().out
+    assert "device: cpu" in out
+    assert "48 images of 28x28x1" in out
+    assert "test accuracy" in out
+    assert f"  {first} " in out
+    info = train.read_checkpoint(tmp_path / "best.safetensors").info
+    assert info["model"] == {"name": model, "config": {}}
+    assert gpucnn.load(tmp_path / "best.safetensors").training is False
+    Image = pytest.importorskip("PIL.Image", reason="an image file is predicted")
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    checkpoint = str(tmp_path / "best.safetensors")
+    assert gpucnn_command(["predict", checkpoint, str(tmp_path / "a.png"), "--top", "10"]) == 0
+    assert f"  {first} " in capsys.readouterr().out
+
+
+def test_it_learns(script, idx_files, tmp_path, capsys):
+    flags = "--dataset mnist --epochs 8 --batch-size 20 --lr 0.01 --device cpu"
+    assert script.main([*flags.split(), "--data", str(idx_files), "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert float(out.split("test accuracy ")[1].split("%")[0]) > 60
+
+
+def test_the_same_seed_gives_the_same_bits(script, idx_files, tmp_path, capsys):
+    flags = "--epochs 1 --limit 32 --device cpu --batch-size 16 --seed".split()
+    states = []
+    for run, seed in enumerate((1, 1, 2)):
+        out = tmp_path / str(run)
+        assert script.main([*flags, str(seed), "--data", str(idx_files), "--out", str(out)]) == 0
+        states.append(gpucnn.load(out / "last.safetensors").state_dict())
+    assert all(np.array_equal(states[0][k], states[1][k]) for k in states[0])
+    assert not all(np.array_equal(states[0][k], states[2][k]) for k in states[0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--epochs 0", "expected at least 1, got 0"),
+        ("--dataset imagenet", "invalid choice"),
+        ("--model alexnet", "invalid choice"),
+        ("--device tpu", "device 'tpu' is unknown"),
+        ("--lr -1", "lr"),
+        ("--out a_file/x", "cannot be made"),
+        ("--data damaged", "not an idx file"),
+    ],
+)
+def test_a_mistake_is_one_clear_text_and_exit_status_2(
+    flags, message, script, idx_files, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("a_file").write_text("")
+    Path("damaged").mkdir()
+    Path("damaged/train-images-idx3-ubyte").write_bytes(b"no idx")
+    (Path("damaged") / "train-labels-idx1-ubyte").write_bytes(b"no idx")
+    if "--data" not in flags:
+        flags += f" --data {idx_files}"
+    try:
+        status = script.main([*flags.split(), "--limit", "8", "--batch-size", "8"])
+    except SystemExit as stop:  # argparse's own
+        status = stop.code
+    assert status == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_without_data_and_network_it_says_where_to_put_the_files(
+    script, tmp_path, monkeypatch, capsys
+):
+    def fetch(urls, path, sha256):
+        raise data.DataNotFound(f"{path.name} could not be downloaded; put it into {path.parent}")
+
+    monkeypatch.setattr("gpucnn.data.mnist.fetch", fetch)
+    assert script.main(["--data", str(tmp_path)]) == 2
+    assert "could not be downloaded; put it into" in capsys.readouterr().err
+
+
+def test_help_names_every_default(script, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    text = capsys.readouterr().out
+    assert "None" not in text
+    assert "(default: fashion-mnist)" in text
+    assert "all cores" in text

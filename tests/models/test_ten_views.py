@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import data, models, nn, train
+from gpucnn.errors import ShapeError
+
+
+@pytest.fixture
+def model(rng):
+    """A model that tells where a view was cut and whether it was turned."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(4 * 4 * 2, 3, generator=rng)).astype(np.float64)
+
+
+def by_hand(model, image):
+    """The mean of the softmaxes of ten views, with plain slices."""
+    h, w, _ = image.shape
+    shares = []
+    for top, left in ((0, 0), (0, w - 4), (h - 4, 0), (h - 4, w - 4), ((h - 4) // 2, (w - 4) // 2)):
+        view = image[top : top + 4, left : left + 4]
+        for seen in (view, view[:, ::-1]):
+            logits = model[1].w.data @ seen.reshape(-1) + model[1].b.data
+            shares.append(np.exp(logits) / np.exp(logits).sum())
+    return np.mean(shares, axis=0)
+
+
+def test_the_result_is_the_logarithm_of_the_mean_of_ten_softmaxes(model, rng):
+    x = rng.standard_normal((3, 7, 9, 2))
+    shares = np.exp(models.TenViews(model, 4)(gpucnn.tensor(x)).numpy())
+    assert np.allclose(shares, [by_hand(model, image) for image in x], rtol=0, atol=1e-13)
+    assert np.allclose(shares.sum(axis=1), 1)
+
+
+def test_evaluate_takes_it_for_a_model(rng):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4 * 4 * 2, 3, generator=rng))
+    images = rng.integers(256, size=(5, 6, 6, 2), dtype=np.uint8)
+    dataset = data.Dataset(images, np.array([0, 1, 2, 0, 1]), ("a", "b", "c"))
+    normalize = data.Normalize((0.5, 0.5), (0.5, 0.5))
+    loader = data.DataLoader(dataset, 2, transform=normalize, device="cpu")
+    result = train.evaluate(models.TenViews(model, 4), loader)
+    shares = np.array([by_hand(model, image) for image in normalize(images)])
+    assert np.isclose(result.loss, -np.log(shares[np.arange(5), dataset.labels]).mean(), atol=1e-5)
+    assert result.accuracy == (shares.argmax(axis=1) == dataset.labels).mean()
+    assert model.training
+
+
+def test_images_smaller_than_a_view_are_refused(model):
+    with pytest.raises(ShapeError, match="views of 4 x 4 pixels do not fit"):
+        models.TenViews(model, 4)(gpucnn.tensor(np.zeros((1, 3, 9, 2))))

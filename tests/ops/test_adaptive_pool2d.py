@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import ops
+from gpucnn.errors import ArgumentError, ShapeError
+from gpucnn.testing import gradcheck
+
+
+def by_loops(x, oh, ow):
+    n, h, w, c = x.shape
+    y = np.empty((n, oh, ow, c), x.dtype)
+    for i in range(oh):
+        rows = [r for r in range(h) if i * h / oh - 1 < r < (i + 1) * h / oh]
+        for j in range(ow):
+            columns = [s for s in range(w) if j * w / ow - 1 < s < (j + 1) * w / ow]
+            y[:, i, j] = x[:, rows][:, :, columns].mean(axis=(1, 2))
+    return y
+
+
+@pytest.mark.parametrize("image", [(13, 7), (3, 20), (12, 6), (1, 1)])
+def test_windows_cover_the_image_as_plain_loops_find_them(image, rng):
+    x = rng.standard_normal((2, *image, 3))
+    y = ops.adaptive_avg_pool2d(gpucnn.tensor(x), (6, 4)).numpy()
+    assert np.allclose(y, by_loops(x, 6, 4), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("image", [(13, 7), (4, 20)])
+def test_it_agrees_with_pytorch(image, rng):
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+    x = rng.standard_normal((2, *image, 3))
+    y = ops.adaptive_avg_pool2d(gpucnn.tensor(x), (6, 4)).numpy()
+    other = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(x.transpose(0, 3, 1, 2)), (6, 4))
+    assert np.allclose(y, other.numpy().transpose(0, 2, 3, 1), rtol=0, atol=1e-14)
+
+
+def test_an_image_of_that_size_comes_back_itself(rng):
+    x = gpucnn.tensor(rng.standard_normal((2, 6, 6, 3), dtype=np.float32))
+    assert ops.adaptive_avg_pool2d(x, (6, 6)) is x
+
+
+def test_gradients_match_finite_differences_and_float32_stays(rng):
+    gradcheck(lambda x: ops.adaptive_avg_pool2d(x, (2, 3)), rng.standard_normal((2, 5, 4, 2)))
+    y = ops.adaptive_avg_pool2d(gpucnn.tensor(np.ones((1, 5, 5, 1), np.float32)), (2, 2))
+    assert y.dtype == np.float32
+
+
+def test_what_is_not_an_image_or_a_size_is_refused():
+    with pytest.raises(ShapeError, match="expected images"):
+        ops.adaptive_avg_pool2d(gpucnn.tensor([1.0]), (2, 2))
+    with pytest.raises(ArgumentError, match="at least 1"):
+        ops.adaptive_avg_pool2d(gpucnn.tensor(np.ones((1, 4, 4, 1))), (0, 2))

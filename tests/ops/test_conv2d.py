@@ -1,0 +1,359 @@
+"""conv2d against slow loops, finite differences and PyTorch; every engine against the others."""
+
+import inspect
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gpucnn
+from gpucnn.errors import ArgumentError, DtypeError, ShapeError
+from gpucnn.ops import conv2d
+from gpucnn.ops._winograd import transforms
+from gpucnn.ops.conv2d import (
+    _backward,
+    _backward_array,
+    _backward_numpy,
+    _forward,
+    _forward_array,
+    _forward_numpy,
+    conv_algorithm,
+    get_conv_algorithm,
+    set_conv_algorithm,
+)
+from gpucnn.ops.window import Window
+from gpucnn.testing import conv2d_loops, gradcheck
+
+ALL = (True, True, True)
+rng = np.random.default_rng(0)
+
+# n, h, w, c, oc, kernel, stride, padding, dilation, groups
+GEOMETRIES = [
+    (3, 8, 8, 5, 7, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    (2, 7, 9, 3, 4, (3, 3), (1, 1), ((0, 2), (1, 0)), (1, 1), 1),
+    (2, 2, 2, 3, 4, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    (2, 9, 11, 4, 6, (3, 2), (2, 1), ((1, 1), (2, 2)), (1, 2), 2),
+    (2, 9, 9, 8, 6, (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    (2, 9, 9, 8, 6, (1, 1), (2, 2), ((0, 0), (0, 0)), (1, 1), 2),
+    (2, 10, 7, 4, 4, (5, 5), (1, 1), ((2, 2), (2, 2)), (1, 1), 1),
+    (2, 11, 11, 6, 6, (3, 3), (1, 1), ((2, 2), (2, 2)), (2, 2), 6),
+    (2, 20, 23, 3, 5, (11, 11), (4, 4), ((2, 2), (2, 2)), (1, 1), 1),
+    (3, 6, 20, 2, 3, (5, 5), (1, 1), ((2, 2), (2, 2)), (1, 1), 1),
+    (1, 5, 5, 2, 2, (5, 5), (3, 3), ((0, 0), (0, 0)), (1, 1), 1),
+]
+IDS = [f"{g[:6]}-{g[6]}-groups{g[9]}" for g in GEOMETRIES]
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    algorithm, threads = get_conv_algorithm(), gpucnn.get_num_threads()
+    yield
+    set_conv_algorithm(algorithm)
+    gpucnn.set_num_threads(threads)
+
+
+def draw(geometry, dtype=np.float64):
+    n, h, w, c, oc, kernel, stride, padding, dilation, groups = geometry
+    x = rng.standard_normal((n, h, w, c)).astype(dtype)
+    f = rng.standard_normal((oc, *kernel, c // groups)).astype(dtype)
+    b = rng.standard_normal(oc).astype(dtype)
+    return x, f, b, Window.of("conv2d", x.shape, kernel, stride, padding, dilation, groups)
+
+
+def relative(actual, expected):
+    return np.abs(actual - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=IDS)
+@pytest.mark.parametrize("algorithm", ["auto", "winograd", "im2col", "exact"])
+def test_forward_matches_the_loops(geometry, algorithm):
+    set_conv_algorithm(algorithm)
+    x, w, b, _ = draw(geometry)
+    y = conv2d(*map(gpucnn.tensor, (x, w, b)), *geometry[6:]).data
+    assert relative(y, conv2d_loops(x, w, b, *geometry[6:])) < 1e-13
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=IDS)
+@pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
+def test_numpy_half_equals_the_array_half(geometry, algorithm):
+    set_conv_algorithm(algorithm)
+    x, w, b, window = draw(geometry)
+    expected_y, expected_kept = _forward_array(x, w, b, window, ALL)
+    y, kept = _forward_numpy(x, w, b, window, ALL)
+    dy = rng.standard_normal(y.shape)
+    expected = (expected_y, *_backward_array(dy, expected_kept, window, ALL))
+    actual = (y, *_backward_numpy(dy, kept, window, ALL))
+    for a, e in zip(actual, expected, strict=True):
+        assert a.shape == e.shape
+        assert a.dtype == e.dtype
+        assert relative(a, e) < 1e-12
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        (2, 5, 6, 2, 3, (3, 3), 1, ((1, 1), (1, 1)), 1, 1),
+        (1, 5, 5, 4, 2, (3, 2), (2, 1), ((1, 0), (0, 2)), (1, 2), 2),
+        (1, 6, 5, 1, 2, (5, 5), 1, ((2, 2), (2, 2)), 1, 1),
+        (1, 3, 17, 2, 2, (2, 2), 1, ((0, 0), (0, 0)), 1, 1),
+    ],
+)
+def test_gradients_match_finite_differences(geometry, algorithm):
+    set_conv_algorithm(algorithm)
+    x, w, b, _ = draw(geometry)
+    gradcheck(lambda *t: conv2d(*t, *geometry[6:]), x, w, b)
+
+
+def test_dw_matches_finite_differences_when_the_stride_skips_the_last_row():
+    geometry = (1, 6, 6, 2, 2, (3, 3), 2, ((0, 0), (0, 0)), 1, 1)
+    x, w, b, _ = draw(geometry)
+    gradcheck(lambda *t: conv2d(*t, *geometry[6:]), x, w, b)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=IDS)
+def test_equals_pytorch_in_float64(geometry):
+    torch = pytest.importorskip("torch", reason="the peer of this test")
+    x, w, b, _ = draw(geometry)
+    (top, bottom), (left, right) = geometry[7]
+    theirs = [torch.tensor(a, requires_grad=True) for a in (x, w, b)]
+    padded = torch.nn.functional.pad(theirs[0].permute(0, 3, 1, 2), (left, right, top, bottom))
+    result = torch.nn.functional.conv2d(
+        padded,
+        theirs[1].permute(0, 3, 1, 2),
+        theirs[2],
+        geometry[6],
+        0,
+        geometry[8],
+        geometry[9],
+    ).permute(0, 2, 3, 1)
+    ours = [gpucnn.tensor(a, requires_grad=True) for a in (x, w, b)]
+    y = conv2d(*ours, *geometry[6:])
+    dy = rng.standard_normal(y.shape)
+    y.backward(dy)
+    result.backward(torch.tensor(dy))
+    assert relative(y.data, result.detach().numpy()) < 1e-12
+    for a, e in zip(ours, theirs, strict=True):
+        assert relative(a.grad, e.grad.numpy()) < 1e-12
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.tuples(
+        st.integers(1, 5),
+        st.integers(1, 14),
+        st.integers(1, 14),
+        st.integers(1, 4),
+        st.integers(1, 4),
+    ),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(*[st.tuples(st.integers(0, 4), st.integers(0, 4))] * 2),
+    st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    st.sampled_from(["winograd", "im2col"]),
+)
+def test_any_geometry_that_fits_matches_the_array_half(
+    sizes, kernel, stride, padding, dilation, algorithm
+):
+    n, h, w, c, oc = sizes
+    try:
+        window = Window.of("conv2d", (n, h, w, c), kernel, stride, padding, dilation)
+    except ShapeError:
+        return
+    set_conv_algorithm(algorithm)
+    draws = np.random.default_rng(sum(sizes))
+    x, f = draws.standard_normal((n, h, w, c)), draws.standard_normal((oc, *kernel, c))
+    y, kept = _forward_numpy(x, f, None, window, (True, True, False))
+    expected_y, expected_kept = _forward_array(x, f, None, window, (True, True, False))
+    dy = draws.standard_normal(y.shape)
+    dx, dw, db = _backward_numpy(dy, kept, window, (True, True, False))
+    expected_dx, expected_dw, _ = _backward_array(dy, expected_kept, window, (True, True, False))
+    assert db is None
+    np.testing.assert_allclose(y, expected_y, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(dx, expected_dx, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(dw, expected_dw, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("padding", "pairs"),
+    [
+        (2, ((2, 2), (2, 2))),
+        ((1, 2), ((1, 1), (2, 2))),
+        (((0, 1), (2, 0)), ((0, 1), (2, 0))),
+        ("valid", ((0, 0), (0, 0))),
+        ("same", ((1, 1), (0, 1))),  # a 3 x 2 window: the odd column goes last
+    ],
+)
+def test_every_form_of_padding_means_its_pairs(padding, pairs):
+    x, w = rng.standard_normal((2, 6, 7, 2)), rng.standard_normal((3, 3, 2, 2))
+    y = conv2d(gpucnn.tensor(x), gpucnn.tensor(w), padding=padding).data
+    assert relative(y, conv2d_loops(x, w, padding=pairs)) < 1e-13
+
+
+def test_same_padding_follows_ceil_of_size_over_stride():
+    x, w = np.ones((1, 7, 8, 1), np.float32), np.ones((1, 3, 3, 1), np.float32)
+    assert conv2d(gpucnn.tensor(x), gpucnn.tensor(w), stride=2, padding="same").shape == (
+        1,
+        4,
+        4,
+        1,
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
+def test_an_empty_batch_has_an_empty_result_and_zero_gradients(algorithm):
+    set_conv_algorithm(algorithm)
+    x = gpucnn.tensor(np.zeros((0, 8, 8, 3), np.float32), requires_grad=True)
+    w = gpucnn.tensor(np.ones((4, 3, 3, 3), np.float32), requires_grad=True)
+    y = conv2d(x, w, padding=1)
+    assert y.shape == (0, 8, 8, 4)
+    y.backward(np.zeros(y.shape, np.float32))
+    assert x.grad.shape == x.shape
+    assert not w.grad.any()
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
+def test_non_contiguous_inputs_give_the_same_bits(algorithm):
+    set_conv_algorithm(algorithm)
+    x, w, b, _ = draw(GEOMETRIES[0])
+    dy = rng.standard_normal((3, 8, 8, 7))
+    results = []
+    for copy in (
+        np.asarray,
+        lambda a: np.asfortranarray(a),
+        lambda a: np.repeat(a, 2, -1)[..., ::2],
+    ):
+        inputs = [gpucnn.tensor(copy(a), requires_grad=True) for a in (x, w, b)]
+        y = conv2d(*inputs, padding=1)
+        y.backward(copy(dy))
+        results.append([y.data, *(t.grad for t in inputs)])
+    for other in results[1:]:
+        for a, e in zip(other, results[0], strict=True):
+            np.testing.assert_array_equal(a, e)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=IDS)
+def test_the_dtype_stays(geometry, algorithm, dtype):
+    set_conv_algorithm(algorithm)
+    inputs = [gpucnn.tensor(a, requires_grad=True) for a in draw(geometry, dtype)[:3]]
+    y = conv2d(*inputs, *geometry[6:])
+    y.backward(np.ones(y.shape, dtype))
+    assert {y.dtype, *(t.grad.dtype for t in inputs)} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        (300, 16, 16, 4, 5, (3, 3), 1, ((1, 1), (1, 1)), 1, 1),
+        (65, 33, 20, 3, 8, (3, 3), 1, ((1, 1), (1, 1)), 1, 1),
+        (40, 16, 16, 32, 8, (3, 3), 2, ((1, 1), (1, 1)), 1, 2),
+        (2, 120, 120, 24, 3, (3, 3), 1, ((1, 1), (1, 1)), 1, 1),
+    ],
+)
+def test_bits_do_not_depend_on_the_number_of_threads(geometry, algorithm):
+    set_conv_algorithm(algorithm)
+    x, w, b, window = draw(geometry, np.float32)
+    dy = rng.standard_normal((window.n, window.oh, window.ow, len(w)), dtype=np.float32)
+    results = []
+    for threads in (1, 2, 5, 2):
+        gpucnn.set_num_threads(threads)
+        y, kept = _forward_numpy(x, w, b, window, ALL)
+        results.append((y, *_backward_numpy(dy, kept, window, ALL)))
+    for other in results[1:]:
+        for a, e in zip(other, results[0], strict=True):
+            np.testing.assert_array_equal(a, e)
+
+
+def test_float32_errors_are_what_the_docstring_says():
+    geometry = (8, 8, 8, 384, 64, (3, 3), 1, ((1, 1), (1, 1)), 1, 1)
+    x, w, b, window = draw(geometry, np.float32)
+    expected = _forward_array(*(a.astype(np.float64) for a in (x, w, b)), window, ALL)[0]
+    errors = {}
+    for algorithm in ("winograd", "exact"):
+        set_conv_algorithm(algorithm)
+        errors[algorithm] = relative(_forward_numpy(x, w, b, window, ALL)[0], expected)
+    assert errors["exact"] < 1e-6
+    assert errors["exact"] < errors["winograd"] < 1e-5
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    x, w, b, window = draw(GEOMETRIES[0])
+    for algorithm in ("winograd", "im2col"):
+        set_conv_algorithm(algorithm)
+        for needs in ((False, True, True), (True, False, False), (False, False, True)):
+            y, kept = _forward_numpy(x, w, b, window, needs)
+            given = _backward_numpy(np.ones_like(y), kept, window, needs)
+            assert tuple(g is not None for g in given) == needs
+
+
+@pytest.mark.parametrize(("m", "r"), [(2, 3), (4, 3), (2, 5)])
+def test_transforms_compute_a_correlation(m, r):
+    at, g, bt = transforms(m, r)
+    d, f = rng.standard_normal(m + r - 1), rng.standard_normal(r)
+    y = at @ ((g @ f) * (bt @ d))
+    np.testing.assert_allclose(y, np.correlate(d, f, "valid"), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "tile"),
+    [
+        ((128, 16, 16, 64, 192, (3, 3), 1, 1, 1, 1), 4),
+        ((128, 8, 8, 384, 256, (3, 3), 1, 1, 1, 1), 4),
+        ((8, 13, 13, 256, 384, (3, 3), 1, 1, 1, 1), 4),
+        ((8, 2, 2, 64, 64, (3, 3), 1, 1, 1, 1), 2),
+        ((8, 1, 1, 64, 64, (3, 3), 1, 1, 1, 1), 0),  # the filter's centre alone: nothing to save
+        ((8, 27, 27, 96, 256, (5, 5), 1, 2, 1, 1), 2),
+        ((128, 32, 32, 3, 64, (3, 3), 1, 1, 1, 1), 0),  # few channels
+        ((128, 32, 32, 64, 3, (3, 3), 1, 1, 1, 1), 0),  # few filters
+        ((8, 16, 16, 64, 64, (3, 3), 2, 1, 1, 1), 0),
+        ((8, 16, 16, 64, 64, (3, 3), 1, 2, 2, 1), 0),
+        ((8, 16, 16, 64, 64, (3, 3), 1, 1, 1, 2), 0),
+        ((8, 16, 16, 64, 64, (1, 1), 1, 0, 1, 1), 0),
+        ((8, 16, 16, 64, 64, (3, 5), 1, 2, 1, 1), 0),
+    ],
+)
+def test_auto_follows_its_rule(geometry, tile):
+    n, h, w, c, oc, kernel, *rest = geometry
+    assert conv_algorithm(Window.of("conv2d", (n, h, w, c), kernel, *rest), oc) == tile
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
+def test_relu_inside_equals_relu_after(algorithm):
+    set_conv_algorithm(algorithm)
+    arrays = [rng.standard_normal(s) for s in ((2, 7, 6, 5), (4, 3, 3, 5), (4,))]
+    results = []
+    for inside in (True, False):
+        leaves = [gpucnn.tensor(a, requires_grad=True) for a in arrays]
+        y = conv2d(*leaves, padding=1, relu=inside)
+        y = y if inside else gpucnn.ops.relu(y)
+        (y * y).sum().backward()
+        results.append([y.data, *(leaf.grad for leaf in leaves)])
+    for inside, after in zip(*results, strict=True):
+        np.testing.assert_array_equal(inside, after)
+
+
+def test_both_halves_have_the_same_signature():
+    for pair in (_forward, _backward):
+        assert inspect.signature(pair.cpu) == inspect.signature(pair.cuda)
+
+
+def test_mistakes_are_named():
+    x, w = gpucnn.tensor(np.ones((2, 8, 8, 3), "f")), gpucnn.tensor(np.ones((4, 3, 3, 5), "f"))
+    with pytest.raises(ShapeError, match="x has 3 channels, w expects 5"):
+        conv2d(x, w)
+    with pytest.raises(ShapeError, match="filters"):
+        conv2d(x, gpucnn.tensor(np.ones((3, 3), "f")))
+    w = gpucnn.tensor(np.ones((4, 3, 3, 3), "f"))
+    with pytest.raises(ShapeError, match="groups"):
+        conv2d(x, w, groups=2)
+    with pytest.raises(ShapeError, match="bias"):
+        conv2d(x, w, gpucnn.tensor(np.ones(3, "f")))
+    with pytest.raises(DtypeError, match="float64"):
+        conv2d(x, w.astype(np.float64))
+    with pytest.raises(ArgumentError, match="expected auto, winograd, im2col, exact"):
+        set_conv_algorithm("fft")

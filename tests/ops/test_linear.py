@@ -1,0 +1,83 @@
+"""The dense layer."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn.errors import DtypeError, ShapeError
+from gpucnn.ops import linear
+from gpucnn.ops.linear import _backward, _forward
+from gpucnn.testing import gradcheck
+
+rng = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3,), (2, 5, 3), (0, 3)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_matches_einsum(shape, bias):
+    x, w, b = rng.standard_normal(shape), rng.standard_normal((6, 3)), rng.standard_normal(6)
+    inputs = [gpucnn.tensor(a) for a in ((x, w, b) if bias else (x, w))]
+    expected = np.einsum("...i,oi->...o", x, w) + (b if bias else 0)
+    np.testing.assert_allclose(linear(*inputs).data, expected, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3,), (2, 5, 3)])
+def test_gradients_match_finite_differences(shape):
+    x, w, b = rng.standard_normal(shape), rng.standard_normal((6, 3)), rng.standard_normal(6)
+    gradcheck(linear, x, w, b)
+    gradcheck(linear, x, w)
+
+
+@pytest.mark.parametrize("shape", [(7, 300, 520), (2100, 5, 3), (0, 4, 3), (2, 1, 1)])
+def test_numpy_halves_equal_the_array_halves(shape):
+    rows, features, outputs = shape
+    x, w = rng.standard_normal((rows, features)), rng.standard_normal((outputs, features))
+    b, dy = rng.standard_normal(outputs), rng.standard_normal((rows, outputs))
+    np.testing.assert_allclose(_forward.cpu(x, w, b), _forward.cuda(x, w, b), atol=1e-11)
+    needs = (True, True, True)
+    for a, e in zip(_backward.cpu(dy, x, w, needs), _backward.cuda(dy, x, w, needs), strict=True):
+        np.testing.assert_allclose(a, e, atol=1e-10)
+    for pair in (_forward, _backward):
+        assert inspect.signature(pair.cpu) == inspect.signature(pair.cuda)
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    x, w = rng.standard_normal((4, 3)), rng.standard_normal((5, 3))
+    for needs in ((True, False, False), (False, True, True)):
+        given = _backward.cpu(np.ones((4, 5)), x, w, needs)
+        assert tuple(g is not None for g in given) == needs
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dtype_memory_order_and_threads_change_nothing(dtype):
+    x, w, b = (rng.standard_normal(s).astype(dtype) for s in ((1500, 600), (520, 600), (520,)))
+    dy = rng.standard_normal((1500, 520)).astype(dtype)
+    before, results = gpucnn.get_num_threads(), []
+    for threads in (1, 3, 2):
+        gpucnn.set_num_threads(threads)
+        inputs = [gpucnn.tensor(a, requires_grad=True) for a in (x, w, b)]
+        y = linear(*inputs)
+        y.backward(dy)
+        results.append([y.data, *(t.grad for t in inputs)])
+        assert {a.dtype for a in results[-1]} == {np.dtype(dtype)}
+    gpucnn.set_num_threads(before)
+    for other in results[1:]:
+        for a, e in zip(other, results[0], strict=True):
+            np.testing.assert_array_equal(a, e)
+    y = linear(*map(gpucnn.tensor, (np.asfortranarray(x), np.asfortranarray(w), b)))
+    np.testing.assert_allclose(y.data, results[0][0], rtol=1e-3, atol=1e-3)
+
+
+def test_mistakes_are_named():
+    x, w = gpucnn.tensor(np.ones((2, 3))), gpucnn.tensor(np.ones((4, 5)))
+    with pytest.raises(ShapeError, match="x has 3 features, w expects 5"):
+        linear(x, w)
+    w = gpucnn.tensor(np.ones((4, 3)))
+    with pytest.raises(ShapeError, match=r"bias of shape \(4,\)"):
+        linear(x, w, gpucnn.tensor(np.ones(3)))
+    with pytest.raises(DtypeError, match="float32"):
+        linear(x.astype(np.float32), w)
+    with pytest.raises(ShapeError, match="OUT, IN"):
+        linear(x, gpucnn.tensor(np.ones(3)))

@@ -1,0 +1,96 @@
+"""Local response normalisation against its definition, finite differences and PyTorch."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn.errors import ArgumentError
+from gpucnn.ops import local_response_norm
+from gpucnn.ops.local_response_norm import _backward, _forward
+from gpucnn.testing import gradcheck
+
+rng = np.random.default_rng(0)
+CASES = [
+    ((2, 3, 3, 7), (5, 0.1, 0.75, 2.0)),
+    ((4, 9), (4, 0.3, 0.75, 1.0)),
+    ((2, 2, 3), (7, 0.3, 0.5, 1.5)),  # more neighbours than channels
+    ((3, 1), (5, 0.3, 1.0, 1.0)),
+    ((3, 6), (1, 0.3, 0.75, 1.0)),
+    ((64, 16, 16, 24), (5, 1e-4, 0.75, 2.0)),
+]
+
+
+def by_definition(x, size, alpha, beta, k):
+    y, channels = np.empty_like(x), x.shape[-1]
+    for c in range(channels):
+        first = c - size // 2
+        near = x[..., max(first, 0) : max(min(first + size, channels), 0)]
+        y[..., c] = x[..., c] / (k + alpha * (near**2).sum(-1)) ** beta
+    return y
+
+
+@pytest.mark.parametrize(("shape", "constants"), CASES)
+def test_matches_the_definition(shape, constants):
+    x = rng.standard_normal(shape)
+    y = local_response_norm(gpucnn.tensor(x), *constants)
+    np.testing.assert_allclose(y.data, by_definition(x, *constants), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("shape", "constants"), CASES[:5])
+def test_gradients_match_finite_differences(shape, constants):
+    gradcheck(lambda t: local_response_norm(t, *constants), rng.standard_normal(shape))
+
+
+@pytest.mark.parametrize(("shape", "constants"), CASES)
+def test_numpy_halves_equal_the_array_halves(shape, constants):
+    x, dy = rng.standard_normal((2, *shape))
+    np.testing.assert_allclose(_forward.cpu(x, *constants), _forward.cuda(x, *constants))
+    np.testing.assert_allclose(
+        _backward.cpu(dy, x, *constants), _backward.cuda(dy, x, *constants), rtol=1e-9, atol=1e-12
+    )
+    for pair in (_forward, _backward):
+        assert inspect.signature(pair.cpu) == inspect.signature(pair.cuda)
+
+
+def test_equals_pytorch_given_alpha_times_size():
+    torch = pytest.importorskip("torch", reason="the peer of this test")
+    x = rng.standard_normal((2, 4, 5, 9))
+    ours, theirs = gpucnn.tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+    y = local_response_norm(ours, 5, 0.02, 0.75, 2.0)
+    expected = torch.nn.functional.local_response_norm(theirs.movedim(-1, 1), 5, 0.1, 0.75, 2.0)
+    dy = rng.standard_normal(x.shape)
+    y.backward(dy)
+    expected.movedim(1, -1).backward(torch.tensor(dy))
+    np.testing.assert_allclose(y.data, expected.detach().movedim(1, -1), rtol=1e-12)
+    np.testing.assert_allclose(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_dtype_memory_order_and_threads_change_nothing():
+    x = rng.standard_normal((64, 16, 16, 24), dtype=np.float32)
+    before, results = gpucnn.get_num_threads(), []
+    for threads, given in ((1, x), (3, x), (2, np.asfortranarray(x))):
+        gpucnn.set_num_threads(threads)
+        t = gpucnn.tensor(given, requires_grad=True)
+        y = local_response_norm(t)
+        y.backward(x)
+        assert y.dtype == t.grad.dtype == np.float32
+        results.append((y.data, t.grad))
+    gpucnn.set_num_threads(before)
+    for other in results[1:]:
+        for a, e in zip(other, results[0], strict=True):
+            np.testing.assert_array_equal(a, e)
+
+
+def test_an_empty_batch_stays_empty():
+    t = gpucnn.tensor(np.zeros((0, 2, 2, 3)), requires_grad=True)
+    y = local_response_norm(t)
+    y.backward(y.data)
+    assert y.shape == t.grad.shape == t.shape
+
+
+def test_mistakes_are_named():
+    for arguments in ({"size": 0}, {"k": 0.0}):
+        with pytest.raises(ArgumentError, match="size >= 1 and k > 0"):
+            local_response_norm(gpucnn.tensor(np.ones((2, 3))), **arguments)

@@ -1,0 +1,201 @@
+"""Pooling against slow loops, finite differences and PyTorch; both halves against each other."""
+
+import inspect
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gpucnn
+from gpucnn.errors import ShapeError
+from gpucnn.ops import _pool2d_array, avg_pool2d, global_avg_pool2d, max_pool2d
+from gpucnn.ops.pool2d import (
+    _avg_backward,
+    _avg_backward_numpy,
+    _avg_forward,
+    _avg_forward_numpy,
+    _max_backward,
+    _max_backward_numpy,
+    _max_forward,
+    _max_forward_numpy,
+)
+from gpucnn.ops.window import Window
+from gpucnn.testing import avg_pool2d_loops, gradcheck, max_pool2d_loops
+
+rng = np.random.default_rng(0)
+
+# h, w, window, stride, padding
+GEOMETRIES = [
+    (8, 8, (2, 2), (2, 2), ((0, 0), (0, 0))),
+    (9, 7, (2, 2), (2, 2), ((0, 0), (0, 0))),
+    (13, 13, (3, 3), (2, 2), ((0, 0), (0, 0))),
+    (8, 9, (3, 3), (2, 2), ((1, 1), (1, 1))),
+    (7, 8, (3, 2), (1, 3), ((2, 0), (0, 1))),
+    (6, 6, (1, 1), (2, 2), ((0, 0), (0, 0))),
+    (6, 9, (2, 3), (3, 4), ((0, 0), (0, 0))),
+    (5, 5, (5, 5), (1, 1), ((0, 0), (0, 0))),
+]
+
+
+def draw(h, w, ties, n=3, c=3):
+    """Distinct values, or few different ones so that most windows hold a tie."""
+    size = (n, h, w, c)
+    return (
+        rng.integers(0, 3, size).astype(float)
+        if ties
+        else rng.permutation(np.prod(size)).reshape(size) / 7
+    )
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("h", "w", "window", "stride", "padding"), GEOMETRIES)
+def test_max_and_its_gradient_match_the_loops_ties_included(h, w, window, stride, padding, ties):
+    x = gpucnn.tensor(draw(h, w, ties), requires_grad=True)
+    y = max_pool2d(x, window, stride, padding)
+    dy = rng.standard_normal(y.shape)
+    y.backward(dy)
+    expected_y, expected_dx = max_pool2d_loops(x.data, window, stride, padding, dy)
+    np.testing.assert_array_equal(y.data, expected_y)
+    np.testing.assert_allclose(x.grad, expected_dx, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("count_padding", [True, False])
+@pytest.mark.parametrize(("h", "w", "window", "stride", "padding"), GEOMETRIES)
+def test_mean_and_its_gradient_match_the_loops(h, w, window, stride, padding, count_padding):
+    x = gpucnn.tensor(draw(h, w, False), requires_grad=True)
+    y = avg_pool2d(x, window, stride, padding, count_padding=count_padding)
+    dy = rng.standard_normal(y.shape)
+    y.backward(dy)
+    expected_y, expected_dx = avg_pool2d_loops(x.data, window, stride, padding, count_padding, dy)
+    np.testing.assert_allclose(y.data, expected_y, rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(x.grad, expected_dx, rtol=1e-13, atol=1e-13)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    st.booleans(),
+    st.booleans(),
+)
+def test_numpy_half_equals_the_array_half(h, w, window, stride, padding, ceil, count_padding):
+    x = np.random.default_rng(h * w).integers(0, 4, (3, h, w, 2)).astype(float)
+    try:
+        max_pool2d(gpucnn.tensor(x), window, stride, padding, ceil)
+    except ShapeError:
+        return
+    v = Window.of("pool", x.shape, window, stride, padding, ceil=ceil)
+    y, kept = _max_forward_numpy(x, v, True)
+    expected, expected_kept = _pool2d_array.max_forward(x, v, True)
+    dy = np.random.default_rng(1).standard_normal(y.shape)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_allclose(
+        _max_backward_numpy(dy, kept, v),
+        _pool2d_array.max_backward(dy, expected_kept, v),
+        atol=1e-13,
+    )
+    area = (count_padding, padding[0], padding[1])
+    np.testing.assert_allclose(
+        _avg_forward_numpy(x, v, area), _pool2d_array.avg_forward(x, v, area)
+    )
+    np.testing.assert_allclose(
+        _avg_backward_numpy(dy, v, area), _pool2d_array.avg_backward(dy, v, area), atol=1e-13
+    )
+
+
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize(
+    ("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 3, 1)]
+)
+def test_equals_pytorch(window, stride, padding, ceil):
+    torch = pytest.importorskip("torch", reason="the peer of this test")
+    functional = torch.nn.functional
+    x = draw(10, 13, False)
+    for ours, theirs in [
+        (max_pool2d, lambda t: functional.max_pool2d(t, window, stride, padding, 1, ceil)),
+        (avg_pool2d, lambda t: functional.avg_pool2d(t, window, stride, padding, ceil)),
+        (
+            lambda *a: avg_pool2d(*a, count_padding=False),
+            lambda t: functional.avg_pool2d(t, window, stride, padding, ceil, False),
+        ),
+    ]:
+        a, e = gpucnn.tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+        y, expected = ours(a, window, stride, padding, ceil), theirs(e.permute(0, 3, 1, 2))
+        dy = rng.standard_normal(y.shape)
+        y.backward(dy)
+        expected.backward(torch.tensor(dy).permute(0, 3, 1, 2))
+        np.testing.assert_allclose(y.data, expected.detach().permute(0, 2, 3, 1), rtol=1e-13)
+        np.testing.assert_allclose(a.grad, e.grad, rtol=1e-12, atol=1e-13)
+
+
+def test_gradients_match_finite_differences():
+    x = draw(5, 6, False, n=1, c=2)
+    gradcheck(lambda t: max_pool2d(t, 3, 2, 1), x)
+    gradcheck(lambda t: max_pool2d(t, 2), x)
+    gradcheck(lambda t: avg_pool2d(t, 3, 2, 1, ceil=True, count_padding=False), x)
+    gradcheck(global_avg_pool2d, x)
+
+
+def test_stride_none_means_the_window():
+    x = gpucnn.tensor(draw(9, 9, False))
+    np.testing.assert_array_equal(max_pool2d(x, 3).data, max_pool2d(x, 3, 3).data)
+
+
+def test_padding_never_wins_the_maximum():
+    y = max_pool2d(gpucnn.tensor(np.full((1, 4, 4, 1), -5.0)), 3, 2, 1)
+    np.testing.assert_array_equal(y.data, -5)
+
+
+def test_global_mean_is_the_mean_of_each_channel():
+    x = draw(4, 5, False)
+    np.testing.assert_allclose(global_avg_pool2d(gpucnn.tensor(x)).data, x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("pool", [lambda x: max_pool2d(x, 3, 2, 1), lambda x: avg_pool2d(x, 2)])
+def test_dtype_empty_batch_memory_order_and_threads_change_nothing(pool):
+    x = draw(16, 16, True, n=40, c=32).astype(np.float32)
+    results = []
+    before = gpucnn.get_num_threads()
+    for threads, given_x in ((1, x), (3, x), (2, np.asfortranarray(x))):
+        gpucnn.set_num_threads(threads)
+        t = gpucnn.tensor(given_x, requires_grad=True)
+        y = pool(t)
+        y.backward(np.asarray(y.data))
+        assert y.dtype == t.grad.dtype == np.float32
+        results.append((y.data, t.grad))
+    gpucnn.set_num_threads(before)
+    for y, dx in results[1:]:
+        np.testing.assert_array_equal(y, results[0][0])
+        np.testing.assert_array_equal(dx, results[0][1])
+    empty = gpucnn.tensor(x[:0], requires_grad=True)
+    y = pool(empty)
+    y.backward(y.data)
+    assert y.shape[0] == 0
+    assert empty.grad.shape == empty.shape
+
+
+def test_a_window_of_more_than_255_pixels_along_a_side_keeps_its_winner():
+    x = np.zeros((1, 300, 1, 1))
+    x[0, 280] = 1
+    t = gpucnn.tensor(x, requires_grad=True)
+    max_pool2d(t, (300, 1)).backward(np.ones((1, 1, 1, 1)))
+    np.testing.assert_array_equal(t.grad, x)
+
+
+def test_both_halves_have_the_same_signature():
+    for pair in (_max_forward, _max_backward, _avg_forward, _avg_backward):
+        assert inspect.signature(pair.cpu) == inspect.signature(pair.cuda)
+
+
+def test_mistakes_are_named():
+    x = gpucnn.tensor(np.ones((1, 4, 4, 1)))
+    with pytest.raises(ShapeError, match="does not fit"):
+        max_pool2d(x, 5)
+    with pytest.raises(ShapeError, match="padding alone"):
+        max_pool2d(x, 2, 2, 2)
+    with pytest.raises(ShapeError, match="N, H, W, C"):
+        global_avg_pool2d(gpucnn.tensor(np.ones((2, 3))))

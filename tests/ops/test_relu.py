@@ -1,0 +1,80 @@
+"""relu and leaky_relu."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn.ops import leaky_relu, relu
+from gpucnn.ops.relu import _leaky, _relu, _relu_backward
+from gpucnn.testing import gradcheck
+
+rng = np.random.default_rng(0)
+
+
+def test_relu_keeps_the_positive():
+    x = np.array([-2.0, -0.0, 0.0, 3.0])
+    t = gpucnn.tensor(x, requires_grad=True)
+    y = relu(t)
+    y.backward(np.full(4, 5.0))
+    np.testing.assert_array_equal(y.data, [0, 0, 0, 3])
+    np.testing.assert_array_equal(t.grad, [0, 0, 0, 5])
+
+
+@pytest.mark.parametrize("slope", [0.01, 0.0, -0.5, 1.0, 3.0])
+def test_leaky_relu_scales_the_rest_by_slope(slope):
+    x = np.array([-2.0, 0.0, 3.0])
+    t = gpucnn.tensor(x, requires_grad=True)
+    y = leaky_relu(t, slope)
+    y.backward(np.full(3, 5.0))
+    np.testing.assert_array_equal(y.data, [-2 * slope, 0, 3])
+    np.testing.assert_array_equal(t.grad, [5 * slope, 5 * slope, 5])
+
+
+def test_positive_values_pass_leaky_relu_unchanged_to_the_bit():
+    x = rng.random(10_000, dtype=np.float32)
+    np.testing.assert_array_equal(leaky_relu(gpucnn.tensor(x), 0.01).data, x)
+
+
+def test_gradients_match_finite_differences():
+    x = rng.standard_normal((3, 4, 5))
+    x[np.abs(x) < 1e-3] = 1
+    gradcheck(relu, x)
+    gradcheck(lambda t: leaky_relu(t, 0.2), x)
+
+
+def test_nan_comes_out_as_nan():
+    assert np.isnan(relu(gpucnn.tensor(np.array([np.nan], np.float32))).data).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("op", [relu, leaky_relu])
+def test_dtype_memory_order_and_threads_change_nothing(op, dtype):
+    x = rng.standard_normal((300, 33, 41)).astype(dtype)
+    before, results = gpucnn.get_num_threads(), []
+    for threads, given in ((1, x), (3, x), (2, np.asfortranarray(x))):
+        gpucnn.set_num_threads(threads)
+        t = gpucnn.tensor(given, requires_grad=True)
+        y = op(t)
+        y.backward(x)
+        assert y.dtype == t.grad.dtype == dtype
+        results.append((y.data, t.grad))
+    gpucnn.set_num_threads(before)
+    for other in results[1:]:
+        for a, e in zip(other, results[0], strict=True):
+            np.testing.assert_array_equal(a, e)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (), (1,), (70_000,)])
+def test_numpy_halves_equal_the_array_halves(shape):
+    x, dy = np.asarray(rng.standard_normal(shape)), np.asarray(rng.standard_normal(shape))
+    for pair, arguments in (
+        (_relu, (x,)),
+        (_relu_backward, (dy, x)),
+        (_leaky, (dy, x, 0.2)),
+    ):
+        assert inspect.signature(pair.cpu) == inspect.signature(pair.cuda)
+        actual = pair.cpu(*arguments)
+        assert actual.shape == shape
+        np.testing.assert_array_equal(actual, pair.cuda(*arguments))
