@@ -40,6 +40,7 @@ _UNSET = "-ftrivial-auto-var-init=pattern"  # a register that was never set hold
 _CHECKED = (
     "-O1",
     "-DCUDASIM_CHECKED",
+    "-fno-delete-null-pointer-checks",  # null is an address like another: checks.cpp knows it
     "-fno-threadsafe-statics",  # one core runs all blocks
     "-fsanitize=thread",
     "-fsanitize=bounds,alignment,integer-divide-by-zero,shift,signed-integer-overflow",

@@ -24,11 +24,12 @@ void poison(char* memory, size_t bytes) {
 }
 
 void fiber_main() {
+    Worker* worker = this_worker;  // the same as long as the fiber lives
     for (;;) {
-        const Request* request = this_worker->launch->request;
+        const Request* request = worker->launch->request;
         request->entry(request->arguments);
-        // On return this fiber has been given another thread to run.
-        this_worker->finish_thread();
+        worker->finish_thread();
+        // Here this fiber has been given another thread to run.
     }
 }
 
@@ -69,6 +70,16 @@ Worker::Worker() {
         fibers[i].low = stacks + kStride * i + kPage;
         fibers[i].high = fibers[i].low + kStack;
     }
+    forget_fibers();
+}
+
+// All fibers start anew: at first, and after a failed launch has left them wherever they were.
+void Worker::forget_fibers() {
+    free_fibers.clear();
+    for (int i = kMaxThreads; i >= 0; --i) {
+        fibers[i].prepared = false;
+        free_fibers.push_back(&fibers[i]);
+    }
 }
 
 void Worker::run_blocks(Launch* the_launch) {
@@ -79,11 +90,6 @@ void Worker::run_blocks(Launch* the_launch) {
     gridDim = {request->grid[0], request->grid[1], request->grid[2]};
     cudasim_shared.start = shared;
     thread_count = size[0] * size[1] * size[2];
-    free_fibers.clear();
-    for (int i = kMaxThreads; i >= 0; --i) {
-        prepare_fiber(&fibers[i], i, fiber_main);
-        free_fibers.push_back(&fibers[i]);
-    }
     for (int i = 0; i < thread_count; ++i) {
         Thread& thread = threads[i];
         unsigned n = i;
@@ -96,9 +102,9 @@ void Worker::run_blocks(Launch* the_launch) {
     poison(shared, dirty_dynamic);
     poison(shared + kDynamicShared, dirty_static);
     for (;;) {
-        uint64_t index = launch->next_block.fetch_add(1);
-        if (index >= launch->blocks || launch->stop) break;
-        start_block(request->schedule == kHighest ? launch->blocks - 1 - index : index);
+        uint64_t turn = launch->next_block.fetch_add(1);
+        if (turn >= launch->blocks || launch->stop) break;
+        start_block(block_at(launch, turn));
     }
     if (dirty_dynamic < request->dynamic_shared) dirty_dynamic = request->dynamic_shared;
     if (dirty_static < *request->static_shared) dirty_static = *request->static_shared;
@@ -151,6 +157,8 @@ void Worker::set_current(Thread* thread) {
 Fiber* Worker::take_fiber() {
     Fiber* fiber = free_fibers.back();
     free_fibers.pop_back();
+    if (!fiber->prepared) prepare_fiber(fiber, int(fiber - fibers.data()), fiber_main);
+    fiber->prepared = true;
     return fiber;
 }
 
@@ -213,7 +221,10 @@ void Worker::finish_thread() {
     for (int i = 0; i < warp->meeting_count; ++i)
         if (warp->meetings[i].mask >> thread->lane & 1) left_out(warp, warp->meetings[i]);
     Fiber* fiber = thread->fiber;
-    Thread* next = pick();
+    Thread* next = thread + 1;  // the common case: all below have returned, and it can run
+    if (thread->number != done - 1 || done == thread_count || !(next->warp->ready >> next->lane & 1) ||
+        launch->request->schedule != kLowest)
+        next = pick();
     if (!next && done < thread_count) stuck();
     if (next && !next->fiber) {  // go on with the same, still warm stack
         next->fiber = fiber;
@@ -336,6 +347,7 @@ void Worker::fail(const std::string& message) {
                             ", " + describe(current()) + " " + message;
     }
     launch->stop = true;
+    forget_fibers();
     Context abandoned;
     switch_context(&abandoned, &native);
     __builtin_unreachable();
