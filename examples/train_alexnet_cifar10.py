@@ -128,8 +128,8 @@ def parse_arguments(argv: list[str] | None) -> tuple[dict[str, Any], str | None]
     place = parser.add_argument_group("where and how")
     place.add_argument(
         "--device",
-        help="auto, cpu, cuda or cuda:N; auto takes a GPU if one can be "
-        "used, and says why (default: auto)",
+        help="auto, cpu, cuda, cuda:N, or cudasim: the CUDA kernels on the CPU; auto takes a GPU if "
+        "one can be used, and says why (default: auto)",
     )
     place.add_argument(
         "--data",

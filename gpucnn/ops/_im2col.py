@@ -94,9 +94,17 @@ def _backward_weight(dy: Array, x: Array, w: Array, v: Window) -> Array:
 def _backward_input(dy: Array, w: Array, v: Window) -> Array:
     oc, depth = w.shape[0] // v.groups, v.c // v.groups
     dx = np.empty((v.n, v.h, v.w, v.c), dy.dtype)
+    columns_of = _Columns(v, dy.dtype)
+    if columns_of.pointwise:
+
+        def multiply(images: slice) -> None:
+            into = dx[images].reshape(-1, v.c)
+            np.matmul(dy[images].reshape(-1, oc), w.reshape(oc, v.c), out=into)
+
+        parallel(multiply, columns_of.chunks())
+        return dx
     # (KH * KW, groups, OC / groups, C / groups): one product for each pixel of the window
     taps = w.reshape(v.groups, oc, v.kh * v.kw, depth).transpose(2, 0, 1, 3)
-    columns_of = _Columns(v, dy.dtype)
 
     def spread(images: slice) -> None:
         count = images.stop - images.start
@@ -133,8 +141,14 @@ class _Columns:
     def __init__(self, v: Window, dtype: np.dtype[Any]) -> None:
         self.v, self.dtype = v, dtype
         self.k = v.kh * v.kw * (v.c // v.groups)
+        # Every window is one pixel: the image is its own columns.
+        self.pointwise = not v.padded and (
+            v.kh == v.kw == v.stride_h == v.stride_w == v.groups == 1
+        )
         # Long runs: rows of windows, unless they are short and rows of the plane are longer.
-        self.planar = v.groups == 1 and v.stride_w == 1 and v.kw * v.c <= 16 <= v.ow
+        self.planar = (
+            not self.pointwise and v.groups == 1 and v.stride_w == 1 and v.kw * v.c <= 16 <= v.ow
+        )
         pixels = max(1, _BAND_BYTES // (v.kh * v.kw * v.c * dtype.itemsize))
         self.images = max(1, pixels // (v.oh * v.ow))  # in one chunk
         self.rows = v.oh if self.images > 1 else min(v.oh, max(1, pixels // v.ow))  # in one band
@@ -170,6 +184,8 @@ class _Columns:
         return memory
 
     def _columns(self, padded: Array, rows: slice) -> Array:
+        if self.pointwise:
+            return padded[:, rows].reshape(1, -1, self.k)
         shape: tuple[int, ...]
         strides: tuple[int, ...]
         v, height, depth = self.v, rows.stop - rows.start, self.v.c // self.v.groups
