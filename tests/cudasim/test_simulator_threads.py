@@ -124,8 +124,11 @@ def test_the_random_schedule_is_an_order_of_its_seed(simulate):
 def test_the_random_schedule_runs_every_block_once(simulate):
     for blocks in (1, 2, 7, 64, 90):
         out, order = np.zeros(blocks, np.int32), np.zeros(blocks + 1, np.int32)
-        code = kernel("atomicAdd(&out[blockIdx.x], 1); order[1 + atomicAdd(order, 1)] = blockIdx.x;",
-                      "int* out, int* order")  # fmt: skip
+        code = kernel(
+            """atomicAdd(&out[blockIdx.x], 1);
+            order[1 + atomicAdd(order, 1)] = blockIdx.x;""",
+            "int* out, int* order",
+        )
         simulate(code, "kernel", blocks, 1, out, order, mode="schedule=random:3,threads=1")
         assert out.tolist() == [1] * blocks
     assert order[1:].tolist() != sorted(order[1:])
