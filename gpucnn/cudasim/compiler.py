@@ -21,7 +21,15 @@ from gpucnn.cudasim.settings import Settings
 from gpucnn.errors import DeviceError, KernelError
 
 NATIVE = Path(__file__).parent / "native"
-_RUNTIME_SOURCES = ("scheduler.cpp", "pool.cpp", "checks.cpp", "races.cpp", "signals.cpp")
+_RUNTIME_SOURCES = (
+    "scheduler.cpp",
+    "meetings.cpp",
+    "copies.cpp",
+    "pool.cpp",
+    "checks.cpp",
+    "races.cpp",
+    "signals.cpp",
+)
 _COMMON = (
     "-std=c++17",
     "-fPIC",

@@ -127,6 +127,7 @@ class Worker {
     Fiber* take_fiber();
     void forget_fibers();
     void wait(Thread* thread, Place place);
+    void set_waiting(Thread* thread);
     void hold_meeting(Warp* warp, int index);
     [[noreturn]] void left_out(Warp* warp, const Meeting& meeting);
     [[noreturn]] void stuck();
@@ -146,6 +147,8 @@ class Worker {
 
 extern thread_local Worker* this_worker;
 
+// (x, y, z), and a thread by its index
+std::string text(uint3 i);
 std::string describe(const Thread* thread);
 
 // signals.cpp
