@@ -17,7 +17,7 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -58,17 +58,15 @@ def launch(
     if device.kind == "cpu":
         raise DeviceMismatch(f"{name}: kernels run on cuda or cudasim, and an argument is on cpu")
     ready = _prepare(name, device, tuple(defines.items()) if defines else ())
-    grid, block = _three(grid), _three(block)
-    ready.check_launch(grid, block, shared)
+    size = _three(grid), _three(block), shared
+    if size not in ready.sizes:
+        ready.check_size(*size)
+        ready.sizes.add(size)
     values = ready.arguments(args)
     for counter in _counters:
         counter[name] += 1
-    if 0 in grid:
-        return
-    if shared > ready.shared:
-        ready.function.max_dynamic_shared_size_bytes = ready.shared = shared
-    with ready.on_device():
-        ready.function(grid, block, values, shared_mem=shared)
+    if 0 not in size[0]:
+        ready.run(*size, values)
 
 
 _counters: list[Counter[str]] = []
@@ -106,7 +104,11 @@ class _Ready:
         self.source, module = _module(device, declared.file, tuple(defines.items()))
         self.function = module.get_function(declared.name)
         self.shared = 48 * 1024  # what a function may have without asking
-        self.dtypes = [parameter.dtype(defines) for parameter in declared.parameters]
+        self.structs: dict[Any, Any] = {}  # geometry by value: a program has few
+        self.sizes: set[tuple[Any, ...]] = set()  # grid, block, shared: found to be allowed
+        self.parameters = [
+            (parameter, parameter.dtype(defines)) for parameter in declared.parameters
+        ]
         limits = self.xp.cuda.Device(device.index).attributes
         self.block_limits = tuple(limits[f"MaxBlockDim{axis}"] for axis in "XYZ")
         self.grid_limits = tuple(limits[f"MaxGridDim{axis}"] for axis in "XYZ")
@@ -114,12 +116,18 @@ class _Ready:
         bound = str(defines.get(declared.bound or "", declared.bound))
         self.most_threads = int(bound) if bound.isdecimal() else limits["MaxThreadsPerBlock"]
 
-    def on_device(self) -> Any:
-        if self.device.kind == "cudasim" or self.xp.cuda.runtime.getDevice() == self.device.index:
-            return nullcontext()
-        return self.xp.cuda.Device(self.device.index)
+    def run(
+        self, grid: tuple[int, ...], block: tuple[int, ...], shared: int, values: tuple[Any, ...]
+    ) -> None:
+        if shared > self.shared:
+            self.function.max_dynamic_shared_size_bytes = self.shared = shared
+        if self.xp.cuda.runtime.getDevice() == self.device.index:
+            self.function(grid, block, values, shared_mem=shared)
+            return
+        with self.xp.cuda.Device(self.device.index):
+            self.function(grid, block, values, shared_mem=shared)
 
-    def check_launch(self, grid: tuple[int, ...], block: tuple[int, ...], shared: int) -> None:
+    def check_size(self, grid: tuple[int, ...], block: tuple[int, ...], shared: int) -> None:
         name = self.declared.name
         threads = block[0] * block[1] * block[2]
         if any(not 0 <= size <= most for size, most in zip(grid, self.grid_limits, strict=True)):
@@ -137,26 +145,28 @@ class _Ready:
             )
 
     def arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        parameters = self.declared.parameters
-        if len(args) != len(parameters):
-            names = ", ".join(parameter.name for parameter in parameters)
+        if len(args) != len(self.parameters):
+            names = ", ".join(parameter.name for parameter, _ in self.parameters)
             raise ArgumentError(
-                f"{self.declared.name}: expected {len(parameters)} arguments ({names}), "
+                f"{self.declared.name}: expected {len(self.parameters)} arguments ({names}), "
                 f"got {len(args)}"
             )
-        return tuple(map(self.argument, parameters, self.dtypes, args))
+        return tuple(
+            self.pointer(parameter, dtype, value)
+            if parameter.pointer
+            else self.struct(parameter, value)
+            if dtype is None
+            else self.number(parameter, dtype, value)
+            for (parameter, dtype), value in zip(self.parameters, args, strict=True)
+        )
 
-    def argument(self, parameter: Parameter, dtype: np.dtype[Any] | None, value: Any) -> Any:
-        if parameter.pointer:
-            return self.pointer(parameter, dtype, value)
-        if dtype is None:
-            return self.struct(parameter, value)
+    def number(self, parameter: Parameter, dtype: np.dtype[Any], value: Any) -> Any:
         if not isinstance(value, int | float | np.number | np.bool_):
             raise DtypeError(f"{self.where(parameter)} is a {dtype}, got {_short(value)}")
         if dtype.kind in "iu":
             if int(value) != value:
                 raise DtypeError(f"{self.where(parameter)} is a {dtype}, got {value!r}")
-            info = np.iinfo(dtype)
+            info = _range(dtype)
             if not info.min <= value <= info.max:
                 raise ArgumentError(
                     f"{self.where(parameter)} is a {dtype}, and {value} does not fit into it"
@@ -195,13 +205,16 @@ class _Ready:
         return value
 
     def struct(self, parameter: Parameter, value: Any) -> Any:
+        known = self.structs.get(value) if value.__hash__ else None
+        if known is not None:
+            return known
         if not dataclasses.is_dataclass(value) or isinstance(value, type):
             raise DtypeError(
                 f"{self.where(parameter)} is a struct {parameter.kind}, got {_short(value)}"
             )
         _check_struct(self.source, parameter, type(value), self.where(parameter))
         try:
-            return _struct(value)  # type: ignore[arg-type]  # a frozen dataclass is hashable
+            return self.structs.setdefault(value, _struct(value))
         except OverflowError as error:
             raise ArgumentError(
                 f"{self.where(parameter)}: a field of {value} does not fit into 32 bits"
@@ -209,6 +222,9 @@ class _Ready:
 
     def where(self, parameter: Parameter) -> str:
         return f"{self.declared.name}: {parameter.name}"
+
+
+_range = functools.cache(np.iinfo)
 
 
 def _short(value: Any) -> str:
@@ -233,7 +249,6 @@ def _module(device: Device, file: str, defines: tuple[tuple[str, Define], ...]) 
         return source, xp.RawModule(code=source, options=options)
 
 
-@functools.lru_cache(maxsize=1024)
 def _struct(value: Any) -> np.ndarray[Any, Any]:
     """The int32 fields of a frozen dataclass in their order, as CuPy passes a struct by value."""
     names = [field.name for field in dataclasses.fields(value)]

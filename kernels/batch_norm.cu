@@ -16,6 +16,7 @@
 //
 // All write (=).  Blocks of 256 threads with at most 64 registers: 32 warps to a
 // multiprocessor.  In the split kernels a warp reads 32 neighbouring channels of every 8th row.
+// alexnet_cifar10_bn comes here after each convolution, alexnet_cifar10 never.
 
 #include "common.cuh"
 

@@ -16,7 +16,8 @@
 //   x, y, dy, dx, inner   (pixels, channels), `size` numbers in all; written (=)
 //
 // Blocks of 256 threads with at most 64 registers: 32 warps to a multiprocessor.  A thread's
-// neighbours are those of the threads beside it, and so come from the L1 cache.
+// neighbours are those of the threads beside it, and so come from the L1 cache.  The AlexNet of
+// 2012 normalises after its first two convolutions; the one for CIFAR-10 does not.
 
 #include "common.cuh"
 

@@ -2,7 +2,8 @@
 //
 // A sum over many rows is split over blocks, and each split writes its own; sum_splits adds the
 // splits in order.  No atomics: the same bits every time.
-// Blocks of 256 threads with at most 64 registers: 32 warps to a multiprocessor.
+// Blocks of 256 threads with at most 64 registers: 32 warps to a multiprocessor.  Every
+// convolution's backward pass ends here.
 
 #include "common.cuh"
 

@@ -14,7 +14,8 @@
 //   row_loss, row_weight   (rows)     written (=)
 //   gradient  (rows, classes), or null: d (sum of row losses) / d logits, written (=)
 //
-// Blocks of 256 threads with at most 64 registers: 32 warps to a multiprocessor.
+// Blocks of 256 threads with at most 64 registers: 32 warps to a multiprocessor.  The end of
+// every model's forward pass, and the start of its backward pass.
 
 #include "common.cuh"
 

@@ -21,7 +21,15 @@ from gpucnn.cudasim.settings import Settings
 from gpucnn.errors import DeviceError, KernelError
 
 NATIVE = Path(__file__).parent / "native"
-_RUNTIME_SOURCES = ("scheduler.cpp", "pool.cpp", "checks.cpp", "races.cpp", "signals.cpp")
+_RUNTIME_SOURCES = (
+    "scheduler.cpp",
+    "meetings.cpp",
+    "copies.cpp",
+    "pool.cpp",
+    "checks.cpp",
+    "races.cpp",
+    "signals.cpp",
+)
 _COMMON = (
     "-std=c++17",
     "-fPIC",
@@ -40,6 +48,7 @@ _UNSET = "-ftrivial-auto-var-init=pattern"  # a register that was never set hold
 _CHECKED = (
     "-O1",
     "-DCUDASIM_CHECKED",
+    "-fno-delete-null-pointer-checks",  # null is an address like another: checks.cpp knows it
     "-fno-threadsafe-statics",  # one core runs all blocks
     "-fsanitize=thread",
     "-fsanitize=bounds,alignment,integer-divide-by-zero,shift,signed-integer-overflow",

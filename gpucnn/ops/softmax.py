@@ -35,7 +35,7 @@ def softmax_cross_entropy(
     the smoothed part is weighted class by class.
 
     Raises ShapeError, DtypeError or ArgumentError for what does not fit.  Labels out of range are
-    found on the CPU only: on a GPU the check would make every step wait.
+    found on the CPU; on a GPU, where the check would make every step wait, the loss is NaN.
     Source: Szegedy et al. 2016, section 7 (label smoothing).
     """
     logits = _checked("softmax_cross_entropy", logits, -1)

@@ -217,6 +217,15 @@ def test_an_asynchronous_copy_is_not_there_before_its_wait(simulate):
         )
 
 
+def test_copies_that_nobody_waited_for_do_not_haunt_the_next_launch(simulate):
+    x, y = np.arange(1, 161, dtype=np.float32), np.zeros(160, np.float32)
+    with pytest.raises(KernelError, match="still under way"):
+        simulate(COPY.replace("WAIT", ""), "kernel", 1, 32, x, y, shared=640, mode="race")
+    code = COPY.replace("WAIT", "copy_async_wait<0>();")
+    simulate(code, "kernel", 2, 32, x, np.zeros(160, np.float32), shared=640)
+    simulate(code, "kernel", 1, 32, x, y, shared=640, mode="race")
+
+
 def test_a_copy_needs_both_addresses_aligned(simulate):
     x, y = np.zeros(200, np.float32), np.zeros(160, np.float32)
     code = COPY.replace("x + 4 * t,", "x + 4 * t + 1,").replace("WAIT", "")

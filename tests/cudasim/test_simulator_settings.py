@@ -99,7 +99,7 @@ def test_what_the_compiler_says_of_a_kernel_is_shown_with_its_line():
         function((1,), (1,), (cudasim.zeros(4, np.int32),))
 
 
-def test_the_compiler_is_named_by_cxx(monkeypatch):
+def test_a_compiler_in_cxx_that_is_not_there_is_passed_over(monkeypatch):
     compiler.compiler.cache_clear()
     monkeypatch.setenv("CXX", "/nowhere/c++")
     path, version = compiler.compiler()

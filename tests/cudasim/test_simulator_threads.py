@@ -1,5 +1,6 @@
 """Threads of a block: barriers, meetings of a warp, atomics, schedules, and what ends a launch."""
 
+import os
 import subprocess
 import sys
 
@@ -120,6 +121,38 @@ def test_the_random_schedule_is_an_order_of_its_seed(simulate):
     assert first[:96] != sorted(first[:96])
 
 
+def test_the_random_schedule_runs_every_block_once(simulate):
+    for blocks in (1, 2, 7, 64, 90):
+        out, order = np.zeros(blocks, np.int32), np.zeros(blocks + 1, np.int32)
+        code = kernel(
+            """atomicAdd(&out[blockIdx.x], 1);
+            order[1 + atomicAdd(order, 1)] = blockIdx.x;""",
+            "int* out, int* order",
+        )
+        simulate(code, "kernel", blocks, 1, out, order, mode="schedule=random:3,threads=1")
+        assert out.tolist() == [1] * blocks
+    assert order[1:].tolist() != sorted(order[1:])
+
+
+def test_a_forked_process_launches_too():
+    code = """
+import os, warnings
+from gpucnn import cudasim
+warnings.simplefilter("ignore")  # of threads that the child will not have: that is the point
+x = cudasim.zeros(4096, "int32")
+module = cudasim.RawModule(code='extern "C" __global__ void f(int* x) { x[blockIdx.x] += 1; }')
+module.get_function("f")((4096,), (1,), (x,))
+child = os.fork()
+module.get_function("f")((4096,), (1,), (x,))
+assert (x.get() == 2).all()
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "GPUCNN_CUDASIM": "threads=2"}
+    )
+
+
 # --- poison ---
 
 
@@ -166,6 +199,8 @@ def test_a_register_that_is_never_set_is_not_zero(simulate):
         ("out[1 << 28] = t;", "touches address 0x[0-9a-f]+, where no memory is; "
          "GPUCNN_CUDASIM=address says which"),
         ("out[t] = 1000 / (out[t] - 1);", "divides an integer by zero"),
+        ("assert(t < 3);", r"fails assert\(t < 3\) at kernels.cpp:1"),
+        ("if (t == 7) __trap();", "calls __trap at kernels.cpp:1"),
         ("__builtin_trap();", "does what the compiler knows to be wrong"),
     ],
 )  # fmt: skip

@@ -14,11 +14,17 @@ def on_gpu(array: np.ndarray, gradient: bool = False) -> gpucnn.Tensor:
 
 
 def relative(actual: Any, expected: np.ndarray) -> float:
-    """The largest difference over the largest value; 0 for two empty arrays."""
+    """The largest difference over the largest value; 0 for two empty arrays.
+
+    Infinity for an array with a NaN, which is what the simulator's fresh memory is full of:
+    a NaN itself is not larger than any bound.
+    """
     actual = actual if isinstance(actual, np.ndarray) else actual.get()
     assert actual.shape == expected.shape
     if not actual.size:
         return 0.0
+    if not np.isfinite(actual).all():
+        return float("inf")
     return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-30))
 
 

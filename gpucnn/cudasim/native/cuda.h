@@ -30,6 +30,12 @@
 
 static constexpr int warpSize = 32;
 
+#define __trap() cudasim_fail("calls __trap at %s:%d", __FILE__, __LINE__)
+#undef assert
+#define assert(condition)                                                                     \
+    ((condition) ? (void)0                                                                    \
+                 : cudasim_fail("fails assert(%s) at %s:%d", #condition, __FILE__, __LINE__))
+
 // A function of the simulator's own, whose accesses are not the kernel's.
 #if !defined(CUDASIM_CHECKED)
 #define CUDASIM_QUIET

@@ -62,6 +62,7 @@ inline void switch_context(Context* from, Context* to) {
 struct Fiber {
     Context context;
     char *low, *high;  // the stack
+    bool prepared;     // it has begun, or is ready to
 };
 
 // 256 KB: printf with floats needs several; untouched pages cost nothing.

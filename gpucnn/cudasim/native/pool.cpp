@@ -2,8 +2,10 @@
 
 #include <condition_variable>
 #include <cstdio>
-#include <cstring>
+#include <numeric>
 #include <thread>
+
+#include <unistd.h>
 
 #include "worker.h"
 
@@ -64,6 +66,20 @@ class Pool {
     uint64_t generation = 0;
 };
 
+// In which order blocks begin: up, down, or by a stride that meets each of them once.
+void order_blocks(Launch* launch) {
+    uint64_t blocks = launch->blocks, seed = launch->request->seed;
+    launch->stride = 1;
+    launch->offset = 0;
+    if (launch->request->schedule == kHighest) {
+        launch->stride = launch->offset = blocks - 1;
+    } else if (launch->request->schedule == kRandom) {
+        launch->offset = seed * 0x9e3779b97f4a7c15u % blocks;
+        launch->stride = seed * 0xbf58476d1ce4e5b9u % blocks;
+        while (std::gcd(launch->stride, blocks) != 1) ++launch->stride;
+    }
+}
+
 }  // namespace
 }  // namespace cudasim
 
@@ -72,16 +88,25 @@ using namespace cudasim;
 // Runs one launch to its end.  Returns 0, or 1 with the reason in `message`.
 CUDASIM_EXPORT int cudasim_launch(const Request* request, char* message, size_t message_bytes) {
     static std::mutex one_launch;  // threads of Python may launch at the same time
-    static Pool* pool = new Pool;  // never destroyed: its threads may still wait at exit
+    static Pool* pool = nullptr;  // never destroyed: its threads may still wait at exit
+    static pid_t owner = 0;       // a forked process has no threads of its parent's
     std::lock_guard<std::mutex> lock(one_launch);
+    if (owner != getpid()) {
+        pool = new Pool;
+        owner = getpid();
+    }
     Launch launch;
     launch.request = request;
     launch.blocks = uint64_t(request->grid[0]) * request->grid[1] * request->grid[2];
+    order_blocks(&launch);
     launch.next_block = 0;
     launch.stop = false;
     launch.races = request->checks & kRace ? start_race_log(request) : nullptr;
     uint64_t workers = request->workers;
     if (workers > launch.blocks) workers = launch.blocks;
+    // To wake another core takes as long as running a thousand short threads.
+    uint64_t threads = launch.blocks * request->block[0] * request->block[1] * request->block[2];
+    if (workers > 1 + threads / 1024) workers = 1 + threads / 1024;
     if (workers > 0) {
         CatchSignals guard;
         pool->run(&launch, int(workers));

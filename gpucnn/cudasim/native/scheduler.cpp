@@ -1,4 +1,4 @@
-// Runs the threads of a block by turns: fibers, barriers, meetings of a warp, schedules.
+// Runs the threads of a block by turns, each on its fiber.  Who waits for whom is in meetings.cpp.
 
 #include <cstdarg>
 #include <cstdio>
@@ -24,34 +24,20 @@ void poison(char* memory, size_t bytes) {
 }
 
 void fiber_main() {
+    Worker* worker = this_worker;  // the same as long as the fiber lives
     for (;;) {
-        const Request* request = this_worker->launch->request;
+        const Request* request = worker->launch->request;
         request->entry(request->arguments);
-        // On return this fiber has been given another thread to run.
-        this_worker->finish_thread();
+        worker->finish_thread();
+        // Here this fiber has been given another thread to run.
     }
 }
 
-std::string where(Place place) {
-    return std::string(place.what) + " at " + place.file + ":" + std::to_string(place.line);
-}
-
-bool same(Place a, Place b) {
-    auto equal = [](const char* x, const char* y) { return x == y || !strcmp(x, y); };
-    return a.line == b.line && equal(a.what, b.what) && equal(a.file, b.file);
-}
+}  // namespace
 
 std::string text(uint3 i) {
     return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
 }
-
-std::string hexadecimal(unsigned mask) {
-    char digits[16];
-    snprintf(digits, sizeof digits, "0x%08x", mask);
-    return digits;
-}
-
-}  // namespace
 
 std::string describe(const Thread* thread) { return "thread " + text(thread->index); }
 
@@ -69,6 +55,16 @@ Worker::Worker() {
         fibers[i].low = stacks + kStride * i + kPage;
         fibers[i].high = fibers[i].low + kStack;
     }
+    forget_fibers();
+}
+
+// All fibers start anew: at first, and after a failed launch has left them wherever they were.
+void Worker::forget_fibers() {
+    free_fibers.clear();
+    for (int i = kMaxThreads; i >= 0; --i) {
+        fibers[i].prepared = false;
+        free_fibers.push_back(&fibers[i]);
+    }
 }
 
 void Worker::run_blocks(Launch* the_launch) {
@@ -79,11 +75,6 @@ void Worker::run_blocks(Launch* the_launch) {
     gridDim = {request->grid[0], request->grid[1], request->grid[2]};
     cudasim_shared.start = shared;
     thread_count = size[0] * size[1] * size[2];
-    free_fibers.clear();
-    for (int i = kMaxThreads; i >= 0; --i) {
-        prepare_fiber(&fibers[i], i, fiber_main);
-        free_fibers.push_back(&fibers[i]);
-    }
     for (int i = 0; i < thread_count; ++i) {
         Thread& thread = threads[i];
         unsigned n = i;
@@ -91,14 +82,15 @@ void Worker::run_blocks(Launch* the_launch) {
         thread.lane = n % kWarp;
         thread.number = i;
         thread.warp = &warps[i / kWarp];
+        thread.copies.clear();
         if (thread.lane == 0) thread.warp->threads = &thread;
     }
     poison(shared, dirty_dynamic);
     poison(shared + kDynamicShared, dirty_static);
     for (;;) {
-        uint64_t index = launch->next_block.fetch_add(1);
-        if (index >= launch->blocks || launch->stop) break;
-        start_block(request->schedule == kHighest ? launch->blocks - 1 - index : index);
+        uint64_t turn = launch->next_block.fetch_add(1);
+        if (turn >= launch->blocks || launch->stop) break;
+        start_block(block_at(launch, turn));
     }
     if (dirty_dynamic < request->dynamic_shared) dirty_dynamic = request->dynamic_shared;
     if (dirty_static < *request->static_shared) dirty_static = *request->static_shared;
@@ -151,6 +143,8 @@ void Worker::set_current(Thread* thread) {
 Fiber* Worker::take_fiber() {
     Fiber* fiber = free_fibers.back();
     free_fibers.pop_back();
+    if (!fiber->prepared) prepare_fiber(fiber, int(fiber - fibers.data()), fiber_main);
+    fiber->prepared = true;
     return fiber;
 }
 
@@ -197,9 +191,10 @@ void Worker::wait(Thread* thread, Place place) {
     thread->waits = {};
 }
 
-static void set_waiting(Warp* warp, unsigned lane, unsigned* ready_warps, int index) {
-    warp->ready &= ~(1u << lane);
-    if (!warp->ready) *ready_warps &= ~(1u << index);
+// `thread` cannot run until it is made ready again.
+void Worker::set_waiting(Thread* thread) {
+    thread->warp->ready &= ~(1u << thread->lane);
+    if (!thread->warp->ready) ready_warps &= ~(1u << thread->number / kWarp);
 }
 
 // The current thread has returned from the kernel.  Comes back when its fiber has another one.
@@ -208,12 +203,15 @@ void Worker::finish_thread() {
     Warp* warp = thread->warp;
     thread->done = true;
     warp->returned |= 1u << thread->lane;
-    set_waiting(warp, thread->lane, &ready_warps, thread->number / kWarp);
+    set_waiting(thread);
     ++done;
     for (int i = 0; i < warp->meeting_count; ++i)
         if (warp->meetings[i].mask >> thread->lane & 1) left_out(warp, warp->meetings[i]);
     Fiber* fiber = thread->fiber;
-    Thread* next = pick();
+    Thread* next = thread + 1;  // the common case: all below have returned, and it can run
+    if (thread->number != done - 1 || done == thread_count || !(next->warp->ready >> next->lane & 1) ||
+        launch->request->schedule != kLowest)
+        next = pick();
     if (!next && done < thread_count) stuck();
     if (next && !next->fiber) {  // go on with the same, still warm stack
         next->fiber = fiber;
@@ -225,108 +223,6 @@ void Worker::finish_thread() {
     switch_context(&fiber->context, next ? &next->fiber->context : &native);
 }
 
-int Worker::barrier(int predicate, Place place) {
-    Thread* thread = current();
-    if (arrived == 0) {
-        barrier_place = place;
-        predicates = 0;
-    } else if (!same(place, barrier_place)) {
-        fail("waits in " + where(place) + ", but other threads of the block wait in " +
-             where(barrier_place) + ": all must meet in the same one");
-    }
-    predicates += predicate != 0;
-    set_waiting(thread->warp, thread->lane, &ready_warps, thread->number / kWarp);
-    if (++arrived == thread_count) {
-        arrived = 0;
-        barrier_result = predicates;
-        ++epoch;
-        for (int i = 0, left = thread_count; left > 0; ++i, left -= kWarp) {
-            warps[i].ready = warps[i].lanes;
-            ready_warps |= 1u << i;
-        }
-    }
-    wait(thread, place);
-    return barrier_result;
-}
-
-void Worker::meet(unsigned mask, void* mine, Combine combine, void* extra, Place place) {
-    Thread* thread = current();
-    Warp* warp = thread->warp;
-    unsigned me = 1u << thread->lane;
-    if (!(mask & me))
-        fail("calls " + where(place) + " with mask " + hexadecimal(mask) +
-             ", which leaves out its own lane " + std::to_string(thread->lane));
-    if (mask & warp->returned)
-        fail("calls " + where(place) + " with mask " + hexadecimal(mask) + ", and " +
-             describe(&warp->threads[__builtin_ctz(mask & warp->returned)]) +
-             ", which it names, has returned");
-    int index = 0;
-    while (index < warp->meeting_count && !(warp->meetings[index].mask & mask)) ++index;
-    Meeting& meeting = warp->meetings[index];
-    if (index == warp->meeting_count) {
-        ++warp->meeting_count;
-        meeting.mask = mask;
-        meeting.arrived = 0;
-        meeting.place = place;
-        meeting.combine = combine;
-        meeting.extra = extra;
-        memset(meeting.lanes, 0, sizeof meeting.lanes);
-    } else if (meeting.mask != mask) {
-        fail("calls " + where(place) + " with mask " + hexadecimal(mask) +
-             ", but other lanes of its warp wait in " + where(meeting.place) + " with mask " +
-             hexadecimal(meeting.mask));
-    } else if (!same(place, meeting.place) && (combine || meeting.combine)) {
-        // __syncwarp, which combines nothing, may be called from several places.
-        fail("calls " + where(place) + ", but other lanes of its warp wait in " +
-             where(meeting.place));
-    }
-    meeting.arrived |= me;
-    meeting.lanes[thread->lane] = mine;
-    set_waiting(warp, thread->lane, &ready_warps, thread->number / kWarp);
-    if (meeting.arrived == (mask & warp->lanes)) hold_meeting(warp, index);
-    wait(thread, place);
-}
-
-// Every lane has come: what was to be done together is done.
-void Worker::hold_meeting(Warp* warp, int index) {
-    Meeting& meeting = warp->meetings[index];
-    if (meeting.combine) meeting.combine(meeting.lanes, meeting.extra);
-    if (launch->races && !meeting.combine) race_warp_sync(this, warp, meeting.arrived);
-    warp->ready |= meeting.arrived;
-    ready_warps |= 1u << (warp->threads->number / kWarp);
-    int last = --warp->meeting_count;
-    if (index != last) meeting = warp->meetings[last];
-}
-
-// The current thread has returned, and other lanes wait for it.
-void Worker::left_out(Warp* warp, const Meeting& meeting) {
-    Thread* returned = current();
-    set_current(&warp->threads[__builtin_ctz(meeting.arrived)]);
-    fail("waits forever in " + where(meeting.place) + " with mask " + hexadecimal(meeting.mask) +
-         ": " + describe(returned) + ", which it names, has returned");
-}
-
-void Worker::stuck() {
-    Thread* waits = nullptr;
-    for (int i = 0; i < thread_count && !waits; ++i)
-        if (!threads[i].done) waits = &threads[i];
-    std::string message = "waits forever in " + where(waits->waits) + ": ";
-    bool barrier = !strncmp(waits->waits.what, "__syncthreads", 13);
-    for (int i = 0; i < thread_count; ++i) {
-        Thread& other = threads[i];
-        if (!barrier && other.warp != waits->warp) continue;
-        if (other.done)
-            message += describe(&other) + " has returned";
-        else if (other.waits.what && !same(other.waits, waits->waits))
-            message += describe(&other) + " waits in " + where(other.waits);
-        else
-            continue;
-        break;
-    }
-    set_current(waits);
-    fail(message);
-}
-
 // Gives up the launch: no other fiber is ever resumed, and a kernel owns nothing to release.
 void Worker::fail(const std::string& message) {
     {
@@ -336,50 +232,13 @@ void Worker::fail(const std::string& message) {
                             ", " + describe(current()) + " " + message;
     }
     launch->stop = true;
+    forget_fibers();
     Context abandoned;
     switch_context(&abandoned, &native);
     __builtin_unreachable();
 }
 
-// Does the copies of all but the newest `groups_left` committed groups of the current thread.
-void Worker::land_copies(int groups_left) {
-    Thread* thread = current();
-    size_t kept = 0;
-    for (Copy& copy : thread->copies) {
-        if (copy.group >= thread->group - groups_left) {
-            thread->copies[kept++] = copy;
-            continue;
-        }
-        if (launch->races) race_copy(this, copy, -1);
-        check_copy(copy);
-        memcpy(copy.to, copy.from, copy.from_bytes);
-        memset(copy.to + copy.from_bytes, 0, copy.bytes - copy.from_bytes);
-    }
-    thread->copies.resize(kept);
-}
-
-// What an asynchronous copy touches, it touches twice: when it begins and when it ends.
-void Worker::check_copy(const Copy& copy) {
-    if (!launch->request->checks) return;
-    if (copy.from_bytes) check_access(this, copy.from, copy.from_bytes, false, false, copy.code);
-    check_access(this, copy.to, copy.bytes, true, false, copy.code);
-}
-
-void Worker::begin_copy(Copy copy) {
-    check_copy(copy);
-    current()->copies.push_back(copy);
-    if (launch->races) race_copy(this, copy, 1);
-}
-
 }  // namespace cudasim
-
-using namespace cudasim;
-
-int cudasim_barrier(int predicate, Place place) { return this_worker->barrier(predicate, place); }
-
-void cudasim_meet(unsigned mask, void* mine, Combine combine, void* extra, Place place) {
-    this_worker->meet(mask, mine, combine, extra, place);
-}
 
 void cudasim_fail(const char* format, ...) {
     char message[512];
@@ -387,20 +246,5 @@ void cudasim_fail(const char* format, ...) {
     va_start(arguments, format);
     vsnprintf(message, sizeof message, format, arguments);
     va_end(arguments);
-    this_worker->fail(message);
+    cudasim::this_worker->fail(message);
 }
-
-void cudasim_copy_async(void* to, const void* from, int bytes, int from_bytes) {
-    uintptr_t misaligned = (reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % bytes;
-    if (misaligned)
-        cudasim_fail("calls copy_async: both addresses must be multiples of %d bytes", bytes);
-    if (from_bytes < 0 || from_bytes > bytes)
-        cudasim_fail("calls copy_async with %d bytes of source for %d bytes", from_bytes, bytes);
-    this_worker->begin_copy({static_cast<char*>(to), static_cast<const char*>(from), bytes,
-                             from_bytes, this_worker->current()->group,
-                             __builtin_return_address(0)});
-}
-
-void cudasim_copy_commit() { ++this_worker->current()->group; }
-
-void cudasim_copy_wait(int groups_left) { this_worker->land_copies(groups_left); }

@@ -24,17 +24,22 @@ CUDASIM_VECTORS(double, double, 16, 16)
 
 #undef CUDASIM_VECTORS
 
-struct int3 {
-    int x, y, z;
-};
-
-struct float3 {
-    float x, y, z;
-};
-
-static inline int3 make_int3(int x, int y, int z) { return {x, y, z}; }
+// uint3, which threadIdx is, is in runtime.h.
 static inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
-static inline float3 make_float3(float x, float y, float z) { return {x, y, z}; }
+
+#define CUDASIM_VECTOR3(T, NAME)                                                             \
+    struct NAME##3 { T x, y, z; };                                                           \
+    static inline NAME##3 make_##NAME##3(T x, T y, T z) { return {x, y, z}; }
+
+CUDASIM_VECTOR3(signed char, char)
+CUDASIM_VECTOR3(unsigned char, uchar)
+CUDASIM_VECTOR3(short, short)
+CUDASIM_VECTOR3(unsigned short, ushort)
+CUDASIM_VECTOR3(int, int)
+CUDASIM_VECTOR3(long long, longlong)
+CUDASIM_VECTOR3(float, float)
+CUDASIM_VECTOR3(double, double)
+#undef CUDASIM_VECTOR3
 
 struct dim3 {
     unsigned x, y, z;

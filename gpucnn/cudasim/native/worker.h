@@ -81,13 +81,19 @@ struct RaceLog;
 
 struct Launch {
     const Request* request;
-    uint64_t blocks;
+    uint64_t blocks, stride, offset;  // the order of the blocks: see block_at
     std::atomic<uint64_t> next_block;
     std::atomic<bool> stop;
     std::mutex mutex;  // for the two below
     std::string error;
     RaceLog* races;
 };
+
+// The block that comes as number `turn`, of launch->blocks.
+inline uint64_t block_at(const Launch* launch, uint64_t turn) {
+    return uint64_t((unsigned __int128)turn * launch->stride % launch->blocks + launch->offset) %
+           launch->blocks;
+}
 
 class Worker {
   public:
@@ -119,7 +125,9 @@ class Worker {
     void start_block(uint64_t index);
     Thread* pick();
     Fiber* take_fiber();
+    void forget_fibers();
     void wait(Thread* thread, Place place);
+    void set_waiting(Thread* thread);
     void hold_meeting(Warp* warp, int index);
     [[noreturn]] void left_out(Warp* warp, const Meeting& meeting);
     [[noreturn]] void stuck();
@@ -139,6 +147,8 @@ class Worker {
 
 extern thread_local Worker* this_worker;
 
+// (x, y, z), and a thread by its index
+std::string text(uint3 i);
 std::string describe(const Thread* thread);
 
 // signals.cpp

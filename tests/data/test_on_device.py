@@ -1,0 +1,72 @@
+"""A data set on the GPU: batches are the CPU's, and what does not fit there stays with the CPU."""
+
+import numpy as np
+import pytest
+
+from gpucnn import cudasim
+from gpucnn.data import DataLoader, Dataset, on_device
+from gpucnn.data.augment import Compose, Normalize, RandomCrop, RandomFlip
+from gpucnn.device import Device
+from gpucnn.errors import DeviceError, ShapeError
+
+NORMALIZE = Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.1))
+AUGMENT = Compose(RandomCrop(8, 2), RandomFlip(), NORMALIZE)
+
+
+@pytest.fixture(autouse=True)
+def compiler() -> None:
+    try:
+        cudasim.require_compiler()
+    except DeviceError as error:
+        pytest.skip(f"no C++ compiler: {error}")
+
+
+def dataset(h: int = 8, w: int = 8, c: int = 3) -> Dataset:
+    rng = np.random.default_rng(2)
+    return Dataset(rng.integers(0, 256, (20, h, w, c), np.uint8), np.arange(20) % 2, ("a", "b"))
+
+
+def epoch(device: str, data: Dataset, transform: object, start: int = 0) -> list[np.ndarray]:
+    loader = DataLoader(data, 6, shuffle=True, transform=transform, device=device, seed=5)
+    if start:
+        loader.load_state_dict({**loader.state_dict(), "batch": start})
+    return [images.numpy() for images, _ in loader]
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_batches_have_the_bits_of_the_cpus_also_after_a_resume(start: int) -> None:
+    mine, theirs = (epoch(device, dataset(), AUGMENT, start) for device in ("cudasim", "cpu"))
+    assert len(mine) == 4 - start
+    for a, b in zip(mine, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("data", "transform"),
+    [
+        (dataset(), None),
+        (dataset(), RandomFlip()),
+        (dataset(), Compose(NORMALIZE, RandomFlip())),
+        (dataset(8, 6), NORMALIZE),
+        (dataset()[:0], NORMALIZE),
+    ],
+    ids=["no transform", "no normalize", "another order", "not square", "empty"],
+)
+def test_what_the_kernel_cannot_do_is_left_to_the_cpu(data: Dataset, transform: object) -> None:
+    device = Device.parse("cudasim")
+    assert on_device.OnDevice.of(data, transform, device) is None
+    if len(data):
+        for a, b in zip(
+            epoch("cudasim", data, transform), epoch("cpu", data, transform), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_set_too_large_for_the_device_stays_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_device, "LARGEST", 100)
+    assert on_device.OnDevice.of(dataset(), AUGMENT, Device.parse("cudasim")) is None
+
+
+def test_images_with_other_channels_are_refused() -> None:
+    with pytest.raises(ShapeError, match="4 channels"):
+        epoch("cudasim", dataset(c=4), AUGMENT)
