@@ -218,6 +218,16 @@ def test_a_launch_after_a_failed_one_is_as_good_as_new(simulate):
         np.testing.assert_array_equal(out, np.arange(64))
 
 
+def test_after_too_much_shared_memory_other_kernels_get_theirs(simulate):
+    out = np.zeros(64, np.int32)
+    with pytest.raises(KernelError, match="48 KB"):
+        simulate(kernel("__shared__ float tile[13000]; tile[t] = 0;"), "kernel", 1, 64, out)
+    simulate(
+        kernel("__shared__ int tile[64]; tile[t] = t; out[t] = tile[t];"), "kernel", 1, 64, out
+    )
+    np.testing.assert_array_equal(out, np.arange(64))
+
+
 def test_printf_in_a_kernel_prints(simulate, capfd):
     simulate(
         kernel(r'if (t == 2) printf("thread %d has %.2f\n", t, 0.25);'), "kernel", 1, 4, np.zeros(1)

@@ -177,8 +177,8 @@ void cudasim_touch(const void* address, size_t bytes, int write, int atomic) {
                      __builtin_return_address(0));
 }
 
+// cudasim_fail leaves the thread where it stands: it is not called while the lock is held.
 size_t cudasim_reserve_shared(size_t* used, size_t bytes, size_t alignment, const char* name) {
-    std::lock_guard<std::mutex> lock(shared_mutex);
     bool checks = this_worker->launch->request->checks;
     if (bytes > kStaticLimit)
         cudasim_fail("declares %zu bytes of shared memory (%s); 48 KB is the limit for static "
@@ -186,13 +186,17 @@ size_t cudasim_reserve_shared(size_t* used, size_t bytes, size_t alignment, cons
     // Checked: far from its neighbours, and at no better alignment than it asked for, so that a
     // vector access that needs more is found out.  Otherwise: whole cache lines.
     size_t step = checks ? 2 * alignment : alignment < 64 ? 64 : alignment;
-    size_t at = (*used + (checks ? 256 : 0) + step - 1) / step * step + (checks ? alignment : 0);
-    if (at + bytes > kStaticShared)
-        cudasim_fail("is in a module whose kernels declare more than %zu bytes of shared memory",
-                     kStaticShared);
-    *used = at + bytes;
-    shared_variables.push_back({used, kDynamicShared + at, bytes, name});
-    return kDynamicShared + at;
+    {
+        std::lock_guard<std::mutex> lock(shared_mutex);
+        size_t at = (*used + (checks ? 256 : 0) + step - 1) / step * step + (checks ? alignment : 0);
+        if (at + bytes <= kStaticShared) {
+            *used = at + bytes;
+            shared_variables.push_back({used, kDynamicShared + at, bytes, name});
+            return kDynamicShared + at;
+        }
+    }
+    cudasim_fail("is in a module whose kernels declare more than %zu bytes of shared memory",
+                 kStaticShared);
 }
 
 // --- what -fsanitize=thread calls ---
