@@ -82,6 +82,8 @@ def _static(match: re.Match[str]) -> str:
             f"static const size_t cudasim_at_{name} = "
             f"cudasim_reserve_shared(&cudasim::shared_used, "
             f'sizeof(cudasim_type_{name}), {align}, "{name}"); '
+            f"if (cudasim_at_{name} == ~size_t(0)) "
+            f'cudasim_no_shared(sizeof(cudasim_type_{name}), "{name}"); '
             f"cudasim_type_{name}& {name} = *reinterpret_cast<cudasim_type_{name}*>"
             f"(cudasim_shared.start + cudasim_at_{name}); "
         )

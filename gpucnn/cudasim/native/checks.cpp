@@ -177,24 +177,25 @@ void cudasim_touch(const void* address, size_t bytes, int write, int atomic) {
                      __builtin_return_address(0));
 }
 
-// cudasim_fail leaves the thread where it stands: it is not called while the lock is held.
+// It initialises a static variable, which a failure here would leave half made: the next launch
+// would wait for it.  So the kernel asks for the failure afterwards, by cudasim_no_shared.
 size_t cudasim_reserve_shared(size_t* used, size_t bytes, size_t alignment, const char* name) {
+    std::lock_guard<std::mutex> lock(shared_mutex);
     bool checks = this_worker->launch->request->checks;
-    if (bytes > kStaticLimit)
-        cudasim_fail("declares %zu bytes of shared memory (%s); 48 KB is the limit for static "
-                     "variables, the rest must be dynamic", bytes, name);
     // Checked: far from its neighbours, and at no better alignment than it asked for, so that a
     // vector access that needs more is found out.  Otherwise: whole cache lines.
     size_t step = checks ? 2 * alignment : alignment < 64 ? 64 : alignment;
-    {
-        std::lock_guard<std::mutex> lock(shared_mutex);
-        size_t at = (*used + (checks ? 256 : 0) + step - 1) / step * step + (checks ? alignment : 0);
-        if (at + bytes <= kStaticShared) {
-            *used = at + bytes;
-            shared_variables.push_back({used, kDynamicShared + at, bytes, name});
-            return kDynamicShared + at;
-        }
-    }
+    size_t at = (*used + (checks ? 256 : 0) + step - 1) / step * step + (checks ? alignment : 0);
+    if (bytes > kStaticLimit || at + bytes > kStaticShared) return ~size_t(0);
+    *used = at + bytes;
+    shared_variables.push_back({used, kDynamicShared + at, bytes, name});
+    return kDynamicShared + at;
+}
+
+void cudasim_no_shared(size_t bytes, const char* name) {
+    if (bytes > kStaticLimit)
+        cudasim_fail("declares %zu bytes of shared memory (%s); 48 KB is the limit for static "
+                     "variables, the rest must be dynamic", bytes, name);
     cudasim_fail("is in a module whose kernels declare more than %zu bytes of shared memory",
                  kStaticShared);
 }

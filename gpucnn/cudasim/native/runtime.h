@@ -66,8 +66,10 @@ void cudasim_copy_wait(int groups_left);
 // Memory that the kernel's own code did not touch, but an instruction did on its behalf.
 void cudasim_touch(const void* address, size_t bytes, int write, int atomic);
 
-// Room for one __shared__ variable of a module: its offset from the block's shared memory.
+// Room for one __shared__ variable of a module: its offset from the block's shared memory, or
+// ~0 if there is none left, which cudasim_no_shared then says.
 size_t cudasim_reserve_shared(size_t* used, size_t bytes, size_t alignment, const char* name);
+[[noreturn]] void cudasim_no_shared(size_t bytes, const char* name);
 #pragma GCC visibility pop
 }
 
