@@ -75,7 +75,8 @@ class Function:
     Inputs are Tensors, Python numbers or None; forward sees arrays, numbers and None.  It keeps
     what backward needs in `self.saved`; it may look at `self.needs`, which says for each input
     whether its gradient will be asked for (all False: nothing is recorded).  backward returns
-    None for an input without a gradient, and must not change dy.
+    None for an input without a gradient, and must not change dy; where `self.last_use` is true the
+    saved arrays are its own, to overwrite.
     """
 
     name = "function"
@@ -83,6 +84,7 @@ class Function:
     needs: tuple[bool, ...] = ()
     inputs: tuple[Operand, ...] = ()
     order = -1
+    last_use = False
     _versions: tuple[int, ...] = ()
 
     def forward(self, *arrays: Any) -> Array:
@@ -187,6 +189,7 @@ def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = F
             tensor.grad = dy if tensor.grad is None else tensor.grad + dy
         _check_usable(node)
         inputs, needs = node.inputs, node.needs
+        node.last_use = not retain_graph
         given = node.backward(dy)
         del dy
         if not retain_graph:

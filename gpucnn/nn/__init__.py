@@ -24,7 +24,8 @@ from gpucnn.nn.layers import (
     SoftmaxCrossEntropy,
     Tanh,
 )
-from gpucnn.nn.module import Module, Parameter, Sequential, observe
+from gpucnn.nn.module import Module, Parameter, observe
+from gpucnn.nn.sequential import Sequential
 from gpucnn.nn.summary import LayerSummary, Summary, summary
 
 __all__ = [

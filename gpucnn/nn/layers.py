@@ -50,8 +50,10 @@ class Conv2d(Module):
         self.w = Parameter(weight_init((out_channels, kh, kw, in_channels // groups), generator))
         self.b = Parameter(bias_init((out_channels,), generator)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.conv2d(x, self.w, self.b, self.stride, self.padding, self.dilation, self.groups)
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        return ops.conv2d(
+            x, self.w, self.b, self.stride, self.padding, self.dilation, self.groups, relu
+        )
 
     def extra(self) -> str:
         oc, kh, kw, c = self.w.shape

@@ -168,30 +168,9 @@ class Module:
         return 0
 
 
-class Sequential(Module):
-    """Modules one after another; indexing and slicing give modules back."""
-
-    def __init__(self, *layers: Module) -> None:
-        self.layers = list(layers)
-
-    def forward(self, x: Any) -> Any:
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-    def children(self) -> Iterator[tuple[str, Module]]:
-        for i, layer in enumerate(self.layers):
-            yield str(i), layer
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def __iter__(self) -> Iterator[Module]:
-        return iter(self.layers)
-
-    def __getitem__(self, index: int | slice) -> Module:
-        picked = self.layers[index]
-        return Sequential(*picked) if isinstance(picked, list) else picked
+def observed() -> bool:
+    """Whether somebody looks at what single modules give."""
+    return bool(_observers)
 
 
 @contextmanager

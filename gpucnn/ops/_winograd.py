@@ -21,7 +21,6 @@ memory, and V, U and M are contiguous where most of the time goes.
 Source: Lavin and Gray 2015; Cook and Toom's interpolation for the matrices.
 """
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -35,16 +34,13 @@ from gpucnn.threads import parallel, scratch, spans
 # more: on 384 channels their float32 error was 1.2e-5, that of these 3e-6 (im2col 4e-7).
 _POINTS = {4: (0.0, 1.0, -1.0), 6: (0.0, 0.75, -0.75, 1.5, -1.5)}
 
-# Tiles that are transformed at a time: 256 rows are enough for BLAS to multiply at full speed;
-# with 64, which would stay in a 2 MiB L2 cache, products took 1.3 times as long.
-_CHUNK_TILES = 256
+# Tiles between two rounds of products: enough for BLAS to multiply at full speed, few enough to
+# bound the memory of a large batch.
+_SPAN_TILES = 1024
 
 # Bytes of tiles that are gathered and transformed at a time, so that the second finds them in a
 # core's own cache.
 _PART_BYTES = 1 << 19
-
-# Chunks whose dM is kept until dU has been summed over them: bounds the memory of a large batch.
-_SUM_CHUNKS = 4
 
 
 def transforms(m: int, r: int) -> tuple[Array, Array, Array]:
@@ -80,38 +76,34 @@ class _Tiles:
         self.v, self.m, self.n = v, m, m + v.kh - 1
         self.down, self.across = -(-v.oh // m), -(-v.ow // m)
         self.per_image = self.down * self.across
-        self.images = max(1, _CHUNK_TILES // self.per_image)  # in one chunk
 
-    def chunks(self, images: slice | None = None) -> list[slice]:
-        """These images, or all, in slices of `self.images`."""
-        first, last = (0, self.v.n) if images is None else (images.start, images.stop)
-        return [slice(i, min(i + self.images, last)) for i in range(first, last, self.images)]
+    def spans(self) -> list[slice]:
+        """All images, in slices of about _SPAN_TILES tiles."""
+        return list(spans(self.v.n, max(1, _SPAN_TILES // self.per_image)))
 
-    def parts(
-        self, chunk: slice, channels: int, dtype: np.dtype[Any]
-    ) -> Iterator[tuple[slice, slice]]:
-        """A chunk cut into as many images as a transform holds in the cache: images, and their
-        tiles counted from the first of the chunk."""
+    def parts(self, images: slice, channels: int, dtype: np.dtype[Any]) -> list[slice]:
+        """These images, in slices whose tiles a core's cache holds."""
         image = self.per_image * self.n**2 * channels * dtype.itemsize
-        for part in spans(chunk.stop - chunk.start, max(1, _PART_BYTES // image)):
-            images = slice(chunk.start + part.start, chunk.start + part.stop)
-            yield images, slice(part.start * self.per_image, part.stop * self.per_image)
+        step = max(1, _PART_BYTES // image)
+        starts = range(images.start, images.stop, step)
+        return [slice(start, min(start + step, images.stop)) for start in starts]
 
-    def rows(self, chunk: slice) -> slice:
-        """The tiles of these images."""
-        return slice(chunk.start * self.per_image, chunk.stop * self.per_image)
+    def rows(self, images: slice, first: int = 0) -> slice:
+        """The tiles of these images, counted from those of image `first`."""
+        per_image = self.per_image
+        return slice((images.start - first) * per_image, (images.stop - first) * per_image)
 
-    def gather(self, x: Array, chunk: slice) -> Array:
-        """The overlapping tiles of a chunk of x, zeros around: (tiles, n * n, C)."""
+    def gather(self, x: Array, images: slice) -> Array:
+        """The overlapping tiles of these images of x, zeros around: (tiles, n * n, C)."""
         v, m, n = self.v, self.m, self.n
-        count = chunk.stop - chunk.start
+        count = images.stop - images.start
         h, w = m * self.down + v.kh - 1, m * self.across + v.kw - 1
         padded = scratch("winograd padded", (count, h, w, v.c), x.dtype)
         padded[:, : v.top] = 0
         padded[:, v.top + v.h :] = 0
         padded[:, v.top : v.top + v.h, : v.left] = 0
         padded[:, v.top : v.top + v.h, v.left + v.w :] = 0
-        padded[:, v.top : v.top + v.h, v.left : v.left + v.w] = x[chunk]
+        padded[:, v.top : v.top + v.h, v.left : v.left + v.w] = x[images]
         sn, sh, sw, sc = padded.strides
         view = np.lib.stride_tricks.as_strided(
             padded, (count, self.down, self.across, n, n, v.c), (sn, m * sh, m * sw, sh, sw, sc)
@@ -120,10 +112,10 @@ class _Tiles:
         np.copyto(tiles, view)
         return tiles.reshape(-1, n * n, v.c)
 
-    def overlap_add(self, tiles: Array, dx: Array, chunk: slice) -> None:
-        """The adjoint of gather: tiles (tiles, n * n, C) summed into dx[chunk]."""
+    def overlap_add(self, tiles: Array, dx: Array, images: slice) -> None:
+        """The adjoint of gather: tiles (tiles, n * n, C) summed into dx[images]."""
         v, m, n = self.v, self.m, self.n
-        count, blocks = chunk.stop - chunk.start, -(-n // m)
+        count, blocks = images.stop - images.start, -(-n // m)
         d = tiles.reshape(count, self.down, self.across, n, n, v.c)
         shape = (count, self.down + blocks - 1, m, self.across + blocks - 1, m, v.c)
         total = scratch("winograd padded", shape, dx.dtype)
@@ -142,131 +134,148 @@ class _Tiles:
                 else:
                     into += part
         rows = total.reshape(count, shape[1] * m, shape[3] * m, v.c)
-        dx[chunk] = rows[:, v.top : v.top + v.h, v.left : v.left + v.w]
+        dx[images] = rows[:, v.top : v.top + v.h, v.left : v.left + v.w]
 
-    def scatter(self, result: Array, b: Array | None, y: Array, chunk: slice) -> None:
-        """Lay the tiles result (tiles, m * m, OC), plus b, into y[chunk]."""
-        v, m, oc = self.v, self.m, y.shape[3]
-        count = chunk.stop - chunk.start
-        exact = v.oh == m * self.down and v.ow == m * self.across
-        shape = (count, m * self.down, m * self.across, oc)
-        whole = y[chunk] if exact else scratch("winograd padded", shape, y.dtype)
-        into = whole.reshape(count, self.down, m, self.across, m, oc).transpose(0, 1, 3, 2, 4, 5)
-        part = result.reshape(into.shape)
+    def scatter(self, result: Array, b: Array | None, relu: bool, y: Array, images: slice) -> None:
+        """Lay the tiles result (tiles, m * m, OC), plus b, into y[images], clipped if `relu`."""
+        v, m = self.v, self.m
+        y = y[images]
+        shape = (len(y), m * self.down, m * self.across, y.shape[3])
+        whole = y if y.shape == shape else scratch("winograd padded", shape, y.dtype)
+        into = self._cut(whole)
         if b is None:
-            np.copyto(into, part)
+            np.copyto(into, result.reshape(into.shape))
         else:
-            np.add(part, b, out=into)
-        if not exact:
-            y[chunk] = whole[:, : v.oh, : v.ow]
+            np.add(result.reshape(into.shape), b, out=into)
+        if whole is not y:
+            y[...] = whole[:, : v.oh, : v.ow]
+        if relu:
+            np.clip(y, 0, np.inf, out=y)  # while it is in the cache
 
-    def gather_result(self, dy: Array, chunk: slice) -> Array:
-        """The adjoint of scatter: dy[chunk] as tiles (tiles, m * m, OC)."""
+    def gather_result(self, dy: Array, y: Array | None, images: slice) -> Array:
+        """The adjoint of scatter: dy[images] as tiles (tiles, m * m, OC), where y is positive."""
         v, m, oc = self.v, self.m, dy.shape[3]
-        count = chunk.stop - chunk.start
-        whole = dy[chunk]
-        if v.oh != m * self.down or v.ow != m * self.across:
-            shape = (count, m * self.down, m * self.across, oc)
+        count = images.stop - images.start
+        shape = (count, m * self.down, m * self.across, oc)
+        dy = dy[images]
+        alive = None
+        if y is not None:
+            alive = np.greater(y[images], 0, out=scratch("winograd alive", dy.shape, bool))
+        if dy.shape != shape:
             whole = scratch("winograd padded", shape, dy.dtype)
             whole[:, v.oh :] = 0
             whole[:, : v.oh, v.ow :] = 0
-            whole[:, : v.oh, : v.ow] = dy[chunk]
-        view = whole.reshape(count, self.down, m, self.across, m, oc).transpose(0, 1, 3, 2, 4, 5)
-        tiles = scratch("winograd tiles", view.shape, dy.dtype)
-        np.copyto(tiles, view)
+            _copy(dy, alive, whole[:, : v.oh, : v.ow])
+            dy, alive = whole, None
+        tiles = scratch("winograd tiles", (count, self.down, self.across, m, m, oc), dy.dtype)
+        _copy(self._cut(dy), None if alive is None else self._cut(alive), tiles)
         return tiles.reshape(-1, m * m, oc)
+
+    def _cut(self, whole: Array) -> Array:
+        """A view of images (images, H, W, OC): (images, down, across, m, m, OC)."""
+        shape = (len(whole), self.down, self.m, self.across, self.m, whole.shape[3])
+        return whole.reshape(shape).transpose(0, 1, 3, 2, 4, 5)
+
+
+def _copy(source: Array, alive: Array | None, into: Array) -> None:
+    """source, or 0 where it is not alive."""
+    if alive is None:
+        np.copyto(into, source)
+    else:
+        np.multiply(source, alive, out=into)
 
 
 def forward(
-    x: Array, w: Array, b: Array | None, window: Window, m: int, keep: bool
+    x: Array, w: Array, b: Array | None, window: Window, m: int, relu: bool, keep: bool
 ) -> tuple[Array, tuple[Array, ...]]:
-    """The convolution and, if `keep`, what backward needs: V and U."""
+    """The convolution, clipped at 0 if `relu`, and, if `keep`, what backward needs: V and U."""
     oc, r = w.shape[:2]
-    ka, kg, kb = _kronecker(m, r, x.dtype)
-    tiles, n2 = _Tiles(window, m), len(kb)
+    kg = _kronecker(m, r, x.dtype)[1]
+    tiles, n2 = _Tiles(window, m), len(kg)
     u = np.empty((n2, oc, window.c), x.dtype)
 
     def transform(filters: slice) -> None:
         by_filter = u[:, filters].transpose(1, 0, 2)
         np.matmul(kg, w[filters].reshape(-1, r * r, window.c), out=by_filter)
 
-    parallel(transform, list(spans(oc, 64)))
+    parallel(transform, spans(oc, 64))
     y = np.empty((window.n, window.oh, window.ow, oc), x.dtype)
-    v = np.empty((n2, window.n * tiles.per_image, window.c), x.dtype) if keep else None
+    kept = np.empty((n2, window.n * tiles.per_image, window.c), x.dtype) if keep else None
 
-    def convolve(chunk: slice) -> None:
-        count = (chunk.stop - chunk.start) * tiles.per_image
-        if v is None:
-            v_chunk = scratch("winograd v", (n2, count, window.c), x.dtype)
+    for images in tiles.spans():
+        rows = tiles.rows(images)
+        count = rows.stop - rows.start
+        if kept is not None:
+            v = kept[:, rows]
         else:
-            v_chunk = v[:, tiles.rows(chunk)]
-        for images, rows in tiles.parts(chunk, window.c, x.dtype):
-            np.matmul(kb, tiles.gather(x, images), out=v_chunk[:, rows].transpose(1, 0, 2))
+            v = scratch("winograd v", (n2, count, window.c), x.dtype)
         products = scratch("winograd products", (n2, count, oc), x.dtype)
-        np.matmul(v_chunk, u.transpose(0, 2, 1), out=products)
-        for images, rows in tiles.parts(chunk, oc, x.dtype):
-            result = scratch("winograd tiles", (rows.stop - rows.start, len(ka), oc), x.dtype)
-            np.matmul(ka, products[:, rows].transpose(1, 0, 2), out=result)
-            tiles.scatter(result, b, y, images)
+        _forward_span(x, b, y, u, v, products, tiles, images, relu)
+    return y, () if kept is None else (kept, u)
 
-    parallel(convolve, tiles.chunks())
-    return y, () if v is None else (v, u)
+
+def _forward_span(
+    x: Array,
+    b: Array | None,
+    y: Array,
+    u: Array,
+    v: Array,
+    products: Array,
+    tiles: _Tiles,
+    images: slice,
+    relu: bool,
+) -> None:
+    """From x[images] to y[images], by way of v and the products."""
+    ka, _, kb = _kronecker(tiles.m, tiles.v.kh, x.dtype)
+
+    def transform(part: slice) -> None:
+        into = v[:, tiles.rows(part, images.start)].transpose(1, 0, 2)
+        np.matmul(kb, tiles.gather(x, part), out=into)
+
+    def multiply(p: int) -> None:
+        np.matmul(v[p], u[p].T, out=products[p])
+
+    def transform_back(part: slice) -> None:
+        of_part = products[:, tiles.rows(part, images.start)].transpose(1, 0, 2)
+        shape = (len(of_part), len(ka), y.shape[3])
+        result = np.matmul(ka, of_part, out=scratch("winograd tiles", shape, y.dtype))
+        tiles.scatter(result, b, relu, y, part)
+
+    parallel(transform, tiles.parts(images, x.shape[3], x.dtype))
+    parallel(multiply, range(len(u)))
+    parallel(transform_back, tiles.parts(images, y.shape[3], y.dtype))
 
 
 def backward(
     dy: Array,
+    y: Array | None,
     kept: tuple[Array, ...],
     w_shape: tuple[int, ...],
     window: Window,
     m: int,
     needs: tuple[bool, ...],
+    last_use: bool,
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """dx, dw and db, as far as needed: dM = KA^T dy serves dx and dw."""
+    """dx, dw and db, as far as needed: dM = KA^T dy serves dx and dw.
+
+    y is the result if it was clipped.  If this is the last use of V, dV takes its memory.
+    """
     v, u = kept
     oc, r = w_shape[:2]
-    ka, kg, kb = _kronecker(m, r, dy.dtype)
-    tiles, n2 = _Tiles(window, m), len(kb)
+    kg = _kronecker(m, r, dy.dtype)[1]
+    tiles = _Tiles(window, m)
     dx = np.empty((window.n, window.h, window.w, window.c), dy.dtype) if needs[0] else None
     du = np.empty_like(u) if needs[1] else None
-    db = np.empty((len(tiles.chunks()), oc), dy.dtype) if needs[2] else None
+    db = np.zeros(oc, dy.dtype) if needs[2] else None
 
-    for images in spans(window.n, _SUM_CHUNKS * tiles.images):
-        all_rows = tiles.rows(images)
-        dm = np.empty((n2, all_rows.stop - all_rows.start, oc), dy.dtype)
+    for images in tiles.spans():
+        rows = tiles.rows(images)
+        dm = scratch("winograd products", (len(u), rows.stop - rows.start, oc), dy.dtype)
+        dv = v[:, rows]
+        if dx is not None and not last_use:
+            dv = scratch("winograd v", dv.shape, dy.dtype)
+        _backward_span(dy, y, dx, du, db, u, v[:, rows], dm, dv, tiles, images)
 
-        def chunk_backward(chunk: slice, dm: Array = dm, start: int = all_rows.start) -> None:
-            own = tiles.rows(chunk)
-            dm_chunk = dm[:, own.start - start : own.stop - start]
-            if db is not None:
-                db_chunk = db[chunk.start // tiles.images]
-                db_chunk[...] = 0
-            for images, rows in tiles.parts(chunk, oc, dy.dtype):
-                dy_tiles = tiles.gather_result(dy, images)
-                np.matmul(ka.T, dy_tiles, out=dm_chunk[:, rows].transpose(1, 0, 2))
-                if db is not None:  # here dy is in the cache; BLAS adds rows faster than sum()
-                    rows_of_dy = dy_tiles.reshape(-1, oc)
-                    db_chunk += np.ones(len(rows_of_dy), dy.dtype) @ rows_of_dy
-            if dx is None:
-                return
-            dv = scratch("winograd v", (n2, dm_chunk.shape[1], window.c), dy.dtype)
-            np.matmul(dm_chunk, u, out=dv)
-            for images, rows in tiles.parts(chunk, window.c, dy.dtype):
-                dd = scratch("winograd tiles", (rows.stop - rows.start, n2, window.c), dy.dtype)
-                np.matmul(kb.T, dv[:, rows].transpose(1, 0, 2), out=dd)
-                tiles.overlap_add(dd, dx, images)
-
-        def position_backward(p: int, dm: Array = dm, rows: slice = all_rows) -> None:
-            assert du is not None
-            if rows.start == 0:
-                np.matmul(dm[p].T, v[p, rows], out=du[p])
-            else:
-                du[p] += dm[p].T @ v[p, rows]
-
-        parallel(chunk_backward, tiles.chunks(images))
-        if du is not None:
-            parallel(position_backward, range(n2))
-
-    db = None if db is None else db.sum(axis=0)
     if du is None:
         return dx, None, db
     dw = np.empty((oc, r * r, window.c), dy.dtype)
@@ -274,5 +283,53 @@ def backward(
     def transform(filters: slice) -> None:
         np.matmul(kg.T, du[:, filters].transpose(1, 0, 2), out=dw[filters])
 
-    parallel(transform, list(spans(oc, 64)))
+    parallel(transform, spans(oc, 64))
     return dx, dw.reshape(w_shape), db
+
+
+def _backward_span(
+    dy: Array,
+    y: Array | None,
+    dx: Array | None,
+    du: Array | None,
+    db: Array | None,
+    u: Array,
+    v: Array,
+    dm: Array,
+    dv: Array,
+    tiles: _Tiles,
+    images: slice,
+) -> None:
+    """From dy[images] to dx[images], and to what these images add to du and db."""
+    ka, _, kb = _kronecker(tiles.m, tiles.v.kh, dy.dtype)
+    parts = tiles.parts(images, dy.shape[3], dy.dtype)
+    sums = np.empty((len(parts), dy.shape[3]), dy.dtype)
+
+    def transform(i: int) -> None:
+        dy_tiles = tiles.gather_result(dy, y, parts[i])
+        into = dm[:, tiles.rows(parts[i], images.start)].transpose(1, 0, 2)
+        np.matmul(ka.T, dy_tiles, out=into)
+        if db is not None:  # here dy is in the cache; BLAS adds rows faster than sum()
+            rows = dy_tiles.reshape(-1, dy.shape[3])
+            np.matmul(np.ones(len(rows), dy.dtype), rows, out=sums[i])
+
+    def multiply(p: int) -> None:
+        if du is not None:
+            if images.start == 0:
+                np.matmul(dm[p].T, v[p], out=du[p])
+            else:
+                du[p] += dm[p].T @ v[p]
+        if dx is not None:
+            np.matmul(dm[p], u[p], out=dv[p])
+
+    def transform_back(part: slice) -> None:
+        of_part = dv[:, tiles.rows(part, images.start)].transpose(1, 0, 2)
+        tiles_of_dx = scratch("winograd tiles", of_part.shape, dy.dtype)
+        tiles.overlap_add(np.matmul(kb.T, of_part, out=tiles_of_dx), dx, part)
+
+    parallel(transform, range(len(parts)))
+    if db is not None:
+        db += sums.sum(axis=0)
+    parallel(multiply, range(len(u)))
+    if dx is not None:
+        parallel(transform_back, tiles.parts(images, dx.shape[3], dy.dtype))

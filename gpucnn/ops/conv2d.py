@@ -91,9 +91,7 @@ class _Conv2d(Function):
     def backward(self, dy: Array) -> Gradients:
         assert self.saved is not None
         y, kept = self.saved
-        if y is not None:
-            dy = _relu_backward(dy, y)
-        return _backward(dy, kept, self.window, self.needs)  # type: ignore[no-any-return]
+        return _backward(dy, y, kept, self.window, self.needs, self.last_use)  # type: ignore[no-any-return]
 
 
 # --- any array module: im2col by strides and matmul ---
@@ -105,7 +103,7 @@ def _forward_array(
     b: Array | None,
     window: Window,
     needs: tuple[bool, ...],
-    relu: bool = False,
+    relu: bool,
 ) -> tuple[Array, tuple[Any, ...]]:
     """The convolution, and what backward needs of its inputs."""
     columns = _columns(x, window)  # (groups, N * OH * OW, KH * KW * C / groups)
@@ -116,10 +114,17 @@ def _forward_array(
 
 
 def _backward_array(
-    dy: Array, kept: tuple[Any, ...], window: Window, needs: tuple[bool, ...]
+    dy: Array,
+    y: Array | None,
+    kept: tuple[Any, ...],
+    window: Window,
+    needs: tuple[bool, ...],
+    last_use: bool,
 ) -> Gradients:
+    """dx, dw and db, as far as needed; y is the result if it was clipped at 0."""
     x, w = kept
     v, groups = window, window.groups
+    dy = dy if y is None else _relu_backward(dy, y)
     dy_g = dy.reshape(v.n * v.oh * v.ow, groups, w.shape[0] // groups).transpose(1, 0, 2)
     dx = dw = db = None
     if needs[0]:
@@ -255,30 +260,37 @@ def _forward_numpy(
     b: Array | None,
     window: Window,
     needs: tuple[bool, ...],
-    relu: bool = False,
+    relu: bool,
 ) -> tuple[Array, tuple[Any, ...]]:
     x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
     kept: tuple[Any, ...] = (x, w)
     m = 0 if x.size == 0 else _tile(window, w.shape[0])
     if x.size == 0:
-        y, kept = _forward_array(x, w, b, window, needs)
+        y, kept = _forward_array(x, w, b, window, needs, relu)
     elif m == 0:
         y = _im2col.forward(x, w, b, window)
+        y = _relu(y) if relu else y
     else:
-        y, kept = _winograd.forward(x, w, b, window, m, any(needs))
-    return _relu(y) if relu else y, (m, w.shape, *kept)
+        y, kept = _winograd.forward(x, w, b, window, m, relu, any(needs))
+    return y, (m, w.shape, *kept)
 
 
 def _backward_numpy(
-    dy: Array, kept: tuple[Any, ...], window: Window, needs: tuple[bool, ...]
+    dy: Array,
+    y: Array | None,
+    kept: tuple[Any, ...],
+    window: Window,
+    needs: tuple[bool, ...],
+    last_use: bool,
 ) -> Gradients:
     m, w_shape, *arrays = kept
     dy = np.ascontiguousarray(dy)
+    if m:
+        return _winograd.backward(dy, y, tuple(arrays), w_shape, window, m, needs, last_use)
     if dy.size == 0:
-        return _backward_array(dy, tuple(arrays), window, needs)
-    if m == 0:
-        return _im2col.backward(dy, arrays[0], arrays[1], window, needs)
-    return _winograd.backward(dy, tuple(arrays), w_shape, window, m, needs)
+        return _backward_array(dy, y, tuple(arrays), window, needs, last_use)
+    dy = dy if y is None else _relu_backward(dy, y)
+    return _im2col.backward(dy, arrays[0], arrays[1], window, needs)
 
 
 # --- CUDA ---
@@ -290,7 +302,7 @@ def _forward_cuda(
     b: Array | None,
     window: Window,
     needs: tuple[bool, ...],
-    relu: bool = False,
+    relu: bool,
 ) -> tuple[Array, tuple[Any, ...]]:
     if x.dtype != np.float32:  # the kernels are float32; float64 is for gradient checks
         return _forward_array(x, w, b, window, needs, relu)
@@ -300,11 +312,17 @@ def _forward_cuda(
 
 
 def _backward_cuda(
-    dy: Array, kept: tuple[Any, ...], window: Window, needs: tuple[bool, ...]
+    dy: Array,
+    y: Array | None,
+    kept: tuple[Any, ...],
+    window: Window,
+    needs: tuple[bool, ...],
+    last_use: bool,
 ) -> Gradients:
     if dy.dtype != np.float32:
-        return _backward_array(dy, kept, window, needs)
+        return _backward_array(dy, y, kept, window, needs, last_use)
     x, w = kept
+    dy = dy if y is None else _relu_backward(dy, y)
     plain = _algorithm == "plain"
     dy = array_module(dy).ascontiguousarray(dy)
     dx = dw = db = None

@@ -105,3 +105,29 @@ def test_observers_see_every_call_inside_the_block_only():
 def test_astype_converts_parameters_and_buffers():
     block = Block().astype(np.float64)
     assert {v.dtype for v in block.state_dict().values()} == {np.dtype(np.float64)}
+
+
+def test_a_relu_inside_the_convolution_before_it_changes_no_bit(rng):
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.ReLU()]
+    model = nn.Sequential(*layers)
+    x = gpucnn.tensor(rng.standard_normal((2, 9, 9, 3), dtype=np.float32))
+    results = []
+    for run in (model, lambda x: layers[4](layers[3](layers[2](layers[1](layers[0](x)))))):
+        y = run(x)
+        (y * y).sum().backward()
+        results.append([y.data, *(parameter.grad for parameter in model.parameters())])
+        for parameter in model.parameters():
+            parameter.grad = None
+    for inside, apart in zip(*results, strict=True):
+        np.testing.assert_array_equal(inside, apart)
+
+
+def test_an_observer_sees_the_convolution_and_the_relu_apart(rng):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    outputs = []
+    with nn.observe(lambda module, inputs, output: outputs.append(output.data)):
+        model(gpucnn.tensor(rng.standard_normal((1, 5, 5, 3), dtype=np.float32)))
+    convolved, clipped, result = outputs
+    assert convolved.min() < 0
+    np.testing.assert_array_equal(np.maximum(convolved, 0), clipped)
+    np.testing.assert_array_equal(clipped, result)

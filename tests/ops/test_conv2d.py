@@ -80,11 +80,11 @@ def test_forward_matches_the_loops(geometry, algorithm):
 def test_numpy_half_equals_the_array_half(geometry, algorithm):
     set_conv_algorithm(algorithm)
     x, w, b, window = draw(geometry)
-    expected_y, expected_kept = _forward_array(x, w, b, window, ALL)
-    y, kept = _forward_numpy(x, w, b, window, ALL)
+    expected_y, expected_kept = _forward_array(x, w, b, window, ALL, False)
+    y, kept = _forward_numpy(x, w, b, window, ALL, False)
     dy = rng.standard_normal(y.shape)
-    expected = (expected_y, *_backward_array(dy, expected_kept, window, ALL))
-    actual = (y, *_backward_numpy(dy, kept, window, ALL))
+    expected = (expected_y, *_backward_array(dy, None, expected_kept, window, ALL, False))
+    actual = (y, *_backward_numpy(dy, None, kept, window, ALL, False))
     for a, e in zip(actual, expected, strict=True):
         assert a.shape == e.shape
         assert a.dtype == e.dtype
@@ -165,11 +165,13 @@ def test_any_geometry_that_fits_matches_the_array_half(
     set_conv_algorithm(algorithm)
     draws = np.random.default_rng(sum(sizes))
     x, f = draws.standard_normal((n, h, w, c)), draws.standard_normal((oc, *kernel, c))
-    y, kept = _forward_numpy(x, f, None, window, (True, True, False))
-    expected_y, expected_kept = _forward_array(x, f, None, window, (True, True, False))
+    y, kept = _forward_numpy(x, f, None, window, (True, True, False), False)
+    expected_y, expected_kept = _forward_array(x, f, None, window, (True, True, False), False)
     dy = draws.standard_normal(y.shape)
-    dx, dw, db = _backward_numpy(dy, kept, window, (True, True, False))
-    expected_dx, expected_dw, _ = _backward_array(dy, expected_kept, window, (True, True, False))
+    dx, dw, db = _backward_numpy(dy, None, kept, window, (True, True, False), False)
+    expected_dx, expected_dw, _ = _backward_array(
+        dy, None, expected_kept, window, (True, True, False), False
+    )
     assert db is None
     np.testing.assert_allclose(y, expected_y, rtol=1e-11, atol=1e-11)
     np.testing.assert_allclose(dx, expected_dx, rtol=1e-11, atol=1e-11)
@@ -262,8 +264,8 @@ def test_bits_do_not_depend_on_the_number_of_threads(geometry, algorithm):
     results = []
     for threads in (1, 2, 5, 2):
         gpucnn.set_num_threads(threads)
-        y, kept = _forward_numpy(x, w, b, window, ALL)
-        results.append((y, *_backward_numpy(dy, kept, window, ALL)))
+        y, kept = _forward_numpy(x, w, b, window, ALL, False)
+        results.append((y, *_backward_numpy(dy, None, kept, window, ALL, False)))
     for other in results[1:]:
         for a, e in zip(other, results[0], strict=True):
             np.testing.assert_array_equal(a, e)
@@ -272,11 +274,11 @@ def test_bits_do_not_depend_on_the_number_of_threads(geometry, algorithm):
 def test_float32_errors_are_what_the_docstring_says():
     geometry = (8, 8, 8, 384, 64, (3, 3), 1, ((1, 1), (1, 1)), 1, 1)
     x, w, b, window = draw(geometry, np.float32)
-    expected = _forward_array(*(a.astype(np.float64) for a in (x, w, b)), window, ALL)[0]
+    expected = _forward_array(*(a.astype(np.float64) for a in (x, w, b)), window, ALL, False)[0]
     errors = {}
     for algorithm in ("winograd", "exact"):
         set_conv_algorithm(algorithm)
-        errors[algorithm] = relative(_forward_numpy(x, w, b, window, ALL)[0], expected)
+        errors[algorithm] = relative(_forward_numpy(x, w, b, window, ALL, False)[0], expected)
     assert errors["exact"] < 1e-6
     assert errors["exact"] < errors["winograd"] < 1e-5
 
@@ -286,8 +288,8 @@ def test_only_what_needs_a_gradient_gets_one():
     for algorithm in ("winograd", "im2col"):
         set_conv_algorithm(algorithm)
         for needs in ((False, True, True), (True, False, False), (False, False, True)):
-            y, kept = _forward_numpy(x, w, b, window, needs)
-            given = _backward_numpy(np.ones_like(y), kept, window, needs)
+            y, kept = _forward_numpy(x, w, b, window, needs, False)
+            given = _backward_numpy(np.ones_like(y), None, kept, window, needs, False)
             assert tuple(g is not None for g in given) == needs
 
 
@@ -335,6 +337,23 @@ def test_relu_inside_equals_relu_after(algorithm):
         results.append([y.data, *(leaf.grad for leaf in leaves)])
     for inside, after in zip(*results, strict=True):
         np.testing.assert_array_equal(inside, after)
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
+def test_a_kept_graph_gives_the_same_gradients_twice(algorithm):
+    set_conv_algorithm(algorithm)
+    shapes = ((300, 4, 4, 5), (4, 3, 3, 5), (4,))  # 300 images: more tiles than one span
+    leaves = [gpucnn.tensor(rng.standard_normal(s), requires_grad=True) for s in shapes]
+    loss = conv2d(*leaves, padding=1, relu=True).sum()
+    results = []
+    for retain_graph in (True, True, False):
+        loss.backward(retain_graph=retain_graph)
+        results.append([leaf.grad for leaf in leaves])
+        for leaf in leaves:
+            leaf.grad = None
+    for again in results[1:]:
+        for a, e in zip(again, results[0], strict=True):
+            np.testing.assert_array_equal(a, e)
 
 
 def test_both_halves_have_the_same_signature():
