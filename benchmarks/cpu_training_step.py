@@ -1,7 +1,7 @@
 """Times a training step on the CPU beside PyTorch's, in both of its layouts.
 
     python benchmarks/cpu_training_step.py                 the table: batch, threads, BLAS
-    python benchmarks/cpu_training_step.py --model keras   AlexNet at 227 x 227, batch 8
+    python benchmarks/cpu_training_step.py --model keras   the lecture's AlexNet, 227 x 227, batch 8
     python benchmarks/cpu_training_step.py --growth        time over batch and over image side
     python benchmarks/cpu_training_step.py --overhead      autograd against the bare arithmetic
 
@@ -33,20 +33,29 @@ MODELS = ("cifar10", "keras")
 
 
 def keras_layers() -> list[tuple[Any, ...]]:
-    """The AlexNet of many Keras tutorials, 227 x 227: (kind, sizes...)."""
+    """gpucnn.models.alexnet_keras, for images 227 x 227 of one channel: (kind, sizes...)."""
     return [
-        ("conv", 3, 96, 11, 4, 0),
-        ("pool", 3, 2),
+        ("conv", 1, 96, 11, 4, 4),
+        ("norm", 96),
+        ("pool", 2, 2),
         ("conv", 96, 256, 5, 1, 2),
+        ("norm", 256),
         ("pool", 3, 2),
         ("conv", 256, 384, 3, 1, 1),
+        ("norm", 384),
         ("conv", 384, 384, 1, 1, 0),
-        ("conv", 384, 256, 1, 1, 0),
-        ("pool", 3, 2),
+        ("norm", 384),
+        ("conv", 384, 256, 3, 1, 1),
+        ("norm", 256),
+        ("pool", 2, 2, True),  # ceil: the 14th row and column are padding
         ("flatten",),
-        ("linear", 6 * 6 * 256, 4096),
+        ("linear", 7 * 7 * 256, 4096),
+        ("dropout", 0.4),
         ("linear", 4096, 4096),
-        ("last", 4096, 10),
+        ("dropout", 0.4),
+        ("linear", 4096, 1000),
+        ("dropout", 0.4),
+        ("last", 1000, 10),
     ]
 
 
@@ -62,9 +71,9 @@ def cifar_layers(side: int = 32) -> list[tuple[Any, ...]]:
         ("conv", 256, 256, 3, 1, 1),
         ("pool", 2, 2),
         ("flatten",),
-        ("dropout",),
+        ("dropout", 0.5),
         ("linear", (side // 8) ** 2 * 256, 1024),
-        ("dropout",),
+        ("dropout", 0.5),
         ("linear", 1024, 1024),
         ("last", 1024, 10),
     ]
@@ -72,6 +81,10 @@ def cifar_layers(side: int = 32) -> list[tuple[Any, ...]]:
 
 def layers_of(task: dict[str, Any]) -> list[tuple[Any, ...]]:
     return keras_layers() if task["model"] == "keras" else cifar_layers(task["side"])
+
+
+def channels_of(task: dict[str, Any]) -> int:
+    return int(layers_of(task)[0][1])
 
 
 # --- the two sides ---
@@ -88,19 +101,23 @@ def gpucnn_steps(task: dict[str, Any]) -> tuple[Callable[[], object], Callable[[
         if kind == "conv":
             c, oc, k, stride, padding = sizes
             modules += [nn.Conv2d(c, oc, k, stride=stride, padding=padding), nn.ReLU()]
+        elif kind == "norm":
+            modules.append(nn.BatchNorm(*sizes))
         elif kind == "pool":
-            modules.append(nn.MaxPool2d(*sizes))
+            size, stride, *ceil = sizes
+            modules.append(nn.MaxPool2d(size, stride, ceil=bool(ceil)))
         elif kind == "flatten":
             modules.append(nn.Flatten())
         elif kind == "dropout":
-            modules.append(nn.Dropout(0.5))
+            modules.append(nn.Dropout(*sizes))
         else:
             modules += [nn.Linear(*sizes), *([nn.ReLU()] if kind == "linear" else [])]
     model = nn.Sequential(*modules)
     optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     rng = np.random.default_rng(0)
     side = task["side"]
-    x = gpucnn.tensor(rng.standard_normal((task["batch"], side, side, 3), dtype=np.float32))
+    shape = (task["batch"], side, side, channels_of(task))
+    x = gpucnn.tensor(rng.standard_normal(shape, dtype=np.float32))
     labels = rng.integers(0, 10, task["batch"])
 
     def train() -> None:
@@ -130,16 +147,19 @@ def torch_steps(
         if kind == "conv":
             c, oc, k, stride, padding = sizes
             modules += [nn.Conv2d(c, oc, k, stride=stride, padding=padding), nn.ReLU()]
+        elif kind == "norm":
+            modules.append(nn.BatchNorm2d(*sizes))
         elif kind == "pool":
-            modules.append(nn.MaxPool2d(*sizes))
+            size, stride, *ceil = sizes
+            modules.append(nn.MaxPool2d(size, stride, ceil_mode=bool(ceil)))
         elif kind == "flatten":
             modules.append(nn.Flatten())
         elif kind == "dropout":
-            modules.append(nn.Dropout(0.5))
+            modules.append(nn.Dropout(*sizes))
         else:
             modules += [nn.Linear(*sizes), *([nn.ReLU()] if kind == "linear" else [])]
     model = nn.Sequential(*modules)
-    x = torch.randn(task["batch"], 3, task["side"], task["side"])
+    x = torch.randn(task["batch"], channels_of(task), task["side"], task["side"])
     labels = torch.randint(0, 10, (task["batch"],))
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -194,6 +214,9 @@ def bare_step(task: dict[str, Any]) -> Callable[[], object]:
     images = rng.standard_normal((batch, side, side, 3), dtype=np.float32)
     labels = rng.integers(0, 10, batch)
 
+    def conv_back(y: Any, kept: Any, v: Window, needs: Any) -> Callable[[Any], Any]:
+        return lambda d: _backward(d, y, kept, v, needs, True)
+
     def step() -> None:
         optimizer.zero_grad()
         x, undo = images, []
@@ -203,8 +226,8 @@ def bare_step(task: dict[str, Any]) -> Callable[[], object]:
                 _, _, k, stride, padding = sizes
                 v = Window.of("conv", x.shape, (k, k), stride, padding)
                 needs = (not first, True, True)
-                x, kept = _forward(x, w.data, b.data, v, needs)
-                undo.append((w, b, lambda d, kept=kept, v=v, n=needs: _backward(d, kept, v, n)))
+                x, kept = _forward(x, w.data, b.data, v, needs, True)
+                undo.append((w, b, conv_back(x, kept, v, needs)))
             elif kind == "pool":
                 v = Window.of("pool", x.shape, *sizes, 0)
                 x, kept = _max_forward(x, v, True)
@@ -222,7 +245,7 @@ def bare_step(task: dict[str, Any]) -> Callable[[], object]:
                 needs = (True, True, True)
                 undo.append((w, b, lambda d, x=x, w=w, n=needs: linear_backward(d, x, w.data, n)))
                 x = linear_forward(x, w.data, b.data)
-            if kind in ("conv", "linear"):
+            if kind == "linear":
                 x = _relu(x)
                 undo.append((None, None, lambda d, y=x: _relu_backward(d, y)))
         d = np.exp(x - x.max(axis=1, keepdims=True))
