@@ -4,6 +4,7 @@
     python benchmarks/cpu_training_step.py --model keras   the lecture's AlexNet, 227 x 227, batch 8
     python benchmarks/cpu_training_step.py --growth        time over batch and over image side
     python benchmarks/cpu_training_step.py --overhead      autograd against the bare arithmetic
+    python benchmarks/cpu_training_step.py --epoch DIR     one epoch of the CIFAR-10 that DIR holds
 
 A step is forward, softmax cross entropy, backward, and SGD with momentum and weight decay.
 Ratios are gpucnn's time over that of PyTorch's better layout, round by round; their median is
@@ -14,7 +15,9 @@ import argparse
 import importlib.util
 import json
 import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,8 @@ from _peer import (
     run_child,
     seconds,
 )
+
+Batch = Callable[[Any, Any], None]  # trains on images (N, H, W, C) and labels (N,)
 
 OWN, PEERS = "gpucnn", ["torch channels_last", "torch nchw"]
 MODELS = ("cifar10", "keras")
@@ -90,7 +95,7 @@ def channels_of(task: dict[str, Any]) -> int:
 # --- the two sides ---
 
 
-def gpucnn_steps(task: dict[str, Any]) -> tuple[Callable[[], object], Callable[[], object]]:
+def gpucnn_steps(task: dict[str, Any]) -> tuple[Callable[[], object], Callable[[], object], Batch]:
     import gpucnn
     from gpucnn import nn, ops, optim
 
@@ -131,12 +136,17 @@ def gpucnn_steps(task: dict[str, Any]) -> tuple[Callable[[], object], Callable[[
             model(x)
         model.train()
 
-    return train, infer
+    def train_on(images: Any, classes: Any) -> None:
+        nonlocal x, labels
+        x, labels = gpucnn.tensor(images), classes
+        train()
+
+    return train, infer, train_on
 
 
 def torch_steps(
     task: dict[str, Any], channels_last: bool
-) -> tuple[Callable[[], object], Callable[[], object]]:
+) -> tuple[Callable[[], object], Callable[[], object], Batch]:
     import torch
     from torch import nn
 
@@ -159,11 +169,10 @@ def torch_steps(
         else:
             modules += [nn.Linear(*sizes), *([nn.ReLU()] if kind == "linear" else [])]
     model = nn.Sequential(*modules)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.randn(task["batch"], channels_of(task), task["side"], task["side"])
     labels = torch.randint(0, 10, (task["batch"],))
-    if channels_last:
-        model = model.to(memory_format=torch.channels_last)
-        x = x.to(memory_format=torch.channels_last)
+    model, x = model.to(memory_format=layout), x.to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
     def train() -> None:
@@ -177,86 +186,82 @@ def torch_steps(
             model(x)
         model.train()
 
-    return train, infer
+    def train_on(images: Any, classes: Any) -> None:
+        nonlocal x, labels
+        x, labels = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(classes).long()
+        x = x.contiguous(memory_format=layout)
+        train()
+
+    return train, infer, train_on
 
 
 def bare_step(task: dict[str, Any]) -> Callable[[], object]:
-    """The arithmetic of gpucnn's step, ordered by hand: the ops' own array functions, no tape."""
+    """The arithmetic of gpucnn's step, ordered by hand: each op's forward and backward are called
+    on arrays, without modules, tensors and the tape."""
     import gpucnn
     from gpucnn import optim
-    from gpucnn.ops.conv2d import _backward, _forward
-    from gpucnn.ops.dropout import _Dropout, _masked
-    from gpucnn.ops.linear import _backward as linear_backward
-    from gpucnn.ops.linear import _forward as linear_forward
-    from gpucnn.ops.pool2d import _max_backward, _max_forward
-    from gpucnn.ops.relu import _relu, _relu_backward
+    from gpucnn.ops.conv2d import _Conv2d
+    from gpucnn.ops.dropout import _Dropout
+    from gpucnn.ops.linear import _Linear
+    from gpucnn.ops.pool2d import _MaxPool2d
+    from gpucnn.ops.relu import _ReLU
+    from gpucnn.ops.shape import _Reshape
+    from gpucnn.ops.softmax import _SoftmaxCrossEntropy
     from gpucnn.ops.window import Window
     from gpucnn.random import default_generator
 
     gpucnn.set_num_threads(task["threads"])
     rng = np.random.default_rng(0)
-    layers, parameters = [], []
-    for layer in layers_of(task):
-        if layer[0] == "conv":
-            shape: tuple[int, ...] = (layer[2], layer[3], layer[3], layer[1])
-        elif layer[0] in ("linear", "last"):
-            shape = (layer[2], layer[1])
-        else:
-            layers.append((layer, None, None))
-            continue
-        scale = np.float32(np.sqrt(2 / np.prod(shape[1:])))
-        w = gpucnn.tensor(rng.standard_normal(shape, dtype=np.float32) * scale, requires_grad=True)
-        b = gpucnn.tensor(np.zeros(shape[0], np.float32), requires_grad=True)
-        parameters += [w, b]
-        layers.append((layer, w, b))
-    optimizer = optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4)
     side, batch = task["side"], task["batch"]
     images = rng.standard_normal((batch, side, side, 3), dtype=np.float32)
     labels = rng.integers(0, 10, batch)
-
-    def conv_back(y: Any, kept: Any, v: Window, needs: Any) -> Callable[[Any], Any]:
-        return lambda d: _backward(d, y, kept, v, needs, True)
+    shape, parameters = images.shape, []
+    plan: list[tuple[Callable[[], Any], tuple[Any, ...]]] = []  # what makes a node, and its weights
+    for kind, *sizes in layers_of(task):
+        weights: tuple[Any, ...] = ()
+        if kind in ("conv", "linear", "last"):
+            of_filter = (sizes[2], sizes[2], sizes[0]) if kind == "conv" else (sizes[0],)
+            scale = np.float32(np.sqrt(2 / np.prod(of_filter)))
+            w = rng.standard_normal((sizes[1], *of_filter), dtype=np.float32) * scale
+            weights = tuple(
+                gpucnn.tensor(a, requires_grad=True) for a in (w, np.zeros(sizes[1], np.float32))
+            )
+            parameters += weights
+        if kind == "conv":
+            v = Window.of("conv", shape, (sizes[2], sizes[2]), *sizes[3:])
+            shape = (batch, v.oh, v.ow, sizes[1])
+            plan.append((partial(_Conv2d, v, True), weights))
+        elif kind == "pool":
+            v = Window.of("pool", shape, *sizes, 0)
+            shape = (batch, v.oh, v.ow, shape[3])
+            plan.append((partial(_MaxPool2d, v), ()))
+        elif kind == "flatten":
+            plan.append((partial(_Reshape, (batch, -1)), ()))
+        elif kind == "dropout":
+            plan.append((partial(_Dropout, *sizes, default_generator()), ()))
+        else:
+            plan.append((_Linear, weights))
+            plan += [(_ReLU, ())] if kind == "linear" else []
+    plan.append((partial(_SoftmaxCrossEntropy, labels, 0.0, None), ()))
+    optimizer = optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4)
 
     def step() -> None:
         optimizer.zero_grad()
-        x, undo = images, []
-        for (kind, *sizes), w, b in layers:
-            first = x is images
-            if kind == "conv":
-                _, _, k, stride, padding = sizes
-                v = Window.of("conv", x.shape, (k, k), stride, padding)
-                needs = (not first, True, True)
-                x, kept = _forward(x, w.data, b.data, v, needs, True)
-                undo.append((w, b, conv_back(x, kept, v, needs)))
-            elif kind == "pool":
-                v = Window.of("pool", x.shape, *sizes, 0)
-                x, kept = _max_forward(x, v, True)
-                undo.append((None, None, lambda d, kept=kept, v=v: _max_backward(d, kept, v)))
-            elif kind == "flatten":
-                undo.append((None, None, lambda d, s=x.shape: d.reshape(s)))
-                x = x.reshape(batch, -1)
-            elif kind == "dropout":
-                node = _Dropout(0.5, default_generator())
-                x = node.forward(x)
-                undo.append(
-                    (None, None, lambda d, keep=node.saved[0], s=node.scale: _masked(d, keep, s))
-                )
-            else:
-                needs = (True, True, True)
-                undo.append((w, b, lambda d, x=x, w=w, n=needs: linear_backward(d, x, w.data, n)))
-                x = linear_forward(x, w.data, b.data)
-            if kind == "linear":
-                x = _relu(x)
-                undo.append((None, None, lambda d, y=x: _relu_backward(d, y)))
-        d = np.exp(x - x.max(axis=1, keepdims=True))
-        d /= d.sum(axis=1, keepdims=True)
-        d[np.arange(batch), labels] -= 1
-        d /= np.float32(batch)
-        while undo:
-            w, b, back = undo.pop()
-            d = back(d)
-            if w is not None:
-                d, w.grad, b.grad = d
+        x, nodes = images, []
+        for make, weights in plan:
+            node = make()
+            node.needs = (x is not images, True, True)
+            node.last_use = True
+            x = node.forward(x, *(weight.data for weight in weights))
+            nodes.append((node, weights))
+        d = np.ones_like(x)
+        while nodes:
+            node, weights = nodes.pop()
+            given = node.backward(d)
+            d, *gradients = given if isinstance(given, tuple) else (given,)
+            for weight, gradient in zip(weights, gradients, strict=False):
+                weight.grad = gradient
+            del node, given
         optimizer.step()
 
     return step
@@ -266,13 +271,36 @@ def child(side: str, task: dict[str, Any]) -> dict[str, float]:
     if side == "bare":
         return {"train": seconds(bare_step(task), task["repeats"], task["clock"])}
     if side == OWN:
-        train, infer = gpucnn_steps(task)
+        train, infer, train_on = gpucnn_steps(task)
     else:
-        train, infer = torch_steps(task, side == PEERS[0])
+        train, infer, train_on = torch_steps(task, side == PEERS[0])
+    if "data" in task:
+        return {"epoch": epoch_seconds(train_on, task)}
     report = {"train": seconds(train, task["repeats"], task["clock"]), "memory": peak_memory()}
     if task["infer"]:
         report["infer"] = seconds(infer, task["repeats"], task["clock"])
     return report
+
+
+def epoch_seconds(train_on: Batch, task: dict[str, Any]) -> float:
+    """Every image of CIFAR-10 once, cropped, flipped and normalised: both sides are fed by gpucnn's
+    loader, with the same batches."""
+    from gpucnn import data
+
+    training = data.CIFAR10(task["data"], train=True)
+    transform = data.Compose(
+        data.RandomCrop(32, padding=4),
+        data.RandomFlip(),
+        data.Normalize(*data.channel_statistics(training.images)),
+    )
+    loader = data.DataLoader(
+        training, task["batch"], shuffle=True, transform=transform, seed=0, drop_last=True
+    )
+    train_on(*(array.numpy() for array in next(iter(loader))))  # warms up, untimed
+    start = time.perf_counter()
+    for images, labels in loader:
+        train_on(images.numpy(), labels.numpy())
+    return time.perf_counter() - start
 
 
 # --- the tables ---
@@ -372,6 +400,22 @@ def overhead(arguments: argparse.Namespace) -> None:
             print(f"| {batch} | {threads} | {own:.1f} | {bare:.1f} | {figure:.3f} |", flush=True)
 
 
+def epoch(arguments: argparse.Namespace) -> None:
+    sides = [OWN, *PEERS] if importlib.util.find_spec("torch") else [OWN]
+    print("| threads | side | epoch, s | images a second |\n|---|---|---|---|")
+    for threads in arguments.threads:
+        task = {
+            "model": "cifar10",
+            "side": 32,
+            "batch": 128,
+            "threads": threads,
+            "data": arguments.epoch,
+        }
+        for side in sides:
+            taken = run_child(__file__, side, task)["epoch"]
+            print(f"| {threads} | {side} | {taken:.0f} | {390 * 128 / taken:.0f} |", flush=True)
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         print(json.dumps(child(sys.argv[2], json.loads(sys.argv[3]))))
@@ -393,11 +437,19 @@ def main() -> None:
     )
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--overhead", action="store_true")
+    parser.add_argument("--epoch", metavar="DIR", help="a folder with CIFAR-10")
     arguments = parser.parse_args()
     keras = arguments.model == "keras"
     arguments.batch = arguments.batch or ([8] if keras else [32, 128, 512])
     print(f"{machine()}; {arguments.clock} time\n")
-    (growth if arguments.growth else overhead if arguments.overhead else table)(arguments)
+    if arguments.epoch:
+        epoch(arguments)
+    elif arguments.growth:
+        growth(arguments)
+    elif arguments.overhead:
+        overhead(arguments)
+    else:
+        table(arguments)
 
 
 if __name__ == "__main__":
