@@ -230,7 +230,7 @@ def bare_step(task: dict[str, Any]) -> Callable[[], object]:
         if kind == "conv":
             v = Window.of("conv", shape, (sizes[2], sizes[2]), *sizes[3:])
             shape = (batch, v.oh, v.ow, sizes[1])
-            plan.append((partial(_Conv2d, v, True), weights))
+            plan.append((partial(_Conv2d, v, True, None), weights))
         elif kind == "pool":
             v = Window.of("pool", shape, *sizes, 0)
             shape = (batch, v.oh, v.ow, shape[3])

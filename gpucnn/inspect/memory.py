@@ -180,8 +180,12 @@ def _kept(node: Function) -> Iterator[Array]:
         value = waiting.pop()
         if isinstance(value, tuple | list):
             waiting += value
+        elif isinstance(value, dict):
+            waiting += value.values()
         elif hasattr(value, "nbytes") and hasattr(value, "ndim") and value.ndim:
             yield value
+        elif hasattr(value, "__dict__"):  # an object that holds arrays
+            waiting += vars(value).values()
 
 
 def _base(x: Array) -> Array:

@@ -50,10 +50,12 @@ class Conv2d(Module):
         self.w = Parameter(weight_init((out_channels, kh, kw, in_channels // groups), generator))
         self.b = Parameter(bias_init((out_channels,), generator)) if bias else None
 
-    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+    def forward(self, x: Tensor, relu: bool = False, pool: "MaxPool2d | None" = None) -> Tensor:
+        """relu and pool: also do what a ReLU and a MaxPool2d next would do."""
         return ops.conv2d(
-            x, self.w, self.b, self.stride, self.padding, self.dilation, self.groups, relu
-        )
+            x, self.w, self.b, self.stride, self.padding, self.dilation, self.groups, relu,
+            None if pool is None else (pool.window, pool.stride, pool.padding, pool.ceil),
+        )  # fmt: skip
 
     def extra(self) -> str:
         oc, kh, kw, c = self.w.shape

@@ -1,10 +1,9 @@
 """Sequential: modules one after another."""
 
 from collections.abc import Iterator
-from itertools import zip_longest
 from typing import Any
 
-from gpucnn.nn.layers import Conv2d, ReLU
+from gpucnn.nn.layers import Conv2d, MaxPool2d, ReLU
 from gpucnn.nn.module import Module, observed
 
 
@@ -15,16 +14,25 @@ class Sequential(Module):
         self.layers = list(layers)
 
     def forward(self, x: Any) -> Any:
-        """Each layer on what the one before gave; a ReLU is done inside the convolution before it,
-        where its values are still at hand, unless somebody observes the layers."""
-        clipped = False
-        for layer, following in zip_longest(self.layers, self.layers[1:]):
-            if clipped:
-                clipped = False
-            elif type(layer) is Conv2d and type(following) is ReLU and not observed():
-                x, clipped = layer.forward(x, relu=True), True
-            else:
+        """Each layer on what the one before gave.
+
+        A convolution does what a ReLU, or a ReLU and a MaxPool2d, after it would do while its
+        values are still at hand; not while somebody observes what single layers give.
+        """
+        waiting = list(reversed(self.layers))
+        while waiting:
+            layer = waiting.pop()
+            if type(layer) is not Conv2d or observed():
                 x = layer(x)
+                continue
+            relu = bool(waiting) and type(waiting[-1]) is ReLU
+            if relu:
+                waiting.pop()
+            following = waiting[-1] if waiting else None
+            pool = following if type(following) is MaxPool2d else None
+            if pool is not None:
+                waiting.pop()
+            x = layer.forward(x, relu, pool)
         return x
 
     def children(self) -> Iterator[tuple[str, Module]]:

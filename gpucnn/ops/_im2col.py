@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.device import Array
+from gpucnn.ops._epilogue import Epilogue
 from gpucnn.ops.window import Window
 from gpucnn.threads import parallel, scratch, spans
 
@@ -30,16 +31,18 @@ _BAND_BYTES = 1 << 20
 _SUM_PARTS = 8
 
 
-def forward(x: Array, w: Array, b: Array | None, window: Window) -> Array:
-    """The convolution: (N, OH, OW, OC)."""
+def forward(
+    x: Array, w: Array, b: Array | None, window: Window, epilogue: Epilogue, keep: bool
+) -> None:
+    """The convolution (N, OH, OW, OC), handed to the epilogue part by part."""
     v, oc = window, w.shape[0]
-    y = np.empty((v.n, v.oh, v.ow, oc), x.dtype)
     columns_of = _Columns(v, x.dtype)
     w_t = w.reshape(v.groups, oc // v.groups, columns_of.k).transpose(0, 2, 1)
 
     def convolve(images: slice) -> None:
+        part = epilogue.room(images)
         for rows, columns in columns_of.bands(x, images):
-            into = y[images, rows].reshape(-1, oc)  # contiguous: several bands mean one image
+            into = part[:, rows].reshape(-1, oc)  # contiguous: several bands mean one image
             if v.groups == 1:
                 np.matmul(columns[0], w_t[0], out=into)
             else:
@@ -48,50 +51,60 @@ def forward(x: Array, w: Array, b: Array | None, window: Window) -> Array:
                 )
             if b is not None:
                 into += b
+        epilogue.finish(part, images, keep)
 
     parallel(convolve, columns_of.chunks())
-    return y
 
 
-def backward(dy: Array, x: Array, w: Array, window: Window, needs: tuple[bool, ...]) -> Gradients:
+def backward(
+    dy: Array, x: Array, w: Array, window: Window, needs: tuple[bool, ...], epilogue: Epilogue
+) -> Gradients:
     """dx, dw and db, as far as needed."""
-    dx = _backward_input(dy, w, window) if needs[0] else None
-    dw = _backward_weight(dy, x, w, window) if needs[1] else None
-    db = sum_rows(dy.reshape(-1, w.shape[0])) if needs[2] else None
-    return dx, dw, db
+    dx = _backward_input(dy, w, window, epilogue) if needs[0] else None
+    dw, db = _backward_weight(dy, x, w, window, epilogue) if needs[1] or needs[2] else (None, None)
+    return dx, dw if needs[1] else None, db if needs[2] else None
+
+
+def add_rows(rows: Array) -> Array:
+    """The sum of rows (M, C) that are in the cache: BLAS adds 5 times faster than sum()."""
+    return np.ones(len(rows), rows.dtype) @ rows
 
 
 def sum_rows(rows: Array) -> Array:
     """The sum of rows (M, C), for a bias: (C,)."""
     step = 4096
     parts = np.zeros((max(1, -(-len(rows) // step)), rows.shape[1]), rows.dtype)
-    ones = np.ones(min(step, len(rows)), rows.dtype)  # BLAS adds rows 5 times faster than sum()
 
     def add(span: slice) -> None:
-        np.matmul(ones[: span.stop - span.start], rows[span], out=parts[span.start // step])
+        parts[span.start // step] = add_rows(rows[span])
 
     parallel(add, list(spans(len(rows), step)))
     return parts[0] if len(parts) == 1 else parts.sum(axis=0)
 
 
-def _backward_weight(dy: Array, x: Array, w: Array, v: Window) -> Array:
+def _backward_weight(
+    dy: Array, x: Array, w: Array, v: Window, epilogue: Epilogue
+) -> tuple[Array, Array]:
     oc, groups = w.shape[0], v.groups
     columns_of = _Columns(v, x.dtype)
     chunks = columns_of.chunks()
     runs = [chunks[i::_SUM_PARTS] for i in range(min(_SUM_PARTS, len(chunks)))]
     parts = np.zeros((max(len(runs), 1), groups, oc // groups, columns_of.k), x.dtype)
+    sums = np.zeros((len(parts), oc), x.dtype)
 
     def add(i: int) -> None:
         for images in runs[i]:
+            d = epilogue.gradient(dy, images)
+            sums[i] += add_rows(d.reshape(-1, oc))
             for rows, columns in columns_of.bands(x, images):
-                dy_band = dy[images, rows].reshape(-1, groups, oc // groups)
-                parts[i] += np.matmul(dy_band.transpose(1, 2, 0), columns)
+                d_band = d[:, rows].reshape(-1, groups, oc // groups)
+                parts[i] += np.matmul(d_band.transpose(1, 2, 0), columns)
 
     parallel(add, range(len(runs)))
-    return parts.sum(axis=0).reshape(w.shape)
+    return parts.sum(axis=0).reshape(w.shape), sums.sum(axis=0)
 
 
-def _backward_input(dy: Array, w: Array, v: Window) -> Array:
+def _backward_input(dy: Array, w: Array, v: Window, epilogue: Epilogue) -> Array:
     oc, depth = w.shape[0] // v.groups, v.c // v.groups
     dx = np.empty((v.n, v.h, v.w, v.c), dy.dtype)
     columns_of = _Columns(v, dy.dtype)
@@ -99,7 +112,8 @@ def _backward_input(dy: Array, w: Array, v: Window) -> Array:
 
         def multiply(images: slice) -> None:
             into = dx[images].reshape(-1, v.c)
-            np.matmul(dy[images].reshape(-1, oc), w.reshape(oc, v.c), out=into)
+            d = epilogue.gradient(dy, images).reshape(-1, oc)
+            np.matmul(d, w.reshape(oc, v.c), out=into)
 
         parallel(multiply, columns_of.chunks())
         return dx
@@ -111,8 +125,9 @@ def _backward_input(dy: Array, w: Array, v: Window) -> Array:
         shape = (count, v.h + v.top + v.bottom, v.w + v.left + v.right, v.groups, depth)
         total = scratch("im2col padded", shape, dy.dtype)
         total[...] = 0
+        d = epilogue.gradient(dy, images)
         for rows in columns_of.row_spans():
-            dy_band = dy[images, rows].reshape(1, -1, v.groups, oc).transpose(0, 2, 1, 3)
+            dy_band = d[:, rows].reshape(1, -1, v.groups, oc).transpose(0, 2, 1, 3)
             pixels = dy_band.shape[2]
             out = scratch("im2col columns", (v.kh * v.kw, v.groups, pixels, depth), dy.dtype)
             np.matmul(dy_band, taps, out=out)

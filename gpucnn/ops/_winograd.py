@@ -21,12 +21,15 @@ memory, and V, U and M are contiguous where most of the time goes.
 Source: Lavin and Gray 2015; Cook and Toom's interpolation for the matrices.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from gpucnn.device import Array
+from gpucnn.ops._epilogue import Epilogue
+from gpucnn.ops._im2col import add_rows
 from gpucnn.ops.window import Window
 from gpucnn.threads import parallel, scratch, spans
 
@@ -136,10 +139,9 @@ class _Tiles:
         rows = total.reshape(count, shape[1] * m, shape[3] * m, v.c)
         dx[images] = rows[:, v.top : v.top + v.h, v.left : v.left + v.w]
 
-    def scatter(self, result: Array, b: Array | None, relu: bool, y: Array, images: slice) -> None:
-        """Lay the tiles result (tiles, m * m, OC), plus b, into y[images], clipped if `relu`."""
+    def scatter(self, result: Array, b: Array | None, y: Array) -> None:
+        """Lay the tiles result (tiles, m * m, OC), plus b, into images y."""
         v, m = self.v, self.m
-        y = y[images]
         shape = (len(y), m * self.down, m * self.across, y.shape[3])
         whole = y if y.shape == shape else scratch("winograd padded", shape, y.dtype)
         into = self._cut(whole)
@@ -149,26 +151,19 @@ class _Tiles:
             np.add(result.reshape(into.shape), b, out=into)
         if whole is not y:
             y[...] = whole[:, : v.oh, : v.ow]
-        if relu:
-            np.clip(y, 0, np.inf, out=y)  # while it is in the cache
 
-    def gather_result(self, dy: Array, y: Array | None, images: slice) -> Array:
-        """The adjoint of scatter: dy[images] as tiles (tiles, m * m, OC), where y is positive."""
+    def gather_result(self, dy: Array) -> Array:
+        """The adjoint of scatter: images dy as tiles (tiles, m * m, OC)."""
         v, m, oc = self.v, self.m, dy.shape[3]
-        count = images.stop - images.start
-        shape = (count, m * self.down, m * self.across, oc)
-        dy = dy[images]
-        alive = None
-        if y is not None:
-            alive = np.greater(y[images], 0, out=scratch("winograd alive", dy.shape, bool))
+        shape = (len(dy), m * self.down, m * self.across, oc)
+        whole = dy
         if dy.shape != shape:
             whole = scratch("winograd padded", shape, dy.dtype)
             whole[:, v.oh :] = 0
             whole[:, : v.oh, v.ow :] = 0
-            _copy(dy, alive, whole[:, : v.oh, : v.ow])
-            dy, alive = whole, None
-        tiles = scratch("winograd tiles", (count, self.down, self.across, m, m, oc), dy.dtype)
-        _copy(self._cut(dy), None if alive is None else self._cut(alive), tiles)
+            whole[:, : v.oh, : v.ow] = dy
+        tiles = scratch("winograd tiles", (len(dy), self.down, self.across, m, m, oc), dy.dtype)
+        np.copyto(tiles, self._cut(whole))
         return tiles.reshape(-1, m * m, oc)
 
     def _cut(self, whole: Array) -> Array:
@@ -177,18 +172,16 @@ class _Tiles:
         return whole.reshape(shape).transpose(0, 1, 3, 2, 4, 5)
 
 
-def _copy(source: Array, alive: Array | None, into: Array) -> None:
-    """source, or 0 where it is not alive."""
-    if alive is None:
-        np.copyto(into, source)
-    else:
-        np.multiply(source, alive, out=into)
-
-
 def forward(
-    x: Array, w: Array, b: Array | None, window: Window, m: int, relu: bool, keep: bool
-) -> tuple[Array, tuple[Array, ...]]:
-    """The convolution, clipped at 0 if `relu`, and, if `keep`, what backward needs: V and U."""
+    x: Array,
+    w: Array,
+    b: Array | None,
+    window: Window,
+    m: int,
+    epilogue: Epilogue,
+    keep: bool,
+) -> tuple[Array, ...]:
+    """The convolution, handed to the epilogue part by part; what backward needs if `keep`: V, U."""
     oc, r = w.shape[:2]
     kg = _kronecker(m, r, x.dtype)[1]
     tiles, n2 = _Tiles(window, m), len(kg)
@@ -199,7 +192,6 @@ def forward(
         np.matmul(kg, w[filters].reshape(-1, r * r, window.c), out=by_filter)
 
     parallel(transform, spans(oc, 64))
-    y = np.empty((window.n, window.oh, window.ow, oc), x.dtype)
     kept = np.empty((n2, window.n * tiles.per_image, window.c), x.dtype) if keep else None
 
     for images in tiles.spans():
@@ -210,22 +202,22 @@ def forward(
         else:
             v = scratch("winograd v", (n2, count, window.c), x.dtype)
         products = scratch("winograd products", (n2, count, oc), x.dtype)
-        _forward_span(x, b, y, u, v, products, tiles, images, relu)
-    return y, () if kept is None else (kept, u)
+        _forward_span(x, b, u, v, products, tiles, images, epilogue, keep)
+    return () if kept is None else (kept, u)
 
 
 def _forward_span(
     x: Array,
     b: Array | None,
-    y: Array,
     u: Array,
     v: Array,
     products: Array,
     tiles: _Tiles,
     images: slice,
-    relu: bool,
+    epilogue: Epilogue,
+    keep: bool,
 ) -> None:
-    """From x[images] to y[images], by way of v and the products."""
+    """From x[images] to the epilogue, by way of v and the products."""
     ka, _, kb = _kronecker(tiles.m, tiles.v.kh, x.dtype)
 
     def transform(part: slice) -> None:
@@ -237,28 +229,30 @@ def _forward_span(
 
     def transform_back(part: slice) -> None:
         of_part = products[:, tiles.rows(part, images.start)].transpose(1, 0, 2)
-        shape = (len(of_part), len(ka), y.shape[3])
-        result = np.matmul(ka, of_part, out=scratch("winograd tiles", shape, y.dtype))
-        tiles.scatter(result, b, relu, y, part)
+        shape = (len(of_part), len(ka), u.shape[1])
+        result = np.matmul(ka, of_part, out=scratch("winograd tiles", shape, x.dtype))
+        y = epilogue.room(part)
+        tiles.scatter(result, b, y)
+        epilogue.finish(y, part, keep)
 
     parallel(transform, tiles.parts(images, x.shape[3], x.dtype))
     parallel(multiply, range(len(u)))
-    parallel(transform_back, tiles.parts(images, y.shape[3], y.dtype))
+    parallel(transform_back, tiles.parts(images, u.shape[1], x.dtype))
 
 
 def backward(
     dy: Array,
-    y: Array | None,
-    kept: tuple[Array, ...],
+    kept: Sequence[Array],
     w_shape: tuple[int, ...],
     window: Window,
     m: int,
     needs: tuple[bool, ...],
     last_use: bool,
+    epilogue: Epilogue,
 ) -> tuple[Array | None, Array | None, Array | None]:
     """dx, dw and db, as far as needed: dM = KA^T dy serves dx and dw.
 
-    y is the result if it was clipped.  If this is the last use of V, dV takes its memory.
+    If this is the last use of V, dV takes its memory.
     """
     v, u = kept
     oc, r = w_shape[:2]
@@ -274,7 +268,7 @@ def backward(
         dv = v[:, rows]
         if dx is not None and not last_use:
             dv = scratch("winograd v", dv.shape, dy.dtype)
-        _backward_span(dy, y, dx, du, db, u, v[:, rows], dm, dv, tiles, images)
+        _backward_span(dy, dx, du, db, u, v[:, rows], dm, dv, tiles, images, epilogue)
 
     if du is None:
         return dx, None, db
@@ -289,7 +283,6 @@ def backward(
 
 def _backward_span(
     dy: Array,
-    y: Array | None,
     dx: Array | None,
     du: Array | None,
     db: Array | None,
@@ -299,19 +292,20 @@ def _backward_span(
     dv: Array,
     tiles: _Tiles,
     images: slice,
+    epilogue: Epilogue,
 ) -> None:
     """From dy[images] to dx[images], and to what these images add to du and db."""
     ka, _, kb = _kronecker(tiles.m, tiles.v.kh, dy.dtype)
-    parts = tiles.parts(images, dy.shape[3], dy.dtype)
-    sums = np.empty((len(parts), dy.shape[3]), dy.dtype)
+    oc = u.shape[1]
+    parts = tiles.parts(images, oc, dy.dtype)
+    sums = np.empty((len(parts), oc), dy.dtype)
 
     def transform(i: int) -> None:
-        dy_tiles = tiles.gather_result(dy, y, parts[i])
+        dy_tiles = tiles.gather_result(epilogue.gradient(dy, parts[i]))
         into = dm[:, tiles.rows(parts[i], images.start)].transpose(1, 0, 2)
         np.matmul(ka.T, dy_tiles, out=into)
-        if db is not None:  # here dy is in the cache; BLAS adds rows faster than sum()
-            rows = dy_tiles.reshape(-1, dy.shape[3])
-            np.matmul(np.ones(len(rows), dy.dtype), rows, out=sums[i])
+        if db is not None:
+            sums[i] = add_rows(dy_tiles.reshape(-1, oc))
 
     def multiply(p: int) -> None:
         if du is not None:

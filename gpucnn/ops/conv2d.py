@@ -12,10 +12,13 @@ from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.ops import _conv2d_cuda, _im2col, _winograd
+from gpucnn.ops._epilogue import Epilogue
+from gpucnn.ops.pool2d import _max_backward, _max_forward, max_window
 from gpucnn.ops.relu import _relu, _relu_backward
 from gpucnn.ops.window import Padding, Size, Window
 from gpucnn.tensor import Tensor
 
+Pool = tuple[Size, Size | None, Padding, bool]  # window, stride, padding, ceil
 Gradients = tuple[Array | None, Array | None, Array | None]
 
 
@@ -28,6 +31,7 @@ def conv2d(
     dilation: Size = 1,
     groups: int = 1,
     relu: bool = False,
+    pool: Pool | None = None,
 ) -> Tensor:
     """Slide OC filters over images: y[n, i, j, o] = b[o] + sum of window (i, j) times w[o].
 
@@ -35,12 +39,16 @@ def conv2d(
     with OH = (H + top + bottom - (KH - 1) * dilation - 1) // stride + 1.  Sizes are in pixels.
     padding adds zeros: an int, (vertical, horizontal), ((top, bottom), (left, right)), "valid" or
     "same".  With groups, filter o sees the channels of group o // (OC / groups) alone.
-    relu clips the result at 0, as ops.relu would; on a GPU it costs nothing there.
+    relu clips the result at 0, as ops.relu would.  pool are the arguments of ops.max_pool2d after
+    its first, (window, stride, padding, ceil), and does what that would do next.  Both are done
+    while a part of the result is still in the processor's cache, or in a GPU's registers; what is
+    pooled never lies in the CPU's memory as a whole.
 
     Raises ShapeError if channels, groups or filters do not fit, DtypeError if dtypes differ.
     """
     window = _geometry(x, w, b, stride, padding, dilation, groups)
-    return _Conv2d(window, relu)(x, w, b)
+    shape = (window.n, window.oh, window.ow, w.shape[0])
+    return _Conv2d(window, relu, None if pool is None else max_window(shape, *pool))(x, w, b)
 
 
 def _geometry(
@@ -78,20 +86,21 @@ def _geometry(
 
 
 class _Conv2d(Function):
+    """Convolution, and what is done with its result before it leaves."""
+
     name = "conv2d"
 
-    def __init__(self, window: Window, relu: bool) -> None:
-        self.window, self.relu = window, relu
+    def __init__(self, window: Window, relu: bool, pool: Window | None) -> None:
+        self.window, self.relu, self.pool = window, relu, pool
 
     def forward(self, x: Array, w: Array, b: Array | None) -> Array:
-        y, kept = _forward(x, w, b, self.window, self.needs, self.relu)
-        self.saved = (y if self.relu else None, kept)
+        y, self.saved = _forward(x, w, b, self.window, self.needs, self.relu, self.pool)
         return y
 
     def backward(self, dy: Array) -> Gradients:
         assert self.saved is not None
-        y, kept = self.saved
-        return _backward(dy, y, kept, self.window, self.needs, self.last_use)  # type: ignore[no-any-return]
+        given: Gradients = _backward(dy, self.saved, self.window, self.needs, self.last_use)
+        return given
 
 
 # --- any array module: im2col by strides and matmul ---
@@ -103,28 +112,43 @@ def _forward_array(
     b: Array | None,
     window: Window,
     needs: tuple[bool, ...],
-    relu: bool,
+    relu: bool = False,
+    pool: Window | None = None,
 ) -> tuple[Array, tuple[Any, ...]]:
-    """The convolution, and what backward needs of its inputs."""
+    """The result, and what backward needs."""
     columns = _columns(x, window)  # (groups, N * OH * OW, KH * KW * C / groups)
     y = columns @ _filters(w, window).transpose(0, 2, 1)
     y = y.transpose(1, 0, 2).reshape(window.n, window.oh, window.ow, w.shape[0])
     y = y if b is None else y + b
-    return array_module(y).maximum(y, 0) if relu else y, (x, w)
+    y, finished = _finish(y, relu, pool, any(needs))
+    return y, (x, w, finished)
+
+
+def _finish(y: Array, relu: bool, pool: Window | None, keep: bool) -> tuple[Array, tuple[Any, ...]]:
+    """The convolution's result clipped and pooled, and what the way back needs."""
+    y, pooled = (y, ()) if pool is None else _max_forward(y, pool, keep)
+    y = _relu(y) if relu else y  # after the pooling, which it would not change, there is less of it
+    return y, (y if relu else None, pool, pooled)
+
+
+def _unfinish(dy: Array, finished: tuple[Any, ...]) -> Array:
+    """The gradient of the convolution's result, from that of what _finish made of it."""
+    y, pool, pooled = finished
+    dy = dy if y is None else _relu_backward(dy, y)
+    return dy if pool is None else _max_backward(dy, pooled, pool)
 
 
 def _backward_array(
     dy: Array,
-    y: Array | None,
     kept: tuple[Any, ...],
     window: Window,
     needs: tuple[bool, ...],
-    last_use: bool,
+    last_use: bool = False,
 ) -> Gradients:
-    """dx, dw and db, as far as needed; y is the result if it was clipped at 0."""
-    x, w = kept
+    """dx, dw and db, as far as needed."""
+    x, w, finished = kept
+    dy = _unfinish(dy, finished)
     v, groups = window, window.groups
-    dy = dy if y is None else _relu_backward(dy, y)
     dy_g = dy.reshape(v.n * v.oh * v.ow, groups, w.shape[0] // groups).transpose(1, 0, 2)
     dx = dw = db = None
     if needs[0]:
@@ -260,37 +284,42 @@ def _forward_numpy(
     b: Array | None,
     window: Window,
     needs: tuple[bool, ...],
-    relu: bool,
+    relu: bool = False,
+    pool: Window | None = None,
 ) -> tuple[Array, tuple[Any, ...]]:
     x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
-    kept: tuple[Any, ...] = (x, w)
-    m = 0 if x.size == 0 else _tile(window, w.shape[0])
+    keep = any(needs)
     if x.size == 0:
-        y, kept = _forward_array(x, w, b, window, needs, relu)
-    elif m == 0:
-        y = _im2col.forward(x, w, b, window)
-        y = _relu(y) if relu else y
-    else:
-        y, kept = _winograd.forward(x, w, b, window, m, relu, any(needs))
-    return y, (m, w.shape, *kept)
+        return _forward_array(x, w, b, window, needs, relu, pool)
+    epilogue = Epilogue(window, w.shape[0], x.dtype, relu, pool)
+    m = _tile(window, w.shape[0])
+    if m == 0:
+        _im2col.forward(x, w, b, window, epilogue, keep)
+        return epilogue.y, (epilogue, m, x, w)
+    return epilogue.y, (
+        epilogue,
+        m,
+        w.shape,
+        *_winograd.forward(x, w, b, window, m, epilogue, keep),
+    )
 
 
 def _backward_numpy(
     dy: Array,
-    y: Array | None,
     kept: tuple[Any, ...],
     window: Window,
     needs: tuple[bool, ...],
-    last_use: bool,
+    last_use: bool = False,
 ) -> Gradients:
-    m, w_shape, *arrays = kept
+    if not isinstance(kept[0], Epilogue):
+        return _backward_array(dy, kept, window, needs)
+    epilogue, m, *of_engine = kept
     dy = np.ascontiguousarray(dy)
-    if m:
-        return _winograd.backward(dy, y, tuple(arrays), w_shape, window, m, needs, last_use)
-    if dy.size == 0:
-        return _backward_array(dy, y, tuple(arrays), window, needs, last_use)
-    dy = dy if y is None else _relu_backward(dy, y)
-    return _im2col.backward(dy, arrays[0], arrays[1], window, needs)
+    if m == 0:
+        x, w = of_engine
+        return _im2col.backward(dy, x, w, window, needs, epilogue)
+    w_shape, *arrays = of_engine
+    return _winograd.backward(dy, arrays, w_shape, window, m, needs, last_use, epilogue)
 
 
 # --- CUDA ---
@@ -302,27 +331,31 @@ def _forward_cuda(
     b: Array | None,
     window: Window,
     needs: tuple[bool, ...],
-    relu: bool,
+    relu: bool = False,
+    pool: Window | None = None,
 ) -> tuple[Array, tuple[Any, ...]]:
     if x.dtype != np.float32:  # the kernels are float32; float64 is for gradient checks
-        return _forward_array(x, w, b, window, needs, relu)
+        return _forward_array(x, w, b, window, needs, relu, pool)
     xp = array_module(x)
     x, w, b = (None if a is None else xp.ascontiguousarray(a) for a in (x, w, b))
-    return _conv2d_cuda.forward(x, w, b, window, relu, _algorithm == "plain"), (x, w)
+    y = _conv2d_cuda.forward(x, w, b, window, relu, _algorithm == "plain")
+    pooled: tuple[Any, ...] = ()
+    if pool is not None:
+        y, pooled = _max_forward(y, pool, any(needs))
+    return y, (x, w, (y if relu else None, pool, pooled))
 
 
 def _backward_cuda(
     dy: Array,
-    y: Array | None,
     kept: tuple[Any, ...],
     window: Window,
     needs: tuple[bool, ...],
-    last_use: bool,
+    last_use: bool = False,
 ) -> Gradients:
     if dy.dtype != np.float32:
-        return _backward_array(dy, y, kept, window, needs, last_use)
-    x, w = kept
-    dy = dy if y is None else _relu_backward(dy, y)
+        return _backward_array(dy, kept, window, needs)
+    x, w, finished = kept
+    dy = _unfinish(dy, finished)
     plain = _algorithm == "plain"
     dy = array_module(dy).ascontiguousarray(dy)
     dx = dw = db = None

@@ -31,8 +31,18 @@ def max_pool2d(
     Raises ShapeError if a window is larger than the padded image, or sees padding alone.
     Source: Krizhevsky et al. 2012, section 3.4 (overlapping pooling).
     """
-    geometry = _geometry("max_pool2d", x, window, stride, padding, ceil)
-    return _MaxPool2d(geometry)(x)
+    return _MaxPool2d(max_window(x.shape, window, stride, padding, ceil))(x)
+
+
+def max_window(
+    shape: tuple[int, ...],
+    window: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    ceil: bool = False,
+) -> Window:
+    """The geometry of max_pool2d over images of `shape`; raises its errors."""
+    return _geometry("max_pool2d", shape, window, stride, padding, ceil)
 
 
 def avg_pool2d(
@@ -51,7 +61,7 @@ def avg_pool2d(
 
     Raises ShapeError if a window is larger than the padded image, or sees padding alone.
     """
-    geometry = _geometry("avg_pool2d", x, window, stride, padding, ceil)
+    geometry = _geometry("avg_pool2d", x.shape, window, stride, padding, ceil)
     bottom = right = 0
     if count_padding:  # what was asked for, without what ceil added
         asked = Window.of("avg_pool2d", x.shape, window, stride or window, padding)
@@ -67,14 +77,19 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
 
 
 def _geometry(
-    op: str, x: Tensor, window: Size, stride: Size | None, padding: Padding, ceil: bool
+    op: str,
+    shape: tuple[int, ...],
+    window: Size,
+    stride: Size | None,
+    padding: Padding,
+    ceil: bool,
 ) -> Window:
-    v = Window.of(op, x.shape, window, window if stride is None else stride, padding, ceil=ceil)
+    v = Window.of(op, shape, window, window if stride is None else stride, padding, ceil=ceil)
     last_row, last_column = (v.oh - 1) * v.stride_h - v.top, (v.ow - 1) * v.stride_w - v.left
     if v.top >= v.kh or v.left >= v.kw or last_row >= v.h or last_column >= v.w:
         raise ShapeError(
             f"{op}: a window of {v.kh} x {v.kw} pixels sees padding alone\n"
-            f"  x {x.shape}, padding {((v.top, v.bottom), (v.left, v.right))}; "
+            f"  x {shape}, padding {((v.top, v.bottom), (v.left, v.right))}; "
             "pad by less than the window"
         )
     return v

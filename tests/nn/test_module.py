@@ -107,12 +107,27 @@ def test_astype_converts_parameters_and_buffers():
     assert {v.dtype for v in block.state_dict().values()} == {np.dtype(np.float64)}
 
 
-def test_a_relu_inside_the_convolution_before_it_changes_no_bit(rng):
-    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.ReLU()]
+def test_what_a_convolution_does_for_the_layers_after_it_changes_no_bit(rng):
+    layers = [
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(8, 16, 3),
+        nn.ReLU(),
+        nn.ReLU(),
+        nn.Conv2d(16, 4, 1),
+        nn.MaxPool2d(2, 1),
+    ]
     model = nn.Sequential(*layers)
-    x = gpucnn.tensor(rng.standard_normal((2, 9, 9, 3), dtype=np.float32))
+
+    def one_by_one(x):
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    x = gpucnn.tensor(rng.standard_normal((2, 11, 11, 3), dtype=np.float32))
     results = []
-    for run in (model, lambda x: layers[4](layers[3](layers[2](layers[1](layers[0](x)))))):
+    for run in (model, one_by_one):
         y = run(x)
         (y * y).sum().backward()
         results.append([y.data, *(parameter.grad for parameter in model.parameters())])

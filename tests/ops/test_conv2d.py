@@ -80,11 +80,11 @@ def test_forward_matches_the_loops(geometry, algorithm):
 def test_numpy_half_equals_the_array_half(geometry, algorithm):
     set_conv_algorithm(algorithm)
     x, w, b, window = draw(geometry)
-    expected_y, expected_kept = _forward_array(x, w, b, window, ALL, False)
-    y, kept = _forward_numpy(x, w, b, window, ALL, False)
+    expected_y, expected_kept = _forward_array(x, w, b, window, ALL)
+    y, kept = _forward_numpy(x, w, b, window, ALL)
     dy = rng.standard_normal(y.shape)
-    expected = (expected_y, *_backward_array(dy, None, expected_kept, window, ALL, False))
-    actual = (y, *_backward_numpy(dy, None, kept, window, ALL, False))
+    expected = (expected_y, *_backward_array(dy, expected_kept, window, ALL))
+    actual = (y, *_backward_numpy(dy, kept, window, ALL))
     for a, e in zip(actual, expected, strict=True):
         assert a.shape == e.shape
         assert a.dtype == e.dtype
@@ -165,13 +165,11 @@ def test_any_geometry_that_fits_matches_the_array_half(
     set_conv_algorithm(algorithm)
     draws = np.random.default_rng(sum(sizes))
     x, f = draws.standard_normal((n, h, w, c)), draws.standard_normal((oc, *kernel, c))
-    y, kept = _forward_numpy(x, f, None, window, (True, True, False), False)
-    expected_y, expected_kept = _forward_array(x, f, None, window, (True, True, False), False)
+    y, kept = _forward_numpy(x, f, None, window, (True, True, False))
+    expected_y, expected_kept = _forward_array(x, f, None, window, (True, True, False))
     dy = draws.standard_normal(y.shape)
-    dx, dw, db = _backward_numpy(dy, None, kept, window, (True, True, False), False)
-    expected_dx, expected_dw, _ = _backward_array(
-        dy, None, expected_kept, window, (True, True, False), False
-    )
+    dx, dw, db = _backward_numpy(dy, kept, window, (True, True, False))
+    expected_dx, expected_dw, _ = _backward_array(dy, expected_kept, window, (True, True, False))
     assert db is None
     np.testing.assert_allclose(y, expected_y, rtol=1e-11, atol=1e-11)
     np.testing.assert_allclose(dx, expected_dx, rtol=1e-11, atol=1e-11)
@@ -264,8 +262,8 @@ def test_bits_do_not_depend_on_the_number_of_threads(geometry, algorithm):
     results = []
     for threads in (1, 2, 5, 2):
         gpucnn.set_num_threads(threads)
-        y, kept = _forward_numpy(x, w, b, window, ALL, False)
-        results.append((y, *_backward_numpy(dy, None, kept, window, ALL, False)))
+        y, kept = _forward_numpy(x, w, b, window, ALL)
+        results.append((y, *_backward_numpy(dy, kept, window, ALL)))
     for other in results[1:]:
         for a, e in zip(other, results[0], strict=True):
             np.testing.assert_array_equal(a, e)
@@ -274,11 +272,11 @@ def test_bits_do_not_depend_on_the_number_of_threads(geometry, algorithm):
 def test_float32_errors_are_what_the_docstring_says():
     geometry = (8, 8, 8, 384, 64, (3, 3), 1, ((1, 1), (1, 1)), 1, 1)
     x, w, b, window = draw(geometry, np.float32)
-    expected = _forward_array(*(a.astype(np.float64) for a in (x, w, b)), window, ALL, False)[0]
+    expected = _forward_array(*(a.astype(np.float64) for a in (x, w, b)), window, ALL)[0]
     errors = {}
     for algorithm in ("winograd", "exact"):
         set_conv_algorithm(algorithm)
-        errors[algorithm] = relative(_forward_numpy(x, w, b, window, ALL, False)[0], expected)
+        errors[algorithm] = relative(_forward_numpy(x, w, b, window, ALL)[0], expected)
     assert errors["exact"] < 1e-6
     assert errors["exact"] < errors["winograd"] < 1e-5
 
@@ -288,8 +286,8 @@ def test_only_what_needs_a_gradient_gets_one():
     for algorithm in ("winograd", "im2col"):
         set_conv_algorithm(algorithm)
         for needs in ((False, True, True), (True, False, False), (False, False, True)):
-            y, kept = _forward_numpy(x, w, b, window, needs, False)
-            given = _backward_numpy(np.ones_like(y), None, kept, window, needs, False)
+            y, kept = _forward_numpy(x, w, b, window, needs)
+            given = _backward_numpy(np.ones_like(y), kept, window, needs)
             assert tuple(g is not None for g in given) == needs
 
 
@@ -324,27 +322,37 @@ def test_auto_follows_its_rule(geometry, tile):
     assert conv_algorithm(Window.of("conv2d", (n, h, w, c), kernel, *rest), oc) == tile
 
 
+POOLS = [None, (2, None, 0, False), (3, 2, 1, False), ((2, 3), (2, 1), "same", True)]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
-def test_relu_inside_equals_relu_after(algorithm):
+def test_relu_and_pooling_inside_equal_those_after(algorithm, relu, pool):
     set_conv_algorithm(algorithm)
     arrays = [rng.standard_normal(s) for s in ((2, 7, 6, 5), (4, 3, 3, 5), (4,))]
     results = []
     for inside in (True, False):
         leaves = [gpucnn.tensor(a, requires_grad=True) for a in arrays]
-        y = conv2d(*leaves, padding=1, relu=inside)
-        y = y if inside else gpucnn.ops.relu(y)
+        if inside:
+            y = conv2d(*leaves, padding=1, relu=relu, pool=pool)
+        else:
+            y = conv2d(*leaves, padding=1)
+            y = gpucnn.ops.relu(y) if relu else y
+            y = y if pool is None else gpucnn.ops.max_pool2d(y, *pool)
         (y * y).sum().backward()
         results.append([y.data, *(leaf.grad for leaf in leaves)])
     for inside, after in zip(*results, strict=True):
         np.testing.assert_array_equal(inside, after)
 
 
+@pytest.mark.parametrize("pool", POOLS[:2])
 @pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
-def test_a_kept_graph_gives_the_same_gradients_twice(algorithm):
+def test_a_kept_graph_gives_the_same_gradients_twice(algorithm, pool):
     set_conv_algorithm(algorithm)
-    shapes = ((300, 4, 4, 5), (4, 3, 3, 5), (4,))  # 300 images: more tiles than one span
+    shapes = ((1100, 4, 4, 5), (4, 3, 3, 5), (4,))  # 1100 tiles: more than are multiplied at once
     leaves = [gpucnn.tensor(rng.standard_normal(s), requires_grad=True) for s in shapes]
-    loss = conv2d(*leaves, padding=1, relu=True).sum()
+    loss = conv2d(*leaves, padding=1, relu=True, pool=pool).sum()
     results = []
     for retain_graph in (True, True, False):
         loss.backward(retain_graph=retain_graph)

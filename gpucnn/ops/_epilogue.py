@@ -1,0 +1,54 @@
+"""What follows a convolution while its result is in the cache, on NumPy: ReLU and max pooling.
+
+A convolution's engine makes its result for some images at a time.  It puts each part where `room`
+says, hands it to `finish`, and in the backward pass takes the gradient of the same part from
+`gradient`: the result that is pooled is never in memory as a whole.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gpucnn.device import Array
+from gpucnn.ops.pool2d import _max_backward, _max_forward
+from gpucnn.ops.window import Window
+from gpucnn.threads import scratch
+
+
+class Epilogue:
+    """`y` is the result (N, OH, OW, OC) of the last stage; every method may run in any thread."""
+
+    def __init__(self, v: Window, oc: int, dtype: Any, relu: bool, pool: Window | None) -> None:
+        """For the convolution v to OC channels; `pool` is the geometry of the pooling, if any."""
+        self.shape = v.oh, v.ow, oc
+        self.relu, self.pool = relu, pool
+        height, width = (v.oh, v.ow) if pool is None else (pool.oh, pool.ow)
+        self.y = np.empty((v.n, height, width, oc), dtype)
+        self.kept: dict[int, Any] = {}  # by the first image of a part: what its pooling keeps
+
+    def room(self, images: slice) -> Array:
+        """Memory for the convolution of these images: (images, OH, OW, OC)."""
+        if self.pool is None:
+            return self.y[images]
+        shape = (images.stop - images.start, *self.shape)
+        return scratch("epilogue room", shape, self.y.dtype)
+
+    def finish(self, part: Array, images: slice, keep: bool) -> None:
+        """The rest of the way to y[images]; keep: a backward pass will follow."""
+        y = self.y[images]
+        if self.pool is not None:
+            pool = replace(self.pool, n=len(part))
+            y[...], self.kept[images.start] = _max_forward(part, pool, keep)
+        if self.relu:  # after the pooling, which it would not change, there is less to clip
+            np.clip(y, 0, np.inf, out=y)
+
+    def gradient(self, dy: Array, images: slice) -> Array:
+        """The gradient of what `room` held: of the parts that `finish` had, and no others."""
+        d = dy[images]
+        if self.relu:
+            alive = np.greater(self.y[images], 0, out=scratch("epilogue alive", d.shape, bool))
+            d = np.multiply(d, alive, out=scratch("epilogue gradient", d.shape, d.dtype))
+        if self.pool is not None:
+            d = _max_backward(d, self.kept[images.start], replace(self.pool, n=len(d)))
+        return d
