@@ -7,29 +7,49 @@ A kernel is declared once, in its .cu file, and `launch` reads that declaration
 dtype, contiguity and device, Python numbers are cast to the C type (CuPy would pass a float as a
 double), a frozen dataclass of ints goes by value as the struct of its name.
 
-A file is compiled when its first kernel is launched, once per device and set of `defines`, as
-C++17 and with no fast-math option: divisions, square roots and denormals are exact, multiply-adds
-are contracted (NVRTC's default).  A kernel that wants the fast, less exact functions calls them by
-name (__expf, __fdividef).
+A file is compiled when its first kernel runs, once per device and set of `defines`, as C++17:
+divisions and square roots are exact, multiply-adds are contracted (NVRTC's default).  CuPy adds
+-ftz=true to that: on a GPU a float32 below 1.2e-38 counts as 0, which cudasim does not imitate.  A
+kernel that wants the fast, less exact functions calls them by name (__expf, __fdividef).
 """
 
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from gpucnn.device import Device, device_of
-from gpucnn.errors import ArgumentError, DeviceMismatch, DtypeError, ShapeError
+from gpucnn.device import CUPY_INSTALL, Device, device_of
+from gpucnn.errors import (
+    ArgumentError,
+    DeviceError,
+    DeviceMismatch,
+    DtypeError,
+    GpucnnError,
+    KernelError,
+    ShapeError,
+)
 from gpucnn.kernel_source import Define, Kernel, Parameter, assemble, kernel, kernels, struct_fields
 
-__all__ = ["OPTIONS", "assemble", "count_launches", "kernel", "kernels", "launch"]
+__all__ = [
+    "OPTIONS",
+    "Launch",
+    "assemble",
+    "compile_file",
+    "count_launches",
+    "kernel",
+    "kernels",
+    "launch",
+    "options",
+    "record_launches",
+]
 
 OPTIONS = ("-std=c++17",)
 _LARGEST = 2**31 - 1
+_NUMBER = (int, float, np.number, np.bool_)
 
 
 def launch(
@@ -63,24 +83,68 @@ def launch(
         ready.check_size(*size)
         ready.sizes.add(size)
     values = ready.arguments(args)
-    for counter in _counters:
-        counter[name] += 1
-    if 0 not in size[0]:
+    run = 0 not in size[0]
+    for watch in _watchers:
+        run &= watch(Launch(ready.declared, ready.defines, *size, values))
+    if run:
         ready.run(*size, values)
 
 
-_counters: list[Counter[str]] = []
+@dataclasses.dataclass(frozen=True, eq=False)
+class Launch:
+    """One call of `launch`, its arguments checked and cast."""
+
+    kernel: Kernel
+    defines: tuple[tuple[str, Define], ...]
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared: int  # dynamic shared memory of a block, in bytes
+    # As the kernel's parameters: arrays of the device (numpy.uint64(0) for a null pointer), NumPy
+    # scalars, structs as NumPy records.
+    values: tuple[Any, ...]
+
+
+# Each sees every launch, and says whether it may run.
+_watchers: list[Callable[[Launch], bool]] = []
+
+
+@contextmanager
+def _watched(watch: Callable[[Launch], bool]) -> Iterator[None]:
+    _watchers.append(watch)
+    try:
+        yield
+    finally:
+        _watchers[:] = [other for other in _watchers if other is not watch]
 
 
 @contextmanager
 def count_launches() -> Iterator[Counter[str]]:
     """Counts launches by kernel name: `with cuda.count_launches() as launches: ...`."""
     counter: Counter[str] = Counter()
-    _counters.append(counter)
-    try:
+
+    def count(launch: Launch) -> bool:
+        counter[launch.kernel.name] += 1
+        return True
+
+    with _watched(count):
         yield counter
-    finally:
-        _counters[:] = [other for other in _counters if other is not counter]
+
+
+@contextmanager
+def record_launches(run: bool = True) -> Iterator[list[Launch]]:
+    """A list that every launch inside the block is added to; it keeps their arrays alive.
+
+    With run=False they are checked as ever, but neither compiled nor run: their results are what
+    was in memory.  Shapes and launches are right nevertheless, as they depend on no number.
+    """
+    launches: list[Launch] = []
+
+    def record(launch: Launch) -> bool:
+        launches.append(launch)
+        return run
+
+    with _watched(record):
+        yield launches
 
 
 def _three(sizes: int | tuple[int, ...]) -> tuple[int, int, int]:
@@ -99,10 +163,10 @@ class _Ready:
 
     def __init__(self, declared: Kernel, device: Device, defines: Mapping[str, Define]) -> None:
         self.declared = declared
+        self.defines = tuple(defines.items())
         self.device = device
         self.xp = device.xp
-        self.source, module = _module(device, declared.file, tuple(defines.items()))
-        self.function = module.get_function(declared.name)
+        self.source, self.module = _module(device, declared.file, self.defines)
         self.shared = 48 * 1024  # what a function may have without asking
         self.structs: dict[Any, Any] = {}  # geometry by value: a program has few
         self.sizes: set[tuple[Any, ...]] = set()  # grid, block, shared: found to be allowed
@@ -115,6 +179,11 @@ class _Ready:
         self.most_shared = limits["MaxSharedMemoryPerBlockOptin"]
         bound = str(defines.get(declared.bound or "", declared.bound))
         self.most_threads = int(bound) if bound.isdecimal() else limits["MaxThreadsPerBlock"]
+
+    @functools.cached_property
+    def function(self) -> Any:
+        with _compiling(self.device, self.declared.file):
+            return self.module.get_function(self.declared.name)
 
     def run(
         self, grid: tuple[int, ...], block: tuple[int, ...], shared: int, values: tuple[Any, ...]
@@ -161,7 +230,7 @@ class _Ready:
         )
 
     def number(self, parameter: Parameter, dtype: np.dtype[Any], value: Any) -> Any:
-        if not isinstance(value, int | float | np.number | np.bool_):
+        if not isinstance(value, _NUMBER):
             raise DtypeError(f"{self.where(parameter)} is a {dtype}, got {_short(value)}")
         if dtype.kind in "iu":
             if int(value) != value:
@@ -244,9 +313,37 @@ def _module(device: Device, file: str, defines: tuple[tuple[str, Define], ...]) 
         source = assemble(file, xp.kernel_headers(), xp.kernel_folder())
     else:
         source = assemble(file)
-    options = (*OPTIONS, *(f"-D{name}={value}" for name, value in defines))
     with xp.cuda.Device(device.index):
-        return source, xp.RawModule(code=source, options=options)
+        return source, xp.RawModule(code=source, options=options(defines))
+
+
+def compile_file(device: Device, file: str, defines: tuple[tuple[str, Define], ...] = ()) -> None:
+    """Compile kernels/`file` for `device` now, rather than when the first of its kernels runs."""
+    with _compiling(device, file):
+        _module(device, file, defines)[1].compile()
+
+
+@contextmanager
+def _compiling(device: Device, file: str) -> Iterator[None]:
+    """`device` is the current one inside; what CuPy raises becomes an error with a way out."""
+    try:
+        with device.xp.cuda.Device(device.index):
+            yield
+    except Exception as error:  # CuPy's classes cannot be named without CuPy
+        if type(error).__name__ == "CompileException":
+            raise KernelError(f"kernels/{file} does not compile for {device}:\n{error}") from error
+        if "nvrtc" in str(error).lower() and not isinstance(error, GpucnnError):
+            reason = " ".join(str(error).split())
+            raise DeviceError(
+                f"device {device} needs NVRTC, and CuPy could not load it ({reason})\n"
+                f"  install CuPy with it: {CUPY_INSTALL}"
+            ) from error
+        raise
+
+
+def options(defines: tuple[tuple[str, Define], ...]) -> tuple[str, ...]:
+    """What the compiler is told for the specialisation of these preprocessor words."""
+    return (*OPTIONS, *(f"-D{name}={value}" for name, value in defines))
 
 
 def _struct(value: Any) -> np.ndarray[Any, Any]:

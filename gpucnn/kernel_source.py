@@ -64,6 +64,7 @@ class Kernel:
     line: int
     parameters: tuple[Parameter, ...]
     bound: str | None  # threads in __launch_bounds__, as the source says it
+    blocks: str | None  # blocks on a multiprocessor there
     wide: bool
 
 
@@ -117,10 +118,11 @@ def declarations(file: str, text: str) -> list[Kernel]:
     result = []
     for match in _KERNEL.finditer(text):
         parameters = tuple(_parameter(p) for p in match["parameters"].split(",") if p.strip())
-        bound = match["bounds"].split(",")[0].strip() if match["bounds"] else None
+        bounds = [word.strip() for word in (match["bounds"] or "").split(",")]
+        bound, blocks = (*(word or None for word in bounds), None)[:2]
         line = text.count("\n", 0, match.start()) + 1
         wide = WIDE in match["words"].split()
-        result.append(Kernel(match["name"], file, line, parameters, bound, wide))
+        result.append(Kernel(match["name"], file, line, parameters, bound, blocks, wide))
     return result
 
 

@@ -51,6 +51,10 @@ class RawModule:
             )
         return Function(self, name)
 
+    def compile(self) -> None:
+        """Compile now, rather than at the first launch."""
+        self.library(settings.current())
+
     def library(self, how: settings.Settings) -> ctypes.CDLL:
         """The compiled code, of the build that `how` needs."""
         key = how.checked, how.debug

@@ -1,0 +1,158 @@
+"""The Python time of one training step on a GPU: what the host does while the device works.
+
+    python benchmarks/host_overhead.py                    alexnet_cifar10, batch 128
+    python benchmarks/host_overhead.py --model resnet18_cifar --steps 500
+
+A step that takes the device longer than this keeps the device busy; a shorter one waits for
+Python.  The step runs on the simulated device, where here launches, memory fills, sums and matrix
+products return at once with memory that nothing was written to.  So there is no compiler needed,
+and no GPU.  What is left is gpucnn's own Python, and the simulator's arrays: Python where CuPy's
+are C.  What CuPy itself takes for a launch or an array operation is not in it.
+"""
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from _peer import machine
+
+import gpucnn
+from gpucnn import cuda, models, ops, optim
+from gpucnn.autograd import Function
+from gpucnn.cudasim import arrays, memory, module
+from gpucnn.device import Device
+
+DEVICE = Device("cudasim")  # not by its name: that would ask for a compiler
+
+
+@contextmanager
+def idle_device() -> Iterator[None]:
+    """The simulated device does nothing inside the block, and says that it is done."""
+    allocate = memory.allocate
+
+    def unwritten(shape: Any, dtype: Any, poison: bool = True) -> Any:
+        return allocate(shape, dtype, False)
+
+    def product(a: Any, b: Any) -> Any:
+        return arrays.ndarray((*a.shape[:-1], b.shape[-1]), a.dtype)
+
+    def total(a: Any, axis: Any = None) -> Any:
+        rest = () if axis is None else np.delete(a.shape, axis)
+        return arrays.ndarray(tuple(rest), a.dtype)
+
+    with (
+        mock.patch.object(memory, "allocate", unwritten),
+        mock.patch.object(module.Function, "__call__", lambda *args, **options: None),
+        mock.patch.object(arrays.ndarray, "__matmul__", product),
+        mock.patch.object(arrays.ndarray, "__iadd__", lambda a, b: a),
+        mock.patch.object(arrays.ndarray, "sum", total),
+    ):
+        yield
+
+
+def training_step(name: str, batch: int) -> Callable[[], None]:
+    gpucnn.manual_seed(0)
+    model = models.build(name).to(DEVICE)
+    optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    shape = (batch, *models.input_shape(name))
+    images = gpucnn.Tensor(DEVICE.xp.empty(shape, np.float32))
+    labels = gpucnn.Tensor(DEVICE.xp.zeros(batch, np.int64))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        ops.softmax_cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def milliseconds(step: Callable[[], None], steps: int) -> list[float]:
+    times = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        step()
+        times.append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+class Clock:
+    """Adds up the time inside functions that it wraps, by name."""
+
+    def __init__(self) -> None:
+        self.calls: defaultdict[str, int] = defaultdict(int)
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def around(self, function: Callable[..., Any], name: str = "") -> Callable[..., Any]:
+        """`function`, timed under `name`, or as a method under the name of its object's op."""
+
+        def timed(*args: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **options)
+            finally:
+                key = name or f"{args[0].name} {function.__name__.strip('_')}"
+                self.calls[key] += 1
+                self.seconds[key] += time.perf_counter() - start
+
+        return timed
+
+
+def where_it_goes(step: Callable[[], None], steps: int) -> None:
+    """A table of the ops of one step, forward and backward, and of what they share."""
+    clock = Clock()
+    patches = [mock.patch.object(cuda, "launch", clock.around(cuda.launch, "all launches"))]
+    patches += [mock.patch.object(Function, "__call__", clock.around(Function.__call__))]
+    for op in Function.__subclasses__():
+        patches.append(mock.patch.object(op, "backward", clock.around(op.backward)))
+    patches.append(mock.patch.object(optim.SGD, "step", clock.around(optim.SGD.step, "SGD.step")))
+    for patch in patches:
+        patch.start()
+    whole = sum(milliseconds(step, steps)) / steps * 1e3
+    for patch in patches:
+        patch.stop()
+    rows = {
+        name.replace(" call", ", forward").replace(" backward", ", backward"): (
+            clock.calls[name] / steps,
+            clock.seconds[name] / steps * 1e6,
+        )
+        for name in clock.seconds
+    }
+    launches = rows.pop("all launches")
+    inside = sum(time for _, time in rows.values())
+    rows["tape, modules, zero_grad"] = (1, whole - inside)
+    print("\n| where, with the clock's own share | calls | us a step | us a call |\n|---|---|---|---|")
+    for name, (calls, time_) in sorted(rows.items(), key=lambda row: -row[1][1]):
+        print(f"| {name} | {calls:.0f} | {time_:.0f} | {time_ / calls:.1f} |")
+    calls, time_ = launches
+    print(f"| of all these, cuda.launch | {calls:.0f} | {time_:.0f} | {time_ / calls:.1f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=models.BY_NAME, default="alexnet_cifar10")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=300)
+    arguments = parser.parse_args()
+    with idle_device():
+        step = training_step(arguments.model, arguments.batch)
+        for _ in range(20):
+            step()
+        times = milliseconds(step, arguments.steps)
+        with cuda.count_launches() as launches:
+            step()
+        print(machine())
+        print(
+            f"{arguments.model}, batch {arguments.batch}: {statistics.median(times):.2f} ms of Python "
+            f"a step (least {min(times):.2f}, of {arguments.steps}), {sum(launches.values())} launches"
+        )
+        where_it_goes(step, arguments.steps)
+
+
+if __name__ == "__main__":
+    main()
