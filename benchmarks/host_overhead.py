@@ -34,10 +34,6 @@ DEVICE = Device("cudasim")  # not by its name: that would ask for a compiler
 @contextmanager
 def idle_device() -> Iterator[None]:
     """The simulated device does nothing inside the block, and says that it is done."""
-    allocate = memory.allocate
-
-    def unwritten(shape: Any, dtype: Any, poison: bool = True) -> Any:
-        return allocate(shape, dtype, False)
 
     def product(a: Any, b: Any) -> Any:
         return arrays.ndarray((*a.shape[:-1], b.shape[-1]), a.dtype)
@@ -47,8 +43,8 @@ def idle_device() -> Iterator[None]:
         return arrays.ndarray(tuple(rest), a.dtype)
 
     with (
-        mock.patch.object(memory, "allocate", unwritten),
-        mock.patch.object(module.Function, "__call__", lambda *args, **options: None),
+        memory.unpoisoned(),
+        mock.patch.object(module.Function, "__call__", return_value=None),
         mock.patch.object(arrays.ndarray, "__matmul__", product),
         mock.patch.object(arrays.ndarray, "__iadd__", lambda a, b: a),
         mock.patch.object(arrays.ndarray, "sum", total),
@@ -126,7 +122,9 @@ def where_it_goes(step: Callable[[], None], steps: int) -> None:
     launches = rows.pop("all launches")
     inside = sum(time for _, time in rows.values())
     rows["tape, modules, zero_grad"] = (1, whole - inside)
-    print("\n| where, with the clock's own share | calls | us a step | us a call |\n|---|---|---|---|")
+    print(
+        "\n| where, with the clock's own share | calls | us a step | us a call |\n|---|---|---|---|"
+    )
     for name, (calls, time_) in sorted(rows.items(), key=lambda row: -row[1][1]):
         print(f"| {name} | {calls:.0f} | {time_:.0f} | {time_ / calls:.1f} |")
     calls, time_ = launches
@@ -148,8 +146,9 @@ def main() -> None:
             step()
         print(machine())
         print(
-            f"{arguments.model}, batch {arguments.batch}: {statistics.median(times):.2f} ms of Python "
-            f"a step (least {min(times):.2f}, of {arguments.steps}), {sum(launches.values())} launches"
+            f"{arguments.model}, batch {arguments.batch}: {statistics.median(times):.2f} ms of "
+            f"Python a step (least {min(times):.2f}, of {arguments.steps}), "
+            f"{sum(launches.values())} launches"
         )
         where_it_goes(step, arguments.steps)
 

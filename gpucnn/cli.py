@@ -1,4 +1,4 @@
-"""The command line: `gpucnn predict`, `convert`, `export`, `doctor`, `kernels`.
+"""The command line: `gpucnn predict`, `convert`, `export`, `doctor`, `kernels`, `warmup`.
 
 Each command is one function that adds its parser, and one that runs it.  A GpucnnError ends in its
 text on standard error and exit status 2.
@@ -10,15 +10,19 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 import gpucnn
 from gpucnn import doctor, models
 from gpucnn.convert import convert_file
 from gpucnn.errors import ArgumentError, DataError, GpucnnError
+from gpucnn.kernel_export import export_kernels
 from gpucnn.kernel_source import callers, kernels
 from gpucnn.onnx_export import export_onnx
 from gpucnn.predict import Classifier, bars
 from gpucnn.saved import described, rebuild
 from gpucnn.train.checkpoint import read_checkpoint
+from gpucnn.warmup import warm_up
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -29,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gpucnn", description="Work with trained networks.")
     parser.add_argument("--version", action="version", version=f"gpucnn {gpucnn.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_predict, _add_convert, _add_export, _add_doctor, _add_kernels):
+    for add in (_add_predict, _add_convert, _add_export, _add_doctor, _add_kernels, _add_warmup):
         add(commands)
     arguments = parser.parse_args(argv)
     try:
@@ -174,12 +178,46 @@ def _add_kernels(commands: "Commands") -> None:
     parser = commands.add_parser(
         "kernels",
         help="every CUDA kernel, where it is and who calls it",
-        description="A table of the CUDA kernels: name, file and line, and who launches it.",
+        description="A table of the CUDA kernels: name, file and line, and who launches it.  With "
+        "--export, those that a model trains with as files: source, PTX, cubin, and a manifest "
+        "with every launch.  It needs NVRTC and no GPU.",
     )
     parser.set_defaults(run=_kernels)
+    parser.add_argument("--export", metavar="DIR", help="write them to DIR, new or empty")
+    parser.add_argument(
+        "--arch",
+        type=_architecture,
+        nargs="+",
+        default=[80],
+        metavar="N",
+        help="for --export: compute capabilities times ten, such as 80 90 (default: 80)",
+    )
+    _add_model(parser, "for --export: ")
+
+
+def _add_model(parser: argparse.ArgumentParser, when: str = "") -> None:
+    parser.add_argument(
+        "--model",
+        default="alexnet_cifar10",
+        metavar="NAME",
+        help=f"{when}the model, by its name in gpucnn.models (default: alexnet_cifar10)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=_positive,
+        default=128,
+        metavar="N",
+        help=f"{when}images in a batch (default: 128)",
+    )
+
+
+def _architecture(text: str) -> int:
+    return int(text.removeprefix("sm_"))
 
 
 def _kernels(arguments: argparse.Namespace) -> int:
+    if arguments.export is not None:
+        return _export_kernels(arguments)
     rows = [
         (name, f"kernels/{kernel.file}:{kernel.line}", ", ".join(callers(name)))
         for name, kernel in kernels().items()
@@ -187,6 +225,55 @@ def _kernels(arguments: argparse.Namespace) -> int:
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     for name, place, who in rows:
         print(f"{name:<{widths[0]}}  {place:<{widths[1]}}  {who}")
+    return 0
+
+
+def _export_kernels(arguments: argparse.Namespace) -> int:
+    manifest = export_kernels(
+        arguments.model,
+        list(dict.fromkeys(arguments.arch)),
+        arguments.export,
+        arguments.batch,
+        lambda work: tqdm(work, "compiling", disable=None, leave=False),
+    )
+    architectures = ", ".join(f"sm_{number}" for number in manifest["architectures"])
+    counts = ", ".join(f"{phase}: {count}" for phase, count in manifest["launches"].items())
+    print(
+        f"{arguments.export}: {len(manifest['entries'])} kernels of {arguments.model} for "
+        f"{architectures}, batch {arguments.batch} (launches: {counts})"
+    )
+    return 0
+
+
+# --- warmup ---
+
+
+def _add_warmup(commands: "Commands") -> None:
+    parser = commands.add_parser(
+        "warmup",
+        help="compile a model's kernels ahead",
+        description="Compile what training and inference of a model launch, and keep it on disk, "
+        "so that the first step need not wait.",
+    )
+    parser.set_defaults(run=_warmup)
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cudasim (default: cuda)")
+    _add_model(parser)
+
+
+def _warmup(arguments: argparse.Namespace) -> int:
+    compiled, cached = warm_up(
+        arguments.model,
+        arguments.device,
+        arguments.batch,
+        lambda work: tqdm(work, "compiling", disable=None, leave=False),
+    )
+    for word, found in (("compiled", compiled), ("cached", cached)):
+        for file, seconds in found:
+            print(f"{word:<8}  {file:<28}  {seconds:6.2f} s")
+    print(
+        f"{arguments.model} on {arguments.device}: "
+        f"{len(compiled)} compiled, {len(cached)} were cached"
+    )
     return 0
 
 

@@ -11,6 +11,8 @@ import functools
 import math
 import mmap
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -139,13 +141,27 @@ def _map(size: int) -> int:
 pool = MemoryPool()
 
 
+_poisons = True
+
+
+@contextmanager
+def unpoisoned() -> Iterator[None]:
+    """Fresh arrays hold anything inside, and cost nothing: for arrays that nobody reads."""
+    global _poisons
+    before, _poisons = _poisons, False
+    try:
+        yield
+    finally:
+        _poisons = before
+
+
 def allocate(shape: Any, dtype: Any, poison: bool = True) -> Host:
     """Fresh memory of the device, as the host sees it."""
     dtype = np.dtype(dtype)
     shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     size = math.prod(shape) * dtype.itemsize
     memory = pool.take(size)
-    if poison:
+    if poison and _poisons:
         memory.view(np.uint16).fill(POISON)
     array: Host = memory[:size].view(dtype).reshape(shape)
     return array

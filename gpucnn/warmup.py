@@ -1,0 +1,73 @@
+"""Compiling ahead: what a model will launch, made before its first step asks for it.
+
+CuPy and the simulator keep what they compiled in a folder of the user's; a specialisation that
+puts no new file there was in it already.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gpucnn import cuda, launches
+from gpucnn.cudasim import compiler
+from gpucnn.device import Device
+from gpucnn.errors import ArgumentError
+
+Timed = list[tuple[str, float]]  # what was made, in how many seconds
+
+_IN_MEMORY = "CUPY_CACHE_IN_MEMORY"
+_REST = "CuPy's own kernels"
+
+
+def warm_up(
+    model: str, device: str, batch: int = 128, progress: Callable[[list[Any]], Any] = iter
+) -> tuple[Timed, Timed]:
+    """Compile what training and inference of `model` launch on `device` with `batch` images.
+
+    Returns what was compiled, and what was found compiled.  progress wraps what is gone through, as
+    tqdm does.  On cuda one batch, step and inference run at the end, because CuPy has kernels of
+    its own for sums and the like, which it compiles when they are first used.
+
+    Raises DeviceError for a device that cannot be used, ArgumentError for the CPU, for an unknown
+    model, or if CuPy is told to keep nothing.
+    """
+    place = Device.parse(device)
+    if place.kind == "cpu":
+        raise ArgumentError(f"warmup: device {device} compiles nothing; expected cuda or cudasim")
+    folder = _folder(place)
+    jobs: list[tuple[str, Callable[[], object]]] = [
+        (_name(*found), partial(cuda.compile_file, place, *found))
+        for found in launches.specialisations(launches.of_model(model, batch))
+    ]
+    if place.kind == "cuda":
+        jobs.append((_REST, partial(launches.of_model, model, batch, device=place, run=True)))
+    compiled: Timed = []
+    cached: Timed = []
+    for name, job in progress(jobs):
+        before, start = _files(folder), time.perf_counter()
+        job()
+        seconds = time.perf_counter() - start
+        (compiled if _files(folder) - before else cached).append((name, seconds))
+    return compiled, cached
+
+
+def _name(file: str, defines: tuple[tuple[str, Any], ...]) -> str:
+    return " ".join([file, *(f"{name}={value}" for name, value in defines)])
+
+
+def _folder(device: Device) -> Path:
+    """Where what is compiled for `device` is kept."""
+    if device.kind == "cudasim":
+        return compiler.cache_folder()
+    if os.environ.get(_IN_MEMORY, "0") not in ("", "0"):
+        raise ArgumentError(
+            f"warmup: {_IN_MEMORY} is set, so CuPy would forget what is compiled here\n  unset it"
+        )
+    return Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+
+
+def _files(folder: Path) -> set[str]:
+    return set(os.listdir(folder)) if folder.is_dir() else set()
