@@ -13,13 +13,15 @@ order of the kernel's parameters:
     {"name": "window", "kind": "struct", "fields": {"n": 8, ...}}     int32 each, in this order
     {"name": "bias", "kind": "null"}                                  a null pointer
     {"name": "x", "kind": "array", "dtype": "float32", "shape": [8, 32, 32, 3],
-     "const": true, "alignment": 256}
+     "const": true, "buffer": 2, "offset": 0}
 
-An array is contiguous, in C order, at an address that `alignment` divides.  It holds what launch
-`from` wrote, if it has that key; one of integers that count or index something has `values`
-otherwise; any other may hold any numbers.
+An array is contiguous, in C order, and starts `offset` bytes after the beginning of a buffer;
+`buffers` has the size of each in bytes, and each begins at a multiple of 256.  An array holds what
+the launches before it left in its buffer.  Where they wrote nothing, one of int32 or int64 has
+`values`; any other may hold any numbers: parameters, images, results of matrix products.
 """
 
+import bisect
 import json
 import os
 import shutil
@@ -40,7 +42,7 @@ from gpucnn.launches import Specialisation
 FORMAT = 1
 PHASES = ("batch", "training")
 _PARTIAL = ".partial"
-_MOST_ALIGNMENT = 256  # what CUDA's own allocations are aligned to
+_ALIGNMENT = 256  # of a buffer: what CUDA's own allocations are aligned to
 _REGISTERS = 65536  # of a multiprocessor, on every architecture since sm_50
 _OF_A_THREAD = 255  # at most
 
@@ -72,6 +74,7 @@ def export_kernels(
         recorded = launches.of_model(model, batch, PHASES)
         work = [(s, a) for s in launches.specialisations(recorded) for a in architectures]
         binaries = {(s, a): _compile(s, a, folder) for s, a in progress(work)}
+        buffers = _Buffers(recorded)
         manifest = {
             "format": FORMAT,
             "gpucnn": gpucnn.__version__,
@@ -80,7 +83,8 @@ def export_kernels(
             "nvrtc": nvrtc.version(),
             "architectures": architectures,
             "launches": {phase: len(recorded[phase]) for phase in PHASES},
-            "entries": _entries(recorded, binaries, architectures),
+            "buffers": [end - begin for begin, end in buffers.spans],
+            "entries": _entries(recorded, binaries, architectures, buffers),
         }
         text = json.dumps(manifest, indent=1)
         (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
@@ -159,10 +163,10 @@ def _entries(
     recorded: dict[str, list[Launch]],
     binaries: dict[tuple[Specialisation, int], nvrtc.Binary],
     architectures: list[int],
+    buffers: "_Buffers",
 ) -> list[dict[str, Any]]:
     """One for each kernel, specialisation, block and amount of dynamic shared memory."""
     entries: dict[Any, dict[str, Any]] = {}
-    written = _Written()
     numbered = enumerate((phase, launch) for phase in PHASES for launch in recorded[phase])
     for number, (phase, launch) in numbered:
         specialisation = launch.kernel.file, launch.defines
@@ -186,13 +190,13 @@ def _entries(
                 "launches": [],
             }
         arguments = [
-            _argument(parameter, value, written)
+            _argument(parameter, value, buffers)
             for parameter, value in zip(launch.kernel.parameters, launch.values, strict=True)
         ]
         entries[key]["launches"].append(
             {"number": number, "phase": phase, "grid": list(launch.grid), "arguments": arguments}
         )
-        written.add(number, launch)
+        buffers.written_by(launch)
     return list(entries.values())
 
 
@@ -204,25 +208,43 @@ def _register_budget(kernel: Kernel) -> int | None:
     return min(_REGISTERS // (int(threads) * int(blocks)) // 8 * 8, _OF_A_THREAD)
 
 
-class _Written:
-    """Which launch wrote the memory of an array last.  No memory is reused: launches keep it."""
+class _Buffers:
+    """The memory behind the arrays of launches: arrays that overlap lie in one buffer.
 
-    def __init__(self) -> None:
-        self._spans: list[tuple[int, int, int]] = []  # first byte, the one after, launch
+    No memory is used twice: a recorded launch keeps its arrays.
+    """
 
-    def add(self, number: int, launch: Launch) -> None:
-        for parameter, value in zip(launch.kernel.parameters, launch.values, strict=True):
-            if parameter.pointer and not parameter.const and not isinstance(value, np.generic):
-                begin = value.data.ptr
-                self._spans.append((begin, begin + value.nbytes, number))
+    def __init__(self, recorded: dict[str, list[Launch]]) -> None:
+        arrays = [a for phase in PHASES for launch in recorded[phase] for _, a in _arrays(launch)]
+        self.spans: list[tuple[int, int]] = []  # addresses: the first, and the one after the last
+        for begin, end in sorted((a.data.ptr, a.data.ptr + a.nbytes) for a in arrays):
+            if self.spans and begin < self.spans[-1][1]:
+                first, last = self.spans.pop()
+                self.spans.append((first, max(last, end)))
+            else:
+                self.spans.append((begin - begin % _ALIGNMENT, end))
+        self._written: set[int] = set()
 
-    def by(self, array: Any) -> int | None:
-        begin, end = array.data.ptr, array.data.ptr + array.nbytes
-        found = [number for first, after, number in self._spans if first < end and begin < after]
-        return found[-1] if found else None
+    def place(self, array: Any) -> tuple[int, int]:
+        """Which buffer it lies in, and how many bytes after its beginning."""
+        number = bisect.bisect_right([begin for begin, _ in self.spans], array.data.ptr) - 1
+        return number, array.data.ptr - self.spans[number][0]
+
+    def written_by(self, launch: Launch) -> None:
+        self._written |= {self.place(a)[0] for p, a in _arrays(launch) if not p.const}
+
+    def is_written(self, array: Any) -> bool:
+        """Whether a launch that was given to `written_by` wrote to its buffer."""
+        return self.place(array)[0] in self._written
 
 
-def _argument(parameter: Parameter, value: Any, written: _Written) -> dict[str, Any]:
+def _arrays(launch: Launch) -> list[tuple[Parameter, Any]]:
+    """The arrays among a launch's arguments, with their parameters; null pointers are none."""
+    pairs = zip(launch.kernel.parameters, launch.values, strict=True)
+    return [(p, value) for p, value in pairs if p.pointer and not isinstance(value, np.generic)]
+
+
+def _argument(parameter: Parameter, value: Any, buffers: _Buffers) -> dict[str, Any]:
     name = parameter.name
     if isinstance(value, np.ndarray):  # a record: what a struct by value is
         fields = {field: int(value[field]) for field in value.dtype.names or ()}
@@ -231,18 +253,16 @@ def _argument(parameter: Parameter, value: Any, written: _Written) -> dict[str, 
         if parameter.pointer:
             return {"name": name, "kind": "null"}
         return {"name": name, "kind": "number", "dtype": str(value.dtype), "value": value.item()}
-    address = value.data.ptr
+    buffer, offset = buffers.place(value)
     result = {
         "name": name,
         "kind": "array",
         "dtype": str(value.dtype),
         "shape": list(value.shape),
         "const": parameter.const,
-        "alignment": min(address & -address, _MOST_ALIGNMENT),
+        "buffer": buffer,
+        "offset": offset,
     }
-    source = written.by(value)
-    if source is not None:
-        result["from"] = source
-    elif parameter.const and value.dtype in (np.int32, np.int64):
+    if parameter.const and value.dtype in (np.int32, np.int64) and not buffers.is_written(value):
         result["values"] = value.tolist()
     return result
