@@ -42,6 +42,13 @@ def of_model(
     """
     if batch < 1:
         raise ArgumentError(f"a batch has at least 1 image, got {batch}")
+    with device.xp.cuda.Device(device.index), nullcontext() if run else unpoisoned():
+        return _phases(name, batch, phases, device, run)
+
+
+def _phases(
+    name: str, batch: int, phases: tuple[str, ...], device: Device, run: bool
+) -> dict[str, list[Launch]]:
     shape = models.input_shape(name)
     model = models.build(name, generator=np.random.default_rng(0)).to(device)
     optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
@@ -53,8 +60,7 @@ def of_model(
         "training": lambda: _train(model, optimizer, images, labels),
         "inference": lambda: _infer(model, images),
     }
-    with nullcontext() if run else unpoisoned():
-        return {phase: _recorded(steps[phase], run) for phase in phases}
+    return {phase: _recorded(steps[phase], run) for phase in phases}
 
 
 def specialisations(launches: dict[str, list[Launch]]) -> list[Specialisation]:

@@ -1,0 +1,191 @@
+"""gpucnn warmup: what it compiles ahead, what it finds compiled, and what it says without CUDA."""
+
+import sys
+import types
+
+import pytest
+
+from gpucnn import cli, cuda, cudasim, launches, warmup
+from gpucnn.cudasim import compiler
+from gpucnn.device import Device
+from gpucnn.errors import ArgumentError, DeviceError
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """A cache of compiled kernels with nothing in it, and a compiler that only writes a file."""
+    try:
+        cudasim.require_compiler()
+    except DeviceError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = []
+
+    def compile_kernels(code, options, how):
+        path = compiler.cache_folder() / f"{hash((code, options, how))}.so"
+        made.append(path.exists())
+        path.touch()
+
+    monkeypatch.setattr(cudasim.module.RawModule, "compile", compile_now)
+    monkeypatch.setattr(compiler, "compile_kernels", compile_kernels)
+    return made
+
+
+def compile_now(self):
+    """RawModule.compile without what this process already has."""
+    compiler.compile_kernels(self._code, self._options, None)
+
+
+def test_the_second_time_everything_is_found_compiled(fresh, capsys):
+    files = {file for file, _ in launches.specialisations(launches.of_model("alexnet_cifar10", 4))}
+    arguments = ["warmup", "--device", "cudasim", "--batch", "4"]
+    assert cli.main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert {line.split()[1] for line in out.splitlines()[:-1]} == files
+    assert out.splitlines()[-1] == (
+        f"alexnet_cifar10 on cudasim: {len(files)} compiled, 0 were cached"
+    )
+    assert err == ""  # no bar where nobody looks
+    assert cli.main(arguments) == 0
+    assert f"0 compiled, {len(files)} were cached" in capsys.readouterr().out
+    assert fresh == [False] * len(files) + [True] * len(files)
+
+
+def test_after_it_training_and_inference_compile_nothing(monkeypatch, tmp_path):
+    try:
+        cudasim.require_compiler()
+    except DeviceError as error:
+        pytest.skip(str(error))
+    device = Device("cudasim")
+    warmup.warm_up("lenet5", "cudasim", 2)
+    libraries = []
+    original = compiler.compile_kernels
+    monkeypatch.setattr(compiler, "compile_kernels", lambda *a: libraries.append(a) or original(*a))
+    launches.of_model("lenet5", 2, device=device, run=True)
+    assert libraries == []
+
+
+def test_what_a_batch_a_step_and_an_inference_launch_is_all_in_the_package():
+    found = launches.of_model("alexnet_cifar10", 4)
+    assert list(found) == ["batch", "training", "inference"]
+    assert [launch.kernel.name for launch in found["batch"]] == ["crop_flip_normalize"]
+    names = {launch.kernel.name for phase in found.values() for launch in phase}
+    assert names <= set(cuda.kernels())
+    assert "dropout" not in {launch.kernel.name for launch in found["inference"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--device cuda", 'needs CuPy, which is not installed: pip install "gpucnn[cuda12]"'),
+        ("--device cpu", "device cpu compiles nothing; expected cuda or cudasim"),
+        ("--device tpu", "device 'tpu' is unknown"),
+        ("--device cudasim --model alexnet13", "model 'alexnet13' is unknown"),
+        ("--device cudasim --model mlp", "cannot be built from {}"),
+        ("--device cudasim --batch 0", "expected at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_text(arguments, message, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    try:
+        status = cli.main(["warmup", *arguments.split()])
+    except SystemExit as stop:  # argparse's own
+        status = stop.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+# --- with CuPy: a stand-in that has the simulator's arrays and counts what it compiles ---
+
+
+class DynamicLibNotFoundError(RuntimeError):
+    """cuda.pathfinder's."""
+
+
+class CompileException(Exception):
+    """cupy.cuda.compiler's."""
+
+
+@pytest.fixture
+def cupy(monkeypatch, tmp_path):
+    """A CuPy with a driver; `cupy.failure` is what its compiler raises."""
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(folder))
+
+    class RawModule:
+        def __init__(self, code, options):
+            self.code, self.options = code, options
+
+        def compile(self):
+            if fake.failure is not None:
+                raise fake.failure
+            (folder / f"{hash((self.code, self.options))}.cubin").touch()
+
+        def get_function(self, name):
+            self.compile()
+
+    runtime = types.SimpleNamespace(getDeviceCount=lambda: 1, getDevice=lambda: 0)
+    fake = types.SimpleNamespace(
+        cuda=types.SimpleNamespace(runtime=runtime, Device=cudasim.cuda.Device),
+        RawModule=RawModule,
+        ndarray=type("ndarray", (), {}),
+        failure=None,
+    )
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    cuda._module.cache_clear()
+    yield fake
+    cuda._module.cache_clear()
+    cuda._prepare.cache_clear()
+
+
+@pytest.fixture
+def without_a_step(monkeypatch):
+    """The step at the end needs CuPy's arrays, which the stand-in has not."""
+    original, ran = launches.of_model, []
+
+    def of_model(model, batch, device=None, run=False):
+        if run:
+            ran.append((model, batch, device))
+            return {}
+        return original(model, batch)
+
+    monkeypatch.setattr(launches, "of_model", of_model)
+    return ran
+
+
+def test_on_cuda_cupys_cache_tells_what_is_new_and_one_step_runs_at_the_end(cupy, without_a_step):
+    compiled, cached = warmup.warm_up("alexnet_cifar10", "cuda", 4)
+    assert "conv2d_forward.cu" in [name for name, _ in compiled]
+    assert [name for name, _ in cached] == ["CuPy's own kernels"]
+    assert without_a_step == [("alexnet_cifar10", 4, Device("cuda"))]
+    compiled, cached = warmup.warm_up("alexnet_cifar10", "cuda", 4)
+    assert compiled == []
+    assert len(cached) == 11
+
+
+def test_cupy_without_nvrtc_is_told_with_the_way_out(cupy, capsys):
+    cupy.failure = DynamicLibNotFoundError('Failure finding "libnvrtc.so.12":\n  No such file')
+    assert cli.main(["warmup"]) == 2
+    error = capsys.readouterr().err
+    assert "device cuda:0 needs NVRTC, and CuPy could not load it (Failure finding" in error
+    assert '\n  install CuPy with it: pip install "gpucnn[cuda12]"' in error
+
+
+def test_a_kernel_that_cupy_cannot_compile_shows_the_compilers_words(cupy, capsys):
+    cupy.failure = CompileException("pool2d.cu(7): error: nvrtc: nothing")
+    assert cli.main(["warmup"]) == 2
+    error = capsys.readouterr().err
+    assert "kernels/activation.cu does not compile for cuda:0:\npool2d.cu(7)" in error
+
+
+def test_another_failure_of_cupys_keeps_its_own_type(cupy):
+    cupy.failure = MemoryError("out of memory")
+    with pytest.raises(MemoryError):
+        warmup.warm_up("alexnet_cifar10", "cuda", 4)
+
+
+def test_a_cupy_that_keeps_nothing_makes_warming_up_pointless(cupy, monkeypatch):
+    monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "1")
+    with pytest.raises(ArgumentError, match="CuPy would forget what is compiled here\n  unset it"):
+        warmup.warm_up("alexnet_cifar10", "cuda", 4)
