@@ -93,9 +93,13 @@ def choose_device() -> tuple[Device, str]:
 def _cupy() -> Any:
     try:
         import cupy
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise DeviceError(
             f"device cuda needs CuPy, which is not installed: {CUPY_INSTALL}"
+        ) from error
+    except ImportError as error:
+        raise DeviceError(
+            f"device cuda needs CuPy, which does not load ({error}): {CUPY_INSTALL}"
         ) from error
     return cupy
 

@@ -179,6 +179,13 @@ def test_a_kernel_that_cupy_cannot_compile_shows_the_compilers_words(cupy, capsy
     assert "kernels/activation.cu does not compile for cuda:0:\npool2d.cu(7)" in error
 
 
+def test_the_first_launch_without_nvrtc_says_the_same(cupy):
+    cupy.failure = DynamicLibNotFoundError('Failure finding "libnvrtc.so.12"')
+    ready = cuda._prepare("relu_forward", Device("cuda"), ())
+    with pytest.raises(DeviceError, match="device cuda:0 needs NVRTC"):
+        ready.run((1, 1, 1), (32, 1, 1), 0, ())
+
+
 def test_another_failure_of_cupys_keeps_its_own_type(cupy):
     cupy.failure = MemoryError("out of memory")
     with pytest.raises(MemoryError):

@@ -1,19 +1,16 @@
 """Downloads one file from the first mirror that serves it, and goes on where a try stopped.
 
 The standard library does it: data must arrive after a plain `pip install`, and the usual
-downloaders check a hash but start a cut transfer from nothing.
+downloaders check a hash but start a cut transfer from nothing.  Its modules for that are imported
+when they are needed: they are a tenth of what `import gpucnn` would take, and few runs download.
 """
 
 import hashlib
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
@@ -41,6 +38,10 @@ def fetch(urls: Sequence[str], path: Path, sha256: str, quiet: bool = False) -> 
     quiet.  Raises DataNotFound if the folder cannot be written, or, with a word on each mirror, if
     none served the file; without a network that takes PATIENCE seconds at most, and a TIMEOUT.
     """
+    import urllib.error
+    from http.client import HTTPException
+    from urllib.parse import urlsplit
+
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +88,9 @@ def fetch(urls: Sequence[str], path: Path, sha256: str, quiet: bool = False) -> 
 
 def _transfer(url: str, part: Path, minimum_speed: float, quiet: bool) -> None:
     """Append to `part` what `url` still has of it; OSError if it stalls, breaks off or is slow."""
+    import urllib.error
+    import urllib.request
+
     have = part.stat().st_size
     headers = {"User-Agent": "gpucnn", "Accept-Encoding": "identity"}
     if have:

@@ -1,0 +1,90 @@
+"""What importing gpucnn costs, and what it leaves alone; CuPys that are there and do not work."""
+
+import subprocess
+import sys
+
+import pytest
+
+LATER = ("cupy", "torch", "matplotlib", "PIL", "onnx", "urllib.request", "gpucnn.cudasim")
+
+NO_DRIVER = """
+class CUDARuntimeError(RuntimeError): pass
+class ndarray: pass
+class cuda:
+    class runtime:
+        @staticmethod
+        def getDeviceCount():
+            raise CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is too old")
+"""
+NO_NVRTC = """
+class DynamicLibNotFoundError(RuntimeError): pass
+class ndarray: pass
+class RawModule:
+    def __init__(self, code, options): pass
+    def compile(self):
+        raise DynamicLibNotFoundError('Failure finding "libnvrtc.so.13 or libnvrtc.so.12"')
+class cuda:
+    class runtime:
+        getDeviceCount = getDevice = staticmethod(lambda: 1)
+    class Device:
+        def __init__(self, index): pass
+        def __enter__(self): return self
+        def __exit__(self, *exc): return False
+"""
+BROKEN = "raise ImportError('libcudart.so.12: cannot open shared object file')"
+UNTOUCHABLE = "raise SystemExit('cupy was imported')"
+
+
+def run(tmp_path, cupy, *arguments):
+    """Python with `cupy` as the text of an installed CuPy, which comes before any other."""
+    package = tmp_path / "cupy"
+    package.mkdir()
+    (package / "__init__.py").write_text(cupy)
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); " + arguments[0]
+    command = [sys.executable, "-c", program, *arguments[1:]]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+COMMAND = "from gpucnn.cli import main; sys.exit(main())"
+
+
+def test_importing_gpucnn_imports_nothing_that_most_programs_do_not_need(tmp_path):
+    program = f"import gpucnn; print(*set({LATER}) & set(sys.modules))"
+    done = run(tmp_path, UNTOUCHABLE, program)
+    assert (done.stdout.split(), done.stderr, done.returncode) == ([], "", 0)
+
+
+def test_everything_on_the_cpu_leaves_an_installed_cupy_alone(tmp_path):
+    program = (
+        "import numpy as np, gpucnn; from gpucnn import models, ops, optim; m = models.lenet5(); "
+        "x = gpucnn.tensor(np.zeros((2, *models.input_shape('lenet5')), np.float32)); "
+        "ops.softmax_cross_entropy(m(x), np.array([1, 2])).backward(); "
+        "optim.SGD(m.parameters(), 0.1).step(); print('cupy' in sys.modules)"
+    )
+    done = run(tmp_path, UNTOUCHABLE, program)
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+@pytest.mark.parametrize(
+    ("cupy", "message"),
+    [
+        (NO_DRIVER, "needs an NVIDIA driver, and CuPy found none (cudaErrorInsufficientDriver"),
+        (BROKEN, "needs CuPy, which does not load (libcudart.so.12: cannot open"),
+        (NO_NVRTC, "needs NVRTC, and CuPy could not load it (Failure finding"),
+    ],
+    ids=["no driver", "does not load", "no NVRTC"],
+)
+def test_a_cupy_that_cannot_compile_is_one_clear_text(tmp_path, cupy, message):
+    done = run(tmp_path, cupy, COMMAND, "warmup", "--model", "lenet5", "--batch", "2")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "pip install" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_auto_takes_the_cpu_without_a_driver_and_says_why(tmp_path):
+    program = "import gpucnn.device as d; print(*d.choose_device(), sep='|')"
+    done = run(tmp_path, NO_DRIVER, program)
+    assert done.stdout.startswith("cpu|device cuda needs an NVIDIA driver")
+    assert done.stderr == ""
