@@ -84,7 +84,7 @@ def test_a_cupy_that_cannot_compile_is_one_clear_text(tmp_path, cupy, message):
 
 
 def test_auto_takes_the_cpu_without_a_driver_and_says_why(tmp_path):
-    program = "import gpucnn.device as d; print(*d.choose_device(), sep='|')"
+    program = "from gpucnn.device import choose_device; print(*choose_device(), sep='|')"
     done = run(tmp_path, NO_DRIVER, program)
     assert done.stdout.startswith("cpu|device cuda needs an NVIDIA driver")
     assert done.stderr == ""
