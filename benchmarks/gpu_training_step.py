@@ -36,11 +36,7 @@ PEERS = {  # channels last, TF32
     "torch nchw, TF32": (False, True),
 }
 FLOAT32 = list(PEERS)[:2]
-FIGURES = (
-    ("train", "training, ms", 1),
-    ("infer", "inference, ms", 1),
-    ("memory", "memory, MiB", 1),
-)
+FIGURES = {"train": "training, ms", "infer": "inference, ms", "memory": "memory, MiB"}
 # float32 multiply-adds a clock of one multiprocessor: CUDA C++ Programming Guide, table of
 # arithmetic throughput.
 LANES = {60: 64, 61: 128, 70: 64, 75: 64, 80: 64, 86: 128, 87: 128, 89: 128, 90: 128}
