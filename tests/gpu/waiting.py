@@ -1,0 +1,53 @@
+"""Whether the host waited for the device, and whether the device was asked for memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from gpucnn.device import Device
+
+# One thread that does nothing for a while: what is launched behind it cannot have run.
+_SPIN = """
+extern "C" __global__ void spin(long long cycles) {
+    long long start = clock64();
+    while (clock64() - start < cycles) { }
+}
+"""
+_CYCLES = 1_000_000_000  # half a second
+
+
+class Waited(AssertionError):
+    """The host waited for the device."""
+
+
+@contextmanager
+def host_never_waits(device: Device) -> Iterator[None]:
+    """Raises Waited if the host waits for the device inside the block.
+
+    The simulator counts its waits.  A real device is kept busy: if it is done when the block ends,
+    something in the block waited for it.
+    """
+    cuda: Any = device.xp.cuda
+    if device.kind == "cudasim":
+        before = cuda.counters.host_syncs
+        yield
+        if cuda.counters.host_syncs != before:
+            raise Waited(f"{cuda.counters.host_syncs - before} times")
+        return
+    spin = device.xp.RawModule(code=_SPIN).get_function("spin")
+    cuda.Device(device.index).synchronize()
+    spin((1,), (1,), (np.int64(_CYCLES),))
+    busy = cuda.Event()
+    busy.record()
+    yield
+    if busy.done:
+        raise Waited("the device had nothing left to do")
+    cuda.Device(device.index).synchronize()
+
+
+def memory_asked_for(device: Device) -> int:
+    """A number that grows when the pool has to ask the device for memory."""
+    pool = device.xp.get_default_memory_pool()
+    return int(pool.device_allocations if device.kind == "cudasim" else pool.total_bytes())
