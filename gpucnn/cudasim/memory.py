@@ -141,20 +141,6 @@ def _map(size: int) -> int:
 pool = MemoryPool()
 
 
-_poisons = True
-
-
-@contextmanager
-def unpoisoned() -> Iterator[None]:
-    """Fresh arrays hold anything inside, and cost nothing: for arrays that nobody reads."""
-    global _poisons
-    before, _poisons = _poisons, False
-    try:
-        yield
-    finally:
-        _poisons = before
-
-
 def allocate(shape: Any, dtype: Any, poison: bool = True) -> Host:
     """Fresh memory of the device, as the host sees it."""
     dtype = np.dtype(dtype)
@@ -177,3 +163,17 @@ def on_device(result: Host) -> Host:
     copy = allocate(result.shape, result.dtype, poison=False)
     copy[...] = result
     return copy
+
+
+_poisons = True
+
+
+@contextmanager
+def unpoisoned() -> Iterator[None]:
+    """Fresh arrays hold anything inside, and cost nothing: for arrays that nobody reads."""
+    global _poisons
+    before, _poisons = _poisons, False
+    try:
+        yield
+    finally:
+        _poisons = before
