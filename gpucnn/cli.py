@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -188,7 +188,6 @@ def _add_kernels(commands: "Commands") -> None:
         "--arch",
         type=_architecture,
         nargs="+",
-        default=[80],
         metavar="N",
         help="for --export: compute capabilities times ten, such as 80 90 (default: 80)",
     )
@@ -198,17 +197,19 @@ def _add_kernels(commands: "Commands") -> None:
 def _add_model(parser: argparse.ArgumentParser, when: str = "") -> None:
     parser.add_argument(
         "--model",
-        default="alexnet_cifar10",
         metavar="NAME",
         help=f"{when}the model, by its name in gpucnn.models (default: alexnet_cifar10)",
     )
     parser.add_argument(
         "--batch",
         type=_positive,
-        default=128,
         metavar="N",
         help=f"{when}images in a batch (default: 128)",
     )
+
+
+def _model_and_batch(arguments: argparse.Namespace) -> tuple[str, int]:
+    return arguments.model or "alexnet_cifar10", arguments.batch or 128
 
 
 def _architecture(text: str) -> int:
@@ -218,6 +219,8 @@ def _architecture(text: str) -> int:
 def _kernels(arguments: argparse.Namespace) -> int:
     if arguments.export is not None:
         return _export_kernels(arguments)
+    if (arguments.arch, arguments.model, arguments.batch) != (None, None, None):
+        raise ArgumentError("kernels: --arch, --model and --batch go with --export DIR")
     rows = [
         (name, f"kernels/{kernel.file}:{kernel.line}", ", ".join(callers(name)))
         for name, kernel in kernels().items()
@@ -229,20 +232,21 @@ def _kernels(arguments: argparse.Namespace) -> int:
 
 
 def _export_kernels(arguments: argparse.Namespace) -> int:
-    manifest = export_kernels(
-        arguments.model,
-        list(dict.fromkeys(arguments.arch)),
-        arguments.export,
-        arguments.batch,
-        lambda work: tqdm(work, "compiling", disable=None, leave=False),
-    )
-    architectures = ", ".join(f"sm_{number}" for number in manifest["architectures"])
+    model, batch = _model_and_batch(arguments)
+    architectures = list(dict.fromkeys(arguments.arch or [80]))
+    manifest = export_kernels(model, architectures, arguments.export, batch, _bar)
+    names = ", ".join(f"sm_{number}" for number in architectures)
     counts = ", ".join(f"{phase}: {count}" for phase, count in manifest["launches"].items())
     print(
-        f"{arguments.export}: {len(manifest['entries'])} kernels of {arguments.model} for "
-        f"{architectures}, batch {arguments.batch} (launches: {counts})"
+        f"{arguments.export}: {len(manifest['entries'])} kernels of {model} for {names}, "
+        f"batch {batch} (launches: {counts})"
     )
     return 0
+
+
+def _bar(work: list[Any]) -> Any:
+    """Goes through `work` under a progress bar, where somebody sees it."""
+    return tqdm(work, "compiling", disable=None, leave=False)
 
 
 # --- warmup ---
@@ -261,19 +265,12 @@ def _add_warmup(commands: "Commands") -> None:
 
 
 def _warmup(arguments: argparse.Namespace) -> int:
-    compiled, cached = warm_up(
-        arguments.model,
-        arguments.device,
-        arguments.batch,
-        lambda work: tqdm(work, "compiling", disable=None, leave=False),
-    )
+    model, batch = _model_and_batch(arguments)
+    compiled, cached = warm_up(model, arguments.device, batch, _bar)
     for word, found in (("compiled", compiled), ("cached", cached)):
         for file, seconds in found:
             print(f"{word:<8}  {file:<28}  {seconds:6.2f} s")
-    print(
-        f"{arguments.model} on {arguments.device}: "
-        f"{len(compiled)} compiled, {len(cached)} were cached"
-    )
+    print(f"{model} on {arguments.device}: {len(compiled)} compiled, {len(cached)} were cached")
     return 0
 
 

@@ -139,8 +139,7 @@ def _stem(specialisation: Specialisation) -> str:
 
 
 def _options(specialisation: Specialisation) -> list[str]:
-    """What CuPy compiles a launch's kernel with: its own -ftz=true is the last."""
-    return [*cuda.options(specialisation[1]), "-ftz=true"]
+    return [*cuda.options(specialisation[1]), *nvrtc.AS_CUPY]
 
 
 def _compile(specialisation: Specialisation, architecture: int, folder: Path) -> nvrtc.Binary:

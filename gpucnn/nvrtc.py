@@ -17,6 +17,7 @@ from pathlib import Path
 from gpucnn.errors import DeviceError, KernelError
 
 WHEEL = 'pip install "gpucnn[nvrtc]"'
+AS_CUPY = ("-ftz=true",)  # what CuPy adds to a launch's options, as far as it changes the code
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Binary:
 
 
 def compile_source(
-    source: str, name: str, architecture: int, options: Iterable[str] = ("-std=c++17",)
+    source: str, name: str, architecture: int, options: Iterable[str] = ("-std=c++17", *AS_CUPY)
 ) -> Binary:
     """Compile the complete CUDA C++ text `source`, called `name` in messages.
 

@@ -200,6 +200,47 @@ def test_launches_are_counted_by_name_only_inside_the_block(xp):
     assert outer == inner == {"scale": 2}
 
 
+def test_recorded_launches_say_what_was_launched_and_need_not_run(xp):
+    window = Window.of("test", (5, 8, 8, 6), 3, 1, 1, groups=3)
+    out = xp.full(4, 9, np.int32)
+    with cuda.record_launches(run=False) as kept, cuda.count_launches() as counted:
+        cuda.launch("geometry", (2, 1), 1, out, window, True, defines={"VALUE": 9})
+    assert out.get().tolist() == [9, 9, 9, 9]
+    with cuda.record_launches() as ran:
+        cuda.launch("optional", 1, 1, None, out)
+    assert out.get()[0] == 0
+    with pytest.raises(ArgumentError), cuda.record_launches(run=False) as failed:
+        cuda.launch("optional", 1, 1, 1, 2)
+    out.fill(9)
+    cuda.launch("optional", 1, 1, None, out)
+    assert out.get()[0] == 0
+    assert counted == {"geometry": 1}
+    assert (len(ran), len(failed)) == (1, 0)
+    (launch,) = kept
+    assert (launch.kernel.name, launch.defines) == ("geometry", (("VALUE", 9),))
+    assert (launch.grid, launch.block, launch.shared) == ((2, 1, 1), (1, 1, 1), 0)
+    array, struct, flag = launch.values
+    assert array is out
+    assert (int(struct["n"]), struct.dtype.names[-1], flag.dtype) == (5, "groups", np.bool_)
+    assert ran[0].values[0] == 0
+
+
+def test_a_file_can_be_compiled_before_its_first_launch(xp, monkeypatch):
+    from gpucnn.cudasim import compiler
+
+    made, original = [], compiler.compile_kernels
+    monkeypatch.setattr(
+        compiler, "compile_kernels", lambda *args: made.append(args) or original(*args)
+    )
+    cuda.compile_file(Device.parse("cudasim"), "outer.cu", (("VALUE", 11),))
+    assert len(made) == 1
+    out = xp.empty(4, np.int32)
+    window = Window.of("test", (5, 8, 8, 6), 3, 1, 1)
+    cuda.launch("geometry", 1, 1, out, window, True, defines={"VALUE": 11})
+    assert out.get()[3] == 11
+    assert len(made) == 1
+
+
 # --- refusals ---
 
 

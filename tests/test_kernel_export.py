@@ -288,6 +288,12 @@ def test_an_unknown_architecture_is_refused_with_those_that_are_known(tmp_path, 
         cli.main(["kernels", "--export", str(folder), "--arch", "ampere"])
 
 
+@pytest.mark.parametrize("flags", ["--arch 90", "--model lenet5", "--batch 4"])
+def test_flags_that_nothing_would_read_are_refused(flags, capsys):
+    assert cli.main(["kernels", *flags.split()]) == 2
+    assert "--arch, --model and --batch go with --export DIR" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("library")
 def test_an_unknown_model_leaves_no_folder(tmp_path):
     with pytest.raises(ArgumentError, match="'alexnet13' is unknown"):

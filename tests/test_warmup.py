@@ -74,6 +74,15 @@ def test_what_a_batch_a_step_and_an_inference_launch_is_all_in_the_package():
     assert "dropout" not in {launch.kernel.name for launch in found["inference"]}
 
 
+def test_launches_are_found_out_without_a_compiler_and_without_running_any(monkeypatch):
+    def refuse(*args, **options):
+        raise AssertionError("something was compiled or run")
+
+    monkeypatch.setattr(compiler, "compiler", refuse)
+    monkeypatch.setattr(cuda._Ready, "run", refuse)
+    assert len(launches.of_model("resnet18_cifar", 2)["training"]) > 100
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,0 +1,31 @@
+"""The benchmark of Python's time: it runs without a compiler, and its table adds up."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "host_overhead.py"
+
+
+def test_it_needs_neither_gpu_nor_compiler_and_says_where_the_time_goes():
+    command = [sys.executable, str(SCRIPT), "--batch", "2", "--steps", "3"]
+    environment = {**os.environ, "CXX": "", "PATH": "/nowhere"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"alexnet_cifar10, batch 2: [\d.]+ ms of Python a step", done.stdout)
+    launches = int(re.search(r"(\d+) launches", done.stdout)[1])
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in done.stdout.splitlines()
+        if re.match(r"\| [a-zS]", line)
+    ][1:]
+    calls = {name: int(count) for name, count, *_ in rows}
+    assert calls["conv2d, forward"] == calls["conv2d, backward"] == 5
+    assert calls["of all these, cuda.launch"] == launches
+    times = {name: int(time) for name, _, time, _ in rows}
+    assert min(times.values()) >= 0
+    assert times["of all these, cuda.launch"] < sum(times.values()) / 2
