@@ -40,7 +40,7 @@ class Binary:
 
 
 def compile_source(
-    source: str, name: str, architecture: int, options: Iterable[str] = ("-std=c++17", *AS_CUPY)
+    source: str, name: str, architecture: int, options: Iterable[str] = ("-std=c++17",)
 ) -> Binary:
     """Compile the complete CUDA C++ text `source`, called `name` in messages.
 
