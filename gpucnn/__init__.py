@@ -3,8 +3,8 @@
 from gpucnn.tensor import Tensor, tensor  # isort: skip  it loads autograd and ops
 from gpucnn import data, inspect, models, nn, ops, optim, train
 from gpucnn.autograd import enable_grad, no_grad
-from gpucnn.device import Device
-from gpucnn.errors import GpucnnError
+from gpucnn.device import Device, device
+from gpucnn.errors import GpucnnError, OutOfMemory
 from gpucnn.onnx_export import export_onnx
 from gpucnn.ops import get_conv_algorithm, set_conv_algorithm
 from gpucnn.random import default_generator, manual_seed
@@ -16,10 +16,12 @@ __version__ = "0.1.0"
 __all__ = [
     "Device",
     "GpucnnError",
+    "OutOfMemory",
     "Tensor",
     "__version__",
     "data",
     "default_generator",
+    "device",
     "enable_grad",
     "export_onnx",
     "get_conv_algorithm",

@@ -180,7 +180,7 @@ class _Ready:
             if isinstance(value, np.ndarray):
                 raise DeviceMismatch(
                     f"{self.where(parameter)} is on cpu, other arguments on {self.device}\n"
-                    "  copy it first: gpucnn.device.to_device(array, device)"
+                    "  copy it first: gpucnn.tensor(array, device=...)"
                 )
             raise DtypeError(f"{self.where(parameter)} is an array of {dtype}, got {_short(value)}")
         if value.dtype != dtype:
