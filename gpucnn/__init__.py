@@ -1,6 +1,6 @@
 """gpucnn: a CNN framework that can be read from the Python call to the last CUDA instruction."""
 
-from gpucnn.tensor import Tensor, tensor  # isort: skip  it loads autograd and ops
+from gpucnn.tensor import Tensor, from_dlpack, tensor  # isort: skip  it loads autograd and ops
 from gpucnn import data, inspect, models, nn, ops, optim, train
 from gpucnn.autograd import enable_grad, no_grad
 from gpucnn.device import Device, device
@@ -24,6 +24,7 @@ __all__ = [
     "device",
     "enable_grad",
     "export_onnx",
+    "from_dlpack",
     "get_conv_algorithm",
     "get_num_threads",
     "inspect",

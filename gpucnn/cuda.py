@@ -25,8 +25,9 @@ import numpy as np
 from gpucnn.device import Device, device_of
 from gpucnn.errors import ArgumentError, DeviceMismatch, DtypeError, ShapeError
 from gpucnn.kernel_source import Define, Kernel, Parameter, assemble, kernel, kernels, struct_fields
+from gpucnn.timer import Timer
 
-__all__ = ["OPTIONS", "assemble", "count_launches", "kernel", "kernels", "launch"]
+__all__ = ["OPTIONS", "Timer", "assemble", "count_launches", "kernel", "kernels", "launch"]
 
 OPTIONS = ("-std=c++17",)
 _LARGEST = 2**31 - 1

@@ -209,8 +209,11 @@ def working_on(device: Device) -> AbstractContextManager[None]:
     while CuPy's current device is another.
     """
     if device.kind == "cpu" or getattr(_state, "working_on", None) == device:
-        return nullcontext()
+        return _NOTHING
     return _enter(device)
+
+
+_NOTHING = nullcontext()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class Place:
     model: Any  # the outermost module that is being called
     layer: Any  # the innermost one
     images: int  # in the batch that the model was called with; 0 if it is not known
-    used: int  # bytes of the device that were in use when it was called
+    used: int  # bytes of the device that were in use when it was called, without the batch
 
     def __str__(self) -> str:
         names = (name for name, module in self.model.named_modules() if module is self.layer)

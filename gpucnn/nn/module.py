@@ -189,7 +189,8 @@ def _place(module: Module, inputs: tuple[Any, ...], outer: Place | None) -> Plac
     x = inputs[0] if inputs else None
     if not isinstance(x, Tensor) or x.ndim < 2:
         return Place(module, module, 0, 0)
-    return Place(module, module, len(x), used_bytes(x.device))
+    before = used_bytes(x.device) - int(x.data.nbytes)  # the batch itself grows with its size
+    return Place(module, module, len(x), before)
 
 
 def observed() -> bool:
