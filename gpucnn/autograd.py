@@ -104,7 +104,7 @@ class Function:
             with working_on(device):
                 y = _array(self.forward(*(t.data if isinstance(t, Tensor) else t for t in inputs)))
         except OutOfMemory as error:
-            explain(error, self.name, place())
+            explain(error, self.name, place(), training=any(self.needs))
             raise
         if not any(self.needs):
             self.saved = None
@@ -221,7 +221,7 @@ def _walk(root: Tensor, gradient: Array, retain_graph: bool) -> None:
                 if needed and isinstance(wanted, Tensor) and dx is not None:
                     receive(wanted, dx)
         except OutOfMemory as error:
-            explain(error, f"the gradient of {node.name}", node.place)
+            explain(error, f"the gradient of {node.name}", node.place, training=True)
             raise
         del given, dx, inputs, tensor  # or the last gradient would outlive its use
 

@@ -47,12 +47,12 @@ class OutOfMemory(GpucnnError, MemoryError):
             f"has {_size(self.free)} free beside {_size(self.used)} in use\n  "
         )
         if self.batch_size is None or self.images is None:
-            return text + "use a smaller batch, or free what is not needed"
+            return text + "free what is not needed, or use a smaller model or batch"
         if self.batch_size < 1:
             return text + "not even one image would fit: use a smaller model or smaller images"
         return text + (
-            f"use a smaller batch: about {self.batch_size} images instead of {self.images} would "
-            "fit, by what each took up to here"
+            f"use a smaller batch: about {self.batch_size} images instead of {self.images}, by "
+            "what each took so far"
         )
 
 

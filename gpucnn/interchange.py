@@ -107,8 +107,11 @@ def array_from_cuda(what: str, x: Any) -> Array:
         raise ArgumentError(f"{what}: {type(x).__name__} has a mask, and gpucnn has no such arrays")
     _check(what, dtype)
     cupy = Device.parse("cuda").xp
-    array = cupy.asarray(x)
-    return array.copy() if read_only else array
+    address, current = interface["data"][0], cupy.cuda.runtime.getDevice()
+    index = cupy.cuda.runtime.pointerGetAttributes(address).device if address else current
+    with cupy.cuda.Device(index):  # CuPy copies what is on another device than the current one
+        array = cupy.asarray(x)
+        return array.copy() if read_only else array
 
 
 def check_dtype(what: str, array: Array) -> Array:

@@ -43,16 +43,20 @@ def used_bytes(device: Device) -> int:
     return 0 if device.kind == "cpu" else int(device.xp.get_default_memory_pool().used_bytes())
 
 
-def explain(error: OutOfMemory, what: str, at: Place | None) -> None:
+def explain(error: OutOfMemory, what: str, at: Place | None, training: bool = False) -> None:
     """Write into `error` what asked for memory, where, and the batch that would fit.
 
-    The estimate: what was in use before the model was called stays, and the rest, with what was
-    asked for, is proportional to the number of images.
+    The estimate: what was in use before the model was called stays; in training each parameter
+    gets a gradient; the rest, with what was asked for, is proportional to the number of images.
+    What the layers after this one need is not known.
     """
     if error.where:
         return  # an op inside this one has done it
     error.where = what if at is None else f"{what} in {at}"
-    if at is not None and at.images > 0 and error.used + error.requested > at.used:
-        error.images = at.images
-        room = error.used + error.free - at.used
-        error.batch_size = room * at.images // (error.used + error.requested - at.used)
+    if at is None or at.images == 0 or error.used + error.requested <= at.used:
+        return
+    room = error.used + error.free - at.used
+    if training:
+        room -= sum(p.data.nbytes for p in at.model.parameters() if p.grad is None)
+    error.images = at.images
+    error.batch_size = max(room, 0) * at.images // (error.used + error.requested - at.used)

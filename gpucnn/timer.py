@@ -68,7 +68,7 @@ class _Events:
     def now(self) -> Any:
         with self._cuda.Device(self._index):
             event = self._cuda.Event()
-            event.record()
+            event.record(self._cuda.get_current_stream())
         return event
 
     def add(self, begin: Any, end: Any) -> None:

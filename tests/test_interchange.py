@@ -243,10 +243,14 @@ def cupy(monkeypatch):
         def __exit__(self, *exc):
             fake.current.pop()
 
-    runtime = types.SimpleNamespace(getDeviceCount=lambda: 2)
+    runtime = types.SimpleNamespace(
+        getDeviceCount=lambda: 2,
+        getDevice=lambda: fake.current[-1],
+        pointerGetAttributes=lambda address: types.SimpleNamespace(device=address % 2),
+    )
     fake.cuda = types.SimpleNamespace(runtime=runtime, Device=Device)
     fake.from_dlpack = lambda x: FakeCupyArray(("dlpack", x), device=fake.current[-1])
-    fake.asarray = lambda x: FakeCupyArray(("asarray", x))
+    fake.asarray = lambda x: FakeCupyArray(("asarray", x), device=fake.current[-1])
     monkeypatch.setitem(sys.modules, "cupy", fake)
     return fake
 
@@ -275,8 +279,11 @@ class OnlyInterface:
 
 
 def test_an_object_with_the_cuda_array_interface_alone_becomes_a_tensor(cupy):
-    x = OnlyInterface()
-    assert gpucnn.tensor(x).data.source == ("asarray", x)
+    for address, device in ((4096, "cuda:0"), (4097, "cuda:1"), (0, "cuda:0")):
+        x = OnlyInterface(data=(address, False))
+        t = gpucnn.tensor(x)
+        assert t.data.source == ("asarray", x)
+        assert str(t.device) == device  # CuPy would copy it to the current device from another
 
 
 def test_cuda_memory_that_must_not_be_written_is_copied(cupy):
@@ -305,7 +312,9 @@ def test_a_tensor_on_a_gpu_offers_cupys_own_interfaces(cupy):
 
 def test_cupy_has_every_name_that_is_used_of_it():
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
-    cupys_alone = "from_dlpack ndarray.__cuda_array_interface__".split()
+    cupys_alone = """
+        from_dlpack ndarray.__cuda_array_interface__ cuda.runtime.pointerGetAttributes
+    """.split()
     names = """
         asarray get_default_memory_pool cuda.alloc_pinned_memory cuda.get_allocator
         cuda.using_allocator cuda.get_current_stream cuda.get_elapsed_time cuda.Event.record

@@ -99,8 +99,8 @@ def test_the_error_names_layer_op_bytes_and_the_batch_that_would_fit(device_of):
     assert str(error) == (
         "conv2d in layer 1.layers.2 (Conv2d): asked cudasim for 4.0 MiB, and it has "
         f"{error.free / 2**20:.1f} MiB free beside {error.used / 2**20:.1f} MiB in use\n"
-        f"  use a smaller batch: about {error.batch_size} images instead of 64 would fit, by what "
-        "each took up to here"
+        f"  use a smaller batch: about {error.batch_size} images instead of 64, by what each took "
+        "so far"
     )
     assert isinstance(error, MemoryError)
     assert isinstance(error, gpucnn.GpucnnError)
@@ -114,6 +114,19 @@ def test_the_batch_that_the_error_names_gets_past_that_layer(device_of):
         assert fits > 20
         y = model(gpucnn.tensor(images(fits), device="cudasim"))
     assert y.shape == (fits, 4)
+
+
+def test_in_training_the_estimate_leaves_room_for_the_parameters_gradients(device_of):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16 * 16 * 3, 256), nn.Linear(256, 256)).to(
+        "cudasim"
+    )
+    device_of(2**20 + 200_000)
+    trained = error_of(model, 256).batch_size
+    with gpucnn.no_grad():
+        applied = error_of(model, 256).batch_size
+    gradients = sum(p.data.nbytes for p in model.parameters())
+    assert gradients > 0.9 * 2**20
+    assert trained < 0.3 * applied
 
 
 def test_a_gradient_that_does_not_fit_names_the_layer_of_its_op(device_of):
@@ -142,7 +155,7 @@ def test_outside_of_a_model_the_error_names_the_op(device_of):
     with pytest.raises(gpucnn.OutOfMemory, match=r"^exp: asked cudasim for 4.0 KiB") as caught:
         ops.exp(x)
     assert caught.value.batch_size is None
-    assert "use a smaller batch, or free what is not needed" in str(caught.value)
+    assert "free what is not needed, or use a smaller model or batch" in str(caught.value)
     with pytest.raises(gpucnn.OutOfMemory, match=r"^the state of Adam: asked"):
         optim.Adam([nn.Parameter(x.data)], 0.1)
     with pytest.raises(gpucnn.OutOfMemory, match=r"^an array: asked"):

@@ -9,6 +9,7 @@ stream of its own, one batch ahead of the one that is in use.  The stream that u
 for its copy's event; the host waits for nothing, unless it is four batches ahead of the GPU.
 """
 
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -44,6 +45,8 @@ class Uploader:
         self._buffers: deque[_Buffer] = deque()  # the one used longest ago first
         with self._cuda.Device(device.index):
             self._stream = self._cuda.Stream(non_blocking=True)
+        # CuPy would give the buffers' memory to somebody else while a copy still reads it.
+        weakref.finalize(self, _finish, self._buffers).atexit = False
 
     def through(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Each batch on the device, for the current stream; the next one is on its way by then.
@@ -116,6 +119,12 @@ class Uploader:
                 return memory
         pinned = self._cuda.alloc_pinned_memory(size)
         return np.frombuffer(pinned, np.uint8, size)
+
+
+def _finish(buffers: deque[_Buffer]) -> None:
+    for buffer in buffers:
+        if not buffer.copied.done:
+            buffer.copied.synchronize()
 
 
 def _write(memory: np.ndarray[Any, np.dtype[np.uint8]], array: Array) -> Array:

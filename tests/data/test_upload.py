@@ -107,6 +107,14 @@ def test_the_host_waits_for_the_oldest_copy_once_four_are_under_way(monkeypatch)
     assert [x.get()[0] for x in rest] == [4, 5, 6, 7]
 
 
+def test_pinned_memory_is_not_let_go_while_a_copy_reads_it():
+    uploader = Uploader(DEVICE)
+    (x,), _ = uploader._send((np.ones(5, np.float32),))
+    assert np.isnan(x.get()).all()
+    del uploader
+    assert (x.get() == 1).all()
+
+
 # --- what the simulator makes of mistakes ---
 
 
