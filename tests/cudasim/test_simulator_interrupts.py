@@ -42,8 +42,8 @@ def press():
         os.kill(os.getpid(), signal.SIGINT)
 
 finger = threading.Thread(target=press)
-finger.start()
 try:
+    finger.start()
     module.get_function("endless")((blocks,), (64,), (x,))
 except KeyboardInterrupt:
     print("interrupted")
