@@ -142,6 +142,12 @@ def test_a_gradient_that_does_not_fit_names_the_layer_of_its_op(device_of):
     assert error.images == 16
 
 
+def test_a_convolution_that_does_its_neighbours_work_is_named_itself(device_of):
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.MaxPool2d(2)).to("cudasim")
+    device_of(2**20)
+    assert error_of(model, 64).where == "conv2d in layer 0 (Conv2d)"
+
+
 def test_no_image_fits_where_the_layer_is_too_large_for_one(device_of):
     model = network()
     device_of(40_000)
