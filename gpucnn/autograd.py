@@ -9,13 +9,15 @@ freed as soon as they have been used.
 import heapq
 import itertools
 import threading
+import traceback
 from contextlib import ContextDecorator
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from gpucnn.device import Array, array_module, device_of
-from gpucnn.errors import DeviceMismatch, GraphError, ShapeError
+from gpucnn.device import CPU, Array, Device, array_module, device_of, working_on
+from gpucnn.errors import DeviceMismatch, GraphError, OutOfMemory, ShapeError
+from gpucnn.out_of_memory import Place, explain, place
 from gpucnn.tensor import Tensor
 
 Operand: TypeAlias = Tensor | int | float | None
@@ -85,6 +87,7 @@ class Function:
     inputs: tuple[Operand, ...] = ()
     order = -1
     last_use = False
+    place: Place | None = None
     _versions: tuple[int, ...] = ()
 
     def forward(self, *arrays: Any) -> Array:
@@ -94,15 +97,21 @@ class Function:
         raise NotImplementedError
 
     def __call__(self, *inputs: Operand) -> Tensor:
-        _check_devices(self.name, inputs)
+        device = _common_device(self.name, inputs)
         record = grad_enabled()
         self.needs = tuple(record and isinstance(t, Tensor) and t.requires_grad for t in inputs)
-        y = _array(self.forward(*(t.data if isinstance(t, Tensor) else t for t in inputs)))
+        try:
+            with working_on(device):
+                y = _array(self.forward(*(t.data if isinstance(t, Tensor) else t for t in inputs)))
+        except OutOfMemory as error:
+            explain(error, self.name, place(), training=any(self.needs))
+            raise
         if not any(self.needs):
             self.saved = None
             return Tensor(y)
         self.inputs = inputs
         self.order = next(_order)
+        self.place = place()
         self._versions = _versions(inputs)
         result = Tensor(y, requires_grad=True)
         result._node = self
@@ -122,7 +131,8 @@ def _versions(inputs: tuple[Operand, ...]) -> tuple[int, ...]:
     return tuple(t._version for t in inputs if isinstance(t, Tensor))
 
 
-def _check_devices(name: str, inputs: tuple[Operand, ...]) -> None:
+def _common_device(name: str, inputs: tuple[Operand, ...]) -> Device:
+    """The one device of all inputs that are tensors."""
     first = None
     for tensor in inputs:
         if not isinstance(tensor, Tensor):
@@ -133,6 +143,7 @@ def _check_devices(name: str, inputs: tuple[Operand, ...]) -> None:
                 f"{name}: one input is on {first}, another on {tensor.device}\n"
                 f"  move one of them: tensor.to({str(first)!r}), or model.to(device) for a model"
             )
+    return first or CPU
 
 
 def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = False) -> None:
@@ -148,14 +159,14 @@ def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = F
             "backward: this tensor does not depend on one with requires_grad=True, "
             "or was computed under no_grad()"
         )
-    xp = array_module(root.data)
     if gradient is None:
         if root.data.size != 1:
             raise GraphError(
                 f"backward: expected a scalar, got shape {root.shape}\n"
                 "  reduce it first (.sum() or .mean()), or pass the gradient to start from"
             )
-        gradient = xp.ones_like(root.data)
+        with working_on(root.device):
+            gradient = array_module(root.data).ones_like(root.data)
     elif isinstance(gradient, Tensor):
         gradient = gradient.data
     if gradient.shape != root.shape:
@@ -164,7 +175,16 @@ def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = F
         )
     if device_of(gradient) != root.device:
         raise DeviceMismatch(f"backward: the gradient is not on {root.device}, where the tensor is")
+    try:
+        with working_on(root.device):
+            _walk(root, gradient, retain_graph)
+    except OutOfMemory as error:
+        traceback.clear_frames(error.__traceback__)  # whoever handles it needs their arrays' memory
+        raise
 
+
+def _walk(root: Tensor, gradient: Array, retain_graph: bool) -> None:
+    """Visit every node behind root, newest first."""
     gradients: dict[int, Array] = {}  # by id(node): the gradient of the node's result
     results: dict[int, Tensor] = {}  # by id(node): its result, for retain_grad
     queue: list[tuple[int, Function]] = []  # newest node first
@@ -190,15 +210,19 @@ def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = F
         _check_usable(node)
         inputs, needs = node.inputs, node.needs
         node.last_use = not retain_graph
-        given = node.backward(dy)
-        del dy
-        if not retain_graph:
-            node._free()
-        if not isinstance(given, tuple):
-            given = (given,)
-        for wanted, needed, dx in zip(inputs, needs, given, strict=True):
-            if needed and isinstance(wanted, Tensor) and dx is not None:
-                receive(wanted, dx)
+        try:
+            given = node.backward(dy)
+            del dy
+            if not retain_graph:
+                node._free()
+            if not isinstance(given, tuple):
+                given = (given,)
+            for wanted, needed, dx in zip(inputs, needs, given, strict=True):
+                if needed and isinstance(wanted, Tensor) and dx is not None:
+                    receive(wanted, dx)
+        except OutOfMemory as error:
+            explain(error, f"the gradient of {node.name}", node.place, training=True)
+            raise
         del given, dx, inputs, tensor  # or the last gradient would outlive its use
 
 

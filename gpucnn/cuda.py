@@ -33,10 +33,12 @@ from gpucnn.errors import (
     ShapeError,
 )
 from gpucnn.kernel_source import Define, Kernel, Parameter, assemble, kernel, kernels, struct_fields
+from gpucnn.timer import Timer
 
 __all__ = [
     "OPTIONS",
     "Launch",
+    "Timer",
     "assemble",
     "compile_file",
     "count_launches",
@@ -249,7 +251,7 @@ class _Ready:
             if isinstance(value, np.ndarray):
                 raise DeviceMismatch(
                     f"{self.where(parameter)} is on cpu, other arguments on {self.device}\n"
-                    "  copy it first: gpucnn.device.to_device(array, device)"
+                    "  copy it first: gpucnn.tensor(array, device=...)"
                 )
             raise DtypeError(f"{self.where(parameter)} is an array of {dtype}, got {_short(value)}")
         if value.dtype != dtype:

@@ -7,17 +7,22 @@ x belongs to.  An op with a kernel of its own pairs its two halves by name inste
 
 CuPy is imported only when a CUDA device is asked for.  "cudasim" is a CUDA device made of CPU
 cores: gpucnn.cudasim stands in for CuPy there, and runs the same kernels.
+
+`with gpucnn.device("cuda:1"):` makes a device the default of a block.  In the package that name is
+the function below; `from gpucnn.device import Device` still finds this module.
 """
 
 import re
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 
-from gpucnn.errors import DeviceError
+from gpucnn.errors import DeviceError, OutOfMemory
 
 Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray: the two share no base class
 _Call = TypeVar("_Call", bound=Callable[..., Any])
@@ -47,14 +52,14 @@ class Device:
 
     @staticmethod
     def parse(spec: "str | Device | None") -> "Device":
-        """The device that `spec` names; None means the CPU.
+        """The device that `spec` names; None means the default: the CPU outside of `device`.
 
         spec is "auto", "cpu", "cuda", "cuda:N", "cudasim" or a Device.  Raises DeviceError if the
         name is unknown, CuPy is missing, there is no driver, device N does not exist, or there is
         no compiler for cudasim.
         """
         if spec is None:
-            return CPU
+            return default_device() or CPU
         if isinstance(spec, Device):
             return spec
         if spec == "auto":
@@ -80,6 +85,37 @@ class Device:
 
 CPU = Device("cpu")
 _CUDASIM = Device("cudasim")
+
+
+_state = threading.local()
+
+
+@contextmanager
+def device(spec: "str | Device | None") -> Iterator[Device]:
+    """Make a device the default inside the block, in this thread.
+
+        with gpucnn.device("cuda:1"):
+            model = models.alexnet_cifar10()     # its parameters are on cuda:1
+            x = gpucnn.tensor(images)            # and so is x
+
+    New tensors of the host's data, new parameters and data.DataLoader are there unless they are
+    given a device; what is on a device already stays where it is.  It is CuPy's current device too.
+    Blocks nest.  Errors: as Device.parse.
+    """
+    chosen = Device.parse(spec)
+    outer = default_device()
+    current = nullcontext() if chosen.kind == "cpu" else chosen.xp.cuda.Device(chosen.index)
+    with current:
+        _state.default = chosen
+        try:
+            yield chosen
+        finally:
+            _state.default = outer
+
+
+def default_device() -> Device | None:
+    """The device of the innermost `with gpucnn.device(...)` of this thread; None outside."""
+    return getattr(_state, "default", None)
 
 
 def choose_device() -> tuple[Device, str]:
@@ -163,6 +199,60 @@ def to_device(x: Array, device: Device) -> Array:
     host = x if isinstance(x, np.ndarray) else x.get()
     if device.kind == "cpu":
         return host
+    with working_on(device):
+        return device.xp.asarray(host)
+
+
+# --- working on a device: its memory comes from there, and when there is none left ---
+
+
+def working_on(device: Device) -> AbstractContextManager[None]:
+    """The block's new arrays are on `device`; OutOfMemory if there is no room for one.
+
+    Every op, backward pass and optimizer step is such a block, so that a model works on cuda:1
+    while CuPy's current device is another.
+    """
+    if device.kind == "cpu" or getattr(_state, "working_on", None) == device:
+        return _NOTHING
+    return _enter(device)
+
+
+_NOTHING = nullcontext()
+
+
+@contextmanager
+def _enter(device: Device) -> Iterator[None]:
+    outer = getattr(_state, "working_on", None)
+    cuda = device.xp.cuda
+    with cuda.Device(device.index), cuda.using_allocator(_frugal(device, cuda.get_allocator())):
+        _state.working_on = device
+        try:
+            yield
+        finally:
+            _state.working_on = outer
+
+
+def _frugal(device: Device, allocate: Callable[[int], Any]) -> Callable[[int], Any]:
+    """`allocate`, which gives unused memory back to the device where it fails, and tries again."""
     xp = device.xp
-    with xp.cuda.Device(device.index):
-        return xp.asarray(host)
+
+    def attempt(size: int) -> Any:
+        try:
+            return allocate(size)
+        except xp.cuda.memory.OutOfMemoryError:
+            return None
+
+    def frugal(size: int) -> Any:
+        memory = attempt(size)
+        if memory is None:
+            pool = xp.get_default_memory_pool()
+            pool.free_all_blocks()
+            memory = attempt(size)
+        if memory is None:
+            used, limit = pool.used_bytes(), pool.get_limit()
+            free = xp.cuda.runtime.memGetInfo()[0] + pool.free_bytes()
+            free = min(free, limit - used) if limit else free
+            raise OutOfMemory(size, used, free, str(device))
+        return memory
+
+    return frugal

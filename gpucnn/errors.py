@@ -26,6 +26,43 @@ class DeviceMismatch(DeviceError):
     """Arrays of two devices in one operation."""
 
 
+class OutOfMemory(GpucnnError, MemoryError):
+    """A device without room, after everything that nobody uses was given back.
+
+    requested, used, free   bytes: of the array that did not fit, in use then, left then
+    where                   the op, and the layer whose op it is; "" if nobody knows
+    images, batch_size      the batch that did not fit, and about how large one would; or None
+    """
+
+    def __init__(self, requested: int, used: int, free: int, device: str) -> None:
+        super().__init__(requested, used, free, device)
+        self.requested, self.used, self.free, self.device = requested, used, free, device
+        self.where = ""
+        self.images: int | None = None
+        self.batch_size: int | None = None
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.where or 'an array'}: asked {self.device} for {_size(self.requested)}, and it "
+            f"has {_size(self.free)} free beside {_size(self.used)} in use\n  "
+        )
+        if self.batch_size is None or self.images is None:
+            return text + "free what is not needed, or use a smaller model or batch"
+        if self.batch_size < 1:
+            return text + "not even one image would fit: use a smaller model or smaller images"
+        return text + (
+            f"use a smaller batch: about {self.batch_size} images instead of {self.images}, by "
+            "what each took so far"
+        )
+
+
+def _size(n: int) -> str:
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if n >= factor:
+            return f"{n / factor:.1f} {unit}"
+    return f"{n} bytes"
+
+
 class KernelError(GpucnnError, RuntimeError):
     """A CUDA kernel that does not compile, or that the simulator caught breaking a rule."""
 

@@ -47,7 +47,7 @@ class Classifier:
     def __init__(
         self,
         checkpoint: str | Path,
-        device: str | Device = "cpu",
+        device: str | Device | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
         saved = read_checkpoint(checkpoint)

@@ -51,8 +51,10 @@ def save(
         raise CheckpointError(f"save: {path} cannot be written ({error.strerror})") from error
 
 
-def load(path: str | Path, device: str | Device = "cpu") -> Module:
+def load(path: str | Path, device: str | Device | None = None) -> Module:
     """The model in a checkpoint of a training run or of `save`, in evaluation mode on `device`.
+
+    device None means that of the `with gpucnn.device(...)` around the call, or else the CPU.
 
     The network is built anew by its name and configuration: nothing in the file is executed.
     Raises CheckpointError if the file is missing, damaged, without a model, or does not fit it.
@@ -60,7 +62,7 @@ def load(path: str | Path, device: str | Device = "cpu") -> Module:
     return rebuild(read_checkpoint(path), path, device)
 
 
-def rebuild(checkpoint: Checkpoint, path: str | Path, device: str | Device = "cpu") -> Module:
+def rebuild(checkpoint: Checkpoint, path: str | Path, device: str | Device | None = None) -> Module:
     """The model of `checkpoint`, which was read from `path`, as `load` gives it."""
     name, config = described(checkpoint, path)
     try:
@@ -71,7 +73,7 @@ def rebuild(checkpoint: Checkpoint, path: str | Path, device: str | Device = "cp
         raise CheckpointError(
             f"checkpoint {path}: its model {name} {config} cannot be rebuilt\n  {error}"
         ) from error
-    return model.eval().to(device)
+    return model.eval().to(Device.parse(device))
 
 
 def described(checkpoint: Checkpoint, path: str | Path) -> tuple[str, dict[str, Any]]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.device import Array, Device, array_module, device_of, to_device
+from gpucnn.device import Array, Device, array_module, default_device, device_of, to_device
 from gpucnn.errors import DtypeError, GraphError, ShapeError
+from gpucnn.interchange import array_from_cuda, array_from_dlpack, check_dtype, speaks_dlpack
 
 Scalar = int | float
 
@@ -97,7 +98,38 @@ class Tensor:
         return self.data.item()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        if copy is False and not isinstance(self.data, np.ndarray):
+            raise ValueError(f"a tensor on {self.device} has no NumPy array without a copy")
         return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    # Other libraries share the tensor's memory, gradients aside: torch.from_dlpack(tensor).
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        kind, index = self.data.__dlpack_device__()
+        return int(kind), int(index)
+
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        asked = {
+            "stream": stream,
+            "max_version": max_version,
+            "dl_device": dl_device,
+            "copy": copy,
+        }
+        # An older NumPy knows the first of these alone.
+        return self.data.__dlpack__(**{k: v for k, v in asked.items() if v is not None})
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """CuPy's; AttributeError elsewhere, so that hasattr tells what is on a GPU."""
+        interface: dict[str, Any] = self.data.__cuda_array_interface__
+        return interface
 
     def to(self, device: "str | Device") -> "Tensor":
         """This tensor on `device`: itself if it is there, else a copy that passes gradients on."""
@@ -226,37 +258,62 @@ def tensor(
 ) -> Tensor:
     """A Tensor of `array`: anything that NumPy or CuPy can make an array of.
 
-    device is "auto", "cpu", "cuda", "cuda:N" or a Device; None leaves an array where it is and
-    puts anything else on the CPU.  dtype None keeps an array's own; Python floats become float32.
-    Memory is shared where device and dtype allow.  Raises DtypeError for what is not numeric, or
-    for a gradient of integers; DeviceError for a device that cannot be used.
+    Memory is shared where device and dtype allow, also with arrays of other libraries that have
+    __dlpack__ or __cuda_array_interface__ (PyTorch, JAX, Numba); see from_dlpack for their errors.
+    device is "auto", "cpu", "cuda", "cuda:N" or a Device.  None leaves an array of a GPU where it
+    is, and puts anything else on the device of the `with gpucnn.device(...)` around the call, on
+    the CPU without one.  dtype None keeps an array's own; Python floats become float32.
+
+    Raises DtypeError for what is not numeric, or for a gradient of integers; DeviceError for a
+    device that cannot be used.
     """
-    if isinstance(array, Tensor):
-        array = array.data
-    try:
-        array_module(array)
-    except TypeError:
-        typed = isinstance(array, np.generic) or hasattr(array, "__array__")
-        try:
-            array = np.asarray(array)
-        except ValueError as error:
-            raise ShapeError(
-                f"tensor: rows of different lengths make no array ({error})"
-            ) from error
-        if array.dtype == np.float64 and not typed:
-            array = array.astype(np.float32)
+    array = _array(array)
     if dtype is not None:
         array = array.astype(dtype, copy=False)
-    if array.dtype.kind not in "fiub":
-        raise DtypeError(f"tensor: expected numbers, got dtype {array.dtype}")
+    check_dtype("tensor", array)
     if requires_grad and array.dtype.kind != "f":
         raise DtypeError(
             f"tensor: only floating-point tensors have gradients, got {array.dtype}\n"
             "  pass dtype=numpy.float32"
         )
+    if device is None and isinstance(array, np.ndarray):
+        device = default_device()
     if device is not None:
         array = to_device(array, Device.parse(device))
     return Tensor(array, requires_grad)
+
+
+def _array(x: Any) -> Array:
+    """x as a NumPy or CuPy array, without a copy where that can be."""
+    if isinstance(x, Tensor):
+        return x.data
+    try:
+        array_module(x)
+        return x
+    except TypeError:
+        pass  # neither library's: an array of another one, or no array
+    if speaks_dlpack(x):
+        return array_from_dlpack("tensor", x)
+    if hasattr(x, "__cuda_array_interface__"):
+        return array_from_cuda("tensor", x)
+    typed = isinstance(x, np.generic) or hasattr(x, "__array__")
+    try:
+        array = np.asarray(x)
+    except ValueError as error:
+        raise ShapeError(f"tensor: rows of different lengths make no array ({error})") from error
+    return array.astype(np.float32) if array.dtype == np.float64 and not typed else array
+
+
+def from_dlpack(x: Any) -> Tensor:
+    """A Tensor of x's own memory: an array of any library that speaks DLPack, on the CPU or CUDA.
+
+    Nothing is copied: shape, strides, dtype and device are x's, and so is whether it may be
+    written.  Raises ArgumentError if x does not speak DLPack; DeviceError for a device that gpucnn
+    does not have; DtypeError for a dtype that it does not have (bfloat16, complex); GraphError if
+    x requires a gradient in its own library.
+    Source: the array API standard, data interchange mechanisms.
+    """
+    return Tensor(array_from_dlpack("from_dlpack", x.data if isinstance(x, Tensor) else x))
 
 
 from gpucnn import autograd, ops  # noqa: E402  both build on Tensor

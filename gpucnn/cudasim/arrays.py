@@ -72,19 +72,31 @@ class ndarray:
     def __index__(self) -> int:
         return int(self.get().__index__())
 
-    def set(self, host: Host) -> None:
-        """Copy an array of the host, of the same shape and dtype, into this one."""
+    def set(self, host: Host, stream: driver.Stream | None = None) -> None:
+        """Copy an array of the host, of the same shape and dtype, into this one, on `stream`."""
         if not isinstance(host, np.ndarray):
             raise TypeError(f"set takes a NumPy array, got {type(host).__name__}")
         if host.shape != self.shape or host.dtype != self.dtype:
             raise ValueError(f"set: {host.dtype} {host.shape} into {self.dtype} {self.shape}")
-        self._host[...] = host
+        stream = driver.get_current_stream() if stream is None else stream
+        stream.copy(self._host, host, memory.made(self._host))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         raise TypeError(
             "Implicit conversion to a NumPy array is not allowed: this array is in the memory of "
             "device cudasim.  Use .get() for a copy on the host"
         )
+
+    # Other libraries may have the memory as what it is: the host's.  There is no
+    # __cuda_array_interface__: whoever asks for it takes the address for one that a GPU can read.
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._host.__dlpack_device__()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """The array's own memory, once every copy into it has arrived."""
+        driver.Device(0).synchronize()
+        return self._host.__dlpack__(**options)
 
     # --- NumPy's protocols: np.add(x, y) and np.sum(x) give arrays of the device ---
 

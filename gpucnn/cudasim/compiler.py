@@ -29,6 +29,7 @@ _RUNTIME_SOURCES = (
     "checks.cpp",
     "races.cpp",
     "signals.cpp",
+    "interrupts.cpp",
 )
 _COMMON = (
     "-std=c++17",

@@ -1,25 +1,41 @@
-"""The part of cupy.cuda that gpucnn uses: devices, streams, events, what memory was asked for.
+"""The part of cupy.cuda that gpucnn uses: devices, streams, events, what memory was asked for."""
 
-The simulator finishes each operation before the call returns, so streams order nothing and events
-measure the host's clock.
-"""
-
-import time
 from typing import Any, Literal
 
-from gpucnn.cudasim.memory import MemoryPool, OutOfMemoryError
+from gpucnn.cudasim import streams
+from gpucnn.cudasim.memory import (
+    MemoryPool,
+    OutOfMemoryError,
+    device_memory,
+    get_allocator,
+    pool,
+    using_allocator,
+)
+from gpucnn.cudasim.streams import (
+    Event,
+    Stream,
+    alloc_pinned_memory,
+    counters,
+    get_current_stream,
+    get_elapsed_time,
+)
 from gpucnn.errors import DeviceError
 
-__all__ = ["Device", "Event", "MemoryPointer", "MemoryPool", "Stream", "memory", "runtime"]
-
-
-class _Counters:
-    """What a test may want to count: how often the host waited for the device."""
-
-    host_syncs = 0
-
-
-counters = _Counters()
+__all__ = [
+    "Device",
+    "Event",
+    "MemoryPointer",
+    "MemoryPool",
+    "Stream",
+    "alloc_pinned_memory",
+    "counters",
+    "get_allocator",
+    "get_current_stream",
+    "get_elapsed_time",
+    "memory",
+    "runtime",
+    "using_allocator",
+]
 
 
 class Device:
@@ -47,7 +63,7 @@ class Device:
     compute_capability = "80"
 
     def synchronize(self) -> None:
-        counters.host_syncs += 1
+        streams.synchronize()
 
     def use(self) -> None:
         pass
@@ -78,70 +94,6 @@ class MemoryPointer:
         self.ptr = ptr
 
 
-class Stream:
-    """An order of work; here all work is done in the order of the calls."""
-
-    null: "Stream"
-
-    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
-        self.ptr = 0 if null else id(self)
-        self._outer: list[Stream] = []
-
-    def synchronize(self) -> None:
-        counters.host_syncs += 1
-
-    def wait_event(self, event: "Event") -> None:
-        pass
-
-    def record(self, event: "Event | None" = None) -> "Event":
-        event = Event() if event is None else event
-        event.record(self)
-        return event
-
-    def __enter__(self) -> "Stream":
-        global _current
-        self._outer.append(_current)
-        _current = self
-        return self
-
-    def __exit__(self, *exc: object) -> Literal[False]:
-        global _current
-        _current = self._outer.pop()
-        return False
-
-
-Stream.null = Stream(null=True)
-_current = Stream.null
-
-
-def get_current_stream() -> Stream:
-    return _current
-
-
-class Event:
-    """A moment of the host's clock."""
-
-    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
-        self.seconds: float | None = None
-
-    def record(self, stream: Stream | None = None) -> None:
-        self.seconds = time.perf_counter()
-
-    def synchronize(self) -> None:
-        counters.host_syncs += 1
-
-    @property
-    def done(self) -> bool:
-        return True
-
-
-def get_elapsed_time(start: Event, end: Event) -> float:
-    """Milliseconds between two recorded events."""
-    if start.seconds is None or end.seconds is None:
-        raise ValueError("get_elapsed_time: both events must have been recorded")
-    return (end.seconds - start.seconds) * 1e3
-
-
 class memory:  # a namespace, named as cupy.cuda.memory
     OutOfMemoryError = OutOfMemoryError
 
@@ -156,6 +108,11 @@ class runtime:  # a namespace, named as cupy.cuda.runtime
     @staticmethod
     def getDevice() -> int:
         return 0
+
+    @staticmethod
+    def memGetInfo() -> tuple[int, int]:
+        """Bytes that nobody has taken from the device, and bytes that it has."""
+        return max(device_memory() - pool.total_bytes(), 0), device_memory()
 
     @staticmethod
     def getDeviceProperties(device: int) -> dict[str, Any]:

@@ -10,12 +10,17 @@ import ctypes
 import functools
 import math
 import mmap
+import os
+import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+
+from gpucnn.cudasim import settings
+from gpucnn.cudasim.streams import Made
 
 Host = np.ndarray[Any, Any]
 
@@ -30,16 +35,21 @@ _NO_ACCESS = 0  # PROT_NONE
 class OutOfMemoryError(MemoryError):
     """cupy.cuda.memory.OutOfMemoryError: no memory left, or the pool's limit is reached."""
 
+    def __init__(self, size: int, total: int, limit: int = 0) -> None:
+        text = f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes"
+        super().__init__(text + (f", limit set to: {limit:,} bytes)." if limit else ")."))
+
 
 class _Block:
     """One piece of the device's memory, which NumPy reads in place; back to the pool at its end."""
 
-    __slots__ = ("address", "pool", "size")
+    __slots__ = ("address", "made", "pool", "size")
 
     def __init__(self, pool: "MemoryPool", address: int, size: int) -> None:
         self.pool = pool
         self.address = address
         self.size = size
+        self.made = Made.now()
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -89,19 +99,26 @@ class MemoryPool:
     def get_limit(self) -> int:
         return self._limit
 
-    def take(self, size: int) -> Host:
-        """`size` bytes and the rest of a grain; OutOfMemoryError if there are none."""
+    def malloc(self, size: int) -> Host:
+        """`size` bytes and the rest of a grain; OutOfMemoryError if there are none.
+
+        As CuPy's, a pool whose device is full gives its unused memory back and asks again; one that
+        would pass its limit does not.
+        """
         size = max(-(-size // GRAIN), 1) * GRAIN
         if self._free[size]:
             address = self._free[size].pop()
             self._held -= size
         else:
-            if self._limit and self.total_bytes() + size > self._limit:
-                raise OutOfMemoryError(
-                    f"Out of memory allocating {size:,} bytes (allocated so far: "
-                    f"{self.total_bytes():,} bytes, limit set to: {self._limit:,} bytes)"
-                )
-            address = _map(size)
+            total = self.total_bytes()
+            if self._limit and total + size > self._limit:
+                raise OutOfMemoryError(size, total, self._limit)
+            if size > device_memory() - total:
+                self.free_all_blocks()
+                total = self.total_bytes()
+                if size > device_memory() - total:
+                    raise OutOfMemoryError(size, total)
+            address = _map(size, total)
             self.device_allocations += 1
         self._used += size
         return np.asarray(_Block(self, address, size))
@@ -126,19 +143,42 @@ def _libc() -> ctypes.CDLL:
     return libc
 
 
-def _map(size: int) -> int:
-    """The address of `size` fresh bytes between two guards."""
+def device_memory() -> int:
+    """Bytes of the simulated device: what GPUCNN_CUDASIM says, or all of the host's."""
+    return settings.current().memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _map(size: int, total: int) -> int:
+    """The address of `size` fresh bytes between two guards, beside `total` that there are."""
     libc, whole = _libc(), _pages(size) + 2 * _GUARD
     base = libc.mmap(None, whole, _NO_ACCESS, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
     usable = mmap.PROT_READ | mmap.PROT_WRITE
     if base in (None, 2 ** (8 * ctypes.sizeof(ctypes.c_void_p)) - 1) or libc.mprotect(
         base + _GUARD, _pages(size), usable
     ):
-        raise OutOfMemoryError(f"Out of memory allocating {size:,} bytes")
+        raise OutOfMemoryError(size, total)
     return int(base) + _GUARD
 
 
 pool = MemoryPool()
+Allocator = Callable[[int], Host]
+_state = threading.local()
+
+
+def get_allocator() -> Allocator:
+    """What gives this thread's arrays their memory: the pool, unless it was told another one."""
+    return getattr(_state, "allocator", pool.malloc)
+
+
+@contextmanager
+def using_allocator(allocator: Allocator) -> Iterator[None]:
+    """Let `allocator(bytes)` give this thread's arrays their memory inside the block."""
+    outer = get_allocator()
+    _state.allocator = allocator
+    try:
+        yield
+    finally:
+        _state.allocator = outer
 
 
 def allocate(shape: Any, dtype: Any, poison: bool = True) -> Host:
@@ -146,19 +186,29 @@ def allocate(shape: Any, dtype: Any, poison: bool = True) -> Host:
     dtype = np.dtype(dtype)
     shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     size = math.prod(shape) * dtype.itemsize
-    memory = pool.take(size)
+    memory = get_allocator()(size)
     if poison and _poisons:
         memory.view(np.uint16).fill(POISON)
     array: Host = memory[:size].view(dtype).reshape(shape)
     return array
 
 
-def on_device(result: Host) -> Host:
-    """What NumPy made: itself if it is a view of the device's memory, else a copy there."""
-    owner: Any = result
+def _owner(array: Host) -> Any:
+    owner: Any = array
     while isinstance(owner, np.ndarray):
         owner = owner.base
-    if isinstance(owner, _Block):
+    return owner
+
+
+def made(array: Host) -> Made:
+    """When the device gave out the memory of `array`."""
+    moment: Made = _owner(array).made
+    return moment
+
+
+def on_device(result: Host) -> Host:
+    """What NumPy made: itself if it is a view of the device's memory, else a copy there."""
+    if isinstance(_owner(result), _Block):
         return result
     copy = allocate(result.shape, result.dtype, poison=False)
     copy[...] = result

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import signal
 from typing import Any
 
 from gpucnn.cudasim import compiler, driver, settings, source
@@ -10,6 +11,7 @@ from gpucnn.errors import KernelError
 
 _SCHEDULES = {"lowest": 0, "highest": 1, "random": 2}
 _CHECKS = {"fast": 0, "address": 1, "race": 2}
+_INTERRUPTED = 2  # what cudasim_launch returns then
 
 
 class _Request(ctypes.Structure):  # Request in native/worker.h
@@ -27,6 +29,7 @@ class _Request(ctypes.Structure):  # Request in native/worker.h
         ("seed", ctypes.c_uint64),
         ("ranges", ctypes.c_void_p),
         ("range_count", ctypes.c_int),
+        ("interrupts", ctypes.c_int),
     ]
 
 
@@ -112,9 +115,13 @@ class Function:
             seed=how.seed,
             ranges=ctypes.addressof(arguments.ranges),
             range_count=len(arguments.ranges),
+            interrupts=_interrupts(),
         )
         message = ctypes.create_string_buffer(2048)
-        if compiler.runtime().cudasim_launch(ctypes.byref(request), message, len(message)):
+        result = compiler.runtime().cudasim_launch(ctypes.byref(request), message, len(message))
+        if result == _INTERRUPTED:
+            raise KeyboardInterrupt
+        if result:
             text = message.value.decode(errors="replace")
             raise KernelError(compiler.explain(self._module.library(how), text))
         arguments.copy_back()
@@ -135,6 +142,11 @@ class Function:
                 f"{self._name}: {shared} bytes of dynamic shared memory, and the function allows "
                 f"{self.max_dynamic_shared_size_bytes} (max_dynamic_shared_size_bytes)"
             )
+
+
+def _interrupts() -> int:
+    """How many Ctrl-C end a kernel: the first is left to a handler that does more than raise."""
+    return 1 if signal.getsignal(signal.SIGINT) is signal.default_int_handler else 2
 
 
 def _triple(what: str, sizes: tuple[int, ...]) -> tuple[int, ...]:

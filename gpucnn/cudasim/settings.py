@@ -6,9 +6,10 @@
     GPUCNN_CUDASIM=race,schedule=highest    stops where two threads touch the same bytes unordered
     GPUCNN_CUDASIM=fast,schedule=random:7   threads and blocks in an order drawn from seed 7
     GPUCNN_CUDASIM=debug                    unoptimised, one core: for gdb
+    GPUCNN_CUDASIM=memory=64M               a device of 64 MiB
 
 Words are separated by commas: one of fast, address and race; schedule=lowest, schedule=highest or
-schedule=random:SEED; threads=N; debug.
+schedule=random:SEED; threads=N; memory=N with K, M or G (binary) after it or nothing; debug.
 """
 
 import functools
@@ -21,8 +22,9 @@ from gpucnn.errors import ArgumentError
 VARIABLE = "GPUCNN_CUDASIM"
 _GRAMMAR = (
     "expected words separated by commas: fast, address or race; schedule=lowest, "
-    "schedule=highest or schedule=random:SEED; threads=N; debug"
+    "schedule=highest or schedule=random:SEED; threads=N; memory=N, NK, NM or NG; debug"
 )
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Settings:
     schedule: str = "lowest"
     seed: int = 0
     threads: int = 0  # 0: as many as there are cores
+    memory: int = 0  # bytes of the device; 0: as many as the host has
     debug: bool = False
 
     @property
@@ -71,6 +74,8 @@ def parse(text: str) -> Settings:
             given = {"schedule": "random", "seed": int(match[1])}
         elif (match := re.fullmatch(r"threads=(\d+)", word)) and int(match[1]) > 0:
             given = {"threads": int(match[1])}
+        elif (match := re.fullmatch(r"memory=(\d+)([KMG]?)", word)) and int(match[1]) > 0:
+            given = {"memory": int(match[1]) * _UNITS[match[2]]}
         elif word == "debug":
             given = {"debug": True}
         else:

@@ -10,7 +10,8 @@ import numpy as np
 from gpucnn.data.augment import Transform
 from gpucnn.data.dataset import Dataset
 from gpucnn.data.on_device import OnDevice
-from gpucnn.device import Array, Device
+from gpucnn.data.upload import Uploader
+from gpucnn.device import Array, Device, default_device
 from gpucnn.errors import ArgumentError, CheckpointError, DataError, ShapeError
 
 
@@ -35,8 +36,10 @@ class DataLoader:
     transform   called on each batch's images with a generator; None leaves them uint8
     seed        of order and transform; a numpy.random.Generator gives one up for it
     prefetch    batches that are made ahead of use, in `workers` threads; 0 makes each when asked
-    device      None: NumPy arrays; else Tensors on that device.  A GPU keeps a Dataset of up to
-                1 GiB, and crops, flips and normalises there if the transform does just that
+    device      None: NumPy arrays, or Tensors on the device of a `with gpucnn.device(...)`; else
+                Tensors on that device.  A GPU keeps a Dataset of up to 1 GiB, and crops, flips and
+                normalises there if the transform does just that; other batches are copied there
+                through pinned memory while the one before is in use
 
     images are (N, H, W, C) as the transform leaves them, labels int64 (N,).
 
@@ -87,10 +90,11 @@ class DataLoader:
         self.seed = int(seed)
         self.prefetch = prefetch
         self.workers = workers
-        self.device = None if device is None else Device.parse(device)
+        self.device = default_device() if device is None else Device.parse(device)
         self.epoch = 0
         self.batch = 0
         self._on_device: OnDevice | None = None  # the images, where a GPU keeps and augments them
+        self._uploader: Uploader | None = None  # for a GPU
         self._go_on = False  # whether the next loop starts at self.batch rather than afresh
         self._current: object = None  # the loop that moves epoch and batch
 
@@ -147,15 +151,16 @@ class DataLoader:
         order = self._order(epoch)
         if self.device is not None and self._on_device is None:
             self._on_device = OnDevice.of(self.dataset, self.transform, self.device)
-        for number, (images, labels) in enumerate(
-            _ahead(
-                lambda number: self._make(order, epoch, number),
-                range(first, len(self)),
-                self.prefetch,
-                self.workers,
-            ),
-            start=first,
-        ):
+        batches: Iterator[tuple[Array, ...]] = _ahead(
+            lambda number: self._make(order, epoch, number),
+            range(first, len(self)),
+            self.prefetch,
+            self.workers,
+        )
+        if self.device is not None and self.device.kind != "cpu":
+            self._uploader = self._uploader or Uploader(self.device)
+            batches = self._uploader.through(batches)
+        for number, (images, labels) in enumerate(batches, start=first):
             self._check(token)
             self.batch = number + 1
             if len(labels):  # every image of a batch may have been left out

@@ -7,7 +7,7 @@ import numpy as np
 from gpucnn import cuda
 from gpucnn.data.augment import Compose, Normalize, RandomCrop, RandomFlip, Transform
 from gpucnn.data.dataset import Dataset
-from gpucnn.device import Array, Device
+from gpucnn.device import Array, Device, working_on
 
 _BLOCK = 256
 _ROWS = 65535  # of a grid: the kernel goes round if there are more images
@@ -29,8 +29,8 @@ class OnDevice:
         self._crop, self._flip = crop, flip
         self.labels = dataset.labels
         self._shape = dataset.images.shape[1:]
-        self._xp = device.xp
-        with self._xp.cuda.Device(device.index):
+        self._device, self._xp = device, device.xp
+        with working_on(device):
             self._images = self._xp.asarray(np.ascontiguousarray(dataset.images))
             self._scale = self._xp.asarray(normalize.scale)
             self._shift = self._xp.asarray(normalize.shift)
@@ -68,17 +68,18 @@ class OnDevice:
         return draws
 
     def batch(self, draws: Array) -> Array:
-        """The images float32 (N, size, size, C) on the device."""
+        """The images float32 (N, size, size, C) on the device; so are the draws."""
         n, (h, w, c) = len(draws), self._shape
         size = h if self._crop is None else self._crop.size
         padding = 0 if self._crop is None else self._crop.padding
-        y = self._xp.empty((n, size, size, c), np.float32)
+        with working_on(self._device):
+            y = self._xp.empty((n, size, size, c), np.float32)
         cuda.launch(
             "crop_flip_normalize",
             (-(-size * size * c // _BLOCK), min(n, _ROWS)),
             _BLOCK,
             self._images,  # (count, H, W, C) uint8
-            self._xp.asarray(draws),  # (N, 4) int64
+            draws,  # (N, 4) int64
             self._scale,  # (C,)
             self._shift,  # (C,)
             y,  # (N, size, size, C)

@@ -11,7 +11,7 @@ from gpucnn.nn import init
 from gpucnn.nn.module import Module, Parameter
 from gpucnn.ops.window import Padding, Size, Window
 from gpucnn.random import default_generator
-from gpucnn.tensor import Tensor
+from gpucnn.tensor import Tensor, tensor
 
 
 def _positive(layer: str, **sizes: Any) -> None:
@@ -106,8 +106,8 @@ class BatchNorm(Module):
         self.momentum, self.eps = momentum, eps
         self.gamma = Parameter(np.ones(features, dtype=np.float32))
         self.beta = Parameter(np.zeros(features, dtype=np.float32))
-        self.running_mean = Tensor(np.zeros(features, dtype=np.float32))
-        self.running_var = Tensor(np.ones(features, dtype=np.float32))
+        self.running_mean = tensor(np.zeros(features, dtype=np.float32))
+        self.running_var = tensor(np.ones(features, dtype=np.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.batch_norm(

@@ -5,12 +5,14 @@ Tensor is a buffer (running statistics), saved but not trained; a Module, or a l
 child.  The state's names are the attributes' names joined by dots.
 """
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
-from gpucnn.device import Array, Device, array_module, to_device
-from gpucnn.errors import CheckpointError
+from gpucnn.device import Array, Device, array_module, default_device, device_of, to_device
+from gpucnn.errors import CheckpointError, OutOfMemory
+from gpucnn.out_of_memory import Place, go_to, place, used_bytes
 from gpucnn.tensor import Tensor
 
 Observer = Callable[["Module", tuple[Any, ...], Any], None]
@@ -18,12 +20,15 @@ _observers: list[Observer] = []
 
 
 class Parameter(Tensor):
-    """A tensor that a module trains: always a leaf that requires its gradient."""
+    """A tensor that a module trains: always a leaf that requires its gradient.
+
+    It is where `data` is, or on the device of the `with gpucnn.device(...)` around it.
+    """
 
     __slots__ = ()
 
     def __init__(self, data: Array) -> None:
-        super().__init__(data, requires_grad=True)
+        super().__init__(to_device(data, default_device() or device_of(data)), requires_grad=True)
 
 
 class Module:
@@ -45,7 +50,16 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} has no forward method")
 
     def __call__(self, *inputs: Any) -> Any:
-        output = self.forward(*inputs)
+        outer = place()
+        go_to(_place(self, inputs, outer))
+        try:
+            output = self.forward(*inputs)
+        except OutOfMemory as error:
+            if outer is None:  # whoever handles it needs the memory of the arrays in these frames
+                traceback.clear_frames(error.__traceback__)
+            raise
+        finally:
+            go_to(outer)
         for observer in _observers:
             observer(self, inputs, output)
         return output
@@ -166,6 +180,17 @@ class Module:
     def multiply_adds(self, inputs: tuple[Any, ...], output: Any) -> int:
         """Multiply-adds of one forward call, without those of its children."""
         return 0
+
+
+def _place(module: Module, inputs: tuple[Any, ...], outer: Place | None) -> Place:
+    """Where the program is while `module` is called: in the model that the call before began."""
+    if outer is not None:
+        return Place(outer.model, module, outer.images, outer.used)
+    x = inputs[0] if inputs else None
+    if not isinstance(x, Tensor) or x.ndim < 2:
+        return Place(module, module, 0, 0)
+    before = used_bytes(x.device) - int(x.data.nbytes)  # the batch itself grows with its size
+    return Place(module, module, len(x), before)
 
 
 def observed() -> bool:

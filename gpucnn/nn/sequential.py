@@ -32,7 +32,7 @@ class Sequential(Module):
             pool = following if type(following) is MaxPool2d else None
             if pool is not None:
                 waiting.pop()
-            x = layer.forward(x, relu, pool)
+            x = layer(x, relu, pool)
         return x
 
     def children(self) -> Iterator[tuple[str, Module]]:

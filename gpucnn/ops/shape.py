@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from gpucnn import device as devices
 from gpucnn.autograd import Function
-from gpucnn.device import Array, Device, array_module
+from gpucnn.device import Array, Device, array_module, device_of
+from gpucnn.device import to_device as copy_to
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.ops.elementwise import as_tensor
 from gpucnn.tensor import Tensor
@@ -222,8 +222,8 @@ class _ToDevice(Function):
         self.device = device
 
     def forward(self, x: Array) -> Array:
-        self.old = devices.device_of(x)
-        return devices.to_device(x, self.device)
+        self.old = device_of(x)
+        return copy_to(x, self.device)
 
     def backward(self, dy: Array) -> Array:
-        return devices.to_device(dy, self.old)
+        return copy_to(dy, self.old)

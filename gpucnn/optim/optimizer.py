@@ -1,13 +1,22 @@
 """What every optimizer shares: one flat buffer for the parameters, and its state."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from gpucnn.device import Array, array_module
-from gpucnn.errors import ArgumentError, CheckpointError, DeviceMismatch, DtypeError, GraphError
+from gpucnn.device import Array, array_module, working_on
+from gpucnn.errors import (
+    ArgumentError,
+    CheckpointError,
+    DeviceMismatch,
+    DtypeError,
+    GraphError,
+    OutOfMemory,
+)
+from gpucnn.out_of_memory import explain
 from gpucnn.tensor import Tensor
 from gpucnn.threads import parallel
 
@@ -40,12 +49,22 @@ class Optimizer:
         for parameter in self.parameters:
             self._starts.append(size)
             size += -(-parameter.size // _ALIGN) * _ALIGN
-        self._flat = xp.zeros(size, dtype=first.dtype)
         self._table: tuple[Array, Array] | None = None  # on a GPU: starts and sizes
-        self._state = {name: xp.zeros_like(self._flat) for name in self.states}
+        with self._working("the state"):
+            self._flat = xp.zeros(size, dtype=first.dtype)
+            self._state = {name: xp.zeros_like(self._flat) for name in self.states}
         for parameter, view in zip(self.parameters, self._views(self._flat), strict=True):
             view[...] = parameter.data
             parameter.data = view
+
+    @contextmanager
+    def _working(self, what: str) -> Iterator[None]:
+        try:
+            with working_on(self.parameters[0].device):
+                yield
+        except OutOfMemory as error:
+            explain(error, f"{what} of {type(self).__name__}", None)
+            raise
 
     def _views(self, flat: Array) -> list[Array]:
         return [
@@ -64,9 +83,14 @@ class Optimizer:
         Raises GraphError if a parameter's array was replaced since the optimizer was built.
         """
         self.steps += 1
-        if not isinstance(self._flat, np.ndarray) and self._flat.dtype == np.float32:
-            self._step_on_gpu()
-            return
+        with self._working("a step"):
+            if not isinstance(self._flat, np.ndarray) and self._flat.dtype == np.float32:
+                self._step_on_gpu()
+            else:
+                self._step_on_arrays()
+
+    def _step_on_arrays(self) -> None:
+        """Parameter by parameter; on the CPU, in blocks that the workers share."""
         update = self.update()
         work: list[tuple[Array, ...]] = []
         for start, parameter in zip(self._starts, self.parameters, strict=True):

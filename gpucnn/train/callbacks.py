@@ -20,6 +20,7 @@ COLUMNS = (
     "lr",
     "seconds",
     "images_per_second",
+    "step_ms",  # on the device, without the wait for the loader
 )
 
 

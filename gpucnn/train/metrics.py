@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.autograd import no_grad
-from gpucnn.device import Array, array_module
+from gpucnn.device import Array, array_module, working_on
 from gpucnn.errors import ArgumentError
 from gpucnn.nn import Module
 from gpucnn.ops import softmax_cross_entropy
@@ -83,12 +83,13 @@ def evaluate(model: Module, loader: Any) -> Evaluation:
     try:
         with no_grad():
             for images, labels in loader:
-                logits = model(images)
-                targets = labels.data
-                metrics.add(softmax_cross_entropy(logits, targets), logits, targets)
-                xp, k = array_module(targets), logits.shape[1]
-                pairs = targets * k + logits.data.argmax(axis=1)
-                confusion = confusion + xp.bincount(pairs, minlength=k * k).reshape(k, k)
+                with working_on(images.device):
+                    logits = model(images)
+                    targets = labels.data
+                    metrics.add(softmax_cross_entropy(logits, targets), logits, targets)
+                    xp, k = array_module(targets), logits.shape[1]
+                    pairs = targets * k + logits.data.argmax(axis=1)
+                    confusion = confusion + xp.bincount(pairs, minlength=k * k).reshape(k, k)
     finally:
         for module, mode in modes:
             module.training = mode

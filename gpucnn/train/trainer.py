@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpucnn import ops
-from gpucnn.device import Array
+from gpucnn.cuda import Timer
+from gpucnn.device import Array, working_on
 from gpucnn.errors import CheckpointError, DivergenceError
 from gpucnn.nn import Dropout, Module
 from gpucnn.optim import Constant, Optimizer, Schedule
@@ -69,14 +70,14 @@ class Trainer:
         """Learn from one batch."""
         self.optimizer.lr = self.schedule(self.step)
 
-        logits = self.model(images)
-        loss = self.loss(logits, labels.data)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-
+        with working_on(images.device):
+            logits = self.model(images)
+            loss = self.loss(logits, labels.data)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.metrics.add(loss, logits, labels.data)
         self.step += 1
-        self.metrics.add(loss, logits, labels.data)
 
     def fit(self, epochs: int) -> list[dict[str, Any]]:
         """Train until `epochs` epochs are done in all, those before a resume included.
@@ -105,8 +106,11 @@ class Trainer:
         self.model.train()
         self._tell("on_epoch_start")
         started = time.perf_counter() - self._seconds
+        timer: Timer | None = None
         for images, labels in self.loader:
-            self.train_step(images, labels)
+            timer = timer or Timer(images.device)
+            with timer:
+                self.train_step(images, labels)
             self._seconds = time.perf_counter() - started
             self._tell("on_batch_end")
             self._stop_if_asked()
@@ -125,6 +129,7 @@ class Trainer:
             "lr": self.optimizer.lr,
             "seconds": time.perf_counter() - started,
             "images_per_second": self.metrics.count / (time.perf_counter() - started),
+            "step_ms": timer.seconds / timer.count * 1e3 if timer else None,
         }
         if self.test_loader is not None:
             self.evaluation = evaluate(self.model, self.test_loader)

@@ -134,6 +134,7 @@ std::string memory_name(Worker* worker, const char* address) {
 void check_access(Worker* worker, const char* address, size_t bytes, bool write, bool atomic,
                   void* code) {
     if (!worker->current()) return;
+    worker->end_if_interrupted();
     if (worker->on_a_stack(address)) return;
     const Request* request = worker->launch->request;
     size_t offset = address - worker->shared;

@@ -26,6 +26,7 @@ std::string hexadecimal(unsigned mask) {
 }  // namespace
 
 int Worker::barrier(int predicate, Place place) {
+    end_if_interrupted();
     Thread* thread = current();
     if (arrived == 0) {
         barrier_place = place;
@@ -50,6 +51,7 @@ int Worker::barrier(int predicate, Place place) {
 }
 
 void Worker::meet(unsigned mask, void* mine, Combine combine, void* extra, Place place) {
+    end_if_interrupted();
     Thread* thread = current();
     Warp* warp = thread->warp;
     unsigned me = 1u << thread->lane;

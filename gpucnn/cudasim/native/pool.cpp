@@ -85,7 +85,7 @@ void order_blocks(Launch* launch) {
 
 using namespace cudasim;
 
-// Runs one launch to its end.  Returns 0, or 1 with the reason in `message`.
+// Runs one launch to its end.  Returns 0, or 1 with the reason in `message`, or 2: interrupted.
 CUDASIM_EXPORT int cudasim_launch(const Request* request, char* message, size_t message_bytes) {
     static std::mutex one_launch;  // threads of Python may launch at the same time
     static Pool* pool = nullptr;  // never destroyed: its threads may still wait at exit
@@ -93,6 +93,7 @@ CUDASIM_EXPORT int cudasim_launch(const Request* request, char* message, size_t 
     std::lock_guard<std::mutex> lock(one_launch);
     if (owner != getpid()) {
         pool = new Pool;
+        start_watcher();
         owner = getpid();
     }
     Launch launch;
@@ -101,6 +102,7 @@ CUDASIM_EXPORT int cudasim_launch(const Request* request, char* message, size_t 
     order_blocks(&launch);
     launch.next_block = 0;
     launch.stop = false;
+    launch.interrupted = false;
     launch.races = request->checks & kRace ? start_race_log(request) : nullptr;
     uint64_t workers = request->workers;
     if (workers > launch.blocks) workers = launch.blocks;
@@ -109,10 +111,12 @@ CUDASIM_EXPORT int cudasim_launch(const Request* request, char* message, size_t 
     if (workers > 1 + threads / 1024) workers = 1 + threads / 1024;
     if (workers > 0) {
         CatchSignals guard;
+        Interruptible ctrl_c(&launch, request->interrupts);
         pool->run(&launch, int(workers));
     }
     if (launch.races) finish_race_log(launch.races);
     fflush(stdout);
+    if (launch.interrupted) return 2;
     if (launch.error.empty()) return 0;
     snprintf(message, message_bytes, "%s", launch.error.c_str());
     return 1;

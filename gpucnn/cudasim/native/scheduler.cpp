@@ -69,6 +69,10 @@ void Worker::forget_fibers() {
 
 void Worker::run_blocks(Launch* the_launch) {
     launch = the_launch;
+    {
+        std::lock_guard<std::mutex> lock(launch->mutex);
+        launch->crew.push_back(pthread_self());
+    }
     const Request* request = launch->request;
     const unsigned* size = request->block;
     blockDim = {size[0], size[1], size[2]};
@@ -231,6 +235,11 @@ void Worker::fail(const std::string& message) {
             launch->error = std::string(launch->request->kernel) + ": block " + text(blockIdx) +
                             ", " + describe(current()) + " " + message;
     }
+    abandon();
+}
+
+// Leaves the kernel from the current thread, wherever that is.
+void Worker::abandon() {
     launch->stop = true;
     forget_fibers();
     Context abandoned;

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <mutex>
+#include <pthread.h>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,7 @@ struct Request {  // one launch, as Python hands it over
     uint64_t seed;
     const Range* ranges;
     int range_count;
+    int interrupts;  // how many of them end the launch
 };
 
 struct Copy {  // an asynchronous copy that is under way
@@ -84,8 +86,10 @@ struct Launch {
     uint64_t blocks, stride, offset;  // the order of the blocks: see block_at
     std::atomic<uint64_t> next_block;
     std::atomic<bool> stop;
-    std::mutex mutex;  // for the two below
+    std::atomic<bool> interrupted;  // by Ctrl-C
+    std::mutex mutex;               // for the two below
     std::string error;
+    std::vector<pthread_t> crew;  // that run blocks
     RaceLog* races;
 };
 
@@ -105,6 +109,10 @@ class Worker {
     void begin_copy(Copy copy);
     void land_copies(int groups_left);
     [[noreturn]] void fail(const std::string& text);
+    [[noreturn]] void abandon();
+    void end_if_interrupted() {
+        if (launch->interrupted.load(std::memory_order_relaxed)) abandon();
+    }
     void finish_thread();
 
     Thread* current() const { return running; }
@@ -156,6 +164,16 @@ void give_thread_a_signal_stack();
 struct CatchSignals {  // for as long as it lives
     CatchSignals();
     ~CatchSignals();
+};
+
+// interrupts.cpp
+void start_watcher();  // once in each process
+struct Interruptible {  // for as long as it lives, that many interrupts end the launch
+    Interruptible(Launch* launch, int interrupts);
+    ~Interruptible();
+
+  private:
+    bool mine_too = false;  // whether SIGINT is caught: not where it would kill, or is ignored
 };
 
 constexpr unsigned kPoison = 0x7fff7fffu;  // see scheduler.cpp

@@ -1,0 +1,188 @@
+"""Streams, events and pinned memory: the part of cupy.cuda about what happens when.
+
+Whatever the current stream is given is done before the call returns, so the streams that Python
+works on order nothing.  Only a copy from pinned memory on another stream is asynchronous, and it is
+as late as it can be: it reads its source and writes its target when somebody waits for it.  So
+the mistakes that a fast copy hides always show.  Without a wait for its event the target is full of
+poison; a source that is used again too early has the wrong values; and a copy into memory that
+another stream may still be using is an error.
+"""
+
+import itertools
+import mmap
+import threading
+import time
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Host = np.ndarray[Any, Any]
+
+
+class Counters:
+    """What a test may want to count: how often the host waited for the device."""
+
+    host_syncs = 0
+
+
+counters = Counters()
+_time = itertools.count(1)  # everything that has an order takes a number
+_state = threading.local()
+
+
+@dataclass
+class _Copy:
+    number: int
+    target: Host
+    source: Host
+
+
+class Stream:
+    """An order of work."""
+
+    null: "Stream"
+    _all: "weakref.WeakSet[Stream]" = weakref.WeakSet()
+
+    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
+        self.ptr = 0 if null else id(self)
+        self._outer: list[Stream] = []
+        self._copies: deque[_Copy] = deque()  # that have not arrived, the oldest first
+        self._waited: weakref.WeakKeyDictionary[Stream, int] = weakref.WeakKeyDictionary()
+        Stream._all.add(self)
+
+    def synchronize(self) -> None:
+        counters.host_syncs += 1
+        self._arrive()
+
+    def wait_event(self, event: "Event") -> None:
+        """What this stream is given from now on comes after `event`."""
+        event._arrive()
+        if event._stream is not None:
+            before = self._waited.get(event._stream, 0)
+            self._waited[event._stream] = max(before, event._number)
+
+    def record(self, event: "Event | None" = None) -> "Event":
+        event = Event() if event is None else event
+        event.record(self)
+        return event
+
+    def copy(self, target: Host, source: Host, made: "Made") -> None:
+        """Copy memory of the host to the device; `made` is when the target's memory was given out.
+
+        Raises RuntimeError if another stream may still be using that memory.
+        """
+        if self is get_current_stream() or not _is_pinned(source):
+            target[...] = source
+            return
+        if made.stream is not self and self._waited.get(made.stream, 0) < made.number:
+            raise RuntimeError(
+                "cudasim: a copy on one stream into memory that came from another, whose earlier "
+                "work may still use it\n  let the copy's stream wait for an event that the other "
+                "one recorded after the array was made"
+            )
+        self._copies.append(_Copy(next(_time), target, source))
+
+    def _arrive(self, number: float = float("inf")) -> None:
+        """Do the copies up to `number`."""
+        while self._copies and self._copies[0].number <= number:
+            copy = self._copies.popleft()
+            copy.target[...] = copy.source
+
+    def __enter__(self) -> "Stream":
+        self._outer.append(get_current_stream())
+        _state.current = self
+        return self
+
+    def __exit__(self, *exc: object) -> Literal[False]:
+        _state.current = self._outer.pop()
+        return False
+
+
+Stream.null = Stream(null=True)
+
+
+def get_current_stream() -> Stream:
+    """The stream that this thread's work goes to."""
+    return getattr(_state, "current", Stream.null)
+
+
+def synchronize() -> None:
+    """Wait for every stream."""
+    counters.host_syncs += 1
+    for stream in list(Stream._all):
+        stream._arrive()
+
+
+class Event:
+    """A moment of a stream, and of the host's clock."""
+
+    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
+        self._seconds: float | None = None
+        self._timed = not disable_timing
+        self._stream: Stream | None = None
+        self._number = 0
+
+    def record(self, stream: Stream | None = None) -> None:
+        self._stream = get_current_stream() if stream is None else stream
+        self._number = next(_time)
+        self._seconds = time.perf_counter()
+
+    def synchronize(self) -> None:
+        counters.host_syncs += 1
+        self._arrive()
+
+    @property
+    def done(self) -> bool:
+        """Whether the stream has come here; the host does not wait."""
+        copies = self._stream._copies if self._stream is not None else ()
+        return not copies or copies[0].number > self._number
+
+    def _arrive(self) -> None:
+        if self._stream is not None:
+            self._stream._arrive(self._number)
+
+
+def get_elapsed_time(start: Event, end: Event) -> float:
+    """Milliseconds between two recorded events."""
+    if start._seconds is None or end._seconds is None:
+        raise ValueError("get_elapsed_time: both events must have been recorded")
+    if not (start._timed and end._timed):
+        raise ValueError("get_elapsed_time: an event was made with disable_timing=True")
+    return (end._seconds - start._seconds) * 1e3
+
+
+# --- memory ---
+
+
+@dataclass(frozen=True)
+class Made:
+    """When memory was given out, and on which stream."""
+
+    stream: Stream
+    number: int
+
+    @classmethod
+    def now(cls) -> "Made":
+        return cls(get_current_stream(), next(_time))
+
+
+class PinnedMemory(mmap.mmap):
+    """Memory of the host that the device can read by itself; cupy.cuda.PinnedMemoryPointer.
+
+    numpy.frombuffer makes an array of it.
+    """
+
+
+def alloc_pinned_memory(size: int) -> PinnedMemory:
+    """`size` bytes of pinned memory."""
+    return PinnedMemory(-1, max(size, 1))
+
+
+def _is_pinned(array: Host) -> bool:
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    return isinstance(owner.obj if isinstance(owner, memoryview) else owner, PinnedMemory)

@@ -1,0 +1,125 @@
+"""Arrays of other libraries as gpucnn's, without a copy: DLPack and __cuda_array_interface__."""
+
+from typing import Any
+
+import numpy as np
+
+from gpucnn.device import Array, Device, array_module
+from gpucnn.errors import ArgumentError, DeviceError, DtypeError, GraphError
+
+# DLDeviceType of dlpack.h
+_HOST = {1: "CPU", 3: "CUDA pinned", 11: "ROCm pinned"}  # NumPy reads all of these
+_CUDA = {2: "CUDA", 13: "CUDA managed"}
+_ELSEWHERE = {
+    4: "OpenCL",
+    7: "Vulkan",
+    8: "Metal",
+    9: "VPI",
+    10: "ROCm",
+    14: "oneAPI",
+    15: "WebGPU",
+    16: "Hexagon",
+    17: "MAIA",
+}
+
+
+def speaks_dlpack(x: Any) -> bool:
+    """Whether x offers its memory by DLPack."""
+    return hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__")
+
+
+def array_from_dlpack(what: str, x: Any) -> Array:
+    """x's memory as a NumPy or CuPy array; one of these itself comes back as it is.
+
+    Raises ArgumentError, DeviceError, DtypeError or GraphError, in the name of `what`, for an x
+    that does not speak DLPack, is on a device or of a dtype that gpucnn does not have, or records
+    gradients of its own.
+    """
+    try:
+        array_module(x)
+    except TypeError:
+        x = _import(what, x)
+    return check_dtype(what, x)
+
+
+def _import(what: str, x: Any) -> Array:
+    if not speaks_dlpack(x):
+        raise ArgumentError(
+            f"{what}: expected an array with __dlpack__ and __dlpack_device__, got "
+            f"{type(x).__name__}\n  gpucnn.tensor makes a tensor of lists and numbers"
+        )
+    try:
+        kind, index = (int(number) for number in x.__dlpack_device__())
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise DeviceError(f"{what}: {type(x).__name__} has no memory to share ({error})") from error
+    if kind in _CUDA:
+        xp = Device.parse(f"cuda:{index}").xp
+        with xp.cuda.Device(index):
+            return _take(what, xp.from_dlpack, x)
+    if kind in _HOST:
+        return _take(what, np.from_dlpack, x)
+    raise DeviceError(
+        f"{what}: the array is on {_ELSEWHERE.get(kind, f'DLPack device type {kind}')}, and gpucnn "
+        "has cpu and cuda\n  copy it to the host first, with its own library"
+    )
+
+
+def _take(what: str, take: Any, x: Any) -> Array:
+    if getattr(x, "requires_grad", False):
+        raise GraphError(
+            f"{what}: the {type(x).__name__} requires a gradient, and no gradient passes from one "
+            "library to another\n  take it out of its graph first: x.detach()"
+        )
+    try:
+        return take(x)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        dtype = getattr(x, "dtype", "an unknown dtype")
+        kind, way_out = (
+            (ArgumentError, "make a plain, dense array of it first, with its own library")
+            if _is_known(dtype)
+            else (DtypeError, "convert it first: to float32, with its own library")
+        )
+        raise kind(
+            f"{what}: {type(x).__name__} of {dtype} cannot be shared ({error})\n  {way_out}"
+        ) from error
+
+
+def _is_known(dtype: Any) -> bool:
+    """Whether NumPy has a dtype of this name."""
+    try:
+        np.dtype(str(dtype).removeprefix("torch."))
+    except TypeError:
+        return False
+    return True
+
+
+def array_from_cuda(what: str, x: Any) -> Array:
+    """The CuPy array of an object with __cuda_array_interface__: the same memory, or a copy of
+    memory that must not be written, since CuPy cannot keep that promise."""
+    interface = x.__cuda_array_interface__
+    try:
+        dtype, read_only = np.dtype(interface["typestr"]), bool(interface["data"][1])
+    except (KeyError, TypeError, IndexError) as error:
+        raise ArgumentError(
+            f"{what}: the __cuda_array_interface__ of {type(x).__name__} is incomplete ({error})"
+        ) from error
+    if interface.get("mask") is not None:
+        raise ArgumentError(f"{what}: {type(x).__name__} has a mask, and gpucnn has no such arrays")
+    _check(what, dtype)
+    cupy = Device.parse("cuda").xp
+    address, current = interface["data"][0], cupy.cuda.runtime.getDevice()
+    index = cupy.cuda.runtime.pointerGetAttributes(address).device if address else current
+    with cupy.cuda.Device(index):  # CuPy copies what is on another device than the current one
+        array = cupy.asarray(x)
+        return array.copy() if read_only else array
+
+
+def check_dtype(what: str, array: Array) -> Array:
+    """The array, if gpucnn has its dtype; else DtypeError."""
+    _check(what, array.dtype)
+    return array
+
+
+def _check(what: str, dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in "fiub":
+        raise DtypeError(f"{what}: expected numbers, got dtype {dtype}")

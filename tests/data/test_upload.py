@@ -1,0 +1,275 @@
+"""Batches of the host on their way to the device: late copies, two buffers, no host that waits."""
+
+import types
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import cudasim, nn, optim, train
+from gpucnn.data import DataLoader, Dataset
+from gpucnn.data.upload import Uploader
+from gpucnn.device import Device
+
+DEVICE = Device("cudasim")
+
+
+class Items:
+    """A data set that does not live on the device: image i is full of i."""
+
+    def __init__(self, n=20, size=6, broken=None):
+        self.n, self.size, self.broken = n, size, broken
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        if i == self.broken:
+            raise OSError(f"image {i} is damaged")
+        return np.full((self.size, self.size, 3), i, np.uint8), i % 4
+
+
+def numbers(n, size=5000):
+    return ((np.full(size, i, np.float32), np.arange(i, dtype=np.int64)) for i in range(n))
+
+
+def pending(uploader):
+    """How many arrays are on their way."""
+    return len(uploader._stream._copies)
+
+
+def waits():
+    return cudasim.cuda.counters.host_syncs
+
+
+def test_batches_arrive_whole_without_the_host_waiting():
+    uploader, before = Uploader(DEVICE), waits()
+    got = []
+    for x, labels in uploader.through(numbers(7)):
+        assert waits() == before
+        got.append((x.get(), labels.get()))
+        before = waits()
+    assert len(got) == 7
+    for i, (x, labels) in enumerate(got):
+        assert (x == i).all()
+        assert labels.tolist() == list(range(i))
+    assert len(uploader._buffers) == 2
+
+
+def test_the_next_batch_is_under_way_while_one_is_in_use():
+    uploader = Uploader(DEVICE)
+    under_way = [pending(uploader) for _ in uploader.through(numbers(4))]
+    assert under_way == [2, 2, 2, 0]
+
+
+def test_all_batches_may_be_kept():
+    kept = list(Uploader(DEVICE).through(numbers(9)))
+    assert [x.get()[0] for x, _ in kept] == list(range(9))
+
+
+def test_batches_of_growing_and_empty_sizes_find_room():
+    sizes = [0, 3, 10_000, 1, 0, 40_000, 2]
+    batches = ((np.full(n, n, np.int32),) for n in sizes)
+    for n, (x,) in zip(sizes, Uploader(DEVICE).through(batches), strict=True):
+        assert x.get().tolist() == [n] * n
+
+
+def test_leaving_early_leaves_no_copy_under_way():
+    uploader = Uploader(DEVICE)
+    batches = uploader.through(numbers(5))
+    next(batches)
+    assert pending(uploader)
+    batches.close()
+    assert pending(uploader) == 0
+
+
+def test_an_error_comes_after_the_batches_before_it():
+    loader = DataLoader(Items(broken=13), 4, device="cudasim", prefetch=0)
+    seen = []
+    with pytest.raises(OSError, match="image 13 is damaged"):
+        seen.extend(images.numpy().max() for images, _ in loader)
+    assert seen == [3, 7, 11]
+    assert pending(loader._uploader) == 0
+
+
+def test_the_host_waits_for_the_oldest_copy_once_four_are_under_way(monkeypatch):
+    uploader = Uploader(DEVICE)
+    # A device so far behind that no copy has arrived:
+    monkeypatch.setattr(uploader, "_arrived", lambda sent: sent.arrays)
+    before = waits()
+    batches = uploader.through(numbers(8))
+    for i in range(4):
+        next(batches)
+        assert waits() == before + (i == 3)
+    assert len(uploader._buffers) == 4
+    rest = [x for x, _ in batches]
+    cudasim.cuda.Device(0).synchronize()
+    assert [x.get()[0] for x in rest] == [4, 5, 6, 7]
+
+
+def test_pinned_memory_is_not_let_go_while_a_copy_reads_it():
+    uploader = Uploader(DEVICE)
+    (x,), _ = uploader._send((np.ones(5, np.float32),))
+    assert np.isnan(x.get()).all()
+    del uploader
+    assert (x.get() == 1).all()
+
+
+# --- what the simulator makes of mistakes ---
+
+
+def wrong_batches(uploader):
+    """How many of eight batches have other values than were sent."""
+    return sum((x.get() != i).any() for i, (x, _) in enumerate(uploader.through(numbers(8))))
+
+
+def test_seeded_fault_the_consumer_does_not_wait_for_the_copy(monkeypatch):
+    uploader = Uploader(DEVICE)
+    monkeypatch.setattr(uploader, "_arrived", lambda sent: sent.arrays)
+    assert wrong_batches(uploader) >= 4
+
+
+def test_seeded_fault_a_buffer_is_used_again_before_its_event(monkeypatch):
+    uploader = Uploader(DEVICE)
+    only = uploader._free_buffer(2**20)
+    monkeypatch.setattr(uploader, "_free_buffer", lambda size: only)
+    assert wrong_batches(uploader) >= 4
+
+
+def test_seeded_fault_the_copy_does_not_wait_for_work_on_its_targets_memory(monkeypatch):
+    uploader = Uploader(DEVICE)
+    monkeypatch.setattr(uploader._stream, "wait_event", lambda event: None)
+    with pytest.raises(RuntimeError, match="whose earlier work may still use it"):
+        wrong_batches(uploader)
+
+
+def test_without_a_fault_no_batch_is_wrong():
+    assert wrong_batches(Uploader(DEVICE)) == 0
+
+
+# --- the loader, and training from it ---
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_loader_gives_the_batches_of_the_cpu(prefetch):
+    batches = [
+        [
+            (images.numpy(), labels.numpy())
+            for images, labels in DataLoader(
+                Items(), 6, shuffle=True, seed=3, prefetch=prefetch, device=device
+            )
+        ]
+        for device in ("cudasim", "cpu")
+    ]
+    for mine, theirs in zip(*batches, strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            np.testing.assert_array_equal(a, b)
+            assert a.dtype == b.dtype
+
+
+def test_a_loader_resumes_after_the_batch_that_was_handed_out():
+    loader = DataLoader(Items(), 5, device="cudasim")
+    iterator = iter(loader)
+    next(iterator)
+    state = loader.state_dict()
+    assert state["batch"] == 1  # although the second is under way
+    other = DataLoader(Items(), 5, device="cudasim")
+    other.load_state_dict(state)
+    assert [int(images.numpy()[0, 0, 0, 0]) for images, _ in other] == [5, 10, 15]
+
+
+def test_a_step_of_training_makes_the_host_wait_for_nothing():
+    try:
+        cudasim.require_compiler()
+    except gpucnn.GpucnnError as error:
+        pytest.skip(f"no C++ compiler: {error}")
+
+    def as_floats(images, generator):
+        return images.astype(np.float32) / 20
+
+    loader = DataLoader(Items(24), 4, transform=as_floats, device="cudasim")
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4))
+    model.to("cudasim")
+    seen = []
+
+    class Count(train.Callback):
+        def on_batch_end(self, trainer):
+            seen.append((waits(), pending(loader._uploader)))
+
+    trainer = train.Trainer(model, optim.SGD(model.parameters(), 0.01), loader, callbacks=[Count()])
+    trainer.fit(1)
+    assert len({count for count, _ in seen}) == 1
+    assert all(copies == 2 for _, copies in seen[:-1])  # images and labels of the next batch
+    assert trainer.history[0]["step_ms"] > 0
+
+
+def test_data_that_lives_on_the_device_sends_its_draws_the_same_way(monkeypatch):
+    try:
+        cudasim.require_compiler()
+    except gpucnn.GpucnnError as error:
+        pytest.skip(f"no C++ compiler: {error}")
+    from gpucnn.data import Normalize
+
+    images = np.arange(12 * 4 * 4 * 3, dtype=np.uint8).reshape(12, 4, 4, 3)
+    data = Dataset(images, np.arange(12) % 2, ("a", "b"))
+    loader = DataLoader(data, 4, transform=Normalize((0.0,) * 3, (1.0,) * 3), device="cudasim")
+    before, counts = waits(), []
+    for _ in loader:
+        counts.append(waits() - before)
+    assert counts == [0, 0, 0]
+
+
+def test_pinned_memory_is_asked_for_no_more_than_twice_in_a_run(monkeypatch):
+    asked = []
+    real = cudasim.cuda.alloc_pinned_memory
+    monkeypatch.setattr(
+        cudasim.cuda, "alloc_pinned_memory", lambda size: asked.append(size) or real(size)
+    )
+    loader = DataLoader(Items(), 5, device="cudasim")
+    for _ in range(3):
+        for _ in loader:
+            pass
+    assert len(asked) == 2
+
+
+def test_a_device_by_its_number_is_the_current_one_while_it_gets_a_batch():
+    """On cuda:1, everything that CuPy makes for a batch must be made with cuda:1 current."""
+    current, made_on = [0], []
+
+    class CudaDevice:
+        def __init__(self, index):
+            self.index = index
+
+        def __enter__(self):
+            current.append(self.index)
+
+        def __exit__(self, *exc):
+            current.pop()
+
+    def noting(function):
+        def noted(*args, **options):
+            made_on.append(current[-1])
+            return function(*args, **options)
+
+        return noted
+
+    real = cudasim.cuda
+    cuda = types.SimpleNamespace(
+        Device=CudaDevice,
+        Stream=noting(real.Stream),
+        Event=noting(real.Event),
+        alloc_pinned_memory=noting(real.alloc_pinned_memory),
+        get_current_stream=noting(real.get_current_stream),
+        get_allocator=real.get_allocator,
+        using_allocator=real.using_allocator,
+        memory=real.memory,
+    )
+    xp = types.SimpleNamespace(cuda=cuda, empty=noting(cudasim.empty))
+
+    class Elsewhere(Device):
+        xp = property(lambda self: fake)
+
+    fake = xp
+    list(Uploader(Elsewhere("cuda", 1)).through(numbers(3)))
+    assert set(made_on) == {1}
+    assert len(made_on) > 10
