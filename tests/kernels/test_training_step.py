@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kernel_cases import relative
+from devices import relative
 
 import gpucnn
 from gpucnn import cuda, models, ops, optim
