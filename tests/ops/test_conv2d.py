@@ -148,9 +148,7 @@ def test_dw_matches_finite_differences_when_the_stride_skips_the_last_row(device
 def test_equals_pytorch(geometry, engine, dtype, device, request):
     torch = pytest.importorskip("torch", reason="the peer of this test")
     use(engine, request)
-    x, w, b, _ = (
-        a if i == 3 else a.astype(np.float64) for i, a in enumerate(draw(geometry, dtype))
-    )
+    x, w, b = (a.astype(np.float64) for a in draw(geometry, dtype)[:3])
     (top, bottom), (left, right) = geometry[7]
     theirs = [torch.tensor(a, requires_grad=True) for a in (x, w, b)]
     padded = torch.nn.functional.pad(theirs[0].permute(0, 3, 1, 2), (left, right, top, bottom))
