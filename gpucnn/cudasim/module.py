@@ -9,7 +9,7 @@ from gpucnn.cudasim.arguments import Arguments
 from gpucnn.errors import KernelError
 
 _SCHEDULES = {"lowest": 0, "highest": 1, "random": 2}
-_CHECKS = {"fast": 0, "address": 1, "race": 2}
+_CHECKS = {"fast": 0, "address": 1, "race": 2, "banks": 4}
 
 
 class _Request(ctypes.Structure):  # Request in native/worker.h
@@ -27,6 +27,7 @@ class _Request(ctypes.Structure):  # Request in native/worker.h
         ("seed", ctypes.c_uint64),
         ("ranges", ctypes.c_void_p),
         ("range_count", ctypes.c_int),
+        ("ways", ctypes.c_int),
     ]
 
 
@@ -108,6 +109,7 @@ class Function:
             seed=how.seed,
             ranges=ctypes.addressof(arguments.ranges),
             range_count=len(arguments.ranges),
+            ways=how.ways,
         )
         message = ctypes.create_string_buffer(2048)
         if compiler.runtime().cudasim_launch(ctypes.byref(request), message, len(message)):

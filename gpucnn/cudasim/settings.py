@@ -4,11 +4,13 @@
     GPUCNN_CUDASIM=address                  stops at an access outside an array, at a read of what
                                             was never written, at a misaligned vector
     GPUCNN_CUDASIM=race,schedule=highest    stops where two threads touch the same bytes unordered
+    GPUCNN_CUDASIM=banks                    stops at a bank conflict in shared memory; banks=2 at
+                                            one of three turns or more
     GPUCNN_CUDASIM=fast,schedule=random:7   threads and blocks in an order drawn from seed 7
     GPUCNN_CUDASIM=debug                    unoptimised, one core: for gdb
 
-Words are separated by commas: one of fast, address and race; schedule=lowest, schedule=highest or
-schedule=random:SEED; threads=N; debug.
+Words are separated by commas: one of fast, address, race, banks and banks=WAYS; schedule=lowest,
+schedule=highest or schedule=random:SEED; threads=N; debug.
 """
 
 import functools
@@ -20,8 +22,8 @@ from gpucnn.errors import ArgumentError
 
 VARIABLE = "GPUCNN_CUDASIM"
 _GRAMMAR = (
-    "expected words separated by commas: fast, address or race; schedule=lowest, "
-    "schedule=highest or schedule=random:SEED; threads=N; debug"
+    "expected words separated by commas: fast, address, race, banks or banks=WAYS; "
+    "schedule=lowest, schedule=highest or schedule=random:SEED; threads=N; debug"
 )
 
 
@@ -34,6 +36,7 @@ class Settings:
     seed: int = 0
     threads: int = 0  # 0: as many as there are cores
     debug: bool = False
+    ways: int = 1  # turns that an access to shared memory may take, in mode banks
 
     @property
     def checked(self) -> bool:
@@ -63,8 +66,10 @@ def parse(text: str) -> Settings:
     found: dict[str, str | int | bool] = {}
     for word in filter(None, (word.strip() for word in text.split(","))):
         given: dict[str, str | int | bool]
-        if word in ("fast", "address", "race"):
+        if word in ("fast", "address", "race", "banks"):
             given = {"mode": word}
+        elif (match := re.fullmatch(r"banks=(\d+)", word)) and int(match[1]) > 0:
+            given = {"mode": "banks", "ways": int(match[1])}
         elif word in ("schedule=lowest", "schedule=highest"):
             given = {"schedule": word.removeprefix("schedule=")}
         elif match := re.fullmatch(r"schedule=random:(\d+)", word):

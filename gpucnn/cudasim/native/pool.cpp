@@ -102,6 +102,7 @@ CUDASIM_EXPORT int cudasim_launch(const Request* request, char* message, size_t 
     launch.next_block = 0;
     launch.stop = false;
     launch.races = request->checks & kRace ? start_race_log(request) : nullptr;
+    launch.banks = request->checks & kBankConflicts ? start_bank_log() : nullptr;
     uint64_t workers = request->workers;
     if (workers > launch.blocks) workers = launch.blocks;
     // To wake another core takes as long as running a thousand short threads.
@@ -112,6 +113,7 @@ CUDASIM_EXPORT int cudasim_launch(const Request* request, char* message, size_t 
         pool->run(&launch, int(workers));
     }
     if (launch.races) finish_race_log(launch.races);
+    if (launch.banks) finish_bank_log(launch.banks);
     fflush(stdout);
     if (launch.error.empty()) return 0;
     snprintf(message, message_bytes, "%s", launch.error.c_str());
