@@ -67,7 +67,6 @@ def ways(kernel: str, stride: int, allowed: str, monkeypatch: pytest.MonkeyPatch
     try:
         function((1,), (32,), (y, np.int32(stride)))
     except KernelError as error:
-        assert "of shared x at " in str(error)
         return int(re.search(r"(\d+)-way", str(error))[1])
     return 0
 
@@ -118,5 +117,5 @@ def test_padding_that_is_left_out_is_caught(columns, caught, monkeypatch):
     if not caught:
         function(transpose.grid, transpose.block, tuple(given))
         return
-    with pytest.raises(KernelError, match="32-way bank conflict over .* of shared tile"):
+    with pytest.raises(KernelError, match=r"32-way bank conflict over .* of shared tile"):
         function(transpose.grid, transpose.block, tuple(given))

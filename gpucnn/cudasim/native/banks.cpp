@@ -42,7 +42,8 @@ Turns turns(const SharedAccess* const (&at)[kWarp]) {
             unsigned last = (at[lane]->offset + at[lane]->bytes - 1) / kWord;
             for (unsigned word = at[lane]->offset / kWord; word <= last; ++word) {
                 std::vector<unsigned>& asked = words[word % kBanks];
-                if (std::find(asked.begin(), asked.end(), word) == asked.end()) asked.push_back(word);
+                if (std::find(asked.begin(), asked.end(), word) == asked.end())
+                    asked.push_back(word);
                 if (int(asked.size()) > most.ways) most = {int(asked.size()), *at[lane]};
             }
         }
@@ -53,7 +54,8 @@ Turns turns(const SharedAccess* const (&at)[kWarp]) {
 }  // namespace
 
 struct BankLog {
-    std::vector<SharedAccess> accesses[kMaxWarps];  // since the last barrier, each lane's in its order
+    // Since the last barrier, each lane's in its order.
+    std::vector<SharedAccess> accesses[kMaxWarps];
 };
 
 BankLog* start_bank_log() { return new BankLog; }
@@ -79,9 +81,10 @@ void bank_check(Worker* worker) {
     int warps = (worker->thread_count + kWarp - 1) / kWarp, allowed = worker->launch->request->ways;
     for (int warp = 0; warp < warps; ++warp) {
         std::vector<SharedAccess>& all = log->accesses[warp];
-        std::stable_sort(all.begin(), all.end(), [](const SharedAccess& a, const SharedAccess& b) {
+        auto before = [](const SharedAccess& a, const SharedAccess& b) {
             return a.code != b.code ? a.code < b.code : a.lane < b.lane;
-        });
+        };
+        std::stable_sort(all.begin(), all.end(), before);
         for (size_t begin = 0, end; begin < all.size(); begin = end) {
             const SharedAccess* next[kWarp] = {};  // of this place in the code, by lane
             int left[kWarp] = {};
