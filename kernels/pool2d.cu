@@ -11,8 +11,8 @@
 // Grid: x covers the numbers of one image, y the images (and goes round if there are more than a
 // grid has rows); blocks of 256 threads (fewer work).  Neighbours in a warp own neighbouring
 // channels, so that they read and write neighbouring addresses.  One image has fewer than 2^31
-// numbers.  At most 64 registers: 32 warps to a multiprocessor, which hide the wait for memory,
-// the only thing that pooling waits for.  All three pools of AlexNet come here.
+// numbers.  A thread has at most 64 registers: 32 warps to a multiprocessor, which hide the wait
+// for memory, the only thing that pooling waits for.  All three pools of AlexNet come here.
 
 #include "common.cuh"
 
@@ -26,6 +26,18 @@ __device__ inline Place place_of(int index, int columns, int channels) {
     return Place{pixel / columns, pixel % columns, index % channels};
 }
 
+// see(row, column, place in the window) for each pixel of output `at`'s window that is on the
+// image, in row order.
+template <class See>
+__device__ inline void each_in_window(const Place& at, const Window& g, See see) {
+    int row0 = at.row * g.stride_h - g.top, column0 = at.column * g.stride_w - g.left;
+#pragma unroll 1
+    for (int r = max(0, -row0); r < min(g.kh, g.h - row0); ++r)
+#pragma unroll 2
+        for (int s = max(0, -column0); s < min(g.kw, g.w - column0); ++s)
+            see(row0 + r, column0 + s, r * g.kw + s);
+}
+
 // The windows over pixel `at` along one axis: first .. last, both included.
 struct Span {
     int first, last;
@@ -36,28 +48,37 @@ __device__ inline Span windows_over(int at, int before, int size, int stride, in
     return Span{reach < 0 ? 0 : reach / stride + 1, min((at + before) / stride, outputs - 1)};
 }
 
+// see(i, j, place in that window) for each window (i, j) that holds pixel `at`.
+template <class See>
+__device__ inline void each_window_over(const Place& at, const Window& g, See see) {
+    Span rows = windows_over(at.row, g.top, g.kh, g.stride_h, g.oh);
+    Span columns = windows_over(at.column, g.left, g.kw, g.stride_w, g.ow);
+#pragma unroll 1  // one or two turns: unrolled they would cost registers
+    for (int i = rows.first; i <= rows.last; ++i)
+#pragma unroll 1
+        for (int j = columns.first; j <= columns.last; ++j)
+            see(i, j,
+                (at.row + g.top - i * g.stride_h) * g.kw + at.column + g.left - j * g.stride_w);
+}
+
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void max_pool2d_forward(
     const float* x, float* y, int* argmax, Window g) {  // argmax may be null
     int index = blockIdx.x * blockDim.x + threadIdx.x;
     int image = g.oh * g.ow * g.c;
     if (index >= image) return;
     Place at = place_of(index, g.ow, g.c);
-    int row0 = at.row * g.stride_h - g.top, column0 = at.column * g.stride_w - g.left;
     for (int64 n = blockIdx.y; n < g.n; n += gridDim.y) {
         const float* pixels = x + n * g.h * g.w * g.c + at.channel;
         float best = -infinity();
         int winner = -1;
-#pragma unroll 1
-        for (int r = max(0, -row0); r < min(g.kh, g.h - row0); ++r)
-#pragma unroll 2
-            for (int s = max(0, -column0); s < min(g.kw, g.w - column0); ++s) {
-                float value = pixels[((row0 + r) * g.w + column0 + s) * g.c];
-                // `>` keeps the first of equals; the first NaN wins over all numbers.
-                if (winner < 0 || value > best || (isnan(value) && !isnan(best))) {
-                    best = value;
-                    winner = r * g.kw + s;
-                }
+        each_in_window(at, g, [&](int row, int column, int place) {
+            float value = pixels[(row * g.w + column) * g.c];
+            // `>` keeps the first of equals; the first NaN wins over all numbers.
+            if (winner < 0 || value > best || (isnan(value) && !isnan(best))) {
+                best = value;
+                winner = place;
             }
+        });
         y[n * image + index] = best;
         if (argmax) argmax[n * image + index] = winner;
     }
@@ -69,19 +90,13 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void max_pool2d_bac
     int image = g.h * g.w * g.c;
     if (index >= image) return;
     Place at = place_of(index, g.w, g.c);
-    Span rows = windows_over(at.row, g.top, g.kh, g.stride_h, g.oh);
-    Span columns = windows_over(at.column, g.left, g.kw, g.stride_w, g.ow);
     for (int64 n = blockIdx.y; n < g.n; n += gridDim.y) {
         int64 start = n * g.oh * g.ow * g.c + at.channel;
         float sum = 0.0f;
-#pragma unroll 1  // one or two turns: unrolled they would cost registers
-        for (int i = rows.first; i <= rows.last; ++i)
-#pragma unroll 1
-            for (int j = columns.first; j <= columns.last; ++j) {
-                int r = at.row + g.top - i * g.stride_h, s = at.column + g.left - j * g.stride_w;
-                int64 output = start + (i * g.ow + j) * g.c;
-                if (argmax[output] == r * g.kw + s) sum += dy[output];
-            }
+        each_window_over(at, g, [&](int i, int j, int place) {
+            int64 output = start + (i * g.ow + j) * g.c;
+            if (argmax[output] == place) sum += dy[output];
+        });
         dx[n * image + index] = sum;
     }
 }
@@ -103,15 +118,13 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void avg_pool2d_for
     int image = g.oh * g.ow * g.c;
     if (index >= image) return;
     Place at = place_of(index, g.ow, g.c);
-    int row0 = at.row * g.stride_h - g.top, column0 = at.column * g.stride_w - g.left;
     int count = counted(at.row, at.column, g, padding, bottom, right);
     for (int64 n = blockIdx.y; n < g.n; n += gridDim.y) {
         const float* pixels = x + n * g.h * g.w * g.c + at.channel;
         float sum = 0.0f;
-#pragma unroll 1
-        for (int row = max(0, row0); row < min(g.h, row0 + g.kh); ++row)
-            for (int column = max(0, column0); column < min(g.w, column0 + g.kw); ++column)
-                sum += pixels[(row * g.w + column) * g.c];
+        each_in_window(at, g, [&](int row, int column, int) {
+            sum += pixels[(row * g.w + column) * g.c];
+        });
         y[n * image + index] = sum / count;
     }
 }
@@ -122,16 +135,12 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void avg_pool2d_bac
     int image = g.h * g.w * g.c;
     if (index >= image) return;
     Place at = place_of(index, g.w, g.c);
-    Span rows = windows_over(at.row, g.top, g.kh, g.stride_h, g.oh);
-    Span columns = windows_over(at.column, g.left, g.kw, g.stride_w, g.ow);
     for (int64 n = blockIdx.y; n < g.n; n += gridDim.y) {
         int64 start = n * g.oh * g.ow * g.c + at.channel;
         float sum = 0.0f;
-#pragma unroll 1  // one or two turns: unrolled they would cost registers
-        for (int i = rows.first; i <= rows.last; ++i)
-#pragma unroll 1
-            for (int j = columns.first; j <= columns.last; ++j)
-                sum += dy[start + (i * g.ow + j) * g.c] / counted(i, j, g, padding, bottom, right);
+        each_window_over(at, g, [&](int i, int j, int) {
+            sum += dy[start + (i * g.ow + j) * g.c] / counted(i, j, g, padding, bottom, right);
+        });
         dx[n * image + index] = sum;
     }
 }

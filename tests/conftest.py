@@ -1,9 +1,13 @@
 """Shared by all tests."""
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import pytest
+from devices import CPU, CUDA, CUDASIM
 
 import gpucnn
+from gpucnn.ops import _conv2d_cuda
 
 
 @pytest.fixture
@@ -14,3 +18,38 @@ def rng() -> np.random.Generator:
 @pytest.fixture(autouse=True)
 def _default_generator_starts_anew() -> None:
     gpucnn.manual_seed(0)
+
+
+@pytest.fixture(params=[CPU, CUDASIM, CUDA])
+def device(request: pytest.FixtureRequest) -> str:
+    """The name of each device in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(params=[CUDASIM, CUDA])
+def gpu(request: pytest.FixtureRequest) -> str:
+    """The name of each device that runs kernels: for what is said of those alone."""
+    return str(request.param)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of the CPU's threads, for this test alone."""
+    before = gpucnn.get_num_threads()
+    yield gpucnn.set_num_threads
+    gpucnn.set_num_threads(before)
+
+
+@pytest.fixture
+def conv_algorithm() -> Iterator[Callable[[str], None]]:
+    """Sets the algorithm of convolutions, for this test alone."""
+    before = gpucnn.get_conv_algorithm()
+    yield gpucnn.set_conv_algorithm
+    gpucnn.set_conv_algorithm(before)
+
+
+@pytest.fixture
+def tiles_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiled kernels and split sums for shapes that are too small to be worth them."""
+    monkeypatch.setattr(_conv2d_cuda, "_LEAST", 1)
+    monkeypatch.setattr(_conv2d_cuda, "_SPLIT", 8)

@@ -28,6 +28,7 @@ _RUNTIME_SOURCES = (
     "pool.cpp",
     "checks.cpp",
     "races.cpp",
+    "banks.cpp",
     "signals.cpp",
     "interrupts.cpp",
 )
@@ -49,6 +50,7 @@ _UNSET = "-ftrivial-auto-var-init=pattern"  # a register that was never set hold
 _CHECKED = (
     "-O1",
     "-DCUDASIM_CHECKED",
+    "-fno-tree-sra",  # a float4 is read at once, as on a GPU, not number by number
     "-fno-delete-null-pointer-checks",  # null is an address like another: checks.cpp knows it
     "-fno-threadsafe-statics",  # one core runs all blocks
     "-fsanitize=thread",

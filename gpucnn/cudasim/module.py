@@ -10,7 +10,7 @@ from gpucnn.cudasim.arguments import Arguments
 from gpucnn.errors import KernelError
 
 _SCHEDULES = {"lowest": 0, "highest": 1, "random": 2}
-_CHECKS = {"fast": 0, "address": 1, "race": 2}
+_CHECKS = {"fast": 0, "address": 1, "race": 2, "banks": 4}
 _INTERRUPTED = 2  # what cudasim_launch returns then
 
 
@@ -30,6 +30,7 @@ class _Request(ctypes.Structure):  # Request in native/worker.h
         ("ranges", ctypes.c_void_p),
         ("range_count", ctypes.c_int),
         ("interrupts", ctypes.c_int),
+        ("ways", ctypes.c_int),
     ]
 
 
@@ -116,6 +117,7 @@ class Function:
             ranges=ctypes.addressof(arguments.ranges),
             range_count=len(arguments.ranges),
             interrupts=_interrupts(),
+            ways=how.ways,
         )
         message = ctypes.create_string_buffer(2048)
         result = compiler.runtime().cudasim_launch(ctypes.byref(request), message, len(message))

@@ -4,12 +4,15 @@
     GPUCNN_CUDASIM=address                  stops at an access outside an array, at a read of what
                                             was never written, at a misaligned vector
     GPUCNN_CUDASIM=race,schedule=highest    stops where two threads touch the same bytes unordered
+    GPUCNN_CUDASIM=banks                    stops at a bank conflict in shared memory; banks=2 at
+                                            one of three turns or more
     GPUCNN_CUDASIM=fast,schedule=random:7   threads and blocks in an order drawn from seed 7
     GPUCNN_CUDASIM=debug                    unoptimised, one core: for gdb
     GPUCNN_CUDASIM=memory=64M               a device of 64 MiB
 
-Words are separated by commas: one of fast, address and race; schedule=lowest, schedule=highest or
-schedule=random:SEED; threads=N; memory=N with K, M or G (binary) after it or nothing; debug.
+Words are separated by commas: one of fast, address, race, banks and banks=WAYS; schedule=lowest,
+schedule=highest or schedule=random:SEED; threads=N; memory=N with K, M or G (binary) after it or
+nothing; debug.
 """
 
 import functools
@@ -21,8 +24,9 @@ from gpucnn.errors import ArgumentError
 
 VARIABLE = "GPUCNN_CUDASIM"
 _GRAMMAR = (
-    "expected words separated by commas: fast, address or race; schedule=lowest, "
-    "schedule=highest or schedule=random:SEED; threads=N; memory=N, NK, NM or NG; debug"
+    "expected words separated by commas: fast, address, race, banks or banks=WAYS; "
+    "schedule=lowest, schedule=highest or schedule=random:SEED; threads=N; "
+    "memory=N, NK, NM or NG; debug"
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -37,6 +41,7 @@ class Settings:
     threads: int = 0  # 0: as many as there are cores
     memory: int = 0  # bytes of the device; 0: as many as the host has
     debug: bool = False
+    ways: int = 1  # turns that an access to shared memory may take, in mode banks
 
     @property
     def checked(self) -> bool:
@@ -66,8 +71,10 @@ def parse(text: str) -> Settings:
     found: dict[str, str | int | bool] = {}
     for word in filter(None, (word.strip() for word in text.split(","))):
         given: dict[str, str | int | bool]
-        if word in ("fast", "address", "race"):
+        if word in ("fast", "address", "race", "banks"):
             given = {"mode": word}
+        elif (match := re.fullmatch(r"banks=(\d+)", word)) and int(match[1]) > 0:
+            given = {"mode": "banks", "ways": int(match[1])}
         elif word in ("schedule=lowest", "schedule=highest"):
             given = {"schedule": word.removeprefix("schedule=")}
         elif match := re.fullmatch(r"schedule=random:(\d+)", word):

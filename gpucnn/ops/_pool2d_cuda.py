@@ -1,5 +1,7 @@
 """Pooling on a GPU: the launches of kernels/pool2d.cu."""
 
+from typing import Any
+
 import numpy as np
 
 from gpucnn import cuda
@@ -16,8 +18,10 @@ def _takes(x: Array, v: Window) -> bool:
     return x.dtype == np.float32 and max(v.h * v.w, v.oh * v.ow) * v.c < 2**31
 
 
-def _grid(pixels: int, v: Window) -> tuple[int, int]:
-    return -(-pixels * v.c // _THREADS), min(v.n, _ROWS)
+def _launch(kernel: str, numbers: int, given: Array, v: Window, *rest: Any) -> None:
+    """One thread for each of the `numbers` that an image of the result has."""
+    grid = -(-numbers // _THREADS), min(v.n, _ROWS)
+    cuda.launch(kernel, grid, _THREADS, array_module(given).ascontiguousarray(given), *rest)
 
 
 def max_forward(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Array, ...]]:
@@ -25,68 +29,32 @@ def max_forward(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Array, ..
         return _pool2d_array.max_forward(x, v, keep)
     xp = array_module(x)
     y = xp.empty((v.n, v.oh, v.ow, v.c), np.float32)
-    argmax = xp.empty(y.shape, np.int32) if keep else None
-    cuda.launch(
-        "max_pool2d_forward",
-        _grid(v.oh * v.ow, v),
-        _THREADS,
-        xp.ascontiguousarray(x),  # (N, H, W, C)
-        y,  # (N, OH, OW, C)
-        argmax,  # (N, OH, OW, C) int32: position of the winner inside its window, or None
-        v,
-    )
+    argmax = xp.empty(y.shape, np.int32) if keep else None  # places inside the windows
+    _launch("max_pool2d_forward", v.oh * v.ow * v.c, x, v, y, argmax, v)
     return y, () if argmax is None else (argmax,)
 
 
 def max_backward(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
     if not _takes(dy, v):
         return _pool2d_array.max_backward(dy, kept, v)
-    (argmax,) = kept
-    xp = array_module(dy)
-    dx = xp.empty((v.n, v.h, v.w, v.c), np.float32)
-    cuda.launch(
-        "max_pool2d_backward",
-        _grid(v.h * v.w, v),
-        _THREADS,
-        xp.ascontiguousarray(dy),  # (N, OH, OW, C)
-        argmax,  # (N, OH, OW, C) int32
-        dx,  # (N, H, W, C)
-        v,
-    )
+    dx = array_module(dy).empty((v.n, v.h, v.w, v.c), np.float32)
+    _launch("max_pool2d_backward", v.h * v.w * v.c, dy, v, *kept, dx, v)
     return dx
 
 
 def avg_forward(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
     if not _takes(x, v):
         return _pool2d_array.avg_forward(x, v, area)
-    xp = array_module(x)
-    y = xp.empty((v.n, v.oh, v.ow, v.c), np.float32)
-    cuda.launch(
-        "avg_pool2d_forward",
-        _grid(v.oh * v.ow, v),
-        _THREADS,
-        xp.ascontiguousarray(x),  # (N, H, W, C)
-        y,  # (N, OH, OW, C)
-        v,
-        *area,
-    )
+    y = array_module(x).empty((v.n, v.oh, v.ow, v.c), np.float32)
+    _launch("avg_pool2d_forward", v.oh * v.ow * v.c, x, v, y, v, *area)
     return y
 
 
 def avg_backward(dy: Array, v: Window, area: tuple[bool, int, int]) -> Array:
     if not _takes(dy, v):
         return _pool2d_array.avg_backward(dy, v, area)
-    xp = array_module(dy)
-    dx = xp.empty((v.n, v.h, v.w, v.c), np.float32)
-    cuda.launch(
-        "avg_pool2d_backward",
-        _grid(v.h * v.w, v),
-        _THREADS,
-        xp.ascontiguousarray(dy),  # (N, OH, OW, C)
-        dx,  # (N, H, W, C)
-        v,
-        *area,
-    )
+    dx = array_module(dy).empty((v.n, v.h, v.w, v.c), np.float32)
+    _launch("avg_pool2d_backward", v.h * v.w * v.c, dy, v, dx, v, *area)
     return dx
 
 

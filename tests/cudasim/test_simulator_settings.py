@@ -19,6 +19,8 @@ COUNT = 'extern "C" __global__ void count(int* x) { x[threadIdx.x] += STEP; }'
         ("address", settings.Settings(mode="address")),
         (" race , schedule=highest ", settings.Settings(mode="race", schedule="highest")),
         ("schedule=random:12", settings.Settings(schedule="random", seed=12)),
+        ("banks", settings.Settings(mode="banks", ways=1)),
+        ("banks=2", settings.Settings(mode="banks", ways=2)),
         ("fast,threads=3,debug", settings.Settings(threads=3, debug=True)),
     ],
 )
@@ -27,7 +29,16 @@ def test_words_are_settings(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["fastest", "race,address", "schedule=random", "schedule=", "threads=0", "debug,debug"]
+    "text",
+    [
+        "fastest",
+        "race,address",
+        "banks=0",
+        "schedule=random",
+        "schedule=",
+        "threads=0",
+        "debug,debug",
+    ],
 )
 def test_unknown_and_contradicting_words_are_refused(text):
     with pytest.raises(ArgumentError, match=r"GPUCNN_CUDASIM=.*\n  expected words separated by"):

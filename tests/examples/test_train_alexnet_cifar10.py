@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gpucnn
 from gpucnn import data, train
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_alexnet_cifar10.py"
@@ -250,3 +251,55 @@ def test_an_empty_data_folder_with_dataset_cifar10_is_an_error(script, capsys, m
     monkeypatch.setattr(data, "find_cifar10", lambda root, quiet: (None, "not to be had"))
     assert script.main(["--dataset", "cifar10"]) == 2
     assert "--dataset cifar10: not to be had" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # a minute of simulated kernels
+def test_a_gpu_has_the_cpus_loss_to_1e_3_at_every_step(gpu, script, tmp_path, monkeypatch):
+    """Weights, order, augmentation and dropout are the same bits: see the first step.
+
+    After it rounding is all that differs.  "exact" rounds as the kernels do; Winograd's, which
+    "auto" takes, is some ten times as large, and the steps between multiply either.
+    """
+    losses = {
+        (device, algorithm): losses_of(script, monkeypatch, tmp_path, device, algorithm)
+        for device, algorithm in ((gpu, "auto"), ("cpu", "exact"), ("cpu", "auto"))
+    }
+    on_gpu = losses.pop((gpu, "auto"))
+    assert len(on_gpu) == 4
+    for on_cpu in losses.values():
+        assert on_gpu[0] == pytest.approx(on_cpu[0], rel=1e-6)
+        assert on_gpu == pytest.approx(on_cpu, rel=1e-3)
+
+
+def losses_of(script, monkeypatch, folder, device, algorithm):
+    """The loss of each step."""
+    totals = [0.0]
+
+    class Watch(train.Callback):
+        def on_batch_end(self, trainer):
+            totals.append(trainer.metrics.loss * trainer.metrics.count)
+
+    flags = f"--device {device} --limit 512 --epochs 1 --seed 1 --dataset synthetic --quiet --out"
+    monkeypatch.setattr(script, "make_callbacks", lambda *_: [Watch()])
+    before = gpucnn.get_conv_algorithm()
+    gpucnn.set_conv_algorithm(algorithm)
+    try:
+        assert script.main([*flags.split(), str(folder / f"{device} {algorithm}")]) == 0
+    finally:
+        gpucnn.set_conv_algorithm(before)
+    return (np.diff(totals) / 128).tolist()
+
+
+@pytest.mark.parametrize(
+    ("flags", "rate"),
+    [
+        ("--limit 64 --batch-size 16 --epochs 1", 0.01 * 4 / 250),
+        ("--limit 64 --batch-size 16 --epochs 1 --optimizer adam", 0.001 * 4 / 250),
+        ("--limit 64 --batch-size 16 --epochs 1 --lr 0.3", 0.3),
+    ],
+)
+def test_a_short_run_has_a_smaller_rate_unless_one_is_given(script, tmp_path, flags, rate):
+    flags = f"{flags} --dataset synthetic --model cuda_convnet_18pct --device cpu --quiet --out"
+    assert script.main([*flags.split(), str(tmp_path / "run")]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["lr"] == pytest.approx(rate)

@@ -5,7 +5,7 @@ from functools import partial
 from unittest import mock
 
 import numpy as np
-from kernel_cases import error_beside_cpu, relative
+from devices import error_beside_cpu, relative
 
 import gpucnn
 from gpucnn import cuda, ops, optim
@@ -33,7 +33,7 @@ def run_all(rng: np.random.Generator, gpu: str) -> tuple[Errors, Counter[str]]:
 
 
 def _convolutions(rng: np.random.Generator, gpu: str) -> Errors:
-    beside = partial(error_beside_cpu, gpu=gpu)
+    beside = partial(error_beside_cpu, device=gpu)
     errors, before = {}, gpucnn.get_conv_algorithm()
     for name, c, oc, kernel, options in [
         ("vector", 8, 72, (3, 3), {"padding": 1, "relu": True}),
@@ -59,7 +59,7 @@ def _convolutions(rng: np.random.Generator, gpu: str) -> Errors:
 
 
 def _pools(rng: np.random.Generator, gpu: str) -> Errors:
-    beside = partial(error_beside_cpu, gpu=gpu)
+    beside = partial(error_beside_cpu, device=gpu)
     x = rng.integers(-3, 4, (2, 9, 8, 5)).astype(float)  # with ties
     return {
         "max_pool2d": beside(lambda _, t: ops.max_pool2d(t, 3, 2, 1, ceil=True), x),
@@ -69,7 +69,7 @@ def _pools(rng: np.random.Generator, gpu: str) -> Errors:
 
 
 def _elementwise(rng: np.random.Generator, gpu: str) -> Errors:
-    beside = partial(error_beside_cpu, gpu=gpu)
+    beside = partial(error_beside_cpu, device=gpu)
     errors = {}
     x = rng.standard_normal((3, 5, 7))
     errors["relu"] = beside(lambda _, t: ops.relu(t), x)
@@ -86,7 +86,7 @@ def _elementwise(rng: np.random.Generator, gpu: str) -> Errors:
 
 
 def _normalisations(rng: np.random.Generator, gpu: str) -> Errors:
-    beside = partial(error_beside_cpu, gpu=gpu)
+    beside = partial(error_beside_cpu, device=gpu)
     errors = {}
     for shape in ((3, 5, 4, 7), (2500, 40)):
         x = rng.standard_normal(shape) * 2 + 7
@@ -111,7 +111,7 @@ def _normalisations(rng: np.random.Generator, gpu: str) -> Errors:
 
 
 def _losses(rng: np.random.Generator, gpu: str) -> Errors:
-    beside = partial(error_beside_cpu, gpu=gpu)
+    beside = partial(error_beside_cpu, device=gpu)
     errors = {}
     labels, weights = rng.integers(0, 70, 33), rng.random(70).astype(np.float32)
     for smoothing in (0.0, 0.1):

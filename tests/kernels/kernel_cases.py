@@ -1,6 +1,5 @@
-"""Helpers of the kernels' tests: random geometry, arrays on the simulated device, errors."""
+"""Helpers of the kernels' tests: random geometry, arrays on the simulated device."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,41 +10,6 @@ from gpucnn.ops.window import Window
 
 def on_gpu(array: np.ndarray, gradient: bool = False) -> gpucnn.Tensor:
     return gpucnn.tensor(array, device="cudasim", requires_grad=gradient)
-
-
-def relative(actual: Any, expected: np.ndarray) -> float:
-    """The largest difference over the largest value; 0 for two empty arrays.
-
-    Infinity for an array with a NaN, which is what the simulator's fresh memory is full of:
-    a NaN itself is not larger than any bound.
-    """
-    actual = actual if isinstance(actual, np.ndarray) else actual.get()
-    assert actual.shape == expected.shape
-    if not actual.size:
-        return 0.0
-    if not np.isfinite(actual).all():
-        return float("inf")
-    return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-30))
-
-
-def error_beside_cpu(
-    f: Callable[..., gpucnn.Tensor], *arrays: np.ndarray, gpu: str = "cudasim"
-) -> float:
-    """The largest relative difference between f on a GPU and on the CPU, in y and each gradient.
-
-    f is called with the device's name and one float32 tensor per array.
-    """
-    results = []
-    for device in (gpu, "cpu"):
-        leaves = [
-            gpucnn.tensor(a.astype(np.float32), device=device, requires_grad=True) for a in arrays
-        ]
-        y = f(device, *leaves)
-        dy = np.random.default_rng(3).standard_normal(y.shape, np.float32)
-        y.backward(gpucnn.tensor(dy, device=device).data)
-        results.append([y.numpy(), *(gpucnn.Tensor(leaf.grad).numpy() for leaf in leaves)])
-    assert [a.dtype for a in results[0]] == [a.dtype for a in results[1]]
-    return max(relative(a, b) for a, b in zip(*results, strict=True))
 
 
 def random_window(rng: np.random.Generator, pool: bool = False) -> tuple[Window, int]:

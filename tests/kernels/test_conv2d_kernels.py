@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import slow_loops
-from kernel_cases import geometry, on_gpu, random_window, relative
+from devices import relative
+from kernel_cases import geometry, on_gpu, random_window
 
 import gpucnn
 from gpucnn import cuda, ops

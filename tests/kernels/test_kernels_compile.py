@@ -58,10 +58,24 @@ def test_as_many_blocks_share_a_multiprocessor_as_the_launch_bounds_say(
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_comment_at_the_top_states_the_warps_that_the_launch_bounds_give(file: str) -> None:
+def test_the_comment_at_the_top_states_the_registers_and_warps_that_the_launch_bounds_give(
+    file: str,
+) -> None:
     header = cuda.assemble(file).split("#include")[0]
+    text = " ".join(header.replace("//", "").split())
     for name, (threads, blocks) in launch_bounds(file).items():
-        assert f"{threads * blocks // 32} warps" in " ".join(header.replace("//", "").split()), name
+        most = REGISTERS // (threads * blocks) // 8 * 8  # handed out 8 by 8
+        stated = rf"at most {most}( registers)?( \([^)]*\))?: {threads * blocks // 32} warps"
+        assert re.search(stated, text), f"{name}: {stated}"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("file", FILES)
+def test_no_kernel_takes_more_registers_than_its_launch_bounds_leave(file: str, arch: int) -> None:
+    bounds = launch_bounds(file)
+    most = {name: REGISTERS // (t * blocks) // 8 * 8 for name, (t, blocks) in bounds.items()}
+    used = {name: usage.registers for name, usage in compiled(file, arch).usage.items()}
+    assert {name: n for name, n in used.items() if n > most[name]} == {}
 
 
 def launch_bounds(file: str) -> dict[str, tuple[int, int]]:

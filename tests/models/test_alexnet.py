@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from devices import assert_close, tensor
 
 import gpucnn
 from gpucnn import models, nn
@@ -91,7 +92,7 @@ def test_cuda_convnets_pools_overlap_and_round_up():
     assert np.allclose(stds, [0.0001, 0.01, 0.01, 0.01], rtol=0.1)
 
 
-def test_map_response_norm_is_its_formula(rng):
+def test_map_response_norm_is_its_formula(device, rng):
     x = rng.standard_normal((2, 5, 4, 3))
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     expected = np.empty_like(x)
@@ -100,7 +101,7 @@ def test_map_response_norm_is_its_formula(rng):
             mean = (padded[:, i : i + 3, j : j + 3] ** 2).sum(axis=(1, 2)) / 9
             expected[:, i, j] = x[:, i, j] / (1 + 0.5 * mean) ** 0.75
     layer = MapResponseNorm(3, 0.5, 0.75)
-    assert np.allclose(layer(gpucnn.tensor(x)).numpy(), expected, rtol=0, atol=1e-13)
+    assert_close(layer(tensor(x, device)), expected)
     assert layer.extra() == "size=3, scale=0.5, power=0.75"
 
 

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from devices import assert_close, host, tensor
 
 import gpucnn
 from gpucnn import models, nn
@@ -19,13 +20,22 @@ def images(name, rng, n=2, **config):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_model_gives_logits_and_every_parameter_gets_a_gradient(name, rng):
-    model = models.build(name, classes=7)
-    logits = model(images(name, rng))
+def test_a_model_gives_logits_and_every_parameter_gets_a_gradient(name, device, rng):
+    model = models.build(name, classes=7).to(device)
+    logits = model(images(name, rng).to(device))
     assert logits.shape == (2, 7)
     assert logits.dtype == np.float32
     logits.sum().backward()
-    assert all(p.grad is not None and np.isfinite(p.grad).all() for p in model.parameters())
+    assert all(np.isfinite(host(p.grad)).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_logits_of_a_gpu_are_the_cpus(name, gpu, conv_algorithm, rng):
+    conv_algorithm("exact")  # Winograd's own rounding on the CPU would add to the kernels'
+    x, model = images(name, rng), models.build(name, classes=7).eval()
+    with gpucnn.no_grad():
+        expected = model(x).numpy()
+        assert_close(model.to(gpu)(x.to(gpu)), expected)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -96,13 +106,13 @@ def test_the_recap_networks_have_the_parameters_counted_by_hand(sizes, count, rn
         ("sigmoid", lambda v: 1 / (1 + np.exp(-v))),
     ],
 )
-def test_an_mlp_computes_its_formula_on_images_too(activation, function, rng):
+def test_an_mlp_computes_its_formula_on_images_too(activation, function, device, rng):
     model = models.mlp([12, 5, 3], activation).astype(np.float64)
     x = rng.standard_normal((4, 2, 2, 3))
     first, last = model[1], model[3]
     hidden = function(x.reshape(4, 12) @ first.w.data.T + first.b.data)
     expected = hidden @ last.w.data.T + last.b.data
-    assert np.allclose(model(gpucnn.tensor(x)).numpy(), expected, rtol=0, atol=1e-13)
+    assert_close(model.to(device)(tensor(x, device)), expected)
 
 
 def test_an_mlp_refuses_one_size_or_a_strange_activation():
@@ -148,7 +158,7 @@ def test_resnet18_has_the_parameters_and_stages_of_its_source():
 
 @pytest.mark.parametrize(("c", "oc", "stride"), [(4, 4, 1), (4, 6, 2), (4, 6, 1)])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_residual_block_agrees_with_pytorch(c, oc, stride, training, rng):
+def test_a_residual_block_agrees_with_pytorch(c, oc, stride, training, device, rng):
     torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
     F = torch.nn.functional
     block = models.resnet.BasicBlock(c, oc, stride).astype(np.float64).train(training)
@@ -170,14 +180,14 @@ def test_a_residual_block_agrees_with_pytorch(c, oc, stride, training, rng):
     y = norm(conv(y, "body.3", 1), "body.4")
     short = norm(conv(x_t, "shortcut.0", stride), "shortcut.1") if c != oc else x_t
     expected = (y + short).relu().numpy().transpose(0, 2, 3, 1)
-    assert np.allclose(block(gpucnn.tensor(x)).numpy(), expected, rtol=0, atol=1e-12)
+    assert_close(block.to(device)(tensor(x, device)), expected)
 
 
-def test_a_residual_block_whose_body_is_silent_passes_its_input_on(rng):
-    block = models.resnet.BasicBlock(3, 3, 1)
+def test_a_residual_block_whose_body_is_silent_passes_its_input_on(device, rng):
+    block = models.resnet.BasicBlock(3, 3, 1).to(device)
     block.body[4].gamma.data[...] = 0
     x = np.abs(rng.standard_normal((2, 4, 4, 3), dtype=np.float32))
-    assert np.array_equal(block(gpucnn.tensor(x)).numpy(), x)
+    assert np.array_equal(host(block(tensor(x, device))), x)
 
 
 def test_images_too_small_for_a_model_are_refused():

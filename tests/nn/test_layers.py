@@ -1,7 +1,9 @@
+import copy
+
 import numpy as np
 import pytest
+from devices import assert_close, host, leaf, results, tensor
 
-import gpucnn
 from gpucnn import nn, ops
 from gpucnn.errors import ArgumentError, ShapeError
 from gpucnn.testing import gradcheck
@@ -31,35 +33,43 @@ LAYERS = [
 
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda v: getattr(type(v), "__name__", ""))
-def test_a_layer_gives_its_shape_in_float32_and_sends_gradients_back(layer, shape, rng):
-    x = gpucnn.tensor(rng.standard_normal(IMAGES, dtype=np.float32), requires_grad=True)
-    y = layer(x)
-    assert y.shape == shape
-    assert y.dtype == np.float32
-    y.backward(rng.standard_normal(shape, dtype=np.float32))
-    assert x.grad.shape == IMAGES
-    assert all(p.grad is not None and p.grad.shape == p.shape for p in layer.parameters())
+def test_a_layer_gives_its_shape_and_in_float32_what_it_gives_on_the_cpu_in_float64(
+    layer, shape, device, rng
+):
+    values = rng.standard_normal(IMAGES, dtype=np.float32)
+    dy = rng.standard_normal(shape, dtype=np.float32)
+    runs = []
+    for place, dtype in ((device, np.float32), ("cpu", np.float64)):
+        own = copy.deepcopy(layer).astype(dtype).to(place)
+        x = leaf(values, place, dtype)
+        runs.append(results(own(x), dy, x, *own.parameters()))
+        runs[-1] += [host(buffer) for _, buffer in own.named_buffers()]
+    assert runs[0][0].shape == shape
+    assert {a.dtype for a in runs[0]} == {np.dtype(np.float32)}
+    for a, e in zip(*runs, strict=True):
+        assert_close(a, e)
     assert repr(layer).startswith(type(layer).__name__)
 
 
-def test_dropout_drops_while_training_and_not_in_evaluation():
+def test_dropout_drops_while_training_and_not_in_evaluation(device):
     layer = nn.Dropout(0.5, generator=np.random.default_rng(3))
-    x = gpucnn.tensor(np.ones((100, 100), np.float32))
-    dropped = layer(x).numpy()
+    x = tensor(np.ones((100, 100), np.float32), device)
+    dropped = host(layer(x))
     assert set(np.unique(dropped)) == {0, 2}
     assert 0.45 < (dropped == 0).mean() < 0.55
     assert layer.eval()(x) is x
 
 
-def test_losses_are_modules_too(rng):
-    logits, labels = rng.standard_normal((3, 4)), [0, 1, 3]
+def test_losses_are_modules_too(device, rng):
+    logits, labels = tensor(rng.standard_normal((3, 4)), device), [0, 1, 3]
     loss = nn.SoftmaxCrossEntropy(label_smoothing=0.1)
     expected = ops.softmax_cross_entropy(logits, labels, 0.1).item()
-    assert loss(gpucnn.tensor(logits), labels).item() == expected
-    assert nn.MeanSquaredError()(gpucnn.tensor([1.0, 3.0]), [1.0, 1.0]).item() == 2
+    assert loss(logits, labels).item() == expected
+    y, target = (tensor(a, device, np.float32) for a in ([1.0, 3.0], [1.0, 1.0]))
+    assert nn.MeanSquaredError()(y, target).item() == 2
 
 
-def test_a_small_network_passes_gradcheck_whole(rng):
+def test_a_small_network_passes_gradcheck_whole(device, rng):
     model = nn.Sequential(
         nn.Conv2d(2, 3, 3, padding=1),
         nn.BatchNorm(3),
@@ -76,7 +86,8 @@ def test_a_small_network_passes_gradcheck_whole(rng):
             setattr(owner, name.split(".")[1], value)
         return model(x)
 
-    gradcheck(run, rng.standard_normal((2, 4, 4, 2)), *(p.data for p in model.parameters()))
+    parameters = [p.numpy() for p in model.to(device).parameters()]
+    gradcheck(run, rng.standard_normal((2, 4, 4, 2)), *parameters, device=device)
 
 
 @pytest.mark.parametrize(
@@ -95,9 +106,9 @@ def test_settings_out_of_range_are_refused_when_the_layer_is_built(build, messag
         build()
 
 
-def test_a_layer_for_other_channels_says_which_it_was_given():
+def test_a_layer_for_other_channels_says_which_it_was_given(device):
     with pytest.raises(ShapeError, match="3 channels"):
-        nn.Conv2d(16, 32, 3)(gpucnn.tensor(np.zeros((1, 8, 8, 3), np.float32)))
+        nn.Conv2d(16, 32, 3).to(device)(tensor(np.zeros((1, 8, 8, 3), np.float32), device))
 
 
 def test_initialisers_have_their_stated_spread():

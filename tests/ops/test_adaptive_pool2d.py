@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from devices import assert_close, host, in_both_dtypes, tensor
 
 import gpucnn
 from gpucnn import ops
@@ -19,30 +20,31 @@ def by_loops(x, oh, ow):
 
 
 @pytest.mark.parametrize("image", [(13, 7), (3, 20), (12, 6), (1, 1)])
-def test_windows_cover_the_image_as_plain_loops_find_them(image, rng):
-    x = rng.standard_normal((2, *image, 3))
-    y = ops.adaptive_avg_pool2d(gpucnn.tensor(x), (6, 4)).numpy()
-    assert np.allclose(y, by_loops(x, 6, 4), rtol=0, atol=1e-14)
+@in_both_dtypes
+def test_windows_cover_the_image_as_plain_loops_find_them(image, dtype, device, rng):
+    x = rng.standard_normal((2, *image, 3)).astype(dtype)
+    y = ops.adaptive_avg_pool2d(tensor(x, device), (6, 4))
+    assert y.dtype == dtype
+    assert_close(y, by_loops(x.astype(np.float64), 6, 4))
 
 
 @pytest.mark.parametrize("image", [(13, 7), (4, 20)])
-def test_it_agrees_with_pytorch(image, rng):
+def test_it_agrees_with_pytorch(image, device, rng):
     torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
     x = rng.standard_normal((2, *image, 3))
-    y = ops.adaptive_avg_pool2d(gpucnn.tensor(x), (6, 4)).numpy()
+    y = host(ops.adaptive_avg_pool2d(tensor(x, device), (6, 4)))
     other = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(x.transpose(0, 3, 1, 2)), (6, 4))
     assert np.allclose(y, other.numpy().transpose(0, 2, 3, 1), rtol=0, atol=1e-14)
 
 
-def test_an_image_of_that_size_comes_back_itself(rng):
-    x = gpucnn.tensor(rng.standard_normal((2, 6, 6, 3), dtype=np.float32))
+def test_an_image_of_that_size_comes_back_itself(device, rng):
+    x = tensor(rng.standard_normal((2, 6, 6, 3), dtype=np.float32), device)
     assert ops.adaptive_avg_pool2d(x, (6, 6)) is x
 
 
-def test_gradients_match_finite_differences_and_float32_stays(rng):
-    gradcheck(lambda x: ops.adaptive_avg_pool2d(x, (2, 3)), rng.standard_normal((2, 5, 4, 2)))
-    y = ops.adaptive_avg_pool2d(gpucnn.tensor(np.ones((1, 5, 5, 1), np.float32)), (2, 2))
-    assert y.dtype == np.float32
+def test_gradients_match_finite_differences(device, rng):
+    x = rng.standard_normal((2, 5, 4, 2))
+    gradcheck(lambda x: ops.adaptive_avg_pool2d(x, (2, 3)), x, device=device)
 
 
 def test_what_is_not_an_image_or_a_size_is_refused():

@@ -4,6 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
+from devices import assert_close, host, in_both_dtypes, leaf, results, tensor
 
 import gpucnn
 from gpucnn.errors import DtypeError, ShapeError
@@ -22,54 +23,62 @@ def draw(shape, dtype=np.float64):
     return [a.astype(dtype) for a in (x, gamma, beta, mean, rng.random(c) + 0.5)]
 
 
+@in_both_dtypes
 @pytest.mark.parametrize("shape", SHAPES)
-def test_training_normalises_by_the_batch(shape):
-    x, gamma, beta, mean, var = draw(shape)
+def test_training_normalises_by_the_batch(shape, dtype, device):
+    x, gamma, beta, mean, var = (a.astype(dtype).astype(np.float64) for a in draw(shape))
     axes = tuple(range(len(shape) - 1))
     m, v = x.mean(axes), x.var(axes)
     expected = (x - m) / np.sqrt(v + 1e-3) * gamma + beta
     count = x.size // shape[-1]
     running = (0.8 * mean + 0.2 * m, 0.8 * var + 0.2 * v * count / (count - 1))
-    y = batch_norm(*map(gpucnn.tensor, (x, gamma, beta)), mean, var, True, 0.2, 1e-3)
-    np.testing.assert_allclose(y.data, expected, rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose((mean, var), running, rtol=1e-12)
+    *inputs, mean, var = (tensor(a, device, dtype) for a in (x, gamma, beta, mean, var))
+    y = batch_norm(*inputs, mean.data, var.data, True, 0.2, 1e-3)
+    assert_close(y, expected)
+    assert_close(mean, running[0])
+    assert_close(var, running[1])
 
 
-def test_evaluation_uses_the_running_estimates_and_leaves_them():
-    x, gamma, beta, mean, var = draw((4, 3, 2, 5))
-    before = mean.copy(), var.copy()
-    y = batch_norm(*map(gpucnn.tensor, (x, gamma, beta)), mean, var, False)
-    expected = (x - mean) / np.sqrt(var + 1e-5) * gamma + beta
-    np.testing.assert_allclose(y.data, expected, rtol=1e-12, atol=1e-12)
-    np.testing.assert_array_equal((mean, var), before)
+@in_both_dtypes
+def test_evaluation_uses_the_running_estimates_and_leaves_them(dtype, device):
+    x, gamma, beta, mean, var = draw((4, 3, 2, 5), dtype)
+    *inputs, running_mean, running_var = (tensor(a, device) for a in (x, gamma, beta, mean, var))
+    y = batch_norm(*inputs, running_mean.data, running_var.data, False)
+    assert_close(y, (x - mean) / np.sqrt(var + 1e-5) * gamma + beta)
+    np.testing.assert_array_equal(host(running_mean), mean)
+    np.testing.assert_array_equal(host(running_var), var)
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", [(5, 3), (2, 3, 2, 4)])
-def test_gradients_match_finite_differences(shape, training):
+def test_gradients_match_finite_differences(shape, training, device):
     x, gamma, beta, mean, var = draw(shape)
-    gradcheck(lambda *t: batch_norm(*t, mean.copy(), var.copy(), training), x, gamma, beta)
+
+    def op(*inputs):
+        return batch_norm(*inputs, *(tensor(a.copy(), device).data for a in (mean, var)), training)
+
+    gradcheck(op, x, gamma, beta, device=device)
 
 
+@in_both_dtypes
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", SHAPES[:4])
-def test_equals_pytorch(shape, training):
+def test_equals_pytorch(shape, training, dtype, device):
     torch = pytest.importorskip("torch", reason="the peer of this test")
-    x, gamma, beta, mean, var = draw(shape)
-    ours = [gpucnn.tensor(a, requires_grad=True) for a in (x, gamma, beta)]
+    x, gamma, beta, mean, var = (a.astype(dtype).astype(np.float64) for a in draw(shape))
+    ours = [leaf(a, device, dtype) for a in (x, gamma, beta)]
+    own_running = [tensor(a, device, dtype).data for a in (mean, var)]
     theirs = [torch.tensor(a, requires_grad=True) for a in (x, gamma, beta)]
     running = [torch.tensor(mean), torch.tensor(var)]
     expected = torch.nn.functional.batch_norm(
         theirs[0].movedim(-1, 1), *running, *theirs[1:], training
     ).movedim(1, -1)
-    y = batch_norm(*ours, mean, var, training)
-    dy = rng.standard_normal(shape)
-    y.backward(dy)
-    expected.backward(torch.tensor(dy))
-    np.testing.assert_allclose(y.data, expected.detach(), rtol=1e-9, atol=1e-10)
-    np.testing.assert_allclose((mean, var), np.array([r.numpy() for r in running]), rtol=1e-10)
-    for a, e in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a.grad, e.grad, rtol=1e-8, atol=1e-9)
+    dy = rng.standard_normal(shape).astype(dtype)
+    actual = results(batch_norm(*ours, *own_running, training), dy, *ours)
+    expected.backward(torch.tensor(dy.astype(np.float64)))
+    peers = [expected.detach(), *(t.grad for t in theirs), *running]
+    for a, e in zip([*actual, *own_running], peers, strict=True):
+        assert_close(a, e.numpy())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -106,19 +115,20 @@ def test_dtype_memory_order_and_threads_change_nothing(training):
             np.testing.assert_array_equal(a, e)
 
 
-def test_a_large_mean_does_not_swallow_the_variance():
+def test_a_large_mean_does_not_swallow_the_variance(device):
     x = (rng.standard_normal((4096, 3)) + 1000).astype(np.float32)
     one, zero = np.ones(3, np.float32), np.zeros(3, np.float32)
-    y = batch_norm(*map(gpucnn.tensor, (x, one, zero)), zero.copy(), one.copy(), True)
-    np.testing.assert_allclose(y.data.std(axis=0), 1, rtol=1e-3)
+    x, *rest = (tensor(a, device) for a in (x, one, zero, zero.copy(), one.copy()))
+    y = batch_norm(x, *rest[:2], *(t.data for t in rest[2:]), True)
+    np.testing.assert_allclose(host(y).std(axis=0), 1, rtol=1e-3)
 
 
-def test_mistakes_are_named():
-    x, gamma, beta, mean, var = draw((4, 3))
-    tensors = [gpucnn.tensor(a) for a in (x, gamma, beta)]
+def test_mistakes_are_named(device):
+    *tensors, mean, var = (tensor(a, device) for a in draw((4, 3)))
+    mean, var = mean.data, var.data
     with pytest.raises(ShapeError, match="running_var has shape"):
         batch_norm(*tensors, mean, var[:2], True)
     with pytest.raises(ShapeError, match="two values or more"):
-        batch_norm(gpucnn.tensor(x[:1]), *tensors[1:], mean, var, True)
+        batch_norm(tensors[0][:1], *tensors[1:], mean, var, True)
     with pytest.raises(DtypeError, match="float32"):
         batch_norm(tensors[0].astype(np.float32), *tensors[1:], mean, var, True)

@@ -5,6 +5,17 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from devices import (
+    CUDA,
+    CUDASIM,
+    assert_close,
+    host,
+    in_both_dtypes,
+    leaf,
+    relative,
+    results,
+    tensor,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,17 +73,33 @@ def draw(geometry, dtype=np.float64):
     return x, f, b, Window.of("conv2d", x.shape, kernel, stride, padding, dilation, groups)
 
 
-def relative(actual, expected):
-    return np.abs(actual - expected).max() / np.abs(expected).max()
+ENGINES = [
+    *[pytest.param("cpu", name) for name in ("auto", "winograd", "im2col", "exact")],
+    *[
+        pytest.param(*place.values, name, marks=place.marks)
+        for place in (CUDASIM, CUDA)
+        for name in ("auto", "tiled", "plain")
+    ],
+]
+every_engine = pytest.mark.parametrize(("device", "engine"), ENGINES)
 
 
+def use(engine: str, request: pytest.FixtureRequest) -> None:
+    """Let conv2d take this engine.  "tiled": the GPU's tiles for shapes too small for them."""
+    if engine == "tiled":
+        request.getfixturevalue("tiles_for_all")
+    set_conv_algorithm("auto" if engine == "tiled" else engine)
+
+
+@in_both_dtypes
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=IDS)
-@pytest.mark.parametrize("algorithm", ["auto", "winograd", "im2col", "exact"])
-def test_forward_matches_the_loops(geometry, algorithm):
-    set_conv_algorithm(algorithm)
-    x, w, b, _ = draw(geometry)
-    y = conv2d(*map(gpucnn.tensor, (x, w, b)), *geometry[6:]).data
-    assert relative(y, conv2d_loops(x, w, b, *geometry[6:])) < 1e-13
+@every_engine
+def test_forward_matches_the_loops(geometry, engine, dtype, device, request):
+    use(engine, request)
+    x, w, b, _ = draw(geometry, dtype)
+    y = conv2d(*(tensor(a, device) for a in (x, w, b)), *geometry[6:])
+    assert y.dtype == dtype
+    assert_close(y, conv2d_loops(x, w, b, *geometry[6:]))
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=IDS)
@@ -91,7 +118,9 @@ def test_numpy_half_equals_the_array_half(geometry, algorithm):
         assert relative(a, e) < 1e-12
 
 
-@pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
+@pytest.mark.parametrize(
+    ("device", "engine"), [e for e in ENGINES if e.values[1] in ("auto", "winograd", "im2col")]
+)
 @pytest.mark.parametrize(
     "geometry",
     [
@@ -101,22 +130,25 @@ def test_numpy_half_equals_the_array_half(geometry, algorithm):
         (1, 3, 17, 2, 2, (2, 2), 1, ((0, 0), (0, 0)), 1, 1),
     ],
 )
-def test_gradients_match_finite_differences(geometry, algorithm):
-    set_conv_algorithm(algorithm)
+def test_gradients_match_finite_differences(geometry, engine, device):
+    set_conv_algorithm(engine)
     x, w, b, _ = draw(geometry)
-    gradcheck(lambda *t: conv2d(*t, *geometry[6:]), x, w, b)
+    gradcheck(lambda *t: conv2d(*t, *geometry[6:]), x, w, b, device=device)
 
 
-def test_dw_matches_finite_differences_when_the_stride_skips_the_last_row():
+def test_dw_matches_finite_differences_when_the_stride_skips_the_last_row(device):
     geometry = (1, 6, 6, 2, 2, (3, 3), 2, ((0, 0), (0, 0)), 1, 1)
     x, w, b, _ = draw(geometry)
-    gradcheck(lambda *t: conv2d(*t, *geometry[6:]), x, w, b)
+    gradcheck(lambda *t: conv2d(*t, *geometry[6:]), x, w, b, device=device)
 
 
+@in_both_dtypes
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=IDS)
-def test_equals_pytorch_in_float64(geometry):
+@every_engine
+def test_equals_pytorch(geometry, engine, dtype, device, request):
     torch = pytest.importorskip("torch", reason="the peer of this test")
-    x, w, b, _ = draw(geometry)
+    use(engine, request)
+    x, w, b = (a.astype(np.float64) for a in draw(geometry, dtype)[:3])
     (top, bottom), (left, right) = geometry[7]
     theirs = [torch.tensor(a, requires_grad=True) for a in (x, w, b)]
     padded = torch.nn.functional.pad(theirs[0].permute(0, 3, 1, 2), (left, right, top, bottom))
@@ -129,14 +161,14 @@ def test_equals_pytorch_in_float64(geometry):
         geometry[8],
         geometry[9],
     ).permute(0, 2, 3, 1)
-    ours = [gpucnn.tensor(a, requires_grad=True) for a in (x, w, b)]
+    ours = [leaf(a, device, dtype) for a in (x, w, b)]
     y = conv2d(*ours, *geometry[6:])
-    dy = rng.standard_normal(y.shape)
-    y.backward(dy)
-    result.backward(torch.tensor(dy))
-    assert relative(y.data, result.detach().numpy()) < 1e-12
-    for a, e in zip(ours, theirs, strict=True):
-        assert relative(a.grad, e.grad.numpy()) < 1e-12
+    dy = rng.standard_normal(y.shape).astype(dtype)
+    actual = results(y, dy, *ours)
+    result.backward(torch.tensor(dy.astype(np.float64)))
+    assert {a.dtype for a in actual} == {np.dtype(dtype)}
+    for a, e in zip(actual, [result.detach(), *(t.grad for t in theirs)], strict=True):
+        assert_close(a, e.numpy())
 
 
 @settings(max_examples=40, deadline=None)
@@ -186,63 +218,47 @@ def test_any_geometry_that_fits_matches_the_array_half(
         ("same", ((1, 1), (0, 1))),  # a 3 x 2 window: the odd column goes last
     ],
 )
-def test_every_form_of_padding_means_its_pairs(padding, pairs):
-    x, w = rng.standard_normal((2, 6, 7, 2)), rng.standard_normal((3, 3, 2, 2))
-    y = conv2d(gpucnn.tensor(x), gpucnn.tensor(w), padding=padding).data
-    assert relative(y, conv2d_loops(x, w, padding=pairs)) < 1e-13
+@in_both_dtypes
+def test_every_form_of_padding_means_its_pairs(padding, pairs, dtype, device):
+    x, w = (rng.standard_normal(s).astype(dtype) for s in ((2, 6, 7, 2), (3, 3, 2, 2)))
+    y = conv2d(tensor(x, device), tensor(w, device), padding=padding)
+    assert_close(y, conv2d_loops(x, w, padding=pairs))
 
 
-def test_same_padding_follows_ceil_of_size_over_stride():
-    x, w = np.ones((1, 7, 8, 1), np.float32), np.ones((1, 3, 3, 1), np.float32)
-    assert conv2d(gpucnn.tensor(x), gpucnn.tensor(w), stride=2, padding="same").shape == (
-        1,
-        4,
-        4,
-        1,
-    )
+def test_same_padding_follows_ceil_of_size_over_stride(device):
+    x, w = (tensor(np.ones(s, np.float32), device) for s in ((1, 7, 8, 1), (1, 3, 3, 1)))
+    assert conv2d(x, w, stride=2, padding="same").shape == (1, 4, 4, 1)
 
 
-@pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
-def test_an_empty_batch_has_an_empty_result_and_zero_gradients(algorithm):
-    set_conv_algorithm(algorithm)
-    x = gpucnn.tensor(np.zeros((0, 8, 8, 3), np.float32), requires_grad=True)
-    w = gpucnn.tensor(np.ones((4, 3, 3, 3), np.float32), requires_grad=True)
-    y = conv2d(x, w, padding=1)
+@in_both_dtypes
+@every_engine
+def test_an_empty_batch_has_an_empty_result_and_zero_gradients(engine, dtype, device, request):
+    use(engine, request)
+    x = leaf(np.zeros((0, 8, 8, 3)), device, dtype)
+    w = leaf(np.ones((4, 3, 3, 3)), device, dtype)
+    y, dx, dw = results(conv2d(x, w, padding=1), np.zeros((0, 8, 8, 4)), x, w)
     assert y.shape == (0, 8, 8, 4)
-    y.backward(np.zeros(y.shape, np.float32))
-    assert x.grad.shape == x.shape
-    assert not w.grad.any()
+    assert dx.shape == x.shape
+    assert not dw.any()
 
 
-@pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
-def test_non_contiguous_inputs_give_the_same_bits(algorithm):
-    set_conv_algorithm(algorithm)
-    x, w, b, _ = draw(GEOMETRIES[0])
-    dy = rng.standard_normal((3, 8, 8, 7))
-    results = []
-    for copy in (
-        np.asarray,
-        lambda a: np.asfortranarray(a),
-        lambda a: np.repeat(a, 2, -1)[..., ::2],
-    ):
-        inputs = [gpucnn.tensor(copy(a), requires_grad=True) for a in (x, w, b)]
+@in_both_dtypes
+@every_engine
+def test_non_contiguous_inputs_give_the_same_bits(engine, dtype, device, request):
+    use(engine, request)
+    x, w, b, _ = draw(GEOMETRIES[0], dtype)
+    dy = rng.standard_normal((3, 8, 8, 7)).astype(dtype)
+
+    def gaps(array):  # every other number of a longer array
+        long = tensor(np.repeat(array, 2, -1), device).data
+        return gpucnn.tensor(long[..., ::2], requires_grad=True)
+
+    runs = []
+    for inputs in ([leaf(a, device) for a in (x, w, b)], [gaps(a) for a in (x, w, b)]):
         y = conv2d(*inputs, padding=1)
-        y.backward(copy(dy))
-        results.append([y.data, *(t.grad for t in inputs)])
-    for other in results[1:]:
-        for a, e in zip(other, results[0], strict=True):
-            np.testing.assert_array_equal(a, e)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=IDS)
-def test_the_dtype_stays(geometry, algorithm, dtype):
-    set_conv_algorithm(algorithm)
-    inputs = [gpucnn.tensor(a, requires_grad=True) for a in draw(geometry, dtype)[:3]]
-    y = conv2d(*inputs, *geometry[6:])
-    y.backward(np.ones(y.shape, dtype))
-    assert {y.dtype, *(t.grad.dtype for t in inputs)} == {np.dtype(dtype)}
+        runs.append(results(y, dy, *inputs))
+    for a, e in zip(*runs, strict=True):
+        np.testing.assert_array_equal(a, e)
 
 
 @pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
@@ -327,40 +343,40 @@ POOLS = [None, (2, None, 0, False), (3, 2, 1, False), ((2, 3), (2, 1), "same", T
 
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
-def test_relu_and_pooling_inside_equal_those_after(algorithm, relu, pool):
-    set_conv_algorithm(algorithm)
-    arrays = [rng.standard_normal(s) for s in ((2, 7, 6, 5), (4, 3, 3, 5), (4,))]
-    results = []
+@in_both_dtypes
+@every_engine
+def test_relu_and_pooling_inside_equal_those_after(relu, pool, engine, dtype, device, request):
+    use(engine, request)
+    arrays = [rng.standard_normal(s).astype(dtype) for s in ((2, 7, 6, 5), (4, 3, 3, 5), (4,))]
+    runs = []
     for inside in (True, False):
-        leaves = [gpucnn.tensor(a, requires_grad=True) for a in arrays]
+        leaves = [leaf(a, device) for a in arrays]
         if inside:
             y = conv2d(*leaves, padding=1, relu=relu, pool=pool)
         else:
             y = conv2d(*leaves, padding=1)
             y = gpucnn.ops.relu(y) if relu else y
             y = y if pool is None else gpucnn.ops.max_pool2d(y, *pool)
-        (y * y).sum().backward()
-        results.append([y.data, *(leaf.grad for leaf in leaves)])
-    for inside, after in zip(*results, strict=True):
+        runs.append(results(y, host(y), *leaves))
+    for inside, after in zip(*runs, strict=True):
         np.testing.assert_array_equal(inside, after)
 
 
 @pytest.mark.parametrize("pool", POOLS[:2])
-@pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
-def test_a_kept_graph_gives_the_same_gradients_twice(algorithm, pool):
-    set_conv_algorithm(algorithm)
+@every_engine
+def test_a_kept_graph_gives_the_same_gradients_twice(pool, engine, device, request):
+    use(engine, request)
     shapes = ((1100, 4, 4, 5), (4, 3, 3, 5), (4,))  # 1100 tiles: more than are multiplied at once
-    leaves = [gpucnn.tensor(rng.standard_normal(s), requires_grad=True) for s in shapes]
+    leaves = [leaf(rng.standard_normal(s, dtype=np.float32), device) for s in shapes]
     loss = conv2d(*leaves, padding=1, relu=True, pool=pool).sum()
-    results = []
+    runs = []
     for retain_graph in (True, True, False):
         loss.backward(retain_graph=retain_graph)
-        results.append([leaf.grad for leaf in leaves])
-        for leaf in leaves:
-            leaf.grad = None
-    for again in results[1:]:
-        for a, e in zip(again, results[0], strict=True):
+        runs.append([host(t.grad) for t in leaves])
+        for t in leaves:
+            t.grad = None
+    for again in runs[1:]:
+        for a, e in zip(again, runs[0], strict=True):
             np.testing.assert_array_equal(a, e)
 
 
@@ -369,17 +385,20 @@ def test_both_halves_have_the_same_signature():
         assert inspect.signature(pair.cpu) == inspect.signature(pair.cuda)
 
 
-def test_mistakes_are_named():
-    x, w = gpucnn.tensor(np.ones((2, 8, 8, 3), "f")), gpucnn.tensor(np.ones((4, 3, 3, 5), "f"))
+def test_mistakes_are_named(device):
+    def ones(*shape):
+        return tensor(np.ones(shape, np.float32), device)
+
+    x, w = ones(2, 8, 8, 3), ones(4, 3, 3, 5)
     with pytest.raises(ShapeError, match="x has 3 channels, w expects 5"):
         conv2d(x, w)
     with pytest.raises(ShapeError, match="filters"):
-        conv2d(x, gpucnn.tensor(np.ones((3, 3), "f")))
-    w = gpucnn.tensor(np.ones((4, 3, 3, 3), "f"))
+        conv2d(x, ones(3, 3))
+    w = ones(4, 3, 3, 3)
     with pytest.raises(ShapeError, match="groups"):
         conv2d(x, w, groups=2)
     with pytest.raises(ShapeError, match="bias"):
-        conv2d(x, w, gpucnn.tensor(np.ones(3, "f")))
+        conv2d(x, w, ones(3))
     with pytest.raises(DtypeError, match="float64"):
         conv2d(x, w.astype(np.float64))
     with pytest.raises(ArgumentError, match="expected auto, winograd, im2col, exact"):

@@ -4,6 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
+from devices import backward, host, in_both_dtypes, leaf, tensor
 
 import gpucnn
 from gpucnn import random
@@ -13,13 +14,13 @@ from gpucnn.ops.dropout import _masked
 
 
 @pytest.fixture
-def x():
-    return gpucnn.tensor(np.ones((200, 500), np.float32), requires_grad=True)
+def x(device):
+    return leaf(np.ones((200, 500), np.float32), device)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_keeps_its_share_and_the_mean(x, p):
-    y = dropout(x, p, generator=np.random.default_rng(0)).data
+    y = host(dropout(x, p, generator=np.random.default_rng(0)))
     kept = y != 0
     assert kept.mean() == pytest.approx(1 - p, abs=0.01)
     np.testing.assert_allclose(y[kept], 1 / (1 - p), rtol=1e-4)
@@ -28,8 +29,8 @@ def test_keeps_its_share_and_the_mean(x, p):
 
 def test_the_gradient_passes_where_the_value_passed(x):
     y = dropout(x, 0.3)
-    y.backward(np.full(x.shape, 2, np.float32))
-    np.testing.assert_array_equal(x.grad, 2 * y.data)
+    backward(y, np.full(x.shape, 2))
+    np.testing.assert_array_equal(host(x.grad), 2 * host(y))
     assert x.grad.dtype == np.float32
 
 
@@ -43,38 +44,64 @@ def test_the_same_seed_gives_the_same_mask_for_any_number_of_threads(x):
     for threads in (1, 3):
         gpucnn.set_num_threads(threads)
         gpucnn.manual_seed(7)
-        masks.append(dropout(x, 0.5).data)
+        masks.append(host(dropout(x, 0.5)))
     gpucnn.set_num_threads(before)
     np.testing.assert_array_equal(*masks)
-    assert (dropout(x, 0.5).data != masks[0]).any()  # the generator went on
+    assert (host(dropout(x, 0.5)) != masks[0]).any()  # the generator went on
 
 
 def test_the_state_of_the_generator_can_be_kept_and_put_back(x):
     gpucnn.manual_seed(1)
     dropout(x, 0.5)
     state = random.get_state()
-    first = dropout(x, 0.5).data
+    first = host(dropout(x, 0.5))
     gpucnn.manual_seed(2)
     random.set_state(state)
-    np.testing.assert_array_equal(dropout(x, 0.5).data, first)
+    np.testing.assert_array_equal(host(dropout(x, 0.5)), first)
 
 
 def test_a_kept_state_does_not_follow_the_generator(x):
     gpucnn.manual_seed(1)
     state = random.get_state()
-    first = dropout(x, 0.5).data
+    first = host(dropout(x, 0.5))
     random.set_state(state)
-    np.testing.assert_array_equal(dropout(x, 0.5).data, first)
+    np.testing.assert_array_equal(host(dropout(x, 0.5)), first)
 
 
-def test_shape_and_order_of_the_input_do_not_matter():
-    values = np.arange(1, 61, dtype=np.float64).reshape(3, 4, 5)
+@pytest.mark.parametrize("bits", [np.random.PCG64, np.random.Philox])
+@in_both_dtypes
+def test_shape_order_and_device_of_the_input_do_not_matter(bits, dtype, device):
+    values = np.arange(1, 61, dtype=dtype).reshape(3, 4, 5)
     y = [
-        dropout(gpucnn.tensor(v), 0.5, generator=np.random.default_rng(0)).data
-        for v in (values, np.asfortranarray(values))
+        host(dropout(tensor(v, place), 0.5, generator=np.random.Generator(bits(0))))
+        for v, place in ((values, "cpu"), (values, device), (np.asfortranarray(values), device))
     ]
-    np.testing.assert_array_equal(*y)
-    assert dropout(gpucnn.tensor(values[:0]), 0.5).shape == (0, 4, 5)
+    np.testing.assert_array_equal(y[1], y[0])
+    np.testing.assert_array_equal(y[2], y[0])
+    assert y[1].dtype == dtype
+    assert dropout(tensor(values[:0], device), 0.5).shape == (0, 4, 5)
+
+
+def generators(counter: int) -> list[np.random.Generator]:
+    return [np.random.Generator(np.random.Philox(key=9, counter=counter)) for _ in range(2)]
+
+
+# The second counter carries into its highest word after a few draws, the third wraps to zero.
+@pytest.mark.parametrize("counter", [0, (1 << 192) - 2, (1 << 256) - 2])
+def test_masks_are_the_cpus_whatever_was_drawn_before(counter, gpu):
+    mine, theirs = generators(counter)
+    for number, size in enumerate((1, 3, 4, 5, 16, 2, 63, 64, 65, 8, 4097, 7)):
+        x = np.ones(size, np.float32)
+        on_cpu = dropout(gpucnn.tensor(x), 0.3, True, theirs)
+        np.testing.assert_array_equal(host(dropout(tensor(x, gpu), 0.3, True, mine)), on_cpu.data)
+        if number % 3 == 0:  # half of a 64-bit number is left over in the generators
+            assert mine.integers(9, dtype=np.uint32) == theirs.integers(9, dtype=np.uint32)
+        assert mine.random() == theirs.random()
+
+
+def test_what_a_gpu_drops_is_zero_even_where_x_was_infinite(gpu):
+    y = host(dropout(tensor(np.full(64, np.inf, np.float32), gpu), 0.5, True, generators(0)[0]))
+    assert set(y.tolist()) == {0.0, np.inf}
 
 
 def test_numpy_half_equals_the_array_half():

@@ -4,6 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
+from devices import assert_close, in_both_dtypes, leaf, results, tensor
 
 import gpucnn
 from gpucnn.errors import DtypeError, ShapeError
@@ -16,18 +17,30 @@ rng = np.random.default_rng(0)
 
 @pytest.mark.parametrize("shape", [(4, 3), (3,), (2, 5, 3), (0, 3)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_matches_einsum(shape, bias):
-    x, w, b = rng.standard_normal(shape), rng.standard_normal((6, 3)), rng.standard_normal(6)
-    inputs = [gpucnn.tensor(a) for a in ((x, w, b) if bias else (x, w))]
-    expected = np.einsum("...i,oi->...o", x, w) + (b if bias else 0)
-    np.testing.assert_allclose(linear(*inputs).data, expected, atol=1e-13)
+@in_both_dtypes
+def test_matches_einsum(shape, bias, dtype, device):
+    arrays = [rng.standard_normal(s).astype(dtype) for s in (shape, (6, 3), (6,))]
+    inputs = [leaf(a, device) for a in (arrays if bias else arrays[:2])]
+    x, w, b = (a.astype(np.float64) for a in arrays)
+    y = linear(*inputs)
+    dy = rng.standard_normal(y.shape).astype(dtype)
+    actual = results(y, dy, *inputs)
+    expected = [
+        np.einsum("...i,oi->...o", x, w) + (b if bias else 0),
+        np.einsum("...o,oi->...i", dy, w),
+        np.einsum("no,ni->oi", dy.reshape(-1, 6), x.reshape(-1, 3)),
+        dy.reshape(-1, 6).sum(axis=0),
+    ]
+    assert {a.dtype for a in actual} == {np.dtype(dtype)}
+    for a, e in zip(actual, expected[: len(actual)], strict=True):
+        assert_close(a, e)
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (3,), (2, 5, 3)])
-def test_gradients_match_finite_differences(shape):
+def test_gradients_match_finite_differences(shape, device):
     x, w, b = rng.standard_normal(shape), rng.standard_normal((6, 3)), rng.standard_normal(6)
-    gradcheck(linear, x, w, b)
-    gradcheck(linear, x, w)
+    gradcheck(linear, x, w, b, device=device)
+    gradcheck(linear, x, w, device=device)
 
 
 @pytest.mark.parametrize("shape", [(7, 300, 520), (2100, 5, 3), (0, 4, 3), (2, 1, 1)])
@@ -70,14 +83,14 @@ def test_dtype_memory_order_and_threads_change_nothing(dtype):
     np.testing.assert_allclose(y.data, results[0][0], rtol=1e-3, atol=1e-3)
 
 
-def test_mistakes_are_named():
-    x, w = gpucnn.tensor(np.ones((2, 3))), gpucnn.tensor(np.ones((4, 5)))
+def test_mistakes_are_named(device):
+    x, w = tensor(np.ones((2, 3)), device), tensor(np.ones((4, 5)), device)
     with pytest.raises(ShapeError, match="x has 3 features, w expects 5"):
         linear(x, w)
-    w = gpucnn.tensor(np.ones((4, 3)))
+    w = tensor(np.ones((4, 3)), device)
     with pytest.raises(ShapeError, match=r"bias of shape \(4,\)"):
-        linear(x, w, gpucnn.tensor(np.ones(3)))
+        linear(x, w, tensor(np.ones(3), device))
     with pytest.raises(DtypeError, match="float32"):
         linear(x.astype(np.float32), w)
     with pytest.raises(ShapeError, match="OUT, IN"):
-        linear(x, gpucnn.tensor(np.ones(3)))
+        linear(x, tensor(np.ones(3), device))

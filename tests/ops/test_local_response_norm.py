@@ -4,6 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
+from devices import assert_close, in_both_dtypes, leaf, results, tensor
 
 import gpucnn
 from gpucnn.errors import ArgumentError
@@ -31,16 +32,18 @@ def by_definition(x, size, alpha, beta, k):
     return y
 
 
+@in_both_dtypes
 @pytest.mark.parametrize(("shape", "constants"), CASES)
-def test_matches_the_definition(shape, constants):
-    x = rng.standard_normal(shape)
-    y = local_response_norm(gpucnn.tensor(x), *constants)
-    np.testing.assert_allclose(y.data, by_definition(x, *constants), rtol=1e-12)
+def test_matches_the_definition(shape, constants, dtype, device):
+    x = rng.standard_normal(shape).astype(dtype)
+    y = local_response_norm(tensor(x, device), *constants)
+    assert_close(y, by_definition(x.astype(np.float64), *constants))
 
 
 @pytest.mark.parametrize(("shape", "constants"), CASES[:5])
-def test_gradients_match_finite_differences(shape, constants):
-    gradcheck(lambda t: local_response_norm(t, *constants), rng.standard_normal(shape))
+def test_gradients_match_finite_differences(shape, constants, device):
+    x = rng.standard_normal(shape)
+    gradcheck(lambda t: local_response_norm(t, *constants), x, device=device)
 
 
 @pytest.mark.parametrize(("shape", "constants"), CASES)
@@ -54,17 +57,18 @@ def test_numpy_halves_equal_the_array_halves(shape, constants):
         assert inspect.signature(pair.cpu) == inspect.signature(pair.cuda)
 
 
-def test_equals_pytorch_given_alpha_times_size():
+@in_both_dtypes
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_equals_pytorch_given_alpha_times_size(size, dtype, device):
     torch = pytest.importorskip("torch", reason="the peer of this test")
-    x = rng.standard_normal((2, 4, 5, 9))
-    ours, theirs = gpucnn.tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
-    y = local_response_norm(ours, 5, 0.02, 0.75, 2.0)
-    expected = torch.nn.functional.local_response_norm(theirs.movedim(-1, 1), 5, 0.1, 0.75, 2.0)
-    dy = rng.standard_normal(x.shape)
-    y.backward(dy)
-    expected.movedim(1, -1).backward(torch.tensor(dy))
-    np.testing.assert_allclose(y.data, expected.detach().movedim(1, -1), rtol=1e-12)
-    np.testing.assert_allclose(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12)
+    x, dy = rng.standard_normal((2, 2, 4, 5, 9)).astype(dtype)
+    ours, theirs = leaf(x, device), torch.tensor(x.astype(np.float64), requires_grad=True)
+    y = local_response_norm(ours, size, 0.1 / size, 0.75, 2.0)
+    expected = torch.nn.functional.local_response_norm(theirs.movedim(-1, 1), size, 0.1, 0.75, 2.0)
+    expected.movedim(1, -1).backward(torch.tensor(dy.astype(np.float64)))
+    actual_y, dx = results(y, dy, ours)
+    assert_close(actual_y, expected.detach().movedim(1, -1).numpy())
+    assert_close(dx, theirs.grad.numpy())
 
 
 def test_dtype_memory_order_and_threads_change_nothing():
@@ -83,8 +87,9 @@ def test_dtype_memory_order_and_threads_change_nothing():
             np.testing.assert_array_equal(a, e)
 
 
-def test_an_empty_batch_stays_empty():
-    t = gpucnn.tensor(np.zeros((0, 2, 2, 3)), requires_grad=True)
+@in_both_dtypes
+def test_an_empty_batch_stays_empty(dtype, device):
+    t = leaf(np.zeros((0, 2, 2, 3), dtype), device)
     y = local_response_norm(t)
     y.backward(y.data)
     assert y.shape == t.grad.shape == t.shape

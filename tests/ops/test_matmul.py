@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from devices import assert_close, in_both_dtypes, tensor
 
 from gpucnn import ops
 from gpucnn.errors import DtypeError, ShapeError
@@ -19,19 +20,28 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
-def test_matmul_is_numpys_and_its_gradient_matches_differences(shapes, rng):
-    a, b = (rng.standard_normal(shape) for shape in shapes)
-    np.testing.assert_allclose(ops.matmul(a, b).numpy(), a @ b, rtol=1e-13)
-    assert ops.matmul(a, b).shape == (a @ b).shape
-    gradcheck(ops.matmul, a, b)
+@in_both_dtypes
+def test_matmul_is_numpys(shapes, dtype, device, rng):
+    a, b = (rng.standard_normal(shape).astype(dtype) for shape in shapes)
+    y = ops.matmul(tensor(a, device), tensor(b, device))
+    assert y.dtype == dtype
+    assert_close(y, a.astype(np.float64) @ b)
 
 
-def test_shapes_and_dtypes_that_do_not_fit_are_named():
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+def test_gradients_match_finite_differences(shapes, device, rng):
+    gradcheck(ops.matmul, *(rng.standard_normal(shape) for shape in shapes), device=device)
+
+
+def test_shapes_and_dtypes_that_do_not_fit_are_named(device):
+    def ones(shape, dtype=np.float64):
+        return tensor(np.ones(shape, dtype), device)
+
     with pytest.raises(ShapeError, match="a has 3 columns, b has 4 rows"):
-        ops.matmul(np.ones((2, 3)), np.ones((4, 2)))
+        ops.matmul(ones((2, 3)), ones((4, 2)))
     with pytest.raises(ShapeError, match="do not broadcast"):
-        ops.matmul(np.ones((2, 2, 3)), np.ones((5, 3, 2)))
+        ops.matmul(ones((2, 2, 3)), ones((5, 3, 2)))
     with pytest.raises(DtypeError, match="dtypes float64 and float32 differ"):
-        ops.matmul(np.ones((2, 3)), np.ones((3, 2), np.float32))
+        ops.matmul(ones((2, 3)), ones((3, 2), np.float32))
     with pytest.raises(ShapeError, match="expected matrices"):
-        ops.matmul(np.float64(2), np.ones((3, 2)))
+        ops.matmul(ones(()), ones((3, 2)))

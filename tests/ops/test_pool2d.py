@@ -4,6 +4,16 @@ import inspect
 
 import numpy as np
 import pytest
+from devices import (
+    assert_close,
+    backward,
+    error_beside_cpu,
+    host,
+    in_both_dtypes,
+    leaf,
+    results,
+    tensor,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,26 +60,36 @@ def draw(h, w, ties, n=3, c=3):
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(("h", "w", "window", "stride", "padding"), GEOMETRIES)
-def test_max_and_its_gradient_match_the_loops_ties_included(h, w, window, stride, padding, ties):
-    x = gpucnn.tensor(draw(h, w, ties), requires_grad=True)
-    y = max_pool2d(x, window, stride, padding)
-    dy = rng.standard_normal(y.shape)
-    y.backward(dy)
-    expected_y, expected_dx = max_pool2d_loops(x.data, window, stride, padding, dy)
-    np.testing.assert_array_equal(y.data, expected_y)
-    np.testing.assert_allclose(x.grad, expected_dx, rtol=1e-13, atol=1e-13)
+@in_both_dtypes
+def test_max_and_its_gradient_match_the_loops_ties_included(
+    h, w, window, stride, padding, ties, dtype, device
+):
+    x = draw(h, w, ties).astype(dtype)
+    t = leaf(x, device)
+    y = max_pool2d(t, window, stride, padding)
+    dy = rng.standard_normal(y.shape).astype(dtype)
+    actual_y, dx = results(y, dy, t)
+    expected_y, expected_dx = max_pool2d_loops(x, window, stride, padding, dy)
+    np.testing.assert_array_equal(actual_y, expected_y)
+    assert_close(dx, expected_dx)
+    assert actual_y.dtype == dx.dtype == dtype
 
 
 @pytest.mark.parametrize("count_padding", [True, False])
 @pytest.mark.parametrize(("h", "w", "window", "stride", "padding"), GEOMETRIES)
-def test_mean_and_its_gradient_match_the_loops(h, w, window, stride, padding, count_padding):
-    x = gpucnn.tensor(draw(h, w, False), requires_grad=True)
-    y = avg_pool2d(x, window, stride, padding, count_padding=count_padding)
-    dy = rng.standard_normal(y.shape)
-    y.backward(dy)
-    expected_y, expected_dx = avg_pool2d_loops(x.data, window, stride, padding, count_padding, dy)
-    np.testing.assert_allclose(y.data, expected_y, rtol=1e-13, atol=1e-13)
-    np.testing.assert_allclose(x.grad, expected_dx, rtol=1e-13, atol=1e-13)
+@in_both_dtypes
+def test_mean_and_its_gradient_match_the_loops(
+    h, w, window, stride, padding, count_padding, dtype, device
+):
+    x = draw(h, w, False).astype(dtype)
+    t = leaf(x, device)
+    y = avg_pool2d(t, window, stride, padding, count_padding=count_padding)
+    dy = rng.standard_normal(y.shape).astype(dtype)
+    actual_y, dx = results(y, dy, t)
+    expected_y, expected_dx = avg_pool2d_loops(x, window, stride, padding, count_padding, dy)
+    assert_close(actual_y, expected_y)
+    assert_close(dx, expected_dx)
+    assert actual_y.dtype == dx.dtype == dtype
 
 
 @settings(max_examples=60, deadline=None)
@@ -111,10 +131,11 @@ def test_numpy_half_equals_the_array_half(h, w, window, stride, padding, ceil, c
 @pytest.mark.parametrize(
     ("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 3, 1)]
 )
-def test_equals_pytorch(window, stride, padding, ceil):
+@in_both_dtypes
+def test_equals_pytorch(window, stride, padding, ceil, dtype, device):
     torch = pytest.importorskip("torch", reason="the peer of this test")
     functional = torch.nn.functional
-    x = draw(10, 13, False)
+    x = draw(10, 13, False).astype(dtype)
     for ours, theirs in [
         (max_pool2d, lambda t: functional.max_pool2d(t, window, stride, padding, 1, ceil)),
         (avg_pool2d, lambda t: functional.avg_pool2d(t, window, stride, padding, ceil)),
@@ -123,40 +144,86 @@ def test_equals_pytorch(window, stride, padding, ceil):
             lambda t: functional.avg_pool2d(t, window, stride, padding, ceil, False),
         ),
     ]:
-        a, e = gpucnn.tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
-        y, expected = ours(a, window, stride, padding, ceil), theirs(e.permute(0, 3, 1, 2))
-        dy = rng.standard_normal(y.shape)
-        y.backward(dy)
-        expected.backward(torch.tensor(dy).permute(0, 3, 1, 2))
-        np.testing.assert_allclose(y.data, expected.detach().permute(0, 2, 3, 1), rtol=1e-13)
-        np.testing.assert_allclose(a.grad, e.grad, rtol=1e-12, atol=1e-13)
+        t, e = leaf(x, device), torch.tensor(x.astype(np.float64), requires_grad=True)
+        y, expected = ours(t, window, stride, padding, ceil), theirs(e.permute(0, 3, 1, 2))
+        dy = rng.standard_normal(y.shape).astype(dtype)
+        actual_y, dx = results(y, dy, t)
+        expected.backward(torch.tensor(dy.astype(np.float64)).permute(0, 3, 1, 2))
+        assert_close(actual_y, expected.detach().permute(0, 2, 3, 1).numpy())
+        assert_close(dx, e.grad.numpy())
 
 
-def test_gradients_match_finite_differences():
+def test_gradients_match_finite_differences(device):
     x = draw(5, 6, False, n=1, c=2)
-    gradcheck(lambda t: max_pool2d(t, 3, 2, 1), x)
-    gradcheck(lambda t: max_pool2d(t, 2), x)
-    gradcheck(lambda t: avg_pool2d(t, 3, 2, 1, ceil=True, count_padding=False), x)
-    gradcheck(global_avg_pool2d, x)
+    gradcheck(lambda t: max_pool2d(t, 3, 2, 1), x, device=device)
+    gradcheck(lambda t: max_pool2d(t, 2), x, device=device)
+    gradcheck(lambda t: avg_pool2d(t, 3, 2, 1, ceil=True, count_padding=False), x, device=device)
+    gradcheck(global_avg_pool2d, x, device=device)
 
 
-def test_stride_none_means_the_window():
-    x = gpucnn.tensor(draw(9, 9, False))
-    np.testing.assert_array_equal(max_pool2d(x, 3).data, max_pool2d(x, 3, 3).data)
+@in_both_dtypes
+def test_stride_none_means_the_window(dtype, device):
+    x = tensor(draw(9, 9, False), device, dtype)
+    np.testing.assert_array_equal(host(max_pool2d(x, 3)), host(max_pool2d(x, 3, 3)))
 
 
-def test_padding_never_wins_the_maximum():
-    y = max_pool2d(gpucnn.tensor(np.full((1, 4, 4, 1), -5.0)), 3, 2, 1)
-    np.testing.assert_array_equal(y.data, -5)
+@in_both_dtypes
+def test_padding_never_wins_the_maximum(dtype, device):
+    y = max_pool2d(tensor(np.full((1, 4, 4, 1), -5.0), device, dtype), 3, 2, 1)
+    np.testing.assert_array_equal(host(y), -5)
 
 
-def test_global_mean_is_the_mean_of_each_channel():
-    x = draw(4, 5, False)
-    np.testing.assert_allclose(global_avg_pool2d(gpucnn.tensor(x)).data, x.mean((1, 2)))
+@in_both_dtypes
+def test_global_mean_is_the_mean_of_each_channel(dtype, device):
+    x = draw(4, 5, False).astype(dtype)
+    t = leaf(x, device)
+    y = global_avg_pool2d(t)
+    dy = rng.standard_normal(y.shape).astype(dtype)
+    actual_y, dx = results(y, dy, t)
+    assert_close(actual_y, x.astype(np.float64).mean((1, 2)))
+    assert_close(dx, np.broadcast_to(dy[:, None, None] / 20.0, x.shape))
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "padding"), [(3, 2, 0), (2, 3, 1), ((4, 3), (3, 2), ((1, 0), (2, 1)))]
+)
+def test_windows_that_hang_over_the_edge_agree_with_the_cpu(window, stride, padding, gpu):
+    x = rng.standard_normal((2, 13, 12, 5))
+    given = (window, stride, padding, True)
+    for pool in (
+        lambda _, t: max_pool2d(t, *given),
+        lambda _, t: avg_pool2d(t, *given),
+        lambda _, t: avg_pool2d(t, *given, count_padding=False),
+    ):
+        assert error_beside_cpu(pool, x, device=gpu) <= 1e-6
+
+
+def test_a_nan_wins_and_takes_the_gradient_on_a_gpu(gpu):
+    x = leaf(np.array([[5.0, np.nan], [7.0, np.nan]], np.float32).reshape(1, 2, 2, 1), gpu)
+    y, dx = results(max_pool2d(x, 2), np.ones((1, 1, 1, 1)), x)
+    assert np.isnan(y).all()
+    np.testing.assert_array_equal(dx.ravel(), [0, 1, 0, 0])
+
+
+def test_more_images_than_a_grid_has_rows(device):
+    x = rng.standard_normal((65535 + 3, 2, 1, 1)).astype(np.float32)
+    y = max_pool2d(tensor(x, device), (2, 1))
+    np.testing.assert_array_equal(host(y), x.max(axis=1, keepdims=True))
+
+
+@in_both_dtypes
+@pytest.mark.parametrize("pool", [lambda x: max_pool2d(x, 2), lambda x: avg_pool2d(x, 2)])
+def test_an_empty_batch_stays_empty(pool, dtype, device):
+    x = leaf(np.zeros((0, 4, 4, 2), dtype), device)
+    y = pool(x)
+    backward(y, host(y))
+    assert y.shape == (0, 2, 2, 2)
+    assert x.grad.shape == x.shape
+    assert y.dtype == x.grad.dtype == dtype
 
 
 @pytest.mark.parametrize("pool", [lambda x: max_pool2d(x, 3, 2, 1), lambda x: avg_pool2d(x, 2)])
-def test_dtype_empty_batch_memory_order_and_threads_change_nothing(pool):
+def test_dtype_memory_order_and_threads_change_nothing(pool):
     x = draw(16, 16, True, n=40, c=32).astype(np.float32)
     results = []
     before = gpucnn.get_num_threads()
@@ -171,19 +238,15 @@ def test_dtype_empty_batch_memory_order_and_threads_change_nothing(pool):
     for y, dx in results[1:]:
         np.testing.assert_array_equal(y, results[0][0])
         np.testing.assert_array_equal(dx, results[0][1])
-    empty = gpucnn.tensor(x[:0], requires_grad=True)
-    y = pool(empty)
-    y.backward(y.data)
-    assert y.shape[0] == 0
-    assert empty.grad.shape == empty.shape
 
 
-def test_a_window_of_more_than_255_pixels_along_a_side_keeps_its_winner():
-    x = np.zeros((1, 300, 1, 1))
+@in_both_dtypes
+def test_a_window_of_more_than_255_pixels_along_a_side_keeps_its_winner(dtype, device):
+    x = np.zeros((1, 300, 1, 1), dtype)
     x[0, 280] = 1
-    t = gpucnn.tensor(x, requires_grad=True)
-    max_pool2d(t, (300, 1)).backward(np.ones((1, 1, 1, 1)))
-    np.testing.assert_array_equal(t.grad, x)
+    t = leaf(x, device)
+    backward(max_pool2d(t, (300, 1)), np.ones((1, 1, 1, 1)))
+    np.testing.assert_array_equal(host(t.grad), x)
 
 
 def test_both_halves_have_the_same_signature():
@@ -191,11 +254,11 @@ def test_both_halves_have_the_same_signature():
         assert inspect.signature(pair.cpu) == inspect.signature(pair.cuda)
 
 
-def test_mistakes_are_named():
-    x = gpucnn.tensor(np.ones((1, 4, 4, 1)))
+def test_mistakes_are_named(device):
+    x = tensor(np.ones((1, 4, 4, 1)), device)
     with pytest.raises(ShapeError, match="does not fit"):
         max_pool2d(x, 5)
     with pytest.raises(ShapeError, match="padding alone"):
         max_pool2d(x, 2, 2, 2)
     with pytest.raises(ShapeError, match="N, H, W, C"):
-        global_avg_pool2d(gpucnn.tensor(np.ones((2, 3))))
+        global_avg_pool2d(tensor(np.ones((2, 3)), device))

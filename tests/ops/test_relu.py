@@ -4,6 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
+from devices import backward, host, in_both_dtypes, leaf, tensor
 
 import gpucnn
 from gpucnn.ops import leaky_relu, relu
@@ -13,39 +14,58 @@ from gpucnn.testing import gradcheck
 rng = np.random.default_rng(0)
 
 
-def test_relu_keeps_the_positive():
-    x = np.array([-2.0, -0.0, 0.0, 3.0])
-    t = gpucnn.tensor(x, requires_grad=True)
+@in_both_dtypes
+def test_relu_keeps_the_positive(dtype, device):
+    t = leaf([-2.0, -0.0, 0.0, 3.0], device, dtype)
     y = relu(t)
-    y.backward(np.full(4, 5.0))
-    np.testing.assert_array_equal(y.data, [0, 0, 0, 3])
-    np.testing.assert_array_equal(t.grad, [0, 0, 0, 5])
+    backward(y, np.full(4, 5.0))
+    np.testing.assert_array_equal(host(y), [0, 0, 0, 3])
+    np.testing.assert_array_equal(host(t.grad), [0, 0, 0, 5])
+    assert y.dtype == t.grad.dtype == dtype
 
 
+@in_both_dtypes
 @pytest.mark.parametrize("slope", [0.01, 0.0, -0.5, 1.0, 3.0])
-def test_leaky_relu_scales_the_rest_by_slope(slope):
-    x = np.array([-2.0, 0.0, 3.0])
-    t = gpucnn.tensor(x, requires_grad=True)
+def test_leaky_relu_scales_the_rest_by_slope(slope, dtype, device):
+    t = leaf([-2.0, 0.0, 3.0], device, dtype)
     y = leaky_relu(t, slope)
-    y.backward(np.full(3, 5.0))
-    np.testing.assert_array_equal(y.data, [-2 * slope, 0, 3])
-    np.testing.assert_array_equal(t.grad, [5 * slope, 5 * slope, 5])
+    backward(y, np.full(3, 5.0))
+    slope = dtype(slope)
+    np.testing.assert_array_equal(host(y), [-2 * slope, 0, 3])
+    np.testing.assert_array_equal(host(t.grad), [5 * slope, 5 * slope, 5])
+    assert y.dtype == t.grad.dtype == dtype
 
 
-def test_positive_values_pass_leaky_relu_unchanged_to_the_bit():
+def test_positive_values_pass_leaky_relu_unchanged_to_the_bit(device):
     x = rng.random(10_000, dtype=np.float32)
-    np.testing.assert_array_equal(leaky_relu(gpucnn.tensor(x), 0.01).data, x)
+    np.testing.assert_array_equal(host(leaky_relu(tensor(x, device), 0.01)), x)
 
 
-def test_gradients_match_finite_differences():
+def test_gradients_match_finite_differences(device):
     x = rng.standard_normal((3, 4, 5))
     x[np.abs(x) < 1e-3] = 1
-    gradcheck(relu, x)
-    gradcheck(lambda t: leaky_relu(t, 0.2), x)
+    gradcheck(relu, x, device=device)
+    gradcheck(lambda t: leaky_relu(t, 0.2), x, device=device)
 
 
-def test_nan_comes_out_as_nan():
-    assert np.isnan(relu(gpucnn.tensor(np.array([np.nan], np.float32))).data).all()
+@in_both_dtypes
+@pytest.mark.parametrize("op", [relu, leaky_relu])
+def test_nan_comes_out_as_nan(op, dtype, device):
+    assert np.isnan(host(op(tensor([np.nan], device, dtype)))).all()
+
+
+@in_both_dtypes
+@pytest.mark.parametrize("op", [relu, leaky_relu])
+@pytest.mark.parametrize("shape", [(0, 3), (), (1,), (3, 5, 7), (70_000,)])
+def test_any_shape_and_memory_order_gives_the_same_bits_on_every_device(op, shape, dtype, device):
+    x, dy = rng.standard_normal((2, *shape)).astype(dtype)
+    for order in (np.asarray, np.asfortranarray):
+        t = leaf(order(x), device)
+        y = op(t)
+        backward(y, order(dy))
+        slope = dtype(0 if op is relu else 0.01)
+        np.testing.assert_array_equal(host(y), np.where(x > 0, x, slope * x))
+        np.testing.assert_array_equal(host(t.grad), np.where(x > 0, dy, slope * dy))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -1,50 +1,54 @@
 import numpy as np
 import pytest
+from devices import host, in_both_dtypes, leaf, tensor
 
-import gpucnn
 from gpucnn import ops
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.testing import gradcheck
 
 
-def test_reshape_and_flatten_keep_row_order(rng):
-    x = rng.random((2, 3, 4))
-    assert np.array_equal(ops.reshape(x, (4, -1)).numpy(), x.reshape(4, 6))
-    assert ops.flatten(x).shape == (2, 12)
-    assert gpucnn.tensor(x).reshape(6, 4).shape == gpucnn.tensor(x).reshape((6, 4)).shape == (6, 4)
-    assert ops.flatten(np.zeros((0, 2, 2, 3))).shape == (0, 12)
-    gradcheck(lambda t: ops.reshape(t, (4, 6)) * 2.0, x)
+@in_both_dtypes
+def test_reshape_and_flatten_keep_row_order(dtype, device, rng):
+    x = rng.random((2, 3, 4)).astype(dtype)
+    t = tensor(x, device)
+    assert np.array_equal(host(ops.reshape(t, (4, -1))), x.reshape(4, 6))
+    assert ops.flatten(t).shape == (2, 12)
+    assert t.reshape(6, 4).shape == t.reshape((6, 4)).shape == (6, 4)
+    assert ops.flatten(tensor(np.zeros((0, 2, 2, 3)), device)).shape == (0, 12)
+    gradcheck(lambda t: ops.reshape(t, (4, 6)) * 2.0, x, device=device)
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (-1, -1), (-2, 12), (7, -1)], ids=str)
-def test_a_reshape_that_does_not_fit_is_refused(shape):
+def test_a_reshape_that_does_not_fit_is_refused(shape, device):
     with pytest.raises(ShapeError, match=r"has 24 elements and cannot become"):
-        ops.reshape(np.zeros((2, 3, 4)), shape)
+        ops.reshape(tensor(np.zeros((2, 3, 4)), device), shape)
 
 
-def test_transpose_orders_axes_and_is_contiguous(rng):
+def test_transpose_orders_axes_and_is_contiguous(device, rng):
     x = rng.random((2, 3, 4))
-    y = ops.transpose(x, (2, 0, -2))
-    assert np.array_equal(y.numpy(), x.transpose(2, 0, 1))
+    t = tensor(x, device)
+    y = ops.transpose(t, (2, 0, -2))
+    assert np.array_equal(host(y), x.transpose(2, 0, 1))
     assert y.data.flags.c_contiguous
-    assert gpucnn.tensor(x).T.shape == (4, 3, 2)
-    gradcheck(lambda t: ops.transpose(t, (1, 2, 0)), x)
+    assert t.T.shape == (4, 3, 2)
+    gradcheck(lambda t: ops.transpose(t, (1, 2, 0)), x, device=device)
     with pytest.raises(ArgumentError, match="do not order the 3 axes"):
-        ops.transpose(x, (0, 0, 1))
+        ops.transpose(t, (0, 0, 1))
 
 
-def test_layout_converters_are_each_others_inverse(rng):
-    x = rng.random((2, 3, 4, 5))
+def test_layout_converters_are_each_others_inverse(device, rng):
+    x = tensor(rng.random((2, 3, 4, 5)), device)
     assert ops.from_nchw(x).shape == (2, 4, 5, 3)
-    assert np.array_equal(ops.to_nchw(ops.from_nchw(x)).numpy(), x)
+    assert np.array_equal(host(ops.to_nchw(ops.from_nchw(x))), host(x))
     with pytest.raises(ShapeError, match=r"expected images \(N, C, H, W\)"):
         ops.from_nchw(x[0])
 
 
-def test_concatenate_joins_and_splits_the_gradient(rng):
-    a, b = rng.random((2, 3)), rng.random((2, 1))
-    assert np.array_equal(ops.concatenate([a, b], 1).numpy(), np.concatenate([a, b], 1))
-    gradcheck(lambda a, b: ops.concatenate([a, b], -1), a, b)
+def test_concatenate_joins_and_splits_the_gradient(device, rng):
+    arrays = rng.random((2, 3)), rng.random((2, 1))
+    a, b = (tensor(array, device) for array in arrays)
+    assert np.array_equal(host(ops.concatenate([a, b], 1)), np.concatenate(arrays, 1))
+    gradcheck(lambda a, b: ops.concatenate([a, b], -1), *arrays, device=device)
     with pytest.raises(ShapeError, match=r"\(2, 1\) does not fit \(2, 3\) along axis 0"):
         ops.concatenate([a, b], 0)
     with pytest.raises(DtypeError, match="dtypes float64 and float32 differ"):
@@ -53,15 +57,15 @@ def test_concatenate_joins_and_splits_the_gradient(rng):
         ops.concatenate([])
 
 
-def test_pad_surrounds_and_its_gradient_is_the_inside(rng):
+def test_pad_surrounds_and_its_gradient_is_the_inside(device, rng):
     x = rng.random((2, 3))
     assert np.array_equal(
-        ops.pad(x, ((0, 1), (2, 0)), -1.0).numpy(),
+        host(ops.pad(tensor(x, device), ((0, 1), (2, 0)), -1.0)),
         np.pad(x, ((0, 1), (2, 0)), constant_values=-1),
     )
-    gradcheck(lambda t: ops.pad(t, ((0, 1), (2, 0))), x)
+    gradcheck(lambda t: ops.pad(t, ((0, 1), (2, 0))), x, device=device)
     with pytest.raises(ArgumentError, match="expected 2 pairs of non-negative widths"):
-        ops.pad(x, ((0, 1),))
+        ops.pad(tensor(x, device), ((0, 1),))
 
 
 INDICES = [
@@ -78,21 +82,26 @@ INDICES = [
 
 
 @pytest.mark.parametrize("index", INDICES, ids=str)
-def test_an_index_picks_what_numpy_picks_and_repeated_elements_add_up(index, rng):
+def test_an_index_picks_what_numpy_picks_and_repeated_elements_add_up(index, device, rng):
     x = rng.random((3, 4))
-    y = gpucnn.tensor(x)[index]
-    assert np.array_equal(y.numpy(), x[index])
+
+    def here(part):
+        return tensor(part, device) if isinstance(part, np.ndarray) else part
+
+    on_device = tuple(map(here, index)) if isinstance(index, tuple) else here(index)
+    y = tensor(x, device)[on_device]
+    assert np.array_equal(host(y), x[index])
     assert y.shape == x[index].shape
-    gradcheck(lambda t: t[index], x)
+    gradcheck(lambda t: t[on_device], x, device=device)
 
 
-def test_an_index_out_of_range_is_refused():
+def test_an_index_out_of_range_is_refused(device):
     with pytest.raises(ShapeError, match=r"out of bounds.*x has shape \(3,\)"):
-        gpucnn.tensor([1.0, 2.0, 3.0])[3]
+        tensor([1.0, 2.0, 3.0], device)[3]
 
 
-def test_astype_converts_and_brings_the_gradient_back_in_the_old_dtype():
-    x = gpucnn.tensor([1.0, 2.0], requires_grad=True)
+def test_astype_converts_and_brings_the_gradient_back_in_the_old_dtype(device):
+    x = leaf(np.array([1.0, 2.0], np.float32), device)
     assert x.astype("float32") is x
     y = x.astype(np.float64)
     (y * 3.0).sum().backward()

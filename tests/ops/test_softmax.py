@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
+from devices import assert_close, error_beside_cpu, host, in_both_dtypes, leaf, tensor
 
-import gpucnn
 from gpucnn import ops
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.testing import gradcheck
@@ -10,19 +10,23 @@ LABELS = np.array([0, 3, 1, 1, 2])
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
-def test_softmax_sums_to_one_and_log_softmax_is_its_logarithm(axis, rng):
+def test_softmax_sums_to_one_and_log_softmax_is_its_logarithm(axis, device, rng):
     x = rng.standard_normal((3, 4)) * 5
-    y = ops.softmax(x, axis).numpy()
-    np.testing.assert_allclose(y.sum(axis=axis), 1)
-    np.testing.assert_allclose(np.log(y), ops.log_softmax(x, axis).numpy())
-    gradcheck(lambda t: ops.softmax(t, axis), x)
-    gradcheck(lambda t: ops.log_softmax(t, axis), x)
+    for dtype in (np.float32, np.float64):
+        t = tensor(x, device, dtype)
+        y = host(ops.softmax(t, axis))
+        assert y.dtype == dtype
+        assert_close(y.sum(axis=axis), np.ones(12 // y.shape[axis]))
+        assert_close(ops.log_softmax(t, axis), np.log(y))
+    gradcheck(lambda t: ops.softmax(t, axis), x, device=device)
+    gradcheck(lambda t: ops.log_softmax(t, axis), x, device=device)
 
 
-def test_huge_logits_overflow_nowhere():
-    x = np.array([[1e4, 0, -1e4]], np.float32)
-    assert np.array_equal(ops.softmax(x).numpy(), [[1, 0, 0]])
-    assert ops.log_softmax(x).numpy().tolist() == [[0, -1e4, -2e4]]
+@in_both_dtypes
+def test_huge_logits_overflow_nowhere(dtype, device):
+    x = tensor([[1e4, 0, -1e4]], device, dtype)
+    assert np.array_equal(host(ops.softmax(x)), [[1, 0, 0]])
+    assert host(ops.log_softmax(x)).tolist() == [[0, -1e4, -2e4]]
     assert ops.softmax_cross_entropy(x, [2]).item() == 2e4
 
 
@@ -31,47 +35,74 @@ def test_huge_logits_overflow_nowhere():
 )
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_equals_pytorchs_and_its_gradient_matches_differences(
-    smoothing, weights, rng
+    smoothing, weights, device, rng
 ):
     logits = rng.standard_normal((5, 4)) * 3
 
     def op(t):
-        return ops.softmax_cross_entropy(t, LABELS, smoothing, weights)
+        given = None if weights is None else tensor(weights, device, t.dtype)
+        return ops.softmax_cross_entropy(t, LABELS, smoothing, given)
 
-    gradcheck(op, logits)
+    gradcheck(op, logits, device=device)
     torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
-    expected = torch.nn.functional.cross_entropy(
-        torch.tensor(logits),
-        torch.tensor(LABELS),
-        weight=None if weights is None else torch.tensor(weights),
-        label_smoothing=smoothing,
-    )
-    assert op(logits).item() == pytest.approx(expected.item(), rel=1e-12)
+    for dtype in (np.float32, np.float64):
+        ours = leaf(logits, device, dtype)
+        theirs = torch.tensor(host(ours).astype(np.float64), requires_grad=True)
+        loss = op(ours)
+        loss.backward()
+        expected = torch.nn.functional.cross_entropy(
+            theirs,
+            torch.tensor(LABELS),
+            weight=None if weights is None else torch.tensor(weights),
+            label_smoothing=smoothing,
+        )
+        expected.backward()
+        assert loss.dtype == ours.grad.dtype == dtype
+        assert_close(loss, expected.detach().numpy())
+        assert_close(ours.grad, theirs.grad.numpy())
 
 
-def test_cross_entropy_by_hand():
+@in_both_dtypes
+def test_cross_entropy_by_hand(dtype, device):
     logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
     expected = -(np.log(0.25) + np.log(0.8)) / 2
-    assert ops.softmax_cross_entropy(logits, [2, 1]).item() == pytest.approx(expected)
+    loss = ops.softmax_cross_entropy(tensor(logits, device, dtype), [2, 1])
+    assert_close(loss, np.array(expected))
 
 
-def test_labels_may_have_more_axes_than_one(rng):
+def test_labels_may_have_more_axes_than_one(device, rng):
     logits = rng.standard_normal((2, 3, 4))
     labels = rng.integers(0, 4, (2, 3))
-    flat = ops.softmax_cross_entropy(logits.reshape(6, 4), labels.reshape(6))
-    assert ops.softmax_cross_entropy(logits, labels).item() == flat.item()
-    gradcheck(lambda t: ops.softmax_cross_entropy(t, labels), logits)
+    for dtype in (np.float32, np.float64):
+        t = tensor(logits, device, dtype)
+        flat = ops.softmax_cross_entropy(t.reshape(6, 4), labels.reshape(6))
+        assert ops.softmax_cross_entropy(t, labels).item() == flat.item()
+    gradcheck(lambda t: ops.softmax_cross_entropy(t, labels), logits, device=device)
 
 
-def test_the_loss_of_float32_logits_is_float32_and_so_is_the_gradient():
-    x = gpucnn.tensor(np.zeros((2, 3), np.float32), requires_grad=True)
-    loss = ops.softmax_cross_entropy(x, np.array([0, 1]), 0.1, np.ones(3))
-    loss.backward()
-    assert loss.dtype == x.grad.dtype == np.float32
+@pytest.mark.parametrize("shape", [(1, 1), (1, 33), (300, 2), (7, 1000), (2, 3, 5)])
+def test_any_number_of_rows_and_classes_agrees_with_the_cpu(shape, gpu, rng):
+    labels = rng.integers(0, shape[-1], shape[:-1])
+    logits = rng.standard_normal(shape) * 5
+
+    def op(_, t):
+        return ops.softmax_cross_entropy(t, labels) * 3.0
+
+    assert error_beside_cpu(op, logits, device=gpu) <= 2e-6
 
 
-def test_what_does_not_fit_is_refused():
-    logits = np.zeros((2, 3), np.float32)
+@pytest.mark.parametrize("label", [-1, 3, 1 << 40])
+def test_labels_on_the_device_that_are_no_class_make_the_loss_nan_and_touch_no_memory(
+    label, gpu, monkeypatch, rng
+):
+    monkeypatch.setenv("GPUCNN_CUDASIM", "address")
+    logits = leaf(rng.standard_normal((4, 3), np.float32), gpu)
+    labels, weights = tensor([0, 1, label, 2], gpu), tensor(np.ones(3, np.float32), gpu)
+    assert np.isnan(ops.softmax_cross_entropy(logits, labels, 0.1, weights).item())
+
+
+def test_what_does_not_fit_is_refused(device):
+    logits = tensor(np.zeros((2, 3), np.float32), device)
     with pytest.raises(ArgumentError, match=r"labels must be in 0..2, got 0..3"):
         ops.softmax_cross_entropy(logits, [0, 3])
     with pytest.raises(ArgumentError, match=r"got -1..0"):
@@ -85,15 +116,15 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ShapeError, match="expected 3 class weights"):
         ops.softmax_cross_entropy(logits, [0, 1], class_weights=[1, 2])
     with pytest.raises(ShapeError, match="no examples"):
-        ops.softmax_cross_entropy(np.zeros((0, 3), np.float32), np.zeros(0, np.int64))
+        ops.softmax_cross_entropy(logits[:0], np.zeros(0, np.int64))
     with pytest.raises(ShapeError, match="axis 2 is out of range"):
         ops.softmax(logits, 2)
 
 
-def test_mean_squared_error_averages_over_every_element(rng):
-    y, target = rng.random((2, 3)), rng.random((2, 3))
-    expected = ((y - target) ** 2).mean()
-    assert ops.mean_squared_error(y, target).item() == pytest.approx(expected)
-    gradcheck(ops.mean_squared_error, y, target)
+def test_mean_squared_error_averages_over_every_element(device, rng):
+    arrays = rng.random((2, 3)), rng.random((2, 3))
+    y, target = (tensor(a, device) for a in arrays)
+    assert_close(ops.mean_squared_error(y, target), np.square(arrays[0] - arrays[1]).mean())
+    gradcheck(ops.mean_squared_error, *arrays, device=device)
     with pytest.raises(ShapeError, match="differ"):
         ops.mean_squared_error(y, target[0])

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from devices import assert_close, host, in_both_dtypes, leaf, tensor
 
 import gpucnn
 from gpucnn import nn, optim
@@ -17,20 +18,23 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "name", "settings"), CASES, ids=str)
-def test_ten_steps_equal_pytorchs_in_float64(kind, name, settings, rng):
+@in_both_dtypes
+def test_ten_steps_equal_pytorchs(kind, name, settings, dtype, device, rng):
     torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
-    start = [rng.standard_normal(shape) for shape in ((3, 4), (5,), (70_000,))]
-    ours = [gpucnn.tensor(x.copy(), requires_grad=True) for x in start]
-    theirs = [torch.tensor(x, requires_grad=True) for x in start]
+    start = [rng.standard_normal(shape).astype(dtype) for shape in ((3, 4), (5,), (70_000,))]
+    ours = [leaf(x.copy(), device) for x in start]
+    theirs = [torch.tensor(x.astype(np.float64), requires_grad=True) for x in start]
     optimizer, oracle = kind(ours, **settings), getattr(torch.optim, name)(theirs, **settings)
     for _ in range(10):
         for p, q in zip(ours, theirs, strict=True):
-            p.grad = rng.standard_normal(p.shape)
-            q.grad = torch.tensor(p.grad)
+            gradient = rng.standard_normal(p.shape).astype(dtype)
+            p.grad = tensor(gradient, device).data
+            q.grad = torch.tensor(gradient.astype(np.float64))
         optimizer.step()
         oracle.step()
     for p, q in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=1e-12, atol=1e-14)
+        assert p.dtype == dtype
+        assert_close(p, q.detach().numpy())
 
 
 @pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW])
@@ -44,32 +48,33 @@ def test_parameters_become_views_of_one_buffer_and_keep_their_values(kind, rng):
         assert value.__array_interface__["data"][0] % 64 == layer.w.data.base.ctypes.data % 64
 
 
+@in_both_dtypes
 @pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW])
-def test_a_step_leaves_gradients_and_parameters_without_one_alone(kind):
-    a = gpucnn.tensor([1.0, 2.0], requires_grad=True)
-    b = gpucnn.tensor([3.0], requires_grad=True)
+def test_a_step_leaves_gradients_and_parameters_without_one_alone(kind, dtype, device):
+    a, b = leaf([1.0, 2.0], device, dtype), leaf([3.0], device, dtype)
     optimizer = kind([a, b], lr=0.1, weight_decay=0.1)
-    a.grad = np.array([0.5, -0.5], np.float32)
+    a.grad = tensor([0.5, -0.5], device, dtype).data
     optimizer.step()
-    assert np.array_equal(a.grad, np.array([0.5, -0.5], np.float32))
-    assert b.data == [3.0]
-    assert a.dtype == np.float32
+    assert host(a.grad).tolist() == [0.5, -0.5]
+    assert host(a).tolist() != [1.0, 2.0]
+    assert host(b).tolist() == [3.0]
+    assert a.dtype == dtype
     optimizer.zero_grad()
     assert a.grad is None
 
 
 @pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW])
-def test_a_loaded_state_goes_on_to_the_same_bits(kind, rng):
+def test_a_loaded_state_goes_on_to_the_same_bits(kind, device, rng):
     gradients = rng.standard_normal((6, 4)).astype(np.float32)
 
     def build():
-        p = gpucnn.tensor(np.ones(4, np.float32), requires_grad=True)
+        p = leaf(np.ones(4, np.float32), device)
         settings = {"momentum": 0.9} if kind is optim.SGD else {}
         return p, kind([p], lr=0.1, **settings)
 
     def steps(p, optimizer, which):
         for g in which:
-            p.grad = g
+            p.grad = tensor(g, device).data
             optimizer.step()
 
     p, optimizer = build()
@@ -81,7 +86,7 @@ def test_a_loaded_state_goes_on_to_the_same_bits(kind, rng):
     r.data[...] = q.data
     second.load_state_dict(state)
     steps(r, second, gradients[3:])
-    assert np.array_equal(p.data, r.data)
+    assert np.array_equal(host(p), host(r))
 
 
 def test_a_state_of_another_model_is_refused():
@@ -91,11 +96,11 @@ def test_a_state_of_another_model_is_refused():
         one.load_state_dict(other.state_dict())
 
 
-def test_moving_a_model_under_its_optimizer_is_found():
-    layer = nn.Linear(2, 2)
+def test_moving_a_model_under_its_optimizer_is_found(device):
+    layer = nn.Linear(2, 2).to(device)
     optimizer = optim.SGD(layer.parameters(), 0.1)
     layer.astype(np.float64)
-    layer.w.grad = np.zeros((2, 2))
+    layer.w.grad = tensor(np.zeros((2, 2)), device).data
     with pytest.raises(GraphError, match="before building it"):
         optimizer.step()
 
@@ -129,11 +134,11 @@ def test_parameters_of_two_dtypes_are_refused():
         optim.SGD([P, gpucnn.tensor(np.ones(1), requires_grad=True)], 0.1)
 
 
-def test_clipping_scales_the_joint_norm_down_to_the_limit_and_never_up():
-    a = gpucnn.tensor([0.0, 0.0], requires_grad=True)
-    b = gpucnn.tensor([0.0], requires_grad=True)
-    a.grad, b.grad = np.array([3.0, 0.0], np.float32), np.array([4.0], np.float32)
+@in_both_dtypes
+def test_clipping_scales_the_joint_norm_down_to_the_limit_and_never_up(dtype, device):
+    a, b = leaf([0.0, 0.0], device, dtype), leaf([0.0], device, dtype)
+    a.grad, b.grad = tensor([3.0, 0.0], device, dtype).data, tensor([4.0], device, dtype).data
     assert optim.clip_gradient_norm([a, b], 10.0) == 5
-    assert b.grad == [4.0]
+    assert host(b.grad).tolist() == [4.0]
     assert optim.clip_gradient_norm([a, b], 1.0) == 5
-    np.testing.assert_allclose([*a.grad, *b.grad], [0.6, 0, 0.8], rtol=1e-6)
+    np.testing.assert_allclose([*host(a.grad), *host(b.grad)], [0.6, 0, 0.8], rtol=1e-6)

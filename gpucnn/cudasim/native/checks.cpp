@@ -163,6 +163,7 @@ void check_access(Worker* worker, const char* address, size_t bytes, bool write,
     if ((!write || atomic) && request->checks & kAddress && has_poison(address, bytes))
         worker->fail(verb(write, atomic) + " " + memory_name(worker, address) +
                      ", which nothing has written" + code_text(worker, code));
+    if (worker->launch->banks && shared) bank_access(worker, offset, bytes, code);
     if (worker->launch->races) race_access(worker, address, bytes, write, atomic, code);
 }
 

@@ -38,6 +38,7 @@ int Worker::barrier(int predicate, Place place) {
     predicates += predicate != 0;
     set_waiting(thread);
     if (++arrived == thread_count) {
+        if (launch->banks) bank_check(this);
         arrived = 0;
         barrier_result = predicates;
         ++epoch;

@@ -104,6 +104,7 @@ CUDASIM_EXPORT int cudasim_launch(const Request* request, char* message, size_t 
     launch.stop = false;
     launch.interrupted = false;
     launch.races = request->checks & kRace ? start_race_log(request) : nullptr;
+    launch.banks = request->checks & kBankConflicts ? start_bank_log() : nullptr;
     uint64_t workers = request->workers;
     if (workers > launch.blocks) workers = launch.blocks;
     // To wake another core takes as long as running a thousand short threads.
@@ -115,6 +116,7 @@ CUDASIM_EXPORT int cudasim_launch(const Request* request, char* message, size_t 
         pool->run(&launch, int(workers));
     }
     if (launch.races) finish_race_log(launch.races);
+    if (launch.banks) finish_bank_log(launch.banks);
     fflush(stdout);
     if (launch.interrupted) return 2;
     if (launch.error.empty()) return 0;

@@ -129,6 +129,7 @@ void Worker::start_block(uint64_t index) {
         ready_warps |= 1u << i;
     }
     if (launch->races) race_new_block(this);
+    if (launch->banks) bank_new_block(this);
     Thread* first = pick();
     first->fiber = take_fiber();
     set_current(first);
@@ -211,6 +212,7 @@ void Worker::finish_thread() {
     ++done;
     for (int i = 0; i < warp->meeting_count; ++i)
         if (warp->meetings[i].mask >> thread->lane & 1) left_out(warp, warp->meetings[i]);
+    if (launch->banks && done == thread_count) bank_check(this);
     Fiber* fiber = thread->fiber;
     Thread* next = thread + 1;  // the common case: all below have returned, and it can run
     if (thread->number != done - 1 || done == thread_count || !(next->warp->ready >> next->lane & 1) ||

@@ -18,7 +18,7 @@ namespace cudasim {
 constexpr int kMaxThreads = 1024, kWarp = 32, kMaxWarps = kMaxThreads / kWarp;
 
 enum Schedule { kLowest = 0, kHighest = 1, kRandom = 2 };
-enum Check { kAddress = 1, kRace = 2 };
+enum Check { kAddress = 1, kRace = 2, kBankConflicts = 4 };
 
 struct Range {  // one array that the launch may touch
     char* begin;
@@ -40,6 +40,7 @@ struct Request {  // one launch, as Python hands it over
     const Range* ranges;
     int range_count;
     int interrupts;  // how many of them end the launch
+    int ways;  // that an access to shared memory may take, in bank mode
 };
 
 struct Copy {  // an asynchronous copy that is under way
@@ -80,6 +81,7 @@ struct Warp {
 };
 
 struct RaceLog;
+struct BankLog;
 
 struct Launch {
     const Request* request;
@@ -91,6 +93,7 @@ struct Launch {
     std::string error;
     std::vector<pthread_t> crew;  // that run blocks
     RaceLog* races;
+    BankLog* banks;
 };
 
 // The block that comes as number `turn`, of launch->blocks.
@@ -192,6 +195,14 @@ void race_warp_sync(Worker* worker, Warp* warp, unsigned mask);
 void race_access(Worker* worker, const char* address, size_t bytes, bool write, bool atomic,
                  void* code);
 void race_copy(Worker* worker, const Copy& copy, int change);
+
+
+// banks.cpp
+BankLog* start_bank_log();
+void finish_bank_log(BankLog* log);
+void bank_new_block(Worker* worker);
+void bank_access(Worker* worker, size_t offset, size_t bytes, void* code);
+void bank_check(Worker* worker);
 
 }  // namespace cudasim
 
