@@ -5,6 +5,7 @@ Where they overlap it adds each gradient at the index of its winner.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -159,7 +160,7 @@ def _add_at_winners(dy: Array, winners: Array, v: Window) -> Array:
     chunks = _chunks(v, dy.dtype)
     shape = _padded_shape(v, chunks[0].stop if chunks else 0)
     # Where each window begins in a chunk, and how far from there its winner is, by its number.
-    firsts = _firsts(shape, v)
+    firsts = _firsts(shape, v.oh, v.ow, v.stride_h, v.stride_w)
     steps = (np.arange(v.kh)[:, None] * shape[2] + np.arange(v.kw)).reshape(-1) * v.c
 
     def unpool(chunk: slice) -> None:
@@ -177,11 +178,12 @@ def _add_at_winners(dy: Array, winners: Array, v: Window) -> Array:
     return dx
 
 
-def _firsts(shape: tuple[int, ...], v: Window) -> Array:
+@lru_cache(maxsize=4)  # a training step asks for the same ones, chunk by chunk
+def _firsts(shape: tuple[int, ...], oh: int, ow: int, stride_h: int, stride_w: int) -> Array:
     """The index of the first pixel of each window in flat memory of padded images, by channel."""
     images, height, width, channels = shape
-    row = np.arange(images)[:, None] * height + np.arange(v.oh) * v.stride_h  # (images, OH)
-    pixel = row[:, :, None] * width + np.arange(v.ow) * v.stride_w
+    row = np.arange(images)[:, None] * height + np.arange(oh) * stride_h  # (images, OH)
+    pixel = row[:, :, None] * width + np.arange(ow) * stride_w
     return (pixel[..., None] * channels + np.arange(channels)).reshape(-1)
 
 
