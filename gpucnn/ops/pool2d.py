@@ -136,7 +136,7 @@ _max_forward: Any = by_device(cpu=_pool2d_numpy.max_forward, cuda=_pool2d_cuda.m
 _max_backward: Any = by_device(cpu=_pool2d_numpy.max_backward, cuda=_pool2d_cuda.max_backward)
 _avg_forward: Any = by_device(cpu=_pool2d_numpy.avg_forward, cuda=_pool2d_cuda.avg_forward)
 _avg_backward: Any = by_device(cpu=_pool2d_numpy.avg_backward, cuda=_pool2d_cuda.avg_backward)
-_global_forward: Any = by_device(cpu=_pool2d_array.global_forward, cuda=_pool2d_cuda.global_forward)
+_global_forward: Any = by_device(cpu=_pool2d_numpy.global_forward, cuda=_pool2d_cuda.global_forward)
 _global_backward: Any = by_device(
     cpu=_pool2d_array.global_backward, cuda=_pool2d_cuda.global_backward
 )
