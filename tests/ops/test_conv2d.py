@@ -354,6 +354,22 @@ def test_relu_and_pooling_inside_equal_those_after(algorithm, relu, pool):
         np.testing.assert_array_equal(inside, after)
 
 
+@pytest.mark.parametrize(("dilation", "groups"), [(2, 1), (1, 2), ((3, 2), 2)])
+def test_relu_and_pooling_inside_equal_those_after_lattices_and_groups(dilation, groups):
+    set_conv_algorithm("winograd")
+    arrays = [rng.standard_normal(s) for s in ((9, 9, 8, 4), (6, 3, 3, 4 // groups), (6,))]
+    results = []
+    for inside in (True, False):
+        leaves = [gpucnn.tensor(a, requires_grad=True) for a in arrays]
+        pool = (2, None, 0, False) if inside else None
+        y = conv2d(*leaves, 1, 2, dilation, groups, relu=inside, pool=pool)
+        y = y if inside else gpucnn.ops.max_pool2d(gpucnn.ops.relu(y), 2)
+        (y * y).sum().backward()
+        results.append([y.data, *(leaf.grad for leaf in leaves)])
+    for inside, after in zip(*results, strict=True):
+        np.testing.assert_array_equal(inside, after)
+
+
 @pytest.mark.parametrize("pool", POOLS[:2])
 @pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
 def test_a_kept_graph_gives_the_same_gradients_twice(algorithm, pool):
