@@ -183,6 +183,19 @@ def test_scratch_belongs_to_its_thread():
     assert not np.shares_memory(mine, others[0])
 
 
+def test_scratch_starts_on_a_line_of_the_cache():
+    assert scratch("aligned", (3, 5), np.float64).ctypes.data % 64 == 0
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_buffers_of_ufuncs_are_short_inside_and_what_they_were_after(threads):
+    gpucnn.set_num_threads(threads)
+    before, inside = np.getbufsize(), []
+    parallel(lambda piece: inside.append(np.getbufsize()), range(20))
+    assert set(inside) == {2048}
+    assert np.getbufsize() == before
+
+
 def test_spans_cover_the_range():
     assert [list(range(10)[s]) for s in spans(10, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert list(spans(0, 4)) == []

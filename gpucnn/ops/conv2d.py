@@ -11,7 +11,7 @@ import numpy as np
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
-from gpucnn.ops import _conv2d_cuda, _im2col, _winograd
+from gpucnn.ops import _conv2d_cuda, _im2col, _lattice
 from gpucnn.ops._epilogue import Epilogue
 from gpucnn.ops.pool2d import _max_backward, _max_forward, max_window
 from gpucnn.ops.relu import _relu, _relu_backward
@@ -243,15 +243,16 @@ def get_conv_algorithm() -> str:
 def conv_algorithm(window: Window, filters: int) -> int:
     """What "auto" does: the tile m of Winograd's F(m x m, r x r), or 0 for im2col.
 
-    Winograd needs stride 1, no dilation, one group and square filters: of 3 x 3 it can make tiles
-    of 4 x 4 or 2 x 2 pixels, of 5 x 5 tiles of 2 x 2.  It takes (m + r - 1)**2 multiplications
-    a tile, the plain sum r * r a pixel.  The tile with the fewest for this image is taken, the
-    larger one on a tie; and im2col unless that saves a third, or if fewer than 16 channels or
-    filters make the transforms cost more than the products.
+    Winograd needs stride 1 and square filters: of 3 x 3 it can make tiles of 4 x 4 or 2 x 2
+    pixels, of 5 x 5 tiles of 2 x 2.  It takes (m + r - 1)**2 multiplications a tile, the plain
+    sum r * r a pixel.  Dilation d makes d * d images of every d-th pixel, which are tiled each.
+    The tile with the fewest for this image is taken, the larger one on a tie; and im2col unless
+    that saves a third, or if fewer than 16 channels or filters in a group make the transforms
+    cost more than the products.
     """
     v = window
     tile, cost = _best_tile(v)
-    if tile == 0 or v.c < 16 or filters < 16:
+    if tile == 0 or v.c < 16 * v.groups or filters < 16 * v.groups:
         return 0
     return tile if 3 * cost <= 2 * v.oh * v.ow * v.kh * v.kw else 0
 
@@ -263,10 +264,10 @@ _TILES = {3: (4, 2), 5: (2,)}  # by filter size
 
 def _best_tile(v: Window) -> tuple[int, int]:
     """Winograd's cheapest tile for this geometry, 0 for none, and its multiplications."""
-    plain = v.stride_h == v.stride_w == v.dilation_h == v.dilation_w == v.groups == 1
     best, least = 0, 0
-    for m in _TILES.get(v.kh, ()) if plain and v.kh == v.kw else ():
-        cost = -(-v.oh // m) * -(-v.ow // m) * (m + v.kh - 1) ** 2
+    for m in _TILES.get(v.kh, ()) if v.stride_h == v.stride_w == 1 and v.kh == v.kw else ():
+        down, across = -(-v.oh // (m * v.dilation_h)), -(-v.ow // (m * v.dilation_w))
+        cost = down * v.dilation_h * across * v.dilation_w * (m + v.kh - 1) ** 2
         if best == 0 or cost < least:
             best, least = m, cost
     return best, least
@@ -300,7 +301,7 @@ def _forward_numpy(
         epilogue,
         m,
         w.shape,
-        *_winograd.forward(x, w, b, window, m, epilogue, keep),
+        *_lattice.forward(x, w, b, window, m, epilogue, keep),
     )
 
 
@@ -319,7 +320,7 @@ def _backward_numpy(
         x, w = of_engine
         return _im2col.backward(dy, x, w, window, needs, epilogue)
     w_shape, *arrays = of_engine
-    return _winograd.backward(dy, arrays, w_shape, window, m, needs, last_use, epilogue)
+    return _lattice.backward(dy, arrays, w_shape, window, m, needs, last_use, epilogue)
 
 
 # --- CUDA ---

@@ -53,6 +53,9 @@ GEOMETRIES = [
     (2, 20, 23, 3, 5, (11, 11), (4, 4), ((2, 2), (2, 2)), (1, 1), 1),
     (3, 6, 20, 2, 3, (5, 5), (1, 1), ((2, 2), (2, 2)), (1, 1), 1),
     (1, 5, 5, 2, 2, (5, 5), (3, 3), ((0, 0), (0, 0)), (1, 1), 1),
+    (9, 8, 9, 4, 6, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 2),
+    (2, 9, 13, 4, 6, (3, 3), (1, 1), ((0, 4), (7, 1)), (3, 2), 2),
+    (2, 12, 10, 3, 2, (5, 5), (1, 1), ((1, 0), (0, 0)), (2, 1), 1),
 ]
 IDS = [f"{g[:6]}-{g[6]}-groups{g[9]}" for g in GEOMETRIES]
 
@@ -266,9 +269,10 @@ def test_non_contiguous_inputs_give_the_same_bits(engine, dtype, device, request
     "geometry",
     [
         (300, 16, 16, 4, 5, (3, 3), 1, ((1, 1), (1, 1)), 1, 1),
-        (65, 33, 20, 3, 8, (3, 3), 1, ((1, 1), (1, 1)), 1, 1),
+        (900, 33, 20, 3, 8, (3, 3), 1, ((1, 1), (1, 1)), 1, 1),
         (40, 16, 16, 32, 8, (3, 3), 2, ((1, 1), (1, 1)), 1, 2),
         (2, 120, 120, 24, 3, (3, 3), 1, ((1, 1), (1, 1)), 1, 1),
+        (20, 17, 16, 8, 8, (3, 3), 1, ((2, 2), (2, 2)), 2, 2),
     ],
 )
 def test_bits_do_not_depend_on_the_number_of_threads(geometry, algorithm):
@@ -327,8 +331,12 @@ def test_transforms_compute_a_correlation(m, r):
         ((128, 32, 32, 3, 64, (3, 3), 1, 1, 1, 1), 0),  # few channels
         ((128, 32, 32, 64, 3, (3, 3), 1, 1, 1, 1), 0),  # few filters
         ((8, 16, 16, 64, 64, (3, 3), 2, 1, 1, 1), 0),
-        ((8, 16, 16, 64, 64, (3, 3), 1, 2, 2, 1), 0),
-        ((8, 16, 16, 64, 64, (3, 3), 1, 1, 1, 2), 0),
+        ((8, 16, 16, 64, 64, (3, 3), 1, 2, 2, 1), 4),
+        ((8, 12, 12, 64, 64, (3, 3), 1, 3, 3, 1), 4),
+        ((8, 12, 12, 64, 64, (3, 3), 1, 6, 6, 1), 2),  # lattices of 2 x 2 pixels
+        ((8, 12, 12, 64, 64, (3, 3), 1, 12, 12, 1), 0),  # of single pixels
+        ((8, 16, 16, 64, 64, (3, 3), 1, 1, 1, 2), 4),
+        ((8, 16, 16, 64, 64, (3, 3), 1, 1, 1, 8), 0),  # few channels in a group
         ((8, 16, 16, 64, 64, (1, 1), 1, 0, 1, 1), 0),
         ((8, 16, 16, 64, 64, (3, 5), 1, 2, 1, 1), 0),
     ],
@@ -359,6 +367,22 @@ def test_relu_and_pooling_inside_equal_those_after(relu, pool, engine, dtype, de
             y = y if pool is None else gpucnn.ops.max_pool2d(y, *pool)
         runs.append(results(y, host(y), *leaves))
     for inside, after in zip(*runs, strict=True):
+        np.testing.assert_array_equal(inside, after)
+
+
+@pytest.mark.parametrize(("dilation", "groups"), [(2, 1), (1, 2), ((3, 2), 2)])
+def test_relu_and_pooling_inside_equal_those_after_lattices_and_groups(dilation, groups):
+    set_conv_algorithm("winograd")
+    arrays = [rng.standard_normal(s) for s in ((9, 9, 8, 4), (6, 3, 3, 4 // groups), (6,))]
+    results = []
+    for inside in (True, False):
+        leaves = [gpucnn.tensor(a, requires_grad=True) for a in arrays]
+        pool = (2, None, 0, False) if inside else None
+        y = conv2d(*leaves, 1, 2, dilation, groups, relu=inside, pool=pool)
+        y = y if inside else gpucnn.ops.max_pool2d(gpucnn.ops.relu(y), 2)
+        (y * y).sum().backward()
+        results.append([y.data, *(leaf.grad for leaf in leaves)])
+    for inside, after in zip(*results, strict=True):
         np.testing.assert_array_equal(inside, after)
 
 

@@ -19,16 +19,12 @@ from hypothesis import strategies as st
 
 import gpucnn
 from gpucnn.errors import ShapeError
-from gpucnn.ops import _pool2d_array, avg_pool2d, global_avg_pool2d, max_pool2d
+from gpucnn.ops import _pool2d_array, _pool2d_numpy, avg_pool2d, global_avg_pool2d, max_pool2d
 from gpucnn.ops.pool2d import (
     _avg_backward,
-    _avg_backward_numpy,
     _avg_forward,
-    _avg_forward_numpy,
     _max_backward,
-    _max_backward_numpy,
     _max_forward,
-    _max_forward_numpy,
 )
 from gpucnn.ops.window import Window
 from gpucnn.testing import avg_pool2d_loops, gradcheck, max_pool2d_loops
@@ -109,21 +105,21 @@ def test_numpy_half_equals_the_array_half(h, w, window, stride, padding, ceil, c
     except ShapeError:
         return
     v = Window.of("pool", x.shape, window, stride, padding, ceil=ceil)
-    y, kept = _max_forward_numpy(x, v, True)
+    y, kept = _pool2d_numpy.max_forward(x, v, True)
     expected, expected_kept = _pool2d_array.max_forward(x, v, True)
     dy = np.random.default_rng(1).standard_normal(y.shape)
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_allclose(
-        _max_backward_numpy(dy, kept, v),
+        _pool2d_numpy.max_backward(dy, kept, v),
         _pool2d_array.max_backward(dy, expected_kept, v),
         atol=1e-13,
     )
     area = (count_padding, padding[0], padding[1])
     np.testing.assert_allclose(
-        _avg_forward_numpy(x, v, area), _pool2d_array.avg_forward(x, v, area)
+        _pool2d_numpy.avg_forward(x, v, area), _pool2d_array.avg_forward(x, v, area)
     )
     np.testing.assert_allclose(
-        _avg_backward_numpy(dy, v, area), _pool2d_array.avg_backward(dy, v, area), atol=1e-13
+        _pool2d_numpy.avg_backward(dy, v, area), _pool2d_array.avg_backward(dy, v, area), atol=1e-13
     )
 
 
@@ -222,7 +218,15 @@ def test_an_empty_batch_stays_empty(pool, dtype, device):
     assert y.dtype == x.grad.dtype == dtype
 
 
-@pytest.mark.parametrize("pool", [lambda x: max_pool2d(x, 3, 2, 1), lambda x: avg_pool2d(x, 2)])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: max_pool2d(x, 3, 2, 1),
+        lambda x: max_pool2d(x, 3, 2),
+        lambda x: max_pool2d(x, 2),
+        lambda x: avg_pool2d(x, 2),
+    ],
+)
 def test_dtype_memory_order_and_threads_change_nothing(pool):
     x = draw(16, 16, True, n=40, c=32).astype(np.float32)
     results = []
@@ -247,6 +251,26 @@ def test_a_window_of_more_than_255_pixels_along_a_side_keeps_its_winner(dtype, d
     t = leaf(x, device)
     backward(max_pool2d(t, (300, 1)), np.ones((1, 1, 1, 1)))
     np.testing.assert_array_equal(host(t.grad), x)
+
+
+def test_overlapping_windows_of_more_than_255_pixels_keep_their_winner():
+    x = draw(18, 18, False, n=2, c=1)
+    t = gpucnn.tensor(x, requires_grad=True)
+    y = max_pool2d(t, 16, 1)
+    dy = rng.standard_normal(y.shape)
+    y.backward(dy)
+    expected_y, expected_dx = max_pool2d_loops(x, (16, 16), (1, 1), ((0, 0), (0, 0)), dy)
+    np.testing.assert_array_equal(y.data, expected_y)
+    np.testing.assert_allclose(t.grad, expected_dx, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_gradient_for_padding_is_dropped_where_all_the_image_is_minus_infinity(stride):
+    t = gpucnn.tensor(np.full((1, 4, 4, 1), -np.inf), requires_grad=True)
+    y = max_pool2d(t, 2, stride, 1)
+    y.backward(np.ones(y.shape))
+    assert np.isfinite(t.grad).all()
+    assert t.grad.sum() <= y.size
 
 
 def test_both_halves_have_the_same_signature():
