@@ -259,7 +259,7 @@ def tensor(
     """A Tensor of `array`: anything that NumPy or CuPy can make an array of.
 
     Memory is shared where device and dtype allow, also with arrays of other libraries that have
-    __dlpack__ or __cuda_array_interface__ (PyTorch, JAX, Numba); see from_dlpack for their errors.
+    __dlpack__ or __cuda_array_interface__ (PyTorch, Numba); see from_dlpack for their errors.
     device is "auto", "cpu", "cuda", "cuda:N" or a Device.  None leaves an array of a GPU where it
     is, and puts anything else on the device of the `with gpucnn.device(...)` around the call, on
     the CPU without one.  dtype None keeps an array's own; Python floats become float32.
