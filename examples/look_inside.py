@@ -125,11 +125,11 @@ def architecture(subject: Subject) -> str:
         f"{found.summary.multiply_adds:,} multiply-adds an image. "
     )
     if memory is not None:
-        parts = ("parameters", "optimizer", "images", "activations", "gradients")
+        parts = ("parameters", "optimizer", "images", "activations", "gradients", "work")
         shares = ", ".join(f"{part} {getattr(memory, part) / 2**20:,.1f}" for part in parts)
         text += (
             f"Training on batches of {memory.batch_size} takes a predicted "
-            f"{memory.peak / 2**20:,.1f} MiB ({shares}), besides work space inside the operations."
+            f"{memory.peak / 2**20:,.1f} MiB ({shares})."
         )
     cards = [page.card("Layers, for one image", (advice or "<p>No warnings.</p>") + table)]
     return page.section("The network", text, cards)

@@ -36,6 +36,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--lr", "the highest learning rate", 0.04, type=float, metavar="X")
     add("--weight-decay", "decay of every parameter", 5e-4, type=float, metavar="X")
     add("--limit", "use the first N images of each split", type=positive_int, metavar="N")
+    add(
+        "--hold-out",
+        "test on the last N training images, kept out of training, in place of the test set: "
+        "to choose a recipe by",
+        type=positive_int,
+        metavar="N",
+    )
     add("--seed", "of weights, order and augmentation", 0, type=int, metavar="N")
     add("--device", "auto, cpu, cuda or cuda:N", "auto")
     add("--threads", "CPU threads (default: all cores)", type=positive_int, metavar="N")
@@ -61,6 +68,12 @@ def run(settings: argparse.Namespace) -> None:
     training, test = (
         SETS[settings.dataset](settings.data, train=split, download=True) for split in (True, False)
     )
+    if settings.hold_out is not None:
+        if settings.hold_out >= len(training):
+            raise ArgumentError(
+                f"--hold-out: {settings.hold_out} of {len(training)} training images leave none"
+            )
+        training, test = training[: -settings.hold_out], training[-settings.hold_out :]
     if settings.limit is not None:
         training, test = training.take(settings.limit), test.take(settings.limit)
     print(f"device: {device}\ndata: {training}, {test}")

@@ -57,7 +57,7 @@ def parallel(function: Callable[[_Piece], object], pieces: Iterable[_Piece]) -> 
     Inside a piece BLAS has one thread, and a nested `parallel` runs in line.  If pieces raise,
     the others still run, and the first exception is raised here.
     """
-    work = list(pieces)
+    work = list(pieces)[: 1 if getattr(_local, "rehearsing", False) else None]
     with single_threaded_blas():
         if len(work) < 2 or _pool.size == 1 or getattr(_local, "busy", False):
             for piece in work:
@@ -91,17 +91,39 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, An
     owned: dict[str, np.ndarray[Any, Any]] = _local.__dict__.setdefault("scratch", {})
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if name not in owned or owned[name].size < size:
+        owned.pop(name, None)  # first, so that its place may be part of the new one's
         memory = np.empty(size + _CACHE_LINE, np.uint8)
         owned[name] = memory[-memory.ctypes.data % _CACHE_LINE :]
     memory = owned[name][:size]
     return memory.view(dtype).reshape(shape)  # type: ignore[no-any-return]
 
 
+def scratch_bytes() -> int:
+    """The memory that `scratch` keeps for this thread."""
+    return sum(memory.nbytes for memory in _local.__dict__.get("scratch", {}).values())
+
+
+@contextlib.contextmanager
+def rehearsal() -> Iterator[None]:
+    """A block in which this thread's `parallel` does the first piece alone.
+
+    Operations ask for all the memory that they would ask for, in a fraction of the time; what
+    they compute is of no use.
+    """
+    before = getattr(_local, "rehearsing", False)
+    _local.rehearsing = True
+    try:
+        yield
+    finally:
+        _local.rehearsing = before
+
+
 # --- the pool ---
 
 _CACHE_LINE = 64  # bytes
 
-_local = threading.local()  # .busy: this thread is working on a piece; .scratch: its buffers
+# .busy: this thread is working on a piece; .scratch: its buffers; .rehearsing: see there
+_local = threading.local()
 
 
 class _Job:

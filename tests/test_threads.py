@@ -13,7 +13,15 @@ from threadpoolctl import threadpool_info
 import gpucnn
 from gpucnn import nn, ops
 from gpucnn.errors import ArgumentError
-from gpucnn.threads import _Job, parallel, scratch, single_threaded_blas, spans, usable_cores
+from gpucnn.threads import (
+    _Job,
+    parallel,
+    rehearsal,
+    scratch,
+    single_threaded_blas,
+    spans,
+    usable_cores,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -181,6 +189,21 @@ def test_scratch_belongs_to_its_thread():
     other.start()
     other.join()
     assert not np.shares_memory(mine, others[0])
+
+
+def test_a_rehearsal_does_the_first_piece_of_each_call_in_this_thread_alone():
+    done = []
+    with rehearsal():
+        parallel(done.append, range(5))
+        parallel(done.append, "ab")
+        parallel(done.append, [])
+        other = threading.Thread(target=parallel, args=(done.append, "xy"))
+        other.start()
+        other.join()
+    parallel(done.append, [7])
+    assert done[:2] == [0, "a"]
+    assert sorted(done[2:4]) == ["x", "y"]
+    assert done[4:] == [7]
 
 
 def test_spans_cover_the_range():

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.allocator import give_back_freed_memory
 from gpucnn.device import Array, array_module
 from gpucnn.errors import ArgumentError, CheckpointError, DeviceMismatch, DtypeError, GraphError
 from gpucnn.tensor import Tensor
@@ -46,6 +47,8 @@ class Optimizer:
         for parameter, view in zip(self.parameters, self._views(self._flat), strict=True):
             view[...] = parameter.data
             parameter.data = view
+        del first
+        give_back_freed_memory()  # where the parameters were, and what initialising them took
 
     def _views(self, flat: Array) -> list[Array]:
         return [
