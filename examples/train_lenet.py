@@ -12,10 +12,10 @@ flipped half of the time; digits, which have no mirror image, are shifted by up 
 import argparse
 import sys
 import time
-from pathlib import Path
 
 import gpucnn
 from gpucnn import data, models, optim, train
+from gpucnn.arguments import exit_status, output_folder, positive_int
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError
 
@@ -49,13 +49,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--data", "folder with the idx files (default: the usual ones)", metavar="DIR")
     add("--out", "folder for metrics.csv and checkpoints", "runs/lenet", metavar="DIR")
     return parser.parse_args(argv)
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
 
 
 def run(settings: argparse.Namespace) -> None:
@@ -101,11 +94,7 @@ def run(settings: argparse.Namespace) -> None:
         nesterov=True,
         weight_decay=settings.weight_decay,
     )
-    out = Path(settings.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(f"--out: {out} cannot be made ({error.strerror})") from error
+    out = output_folder(settings.out)
     trainer = train.Trainer(
         model,
         optimizer,
@@ -135,16 +124,8 @@ def run(settings: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 2 a mistake in what was asked, 130 stopped."""
     settings = parse_arguments(argv)
-    try:
-        run(settings)
-    except gpucnn.GpucnnError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_status(lambda: run(settings))
 
 
 if __name__ == "__main__":
