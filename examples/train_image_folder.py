@@ -10,6 +10,7 @@ the steps, where the source watched the validation error; a test with ten views 
 
 import argparse
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -116,4 +117,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    warnings.formatwarning = lambda text, *_, **__: f"warning: {text}\n"  # and no line of code
     sys.exit(main())
