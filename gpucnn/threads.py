@@ -57,7 +57,7 @@ def parallel(function: Callable[[_Piece], object], pieces: Iterable[_Piece]) -> 
     Inside a piece BLAS has one thread, and a nested `parallel` runs in line.  If pieces raise,
     the others still run, and the first exception is raised here.
     """
-    work = list(pieces)[: 1 if getattr(_local, "rehearsing", False) else None]
+    work = list(pieces)
     with single_threaded_blas():
         if len(work) < 2 or _pool.size == 1 or getattr(_local, "busy", False):
             for piece in work:
@@ -104,25 +104,21 @@ def scratch_bytes() -> int:
 
 
 @contextlib.contextmanager
-def rehearsal() -> Iterator[None]:
-    """A block in which this thread's `parallel` does the first piece alone.
-
-    Operations ask for all the memory that they would ask for, in a fraction of the time; what
-    they compute is of no use.
-    """
-    before = getattr(_local, "rehearsing", False)
-    _local.rehearsing = True
+def alone() -> Iterator[None]:
+    """A block in which this thread's `parallel` has no help: it does every piece itself."""
+    before = getattr(_local, "busy", False)
+    _local.busy = True
     try:
         yield
     finally:
-        _local.rehearsing = before
+        _local.busy = before
 
 
 # --- the pool ---
 
 _CACHE_LINE = 64  # bytes
 
-# .busy: this thread is working on a piece; .scratch: its buffers; .rehearsing: see there
+# .busy: this thread works alone, as on a piece; .scratch: its buffers
 _local = threading.local()
 
 

@@ -15,8 +15,8 @@ from gpucnn import nn, ops
 from gpucnn.errors import ArgumentError
 from gpucnn.threads import (
     _Job,
+    alone,
     parallel,
-    rehearsal,
     scratch,
     single_threaded_blas,
     spans,
@@ -191,19 +191,14 @@ def test_scratch_belongs_to_its_thread():
     assert not np.shares_memory(mine, others[0])
 
 
-def test_a_rehearsal_does_the_first_piece_of_each_call_in_this_thread_alone():
-    done = []
-    with rehearsal():
-        parallel(done.append, range(5))
-        parallel(done.append, "ab")
-        parallel(done.append, [])
-        other = threading.Thread(target=parallel, args=(done.append, "xy"))
-        other.start()
-        other.join()
-    parallel(done.append, [7])
-    assert done[:2] == [0, "a"]
-    assert sorted(done[2:4]) == ["x", "y"]
-    assert done[4:] == [7]
+def test_a_thread_that_works_alone_does_every_piece_itself():
+    gpucnn.set_num_threads(3)
+    names = []
+    with alone():
+        parallel(lambda _: names.append(threading.current_thread().name), range(50))
+    assert names == [threading.current_thread().name] * 50
+    meeting = threading.Barrier(2, timeout=10)
+    parallel(lambda _: meeting.wait(), range(2))  # and has help again after it
 
 
 def test_spans_cover_the_range():

@@ -1,4 +1,4 @@
-"""The memory of a training step, foretold from the tape of two tiny batches and a rehearsal.
+"""The memory of a training step, foretold from the tape of two tiny batches.
 
 The forward pass is run for 2 and for 3 images.  Each time the tape is walked as the backward pass
 walks it, and every array that is alive at each of its nodes is weighed: what nodes have saved,
@@ -6,8 +6,8 @@ their inputs, gradients on their way.  Each sum is a fixed part and a part per i
 size follows.
 
 What operations need besides, inside, follows no straight line: they cut large batches into
-pieces.  On a CPU a step is rehearsed for that with the whole batch, each operation doing one of
-its pieces, and the memory that is asked for is traced.
+pieces.  On a CPU it is traced in a step on as many images as are worth 128 MiB, by which pieces
+have their full size or nearly so.
 """
 
 import copy
@@ -28,7 +28,7 @@ from gpucnn.nn import Module
 from gpucnn.nn.summary import _place
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
-from gpucnn.threads import get_num_threads, rehearsal, scratch_bytes
+from gpucnn.threads import alone, get_num_threads, scratch_bytes
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def training_memory(
     A prediction.  Images that a loader makes ahead are not in it, nor is what Python, NumPy, BLAS
     or CuPy take themselves, nor the gaps that the allocator leaves between arrays; on a GPU
     neither is what operations need inside.  benchmarks/training_memory.py compares it with what a
-    process grows by: on two AlexNets for CIFAR-10 and alexnet_keras, on one thread and two, it
-    was 3 to 8 % below; on lenet, where 3 to 8 MiB of gaps count for more, 8 and 20 %.  The model
-    is left as it was.
+    process grows by.  On one thread and two it was 1 to 3 % below for alexnet_keras, 7 % for
+    alexnet_cifar10_bn, 11 and 12 % for alexnet_cifar10, where 36 MiB are such gaps; for lenet 8 %
+    below on one thread and 13 % above on two.  The model is left as it was.
     """
     if batch_size < 1 or optimizer_states < 0:
         raise ArgumentError(
@@ -75,22 +75,28 @@ def training_memory(
     weights = sum(parameter.data.nbytes for parameter in model.parameters())
     buffers = sum(buffer.data.nbytes for _, buffer in model.named_buffers())
 
-    def grown(a: int, b: int) -> int:
-        return a + (b - a) * (batch_size - sizes[0])
+    def peak(n: int) -> tuple[str, int, int]:
+        """Where most is alive of n images; the bytes of kept arrays and of gradients there."""
 
-    name, activations, gradients = max(
-        (
-            (one[0], grown(one[1], other[1]), grown(one[2], other[2]))
-            for one, other in zip(small, large, strict=True)
-        ),
-        key=lambda stage: stage[1] + stage[2],
-    )
+        def grown(a: int, b: int) -> int:
+            return a + (b - a) * (n - sizes[0])
+
+        return max(
+            (
+                (one[0], grown(one[1], other[1]), grown(one[2], other[2]))
+                for one, other in zip(small, large, strict=True)
+            ),
+            key=lambda stage: stage[1] + stage[2],
+        )
+
     device, dtype = _place(model)
     image = int(np.prod(input_shape)) * np.dtype(dtype).itemsize
     work = 0
     if device == CPU:
-        asked, scratch = _rehearse(model, input_shape, batch_size)
-        work = max(0, asked - activations - gradients) + get_num_threads() * scratch
+        n = min(batch_size, max(2, _TRACED // max(1, peak(2)[1] // 2)))
+        asked, scratch = _trace(model, input_shape, n)
+        work = max(0, asked - sum(peak(n)[1:])) + get_num_threads() * scratch
+    name, activations, gradients = peak(batch_size)
     return Memory(
         batch_size,
         weights + buffers,
@@ -103,43 +109,40 @@ def training_memory(
     )
 
 
-def _rehearse(model: Module, input_shape: tuple[int, ...], n: int) -> tuple[int, int]:
+def _trace(model: Module, input_shape: tuple[int, ...], n: int) -> tuple[int, int]:
     """The most bytes that a step on n images has at once, beyond what was there before it, and
     without its scratch memory; and that, of one thread."""
     x = Tensor(np.zeros((n, *input_shape), _place(model)[1]))
     parameters = model.parameters()
     before = [parameter.grad for parameter in parameters]
-    result: list[int] = []
 
-    def steps() -> None:
-        for _ in range(2):  # the first makes the scratch memory
-            tracemalloc.reset_peak()
-            y = model(x)
-            for parameter in parameters:
-                parameter.grad = None
-            y.backward(np.ones_like(y.data))
-            del y
+    def step_twice() -> tuple[int, int]:
+        with _as_if_training(model), enable_grad(), alone():
+            for _ in range(2):  # the first makes the scratch memory
+                tracemalloc.reset_peak()
+                y = model(x)
+                for parameter in parameters:
+                    parameter.grad = None
+                y.backward(np.ones_like(y.data))
+                del y
         scratch = scratch_bytes()
-        result[:] = tracemalloc.get_traced_memory()[1] - start - scratch, scratch
-
-    def rehearse() -> None:  # in a thread that has no scratch memory yet
-        with _as_if_training(model), enable_grad(), rehearsal(), np.errstate(all="ignore"):
-            steps()
+        return tracemalloc.get_traced_memory()[1] - start - scratch, scratch
 
     ours = not tracemalloc.is_tracing()
     if ours:
         tracemalloc.start()
     start = tracemalloc.get_traced_memory()[0]
     try:
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(rehearse).result()
+        with ThreadPoolExecutor(1) as thread:  # one that has no scratch memory yet
+            return thread.submit(step_twice).result()
     finally:
         if ours:
             tracemalloc.stop()
         for parameter, gradient in zip(parameters, before, strict=True):
             parameter.grad = gradient
-    return result[0], result[1]
 
+
+_TRACED = 1 << 27  # bytes of activations in the step that is traced
 
 Stage = tuple[str, int, int]  # op, bytes of kept arrays, bytes of gradients
 

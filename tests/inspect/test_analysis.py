@@ -229,13 +229,14 @@ def test_predicting_memory_keeps_gradients_and_a_trace_that_is_running():
     assert model[1].w.grad is mine
 
 
-def test_memory_grows_in_a_straight_line_once_the_peak_stays_where_it_is():
+def test_memory_grows_in_a_straight_line_once_the_peak_stays_where_it_is(monkeypatch):
+    monkeypatch.setattr("gpucnn.inspect.memory._TRACED", 1 << 22)
     model = models.alexnet_cifar10()
     memory = [inspect.training_memory(model, (32, 32, 3), n) for n in (100, 200, 400)]
     assert len({m.at for m in memory}) == 1
     one, two, four = (m.peak - m.work for m in memory)
     assert four - two == 2 * (two - one)
-    assert memory[0].work < memory[1].work < memory[2].work < 1.5 * memory[0].work  # in pieces
+    assert memory[2].work == pytest.approx(memory[0].work, rel=0.01)  # pieces have their size
 
 
 def test_batches_that_cannot_be_are_refused():
