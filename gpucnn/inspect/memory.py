@@ -61,7 +61,7 @@ def training_memory(
     A prediction.  Images that a loader makes ahead are not in it, nor is what Python, NumPy, BLAS
     or CuPy take themselves, nor the gaps that the allocator leaves between arrays; on a GPU
     neither is what operations need inside.  benchmarks/training_memory.py compares it with what a
-    process grows by.  On one thread and two it was 1 to 3 % below for alexnet_keras, 7 % for
+    process grows by.  On one thread and two it was within 3 % for alexnet_keras, 7 % below for
     alexnet_cifar10_bn, 11 and 12 % for alexnet_cifar10, where 36 MiB are such gaps; for lenet 8 %
     below on one thread and 13 % above on two.  The model is left as it was.
     """
