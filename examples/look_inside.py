@@ -17,8 +17,9 @@ import numpy as np
 
 import gpucnn
 from gpucnn import data, inspect, nn, optim, train
+from gpucnn.arguments import exit_status, positive_int
 from gpucnn.device import Device
-from gpucnn.errors import ArgumentError, CheckpointError, DataError
+from gpucnn.errors import ArgumentError, CheckpointError, DataError, DivergenceError
 from gpucnn.inspect import draw, page
 
 CHANNELS = 32  # shown of each layer
@@ -105,54 +106,20 @@ def architecture(subject: Subject) -> str:
     states = {"sgd": 1}.get(settings["optimizer"], 2)
     shape = subject.images.shape[1:]
     found = inspect.analyze(subject.model, shape, settings["batch_size"], states)
-    table = page.table(
-        ("layer", "output", "parameters", "multiply-adds", "KiB"),
-        [
-            (
-                f"{layer.name} {html.escape(layer.layer)}",
-                " × ".join(map(str, layer.output_shape)),
-                f"{layer.parameters:,}",
-                f"{layer.multiply_adds:,}",
-                f"{layer.activation_bytes / 1024:,.1f}",
-            )
-            for layer in found.summary.layers
-        ],
-    )
-    advice = "".join(f'<p class="warn">{html.escape(str(a))}</p>' for a in found.warnings)
     memory = found.memory
     text = (
         f"{found.summary.parameters:,} parameters, of them {found.summary.trainable:,} trained; "
         f"{found.summary.multiply_adds:,} multiply-adds an image. "
     )
     if memory is not None:
-        parts = ("parameters", "optimizer", "images", "activations", "gradients")
+        parts = ("parameters", "optimizer", "images", "activations", "gradients", "work")
         shares = ", ".join(f"{part} {getattr(memory, part) / 2**20:,.1f}" for part in parts)
         text += (
             f"Training on batches of {memory.batch_size} takes a predicted "
-            f"{memory.peak / 2**20:,.1f} MiB ({shares}), besides work space inside the operations."
+            f"{memory.peak / 2**20:,.1f} MiB ({shares})."
         )
-    cards = [page.card("Layers, for one image", (advice or "<p>No warnings.</p>") + table)]
+    cards = [page.card("Layers, for one image", page.layers(found))]
     return page.section("The network", text, cards)
-
-
-def image_layers(subject: Subject) -> list[str]:
-    """Names of the layers to show: activations that have pixels, else whatever has."""
-    seen = inspect.activations(subject.model, subject.images[:1])
-    modules = dict(subject.model.named_modules())
-    pixel_layers = [name for name, y in seen.items() if y.ndim == 4 and min(y.shape[1:3]) > 1]
-    after = [name for name in pixel_layers if isinstance(modules[name], nn.ReLU)]
-    return after or pixel_layers
-
-
-def before_relu(subject: Subject, layer: str) -> str:
-    """The layer that ran before `layer` and has its shape, or `layer` itself.
-
-    A channel that a ReLU has switched off has no gradient to follow; what it switches has.
-    """
-    seen = inspect.activations(subject.model, subject.images[:1])
-    names = list(seen)
-    before = names[max(names.index(layer) - 1, 0)]
-    return before if seen[before].shape == seen[layer].shape else layer
 
 
 def features(subject: Subject, layers: list[str]) -> str:
@@ -165,7 +132,7 @@ def features(subject: Subject, layers: list[str]) -> str:
         tiles = inspect.filter_pictures(filters)[:128]
         shown = page.pixels(draw.tile(tiles, 8), "filters")
         cards.append(page.card("Filters of the first convolution", shown))
-    chosen = _right(subject, 1)
+    chosen = subject.said.surest(1)
     for name in layers:
         maps = inspect.feature_maps(subject.model, subject.images[chosen], name)[0]
         shades = draw.heat(maps.transpose(2, 0, 1)[:CHANNELS])
@@ -181,17 +148,8 @@ def features(subject: Subject, layers: list[str]) -> str:
     return page.section("From edges to parts", text, cards)
 
 
-def _right(subject: Subject, count: int) -> np.ndarray:
-    """Images of which the network is right and most certain, of different classes first."""
-    order = np.argsort(subject.said.losses, kind="stable")
-    labels = subject.said.labels[order]
-    first = np.zeros(len(order), bool)
-    first[np.unique(labels, return_index=True)[1]] = True
-    return np.concatenate([order[first], order[~first]])[:count]
-
-
 def where(subject: Subject, layers: list[str]) -> str:
-    chosen = np.unique(np.concatenate([_right(subject, 4), subject.said.worst(4)]))
+    chosen = np.unique(np.concatenate([subject.said.surest(4), subject.said.worst(4)]))
     images, pictures = subject.images[chosen], draw.pictures(subject.pictures[chosen])
     size = images.shape[1:3]
     window = max(1, min(size) // 5)
@@ -224,7 +182,9 @@ def excitement(subject: Subject, layers: list[str], count: int = 6, k: int = 7) 
         every = range(inspect.feature_maps(subject.model, subject.images[:1], name).shape[3])
         best = inspect.strongest_images(subject.model, subject.images, name, every, k)
         channels = [int(c) for c in np.argsort(-best.values[:, 0], kind="stable")[:count]]
-        made = _made(subject, before_relu(subject, name), channels)
+        made = _made(
+            subject, inspect.before_relu(subject.model, subject.images[:1], name), channels
+        )
         for at, channel in enumerate(channels):
             tiles = [page.pixels(made[at], f"made for channel {channel}", "px first")]
             tiles += [page.pixels(subject.pictures[i], "test image") for i in best.images[channel]]
@@ -238,10 +198,9 @@ def excitement(subject: Subject, layers: list[str], count: int = 6, k: int = 7) 
 
 def _made(subject: Subject, layer: str, channels: list[int]) -> np.ndarray:
     shape = subject.images.shape[1:]
-    made = inspect.maximize_activation(subject.model, layer, channels, shape, 60)
-    reach = 2.5 * made.std(axis=(1, 2, 3), keepdims=True)  # a few stark pixels would grey the rest
-    middle = made.mean(axis=(1, 2, 3), keepdims=True)
-    return draw.pictures(made.clip(middle - reach, middle + reach))
+    return draw.pictures(
+        draw.tamed(inspect.maximize_activation(subject.model, layer, channels, shape, 60))
+    )
 
 
 def dreams(subject: Subject, layers: list[str]) -> str:
@@ -255,7 +214,7 @@ def dreams(subject: Subject, layers: list[str]) -> str:
             for image, name in zip(made, classes, strict=True)
         )
         cards.append(page.card("An image for each class", page.few(shown)))
-    chosen = _right(subject, 1)
+    chosen = subject.said.surest(1)
     shown = [subject.show(chosen[0], "the image")]
     for name in dict.fromkeys((*layers[len(layers) // 2 :][:1], *layers[-1:])):
         dream = draw.pictures(inspect.deep_dream(subject.model, subject.images[chosen], name))
@@ -284,7 +243,8 @@ def weights(subject: Subject, ratios: dict[str, list[float]]) -> str:
         cards.append(page.card("How far a step moves them", updates))
         text += (
             f" And the size of an update over the size of the weight, in {steps} more steps with "
-            "the run's own optimizer at its highest learning rate: -3, a thousandth, is usual."
+            "the run's own optimizer at a tenth of its highest learning rate: -3, a thousandth, "
+            "is usual."
         )
     return page.section("Weights", text, cards)
 
@@ -292,7 +252,10 @@ def weights(subject: Subject, ratios: dict[str, list[float]]) -> str:
 def update_ratios(
     checkpoint: train.Checkpoint, model: nn.Module, images: data.Dataset, steps: int
 ) -> dict[str, list[float]]:
-    """Train `model`, a copy, for some more steps; how far each moved each weight."""
+    """Train `model`, a copy, for some more steps; how far each moved each weight.
+
+    Nothing if it diverges: there is no size of a step to tell then.
+    """
     info = checkpoint.info
     settings = info["settings"]
     size = min(settings["batch_size"], 64)
@@ -300,19 +263,19 @@ def update_ratios(
     kind = {"SGD": optim.SGD, "Adam": optim.Adam, "AdamW": optim.AdamW}[info["optimizer"]["name"]]
     optimizer = kind(model.parameters(), **info["optimizer"]["hyperparameters"])
     optimizer.load_state_dict(info["optimizer"] | checkpoint.part("optimizer"))
-    optimizer.lr = settings["lr"]
+    optimizer.lr = settings["lr"] / 10  # a trained network does not stand the highest rate at once
     normalize = data.Normalize(**info["normalize"])
+    device = model.parameters()[0].device
     loader = data.DataLoader(
-        images, size, drop_last=len(images) > size, transform=normalize, device=_place(model)
+        images, size, drop_last=len(images) > size, transform=normalize, device=device
     )
     watch = inspect.UpdateRatios()
-    train.Trainer(model, optimizer, loader, callbacks=[watch]).fit(1)
+    try:
+        train.Trainer(model, optimizer, loader, callbacks=[watch]).fit(1)
+    except DivergenceError:
+        return {}
     wanted = {name for name, p in model.named_parameters() if p.ndim >= 2}
     return {name: values for name, values in watch.ratios.items() if name in wanted}
-
-
-def _place(model: nn.Module) -> Device:
-    return model.parameters()[0].device
 
 
 # --- the page ---
@@ -329,7 +292,7 @@ def load_data(settings: dict[str, Any], root: str | None) -> tuple[data.Dataset,
 
 
 def report(subject: Subject, path: Path, ratios: dict[str, list[float]]) -> str:
-    layers = image_layers(subject)
+    layers = inspect.pixel_layers(subject.model, subject.images[:1])
     parts = [
         head(subject, path),
         judgement(subject),
@@ -347,39 +310,19 @@ def report(subject: Subject, path: Path, ratios: dict[str, list[float]]) -> str:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Look inside a trained network: one HTML page.")
-    parser.add_argument(
-        "checkpoint",
-        nargs="?",
-        type=Path,
-        help="written by train_alexnet_cifar10.py (default: the best of the newest run in runs/)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="the page (default: look_inside.html beside the checkpoint)",
-    )
-    parser.add_argument(
-        "--limit", type=positive_int, metavar="N", default=500, help="test images (default: 500)"
-    )
-    parser.add_argument(
-        "--steps",
-        type=positive_int,
-        metavar="N",
-        default=10,
-        help="training steps for the update ratios (default: 10)",
-    )
-    parser.add_argument("--data", metavar="DIR", help="folder with CIFAR-10, as when training")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: auto)")
-    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads")
+    add = parser.add_argument
+    text = "written by train_alexnet_cifar10.py (default: the best of the newest run in runs/)"
+    add("checkpoint", nargs="?", type=Path, help=text)
+    text = "the page (default: look_inside.html beside the checkpoint)"
+    add("--out", type=Path, metavar="FILE", help=text)
+    text = "test images (default: 500)"
+    add("--limit", type=positive_int, metavar="N", default=500, help=text)
+    text = "training steps for the update ratios (default: 10)"
+    add("--steps", type=positive_int, metavar="N", default=10, help=text)
+    add("--data", metavar="DIR", help="folder with CIFAR-10, as when training")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: auto)")
+    add("--threads", type=positive_int, metavar="N", help="CPU threads (default: all cores)")
     return parser.parse_args(argv)
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
 
 
 def newest_checkpoint() -> Path:
@@ -426,13 +369,7 @@ def run(argv: list[str] | None = None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 2 a mistake in what was asked."""
-    try:
-        run(argv)
-    except gpucnn.GpucnnError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(argv))
 
 
 if __name__ == "__main__":

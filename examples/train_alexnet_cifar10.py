@@ -20,6 +20,13 @@ from typing import Any
 
 import gpucnn
 from gpucnn import data, models, optim, train
+from gpucnn.arguments import (
+    exit_status,
+    non_negative_float,
+    non_negative_int,
+    output_folder,
+    positive_int,
+)
 from gpucnn.device import Device, choose_device
 from gpucnn.errors import ArgumentError, CheckpointError, DataError, MissingExtra
 
@@ -173,27 +180,6 @@ def parse_arguments(argv: list[str] | None) -> tuple[dict[str, Any], str | None]
     return given, given.pop("resume", None)
 
 
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
-
-
-def non_negative_int(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected 0 or more, got {value}")
-    return value
-
-
-def non_negative_float(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
-    return value
-
-
 def find_checkpoint(resume: str, out: str | None) -> Path:
     """The file to resume from."""
     if resume:
@@ -235,11 +221,7 @@ def new_folder(out: str | None) -> Path:
                 f"--out: {folder} holds a run already\n"
                 "  go on with it: --resume; or choose another folder"
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(f"--out: {folder} cannot be made ({error.strerror})") from error
-    return folder
+    return output_folder(folder)
 
 
 def load_data(settings: dict[str, Any]) -> tuple[data.Dataset, data.Dataset, str]:
@@ -389,15 +371,7 @@ def run(argv: list[str] | None = None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 2 a mistake in what was asked, 130 stopped."""
-    try:
-        run(argv)
-    except gpucnn.GpucnnError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_status(lambda: run(argv))
 
 
 if __name__ == "__main__":

@@ -10,15 +10,16 @@ the steps, where the source watched the validation error; a test with ten views 
 
 import argparse
 import sys
-from pathlib import Path
+import warnings
 from typing import Any
 
 import numpy as np
 
 import gpucnn
 from gpucnn import data, models, optim, train
+from gpucnn.arguments import exit_status, output_folder, positive_int
 from gpucnn.device import Device
-from gpucnn.errors import ArgumentError, DataError
+from gpucnn.errors import DataError
 
 SIDE = 256  # pixels that training images are scaled to, before the crop
 SAMPLE = 500  # images that mean, deviation and colour components are taken from
@@ -44,13 +45,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--device", "auto, cpu, cuda or cuda:N", "auto")
     add("--out", "folder for metrics.csv and checkpoints", "runs/image_folder", metavar="DIR")
     return parser.parse_args(argv)
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
 
 
 def pixels_of(folder: data.ImageFolder) -> np.ndarray:
@@ -90,11 +84,7 @@ def run(settings: argparse.Namespace) -> None:
         return data.DataLoader(test, 32, transform=normalize, **common)
 
     model = models.build(settings.model, **config).to(device)
-    out = Path(settings.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(f"--out: {out} cannot be made ({error.strerror})") from error
+    out = output_folder(settings.out)
     steps = settings.epochs * len(loader)
     trainer = train.Trainer(
         model,
@@ -122,17 +112,10 @@ def run(settings: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 2 a mistake in what was asked, 130 stopped."""
     settings = parse_arguments(argv)
-    try:
-        run(settings)
-    except gpucnn.GpucnnError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_status(lambda: run(settings))
 
 
 if __name__ == "__main__":
+    warnings.formatwarning = lambda text, *_, **__: f"warning: {text}\n"  # and no line of code
     sys.exit(main())

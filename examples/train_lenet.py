@@ -12,10 +12,10 @@ flipped half of the time; digits, which have no mirror image, are shifted by up 
 import argparse
 import sys
 import time
-from pathlib import Path
 
 import gpucnn
 from gpucnn import data, models, optim, train
+from gpucnn.arguments import exit_status, output_folder, positive_int
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError
 
@@ -36,19 +36,19 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--lr", "the highest learning rate", 0.04, type=float, metavar="X")
     add("--weight-decay", "decay of every parameter", 5e-4, type=float, metavar="X")
     add("--limit", "use the first N images of each split", type=positive_int, metavar="N")
+    add(
+        "--hold-out",
+        "test on the last N training images, kept out of training, in place of the test set: "
+        "to choose a recipe by",
+        type=positive_int,
+        metavar="N",
+    )
     add("--seed", "of weights, order and augmentation", 0, type=int, metavar="N")
     add("--device", "auto, cpu, cuda or cuda:N", "auto")
     add("--threads", "CPU threads (default: all cores)", type=positive_int, metavar="N")
     add("--data", "folder with the idx files (default: the usual ones)", metavar="DIR")
     add("--out", "folder for metrics.csv and checkpoints", "runs/lenet", metavar="DIR")
     return parser.parse_args(argv)
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
 
 
 def run(settings: argparse.Namespace) -> None:
@@ -61,6 +61,12 @@ def run(settings: argparse.Namespace) -> None:
     training, test = (
         SETS[settings.dataset](settings.data, train=split, download=True) for split in (True, False)
     )
+    if settings.hold_out is not None:
+        if settings.hold_out >= len(training):
+            raise ArgumentError(
+                f"--hold-out: {settings.hold_out} of {len(training)} training images leave none"
+            )
+        training, test = training[: -settings.hold_out], training[-settings.hold_out :]
     if settings.limit is not None:
         training, test = training.take(settings.limit), test.take(settings.limit)
     print(f"device: {device}\ndata: {training}, {test}")
@@ -88,11 +94,7 @@ def run(settings: argparse.Namespace) -> None:
         nesterov=True,
         weight_decay=settings.weight_decay,
     )
-    out = Path(settings.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(f"--out: {out} cannot be made ({error.strerror})") from error
+    out = output_folder(settings.out)
     trainer = train.Trainer(
         model,
         optimizer,
@@ -122,16 +124,8 @@ def run(settings: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 2 a mistake in what was asked, 130 stopped."""
     settings = parse_arguments(argv)
-    try:
-        run(settings)
-    except gpucnn.GpucnnError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_status(lambda: run(settings))
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def _read_state(path: Path) -> Mapping[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {key: value.float().numpy() for key, value in state.items()}
     except Exception as error:  # a damaged or hostile pickle can raise anything
-        reason = str(error).strip().partition("\n")[0]
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise CheckpointError(
             f"convert: {path}: not a state dict that can be read safely ({reason})\n"
             "  where it comes from, save it anew: torch.save(model.state_dict(), path)"

@@ -94,6 +94,8 @@ class Classifier:
             with Image.open(path) as image:
                 upright = ImageOps.exif_transpose(image).convert(_MODES[channels])
                 pixels = np.asarray(ImageOps.fit(upright, (width, height)), np.uint8)
+        except FileNotFoundError as error:
+            raise DataError(f"{path}: there is no such file") from error
         except Exception as error:  # decoders raise whatever a damaged file drives them to
             raise DataError(f"{path}: not a readable image ({error})") from error
         return pixels.reshape(self.shape)

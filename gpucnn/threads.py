@@ -100,17 +100,35 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, An
     owned: dict[str, np.ndarray[Any, Any]] = _local.__dict__.setdefault("scratch", {})
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if name not in owned or owned[name].size < size:
+        owned.pop(name, None)  # first, so that its place may be part of the new one's
         memory = np.empty(size + _CACHE_LINE, np.uint8)
         owned[name] = memory[-memory.ctypes.data % _CACHE_LINE :]
     memory = owned[name][:size]
     return memory.view(dtype).reshape(shape)  # type: ignore[no-any-return]
 
 
+def scratch_bytes() -> int:
+    """The memory that `scratch` keeps for this thread."""
+    return sum(memory.nbytes for memory in _local.__dict__.get("scratch", {}).values())
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """A block in which this thread's `parallel` has no help: it does every piece itself."""
+    before = getattr(_local, "busy", False)
+    _local.busy = True
+    try:
+        yield
+    finally:
+        _local.busy = before
+
+
 # --- the pool ---
 
 _CACHE_LINE = 64  # bytes
 
-_local = threading.local()  # .busy: this thread is working on a piece; .scratch: its buffers
+# .busy: this thread works alone, as on a piece; .scratch: its buffers
+_local = threading.local()
 
 
 class _Job:

@@ -1,4 +1,4 @@
-"""Freed memory is kept for the next step, unless the user has chosen otherwise."""
+"""Freed memory is kept for the next step, unless the user has chosen otherwise, or given back."""
 
 import subprocess
 import sys
@@ -27,6 +27,28 @@ def test_a_freed_array_is_used_again_without_page_faults():
     assert int(out.stdout) < 20
 
 
+GIVE_BACK = """
+import numpy as np
+import gpucnn
+from gpucnn import allocator
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+a, b = np.ones(16 << 20, np.float32), np.ones(1)
+del a
+before = resident()
+assert allocator.give_back_freed_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not allocator.keep_freed_memory(), reason="needs glibc's mallopt")
+def test_freed_memory_goes_back_when_asked_for():
+    out = subprocess.run(
+        [sys.executable, "-c", GIVE_BACK], capture_output=True, text=True, check=True
+    )
+    assert int(out.stdout) > 60 << 20  # of 64 MiB
+
+
 @pytest.mark.parametrize("variable", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"])
 def test_the_environment_has_the_last_word(monkeypatch, variable):
     monkeypatch.setenv(variable, "131072")
@@ -36,3 +58,4 @@ def test_the_environment_has_the_last_word(monkeypatch, variable):
 def test_other_systems_are_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "platform", "win32")
     assert not allocator.keep_freed_memory()
+    assert not allocator.give_back_freed_memory()

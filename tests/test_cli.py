@@ -46,7 +46,7 @@ def test_predict_takes_top_and_names(checkpoint, image, tmp_path, capsys):
 def test_predict_goes_on_after_a_bad_image_and_ends_with_status_2(checkpoint, image, capsys):
     assert main(["predict", str(checkpoint), "none.png", str(image)]) == 2
     out, err = capsys.readouterr()
-    assert "error: none.png: not a readable image" in err
+    assert "error: none.png: there is no such file" in err
     assert out.startswith(str(image))
 
 

@@ -83,13 +83,17 @@ def test_names_given_replace_those_in_the_file_and_must_be_as_many(checkpoint):
         Classifier(checkpoint, classes=["x", "y"])
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not an image", b"\x89PNG\r\n\x1a\n broken"])
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n broken"])
 def test_what_is_not_an_image_is_a_data_error_that_names_it(content, checkpoint, tmp_path):
     path = tmp_path / "bad.png"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(DataError, match=r"bad\.png: not a readable image"):
         Classifier(checkpoint).guesses(path)
+
+
+def test_a_missing_image_is_said_to_be_missing(checkpoint, tmp_path):
+    with pytest.raises(DataError, match=r"none\.png: there is no such file"):
+        Classifier(checkpoint).guesses(tmp_path / "none.png")
 
 
 @pytest.mark.parametrize("normalize", [{}, {"mean": 3}, [1], {"mean": [0.5] * 3, "std": [0] * 3}])

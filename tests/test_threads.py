@@ -13,7 +13,15 @@ from threadpoolctl import threadpool_info
 import gpucnn
 from gpucnn import nn, ops
 from gpucnn.errors import ArgumentError
-from gpucnn.threads import _Job, parallel, scratch, single_threaded_blas, spans, usable_cores
+from gpucnn.threads import (
+    _Job,
+    alone,
+    parallel,
+    scratch,
+    single_threaded_blas,
+    spans,
+    usable_cores,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -194,6 +202,16 @@ def test_buffers_of_ufuncs_are_short_inside_and_what_they_were_after(threads):
     parallel(lambda piece: inside.append(np.getbufsize()), range(20))
     assert set(inside) == {2048}
     assert np.getbufsize() == before
+
+
+def test_a_thread_that_works_alone_does_every_piece_itself():
+    gpucnn.set_num_threads(3)
+    names = []
+    with alone():
+        parallel(lambda _: names.append(threading.current_thread().name), range(50))
+    assert names == [threading.current_thread().name] * 50
+    meeting = threading.Barrier(2, timeout=10)
+    parallel(lambda _: meeting.wait(), range(2))  # and has help again after it
 
 
 def test_spans_cover_the_range():

@@ -10,9 +10,11 @@ from gpucnn.inspect.analysis import Analysis, analyze
 from gpucnn.inspect.attribution import grad_cam, input_gradient, occlusion, saliency
 from gpucnn.inspect.features import (
     Strongest,
+    before_relu,
     feature_maps,
     filter_pictures,
     first_layer_filters,
+    pixel_layers,
     strongest_images,
 )
 from gpucnn.inspect.forward import activations
@@ -36,6 +38,7 @@ __all__ = [
     "UpdateRatios",
     "activations",
     "analyze",
+    "before_relu",
     "confusion_chart",
     "deep_dream",
     "draw",
@@ -48,6 +51,7 @@ __all__ = [
     "mistakes_page",
     "occlusion",
     "page",
+    "pixel_layers",
     "predict",
     "saliency",
     "strongest_images",

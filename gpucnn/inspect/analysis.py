@@ -32,7 +32,8 @@ class Analysis:
                 f"training on {m.batch_size} images takes {mib(m.peak)} (predicted; peak in the "
                 f"backward pass of {m.at}):",
                 f"  parameters {mib(m.parameters)}, optimizer {mib(m.optimizer)}, images "
-                f"{mib(m.images)}, activations {mib(m.activations)}, gradients {mib(m.gradients)}",
+                f"{mib(m.images)}, activations {mib(m.activations)}, gradients "
+                f"{mib(m.gradients)}, work space {mib(m.work)}",
             ]
         return "\n".join(parts)
 

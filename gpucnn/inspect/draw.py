@@ -40,6 +40,17 @@ def pictures(x: Any) -> Image:
     return np.repeat(x, 3, axis=3) if x.shape[3] == 1 else x
 
 
+def tamed(x: Any) -> Image:
+    """Images (N, H, W, C) with values held to 2.5 deviations about each one's mean.
+
+    For images made by gradient ascent: a few stark pixels would leave the rest grey.
+    """
+    x = np.asarray(x)
+    middle = x.mean(axis=(1, 2, 3), keepdims=True)
+    reach = 2.5 * x.std(axis=(1, 2, 3), keepdims=True)
+    return x.clip(middle - reach, middle + reach)
+
+
 def heat(maps: Any, symmetric: bool = False) -> Image:
     """Maps (N, H, W) as colours (N, H, W, 3): each from its least value to its most.
 

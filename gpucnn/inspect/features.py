@@ -21,7 +21,7 @@ from gpucnn.inspect.forward import (
     run,
     to_host,
 )
-from gpucnn.nn import Conv2d, Module
+from gpucnn.nn import Conv2d, Module, ReLU
 from gpucnn.tensor import Tensor
 
 Values: TypeAlias = Any  # numpy.ndarray
@@ -54,6 +54,25 @@ def filter_pictures(filters: Values) -> Values:
 
 def _filters_in_a_row(filters: Values) -> int | None:
     return filters.shape[3] if filters.shape[3] not in (1, 3) else None
+
+
+def pixel_layers(model: Module, images: Any) -> list[str]:
+    """Names of the layers worth a look: ReLUs that give maps of pixels, else all that do."""
+    seen = activations(model, images)
+    modules = dict(model.named_modules())
+    maps = [name for name, y in seen.items() if y.ndim == 4 and min(y.shape[1:3]) > 1]
+    return [name for name in maps if isinstance(modules[name], ReLU)] or maps
+
+
+def before_relu(model: Module, images: Any, layer: str) -> str:
+    """The layer that ran before `layer` and gives the same shape, or `layer` itself.
+
+    A channel that a ReLU has switched off has no gradient to follow; what it switches has.
+    """
+    seen = activations(model, images)
+    names = list(seen)
+    before = names[max(names.index(layer) - 1, 0)]
+    return before if seen[before].shape == seen[layer].shape else layer
 
 
 def feature_maps(

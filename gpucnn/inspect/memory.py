@@ -4,11 +4,17 @@ The forward pass is run for 2 and for 3 images.  Each time the tape is walked as
 walks it, and every array that is alive at each of its nodes is weighed: what nodes have saved,
 their inputs, gradients on their way.  Each sum is a fixed part and a part per image, so any batch
 size follows.
+
+What operations need besides, inside, follows no straight line: they cut large batches into
+pieces.  On a CPU it is traced in a step on as many images as are worth 128 MiB, by which pieces
+have their full size or nearly so.
 """
 
 import copy
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +22,13 @@ from typing import Any
 import numpy as np
 
 from gpucnn.autograd import Function, enable_grad
-from gpucnn.device import Array, array_module, to_device
+from gpucnn.device import CPU, Array, array_module, to_device
 from gpucnn.errors import ArgumentError, GraphError
 from gpucnn.nn import Module
 from gpucnn.nn.summary import _place
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
+from gpucnn.threads import alone, get_num_threads, scratch_bytes
 
 
 @dataclass(frozen=True)
@@ -34,11 +41,13 @@ class Memory:
     images: int
     activations: int  # what the forward pass keeps, as far as still alive at the peak
     gradients: int  # of parameters and activations, at the peak
+    work: int  # what operations need inside, in all threads; 0, unknown, on a GPU
     at: str  # the op whose backward pass is the peak
 
     @property
     def peak(self) -> int:
-        return self.parameters + self.optimizer + self.images + self.activations + self.gradients
+        kept = self.parameters + self.optimizer + self.images
+        return kept + self.activations + self.gradients + self.work
 
 
 def training_memory(
@@ -49,11 +58,12 @@ def training_memory(
     optimizer_states counts the arrays that the optimizer keeps for each parameter: 1 for SGD's
     velocity (always kept), 2 for Adam's moments.
 
-    A prediction: work space inside an op, the loss, images that a loader makes ahead, and what
-    Python, NumPy or CuPy take themselves are not in it.  For alexnet_cifar10 and its _bn variant
-    in batches of 16 to 128 on two threads of a CPU it is 4 to 9 % below the peak that tracemalloc
-    measured, leaving aside the scratch memory that convolutions keep in each thread (about 30 MiB
-    a thread at 128 images), and 15 to 20 % below it with that.  The model is left as it was.
+    A prediction.  Images that a loader makes ahead are not in it, nor is what Python, NumPy, BLAS
+    or CuPy take themselves, nor the gaps that the allocator leaves between arrays; on a GPU
+    neither is what operations need inside.  benchmarks/training_memory.py compares it with what a
+    process grows by.  On one thread and two it was within 3 % for alexnet_keras, 7 % below for
+    alexnet_cifar10_bn, 11 and 12 % for alexnet_cifar10, where 36 MiB are such gaps; for lenet 8 %
+    below on one thread and 13 % above on two.  The model is left as it was.
     """
     if batch_size < 1 or optimizer_states < 0:
         raise ArgumentError(
@@ -65,18 +75,28 @@ def training_memory(
     weights = sum(parameter.data.nbytes for parameter in model.parameters())
     buffers = sum(buffer.data.nbytes for _, buffer in model.named_buffers())
 
-    def grown(a: int, b: int) -> int:
-        return a + (b - a) * (batch_size - sizes[0])
+    def peak(n: int) -> tuple[str, int, int]:
+        """Where most is alive of n images; the bytes of kept arrays and of gradients there."""
 
-    name, activations, gradients = max(
-        (
-            (one[0], grown(one[1], other[1]), grown(one[2], other[2]))
-            for one, other in zip(small, large, strict=True)
-        ),
-        key=lambda stage: stage[1] + stage[2],
-    )
-    _, dtype = _place(model)
+        def grown(a: int, b: int) -> int:
+            return a + (b - a) * (n - sizes[0])
+
+        return max(
+            (
+                (one[0], grown(one[1], other[1]), grown(one[2], other[2]))
+                for one, other in zip(small, large, strict=True)
+            ),
+            key=lambda stage: stage[1] + stage[2],
+        )
+
+    device, dtype = _place(model)
     image = int(np.prod(input_shape)) * np.dtype(dtype).itemsize
+    work = 0
+    if device == CPU:
+        n = min(batch_size, max(2, _TRACED // max(1, peak(2)[1] // 2)))
+        asked, scratch = _trace(model, input_shape, n)
+        work = max(0, asked - sum(peak(n)[1:])) + get_num_threads() * scratch
+    name, activations, gradients = peak(batch_size)
     return Memory(
         batch_size,
         weights + buffers,
@@ -84,9 +104,45 @@ def training_memory(
         batch_size * image,
         activations,
         gradients,
+        work,
         name,
     )
 
+
+def _trace(model: Module, input_shape: tuple[int, ...], n: int) -> tuple[int, int]:
+    """The most bytes that a step on n images has at once, beyond what was there before it, and
+    without its scratch memory; and that, of one thread."""
+    x = Tensor(np.zeros((n, *input_shape), _place(model)[1]))
+    parameters = model.parameters()
+    before = [parameter.grad for parameter in parameters]
+
+    def step_twice() -> tuple[int, int]:
+        with _as_if_training(model), enable_grad(), alone():
+            for _ in range(2):  # the first makes the scratch memory
+                tracemalloc.reset_peak()
+                y = model(x)
+                for parameter in parameters:
+                    parameter.grad = None
+                y.backward(np.ones_like(y.data))
+                del y
+        scratch = scratch_bytes()
+        return tracemalloc.get_traced_memory()[1] - start - scratch, scratch
+
+    ours = not tracemalloc.is_tracing()
+    if ours:
+        tracemalloc.start()
+    start = tracemalloc.get_traced_memory()[0]
+    try:
+        with ThreadPoolExecutor(1) as thread:  # one that has no scratch memory yet
+            return thread.submit(step_twice).result()
+    finally:
+        if ours:
+            tracemalloc.stop()
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
+
+
+_TRACED = 1 << 27  # bytes of activations in the step that is traced
 
 Stage = tuple[str, int, int]  # op, bytes of kept arrays, bytes of gradients
 

@@ -56,6 +56,13 @@ class Predictions:
         wrong = np.flatnonzero(self.predicted != self.labels)
         return wrong[np.argsort(-self.losses[wrong], kind="stable")][:count]
 
+    def surest(self, count: int) -> Values:
+        """The positions of up to `count` images of the least loss, one of each class first."""
+        order = np.argsort(self.losses, kind="stable")
+        first = np.zeros(len(order), bool)
+        first[np.unique(self.labels[order], return_index=True)[1]] = True
+        return np.concatenate([order[first], order[~first]])[:count]
+
 
 def predict(model: Module, images: Any, labels: Any, batch_size: int = 256) -> Predictions:
     """Run `model`, whose output is logits (N, K), on normalised images with labels (N,)."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from gpucnn.inspect import draw
+from gpucnn.inspect.analysis import Analysis
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #f3f4f6; --card: #ffffff; --ink: #1b1d22;
@@ -115,6 +116,23 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         )
         body.append(f"<tr><td>{first}</td>{''.join(cells)}</tr>")
     return f"<table><thead><tr>{''.join(titles)}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def layers(found: Analysis) -> str:
+    """What `analyze` warns of, over its table of the layers."""
+    warnings = "".join(f'<p class="warn">{html.escape(str(one))}</p>' for one in found.warnings)
+    rows = [
+        (
+            f"{layer.name} {html.escape(layer.layer)}",
+            " × ".join(map(str, layer.output_shape)),
+            f"{layer.parameters:,}",
+            f"{layer.multiply_adds:,}",
+            f"{layer.activation_bytes / 1024:,.1f}",
+        )
+        for layer in found.summary.layers
+    ]
+    columns = ("layer", "output", "parameters", "multiply-adds", "KiB")
+    return (warnings or "<p>No warnings.</p>") + table(columns, rows)
 
 
 def document(title: str, body: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.allocator import give_back_freed_memory
 from gpucnn.device import Array, array_module, working_on
 from gpucnn.errors import (
     ArgumentError,
@@ -56,6 +57,8 @@ class Optimizer:
         for parameter, view in zip(self.parameters, self._views(self._flat), strict=True):
             view[...] = parameter.data
             parameter.data = view
+        del first
+        give_back_freed_memory()  # where the parameters were, and what initialising them took
 
     @contextmanager
     def _working(self, what: str) -> Iterator[None]:

@@ -22,6 +22,14 @@ def test_pictures_are_stretched_each_by_itself():
         draw.pictures(np.zeros((1, 2, 2, 2)))
 
 
+def test_a_stark_pixel_is_tamed_and_the_others_stay(rng):
+    x = rng.standard_normal((2, 8, 8, 3)).clip(-2, 2)
+    x[0, 0, 0, 0] = 100
+    seen = draw.tamed(x)
+    assert seen[0, 0, 0, 0] == pytest.approx(x[0].mean() + 2.5 * x[0].std())
+    np.testing.assert_array_equal(seen[0].ravel()[1:], x[0].ravel()[1:])
+
+
 def test_resizing_is_bilinear_between_pixel_centres():
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     maps = np.random.default_rng(1).standard_normal((2, 4, 5))

@@ -127,3 +127,21 @@ def test_channels_that_a_layer_lacks_are_refused():
             inspect.strongest_images(model, images, "0", channels)
     with pytest.raises(ArgumentError, match="k must be at least 1"):
         inspect.strongest_images(model, images, "0", [0], k=0)
+
+
+def test_the_layers_to_look_at_are_relus_that_give_maps_or_else_all_that_do():
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(2, 3, 2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(3, 2), nn.ReLU(),
+    )  # fmt: skip
+    images = np.zeros((1, 6, 6, 1), np.float32)
+    assert inspect.pixel_layers(model, images) == ["1"]  # the other maps are one pixel, or none
+    assert inspect.pixel_layers(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh()), images) == ["0", "1"]
+
+
+def test_before_a_relu_stands_the_layer_that_it_switches():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2))
+    images = np.zeros((1, 6, 6, 1), np.float32)
+    assert inspect.before_relu(model, images, "1") == "0"
+    assert inspect.before_relu(model, images, "2") == "2"  # another shape than what it pools
+    assert inspect.before_relu(model, images, "0") == "0"

@@ -1,0 +1,112 @@
+"""Compares the training memory that gpucnn.inspect predicts with what a process grows by.
+
+    python benchmarks/training_memory.py
+
+Measured is the largest resident set over five steps with SGD and momentum, in a process of its
+own, less what was resident before the model was built.  By then another network has been trained
+and dropped, so that the code of NumPy and BLAS is in memory, and the buffers that BLAS keeps for
+each thread.  Linux only: the figures are from /proc.
+"""
+
+import argparse
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _peer import machine, run_child
+
+import gpucnn
+from gpucnn import inspect, models, ops, optim
+from gpucnn.allocator import give_back_freed_memory
+from gpucnn.threads import parallel
+
+TASKS = (
+    {"model": "alexnet_cifar10", "batch": 128},
+    {"model": "alexnet_cifar10_bn", "batch": 128},
+    {"model": "lenet", "batch": 64},
+    {"model": "alexnet_keras", "batch": 8},
+)
+
+
+def train(model: gpucnn.nn.Module, shape: tuple[int, ...], batch: int, steps: int) -> None:
+    optimizer = optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+    rng = np.random.default_rng(0)
+    x = gpucnn.tensor(rng.standard_normal((batch, *shape), dtype=np.float32))
+    labels = rng.integers(0, 10, batch)
+    for _ in range(steps):
+        loss = ops.softmax_cross_entropy(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def warm_up(threads: int) -> None:
+    """Code and BLAS's buffers into memory, for every thread; no scratch memory stays."""
+    meeting = threading.Barrier(threads)
+
+    def multiply(_: int) -> None:
+        meeting.wait()
+        square = np.ones((1024, 1024), np.float32)
+        square.T @ (square @ square)
+
+    def use() -> None:
+        parallel(multiply, range(threads))
+        train(models.build("cuda_convnet_18pct"), (32, 32, 3), 4, 2)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    gpucnn.set_num_threads(1)  # the helpers go, and their scratch memory
+    gpucnn.set_num_threads(threads)
+    give_back_freed_memory()
+
+
+def resident(figure: str) -> float:
+    """MiB: "VmRSS" is now, "VmHWM" the most since the peak was reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(figure)).split()[1]) / 2**10
+
+
+def child(side: str, task: dict[str, Any]) -> float:
+    """MiB, measured or predicted."""
+    gpucnn.set_num_threads(task["threads"])
+    shape = models.input_shape(task["model"])
+    if side == "predicted":
+        memory = inspect.training_memory(models.build(task["model"]), shape, task["batch"])
+        return memory.peak / 2**20
+    warm_up(task["threads"])
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    train(models.build(task["model"]), shape, task["batch"], 5)
+    return resident("VmHWM") - before
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--child", nargs=2, metavar=("SIDE", "TASK"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        side, task = options.child
+        print(json.dumps({"MiB": child(side, json.loads(task))}))
+        return 0
+    print(f"{machine()}\nMiB of a training step\n")
+    print(f"{'model':<20}{'batch':>6}{'threads':>9}{'predicted':>11}{'measured':>10}{'ratio':>7}")
+    for task in TASKS:
+        for threads in (1, 2):
+            sides = ("predicted", "measured")
+            said, seen = (
+                run_child(__file__, side, {**task, "threads": threads})["MiB"] for side in sides
+            )
+            print(
+                f"{task['model']:<20}{task['batch']:>6}{threads:>9}{said:>11.1f}{seen:>10.1f}"
+                f"{said / seen:>7.2f}",
+                flush=True,
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
