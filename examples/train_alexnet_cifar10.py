@@ -36,7 +36,7 @@ LR = {  # by optimizer and data set
     "adam": {"cifar10": 0.001, "synthetic": 0.001},
     "adamw": {"cifar10": 0.001, "synthetic": 0.001},
 }
-FULL = 250  # steps: a shorter run would rise to that rate too steeply, and diverge
+FULL = 250  # steps: a shorter run of sgd would rise to that rate too steeply, and diverge
 DEFAULTS: dict[str, Any] = {
     # what makes a run the run that it is: saved with it, and kept by --resume
     "model": "alexnet_cifar10",
@@ -93,8 +93,8 @@ def parse_arguments(argv: list[str] | None) -> tuple[dict[str, Any], str | None]
         type=non_negative_float,
         metavar="X",
         help="learning rate, the highest of the schedule "
-        "(default: 0.05 for sgd, on synthetic 0.01; 0.001 for adam and adamw; "
-        f"in proportion less for a run of fewer than {FULL} steps)",
+        "(default: 0.05 for sgd, on synthetic 0.01, and in proportion less for a run of fewer "
+        f"than {FULL} steps; 0.001 for adam and adamw)",
     )
     run.add_argument(
         "--weight-decay",
@@ -324,8 +324,10 @@ def run(argv: list[str] | None = None) -> None:
     if settings["epochs"] is None:
         settings["epochs"] = EPOCHS[settings["dataset"]]
     if settings["lr"] is None:
+        settings["lr"] = LR[settings["optimizer"]][settings["dataset"]]
         steps = settings["epochs"] * math.ceil(len(training) / settings["batch_size"])
-        settings["lr"] = LR[settings["optimizer"]][settings["dataset"]] * min(steps / FULL, 1)
+        if settings["optimizer"] == "sgd":
+            settings["lr"] *= min(steps / FULL, 1)
     say(f"data: {training}, {test}")
 
     gpucnn.manual_seed(settings["seed"])
