@@ -294,11 +294,11 @@ def losses_of(script, monkeypatch, folder, device, algorithm):
     ("flags", "rate"),
     [
         ("--limit 64 --batch-size 16 --epochs 1", 0.01 * 4 / 250),
-        ("--limit 64 --batch-size 16 --epochs 1 --optimizer adam", 0.001 * 4 / 250),
+        ("--limit 64 --batch-size 16 --epochs 1 --optimizer adam", 0.001),
         ("--limit 64 --batch-size 16 --epochs 1 --lr 0.3", 0.3),
     ],
 )
-def test_a_short_run_has_a_smaller_rate_unless_one_is_given(script, tmp_path, flags, rate):
+def test_a_short_run_of_sgd_has_a_smaller_rate_unless_one_is_given(script, tmp_path, flags, rate):
     flags = f"{flags} --dataset synthetic --model cuda_convnet_18pct --device cpu --quiet --out"
     assert script.main([*flags.split(), str(tmp_path / "run")]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
