@@ -33,6 +33,8 @@ x.fill(0)
 heard = []
 if presses > 1:  # as train.Trainer: the first one is remembered
     signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+else:  # a shell that starts tests in the background has them ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def press():
     for _ in range(presses):
