@@ -236,7 +236,12 @@ def _conv2d(graph: _Graph, node: Any) -> tuple[str, str]:
     if b is not None:
         names.append(graph.get(b))
     window = _window(node.window, dilation=True)
-    return "nchw", graph.add("Conv", names, group=node.window.groups, **window)
+    result = graph.add("Conv", names, group=node.window.groups, **window)
+    if node.relu:
+        result = graph.add("Relu", [result])
+    if node.pool is not None:
+        result = graph.add("MaxPool", [result], **_window(node.pool, dilation=False))
+    return "nchw", result
 
 
 def _max_pool2d(graph: _Graph, node: Any) -> tuple[str, str]:
