@@ -89,8 +89,8 @@ __device__ inline void multiply_steps(int steps, SharedTile<TM, TN> (&tiles)[2],
                                       Store store_next, float (&sum)[8][8]) {
     const float* a = &tiles[0].a[0][lane_row<TM, TN>()];
     const float* b = &tiles[0].b[0][lane_column<TM, TN>()];
-    // `buffer` counts floats from tiles[0] to the one that is read, not tiles: a product less to
-    // keep, where a single register more would make a 128 x 128 tile spill.
+    // `buffer` counts floats from tiles[0] to the one that is read, not tiles: a number of its own
+    // and its product with the size would both be kept in registers.
     int buffer = 0, size = sizeof(SharedTile<TM, TN>) / sizeof(float);
     load_next();
     store_next(tiles[0]);
