@@ -6,7 +6,8 @@
 
 A float32 loop is bound by the instructions that it issues, so the share of multiply-adds is the
 share of peak that it can reach at best; `cover` is how many of them stand between a load from
-global memory and the use of what it brought.  Both sides are compiled by the same NVRTC.
+global memory and the use of what it brought.  Both sides are compiled by the same NVRTC, with the
+options that CuPy gives it.
 """
 
 import importlib.util
@@ -55,7 +56,8 @@ def main(arguments: list[str]) -> None:
             continue
         for short, name, unity in PEERS:
             source = CUTLASS.format(short=short, name=name, unity=unity)
-            options = ["-std=c++17", "-default-device", *(f"-I{folder}" for folder in folders)]
+            includes = [f"-I{folder}" for folder in folders]
+            options = ["-std=c++17", *nvrtc.AS_CUPY, "-default-device", *includes]
             show(nvrtc.compile_source(source, f"cutlass_{short}.cu", architecture, options))
 
 

@@ -9,8 +9,9 @@ double), a frozen dataclass of ints goes by value as the struct of its name.
 
 A file is compiled when its first kernel runs, once per device and set of `defines`, as C++17:
 divisions and square roots are exact, multiply-adds are contracted (NVRTC's default).  CuPy adds
--ftz=true to that: on a GPU a float32 below 1.2e-38 counts as 0, which cudasim does not imitate.  A
-kernel that wants the fast, less exact functions calls them by name (__expf, __fdividef).
+-ftz=true to that: on a GPU a denormal float32, below 1.2e-38, counts as 0; cudasim does not imitate
+that and computes with it.  A kernel that wants the fast, less exact functions calls them by name
+(__expf, __fdividef).
 """
 
 import dataclasses

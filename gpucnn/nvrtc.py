@@ -40,11 +40,13 @@ class Binary:
 
 
 def compile_source(
-    source: str, name: str, architecture: int, options: Iterable[str] = ("-std=c++17",)
+    source: str, name: str, architecture: int, options: Iterable[str] = ("-std=c++17", *AS_CUPY)
 ) -> Binary:
     """Compile the complete CUDA C++ text `source`, called `name` in messages.
 
-    architecture is the compute capability times ten: 80 for sm_80.  Raises DeviceError without
+    architecture is the compute capability times ten: 80 for sm_80.  The options are those that a
+    launch on a GPU is compiled with, unless others are given: registers and spills depend on them,
+    so figures without AS_CUPY would be those of other code.  Raises DeviceError without
     libnvrtc or for an architecture that it does not know, KernelError for a source with errors.
     """
     library = _library()

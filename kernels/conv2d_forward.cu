@@ -14,7 +14,7 @@
 //   channels = C / groups, filters = OC / groups: what one group has
 //
 // Three ways to read x and w:
-//   vector  channels divisible by 4: 16 bytes at a time
+//   vector  channels divisible by 4, and at most 2^32 floats in x: 16 bytes at a time
 //   scalar  any number of channels; the last step of each tap is filled up with zeros to 8
 //   few     K <= 512, taps not filled up: for a first layer, whose 3 channels would leave 5 of
 //           8 multiply-adds without work.  The table then has an entry for each of the K
@@ -32,18 +32,23 @@
 constexpr int FEW_K = 512;          // entries of the table: 8 KiB, three blocks fit 64 KiB
 constexpr uint32 NEVER = 1u << 31;  // a bit that no pixel has
 
-// Where output pixel m begins to read, and which taps of its window are on the image.
-__device__ inline Pixel input_pixel(const float* x, int m, int count, const Window& g) {
+// Where output pixel m begins to read, `first` being its first channel's unit, and which taps of
+// its window are on the image.
+template <bool VECTOR>
+__device__ inline Pixel<VECTOR> input_pixel(int first, int m, int count, const Window& g) {
     int j = m % g.ow, i = m / g.ow % g.oh, n = m / g.ow / g.oh;
     int row = i * g.stride_h - g.top, column = j * g.stride_w - g.left;
     uint32 on_image = bits_inside(row, g.dilation_h, g.kh, g.h, 0) |
                       bits_inside(column, g.dilation_w, g.kw, g.w, g.kh);
-    return Pixel{x + (((int64)n * g.h + row) * g.w + column) * g.c, m < count ? on_image : 0};
+    int64 start = (((int64)n * g.h + row) * g.w + column) * (g.c / UNIT<VECTOR>) + first;
+    bool exists = m < count;  // past the end, an offset that surely fits
+    return {(typename Pixel<VECTOR>::Offset)(exists ? start : 0), exists ? on_image : 0};
 }
 
-__device__ inline Tap input_tap(int tap, const Window& g, int channels) {
+// c, channels: units of a pixel of x, and of one tap.
+__device__ inline Tap input_tap(int tap, const Window& g, int c, int channels) {
     int r = tap / g.kw, s = tap % g.kw;
-    return Tap{(r * g.dilation_h * g.w + s * g.dilation_w) * g.c, tap * channels,
+    return Tap{(r * g.dilation_h * g.w + s * g.dilation_w) * c, tap * channels,
                tap_bits(r, s, g.kh), channels};
 }
 
@@ -83,39 +88,41 @@ __device__ inline void forward(const float* x, const float* w, const float* bias
     using T = Tile<TM, TN>;
     __shared__ SharedTile<TM, TN> tiles[2];
     __shared__ Tap taps[MAX_TAPS];
-    int count = g.kh * g.kw;
+    constexpr int U = UNIT<VECTOR>;
+    int count = g.kh * g.kw, units = channels / U;
     for (int t = threadIdx.x; t <= count; t += T::THREADS)
-        taps[t] = t < count ? input_tap(t, g, channels) : Tap{};
+        taps[t] = t < count ? input_tap(t, g, g.c / U, units) : Tap{};
 
     // Two threads side by side read the 8 channels of one pixel, and of one filter.
-    int k = threadIdx.x % 2 * 4, line = threadIdx.x / 2;
+    int k = threadIdx.x % 2 * (4 / U), line = threadIdx.x / 2;
     constexpr int LINES = T::THREADS / 2;
-    Pixel pixel[T::A_QUADS];
+    Pixel<VECTOR> pixel[T::A_QUADS];
     int filter[T::B_QUADS];
 #pragma unroll
     for (int q = 0; q < T::A_QUADS; ++q)
-        pixel[q] = input_pixel(x + blockIdx.z * channels + k, blockIdx.x * TM + line + q * LINES,
-                               g.n * g.oh * g.ow, g);
+        pixel[q] = input_pixel<VECTOR>(blockIdx.z * units + k,
+                                       blockIdx.x * TM + line + q * LINES, g.n * g.oh * g.ow, g);
 #pragma unroll
     for (int q = 0; q < T::B_QUADS; ++q) {
         int f = min(blockIdx.y * TN + line + q * LINES, filters - 1);  // past the end: any will do
-        filter[q] = (blockIdx.z * filters + f) * count * channels + k;
+        filter[q] = (blockIdx.z * filters + f) * count * units + k;
     }
 
     float4 next_a[T::A_QUADS], next_b[T::B_QUADS];
-    int tap = 0, c = 0;  // what to load next: channels c .. c + 7 of this tap
+    const Tap* tap = taps;  // what to load next: 8 channels of this tap, from unit c on
+    int c = 0;
     auto load_next = [&] {
-        Tap now = taps[tap];
-        int left = now.channels - k - c;
+        Tap now = *tap;
+        int left = (now.channels - k - c) * U;
 #pragma unroll
         for (int q = 0; q < T::A_QUADS; ++q)
-            next_a[q] = load_quad<VECTOR>(pixel[q].start + (now.pixel + c),
+            next_a[q] = load_quad<VECTOR>(x + (int64)(pixel[q].start + now.pixel + c) * U,
                                           sees(pixel[q], now) ? left : 0);
 #pragma unroll
         for (int q = 0; q < T::B_QUADS; ++q)
-            next_b[q] = load_quad<VECTOR>(w + (filter[q] + now.weight + c), left);
-        c += TILE_K;
-        if (c >= channels) {
+            next_b[q] = load_quad<VECTOR>(w + (int64)(filter[q] + now.weight + c) * U, left);
+        c += TILE_K / U;
+        if (c >= units) {
             c = 0;
             ++tap;
         }
@@ -123,10 +130,10 @@ __device__ inline void forward(const float* x, const float* w, const float* bias
     auto store_next = [&](SharedTile<TM, TN>& tile) {
 #pragma unroll
         for (int q = 0; q < T::A_QUADS; ++q)
-            store_transposed(tile.a, k, line + q * LINES, next_a[q]);
+            store_transposed(tile.a, k * U, line + q * LINES, next_a[q]);
 #pragma unroll
         for (int q = 0; q < T::B_QUADS; ++q)
-            store_transposed(tile.b, k, line + q * LINES, next_b[q]);
+            store_transposed(tile.b, k * U, line + q * LINES, next_b[q]);
     };
 
     float sum[8][8] = {};
@@ -146,7 +153,7 @@ __device__ inline void forward_few(const float* x, const float* w, const float* 
     for (int at = threadIdx.x; at < (steps + 1) * TILE_K; at += T::THREADS) {
         Tap tap = {0, 0, NEVER, 0};  // past the end of K
         if (at < depth) {
-            tap = input_tap(at / channels, g, channels);
+            tap = input_tap(at / channels, g, g.c, channels);
             tap.pixel += at % channels;
         }
         table[at] = tap;  // 16 bytes at once: four single numbers would meet in the same banks
@@ -154,12 +161,12 @@ __device__ inline void forward_few(const float* x, const float* w, const float* 
 
     int k = threadIdx.x % 2 * 4, line = threadIdx.x / 2;
     constexpr int LINES = T::THREADS / 2;
-    Pixel pixel[T::A_QUADS];
+    Pixel<false> pixel[T::A_QUADS];
     int filter[T::B_QUADS];
 #pragma unroll
     for (int q = 0; q < T::A_QUADS; ++q)
-        pixel[q] = input_pixel(x + blockIdx.z * channels, blockIdx.x * TM + line + q * LINES,
-                               g.n * g.oh * g.ow, g);
+        pixel[q] = input_pixel<false>(blockIdx.z * channels, blockIdx.x * TM + line + q * LINES,
+                                      g.n * g.oh * g.ow, g);
 #pragma unroll
     for (int q = 0; q < T::B_QUADS; ++q) {
         int f = min(blockIdx.y * TN + line + q * LINES, filters - 1);
@@ -175,7 +182,7 @@ __device__ inline void forward_few(const float* x, const float* w, const float* 
             Tap now = table[at + i];
 #pragma unroll
             for (int q = 0; q < T::A_QUADS; ++q)
-                next_a[q][i] = sees(pixel[q], now) ? pixel[q].start[now.pixel] : 0.0f;
+                next_a[q][i] = sees(pixel[q], now) ? x[pixel[q].start + now.pixel] : 0.0f;
         }
 #pragma unroll
         for (int q = 0; q < T::B_QUADS; ++q)

@@ -18,7 +18,8 @@
 //   dx  (N, H, W, C)                 written (=), zeros included where no output looked
 //   channels = C / groups, filters = OC / groups: what one group has
 //
-//   vector  channels and filters divisible by 4: 16 bytes at a time        scalar  any number
+//   vector  channels and filters divisible by 4, and at most 2^32 floats in dy: 16 bytes at a time
+//   scalar  any number
 // Both need kh + kw <= 31, and fewer than 2^31 - 128 pixels, floats in one image of dy, and
 // floats in w; the plain kernel takes what is larger.
 //
@@ -66,15 +67,19 @@ __device__ inline Phase phase_of(int block, const Window& g) {
 }
 
 // Where pixel m of the phase begins to read dy, and which of its live taps look at an output.
-__device__ inline Pixel output_pixel(const float* dy, int m, const Phase& phase, const Window& g,
-                                     int oc_count) {
+// first: its first filter's unit.  oc_count: units of a pixel of dy.
+template <bool VECTOR>
+__device__ inline Pixel<VECTOR> output_pixel(int first, int m, const Phase& phase, const Window& g,
+                                             int oc_count) {
     const Axis &rows = phase.rows, &columns = phase.columns;
     int j = m % columns.pixels, i = m / columns.pixels % rows.pixels;
     int n = m / columns.pixels / rows.pixels;
     int row = i + rows.output, column = j + columns.output;
-    uint32 exists = bits_inside(row, rows.distance, rows.count, g.oh, 0) |
-                    bits_inside(column, columns.distance, columns.count, g.ow, g.kh);
-    return Pixel{dy + (((int64)n * g.oh + row) * g.ow + column) * oc_count, n < g.n ? exists : 0};
+    uint32 on_image = bits_inside(row, rows.distance, rows.count, g.oh, 0) |
+                      bits_inside(column, columns.distance, columns.count, g.ow, g.kh);
+    int64 start = (((int64)n * g.oh + row) * g.ow + column) * oc_count + first;
+    bool exists = n < g.n;  // past the end, an offset that surely fits
+    return {(typename Pixel<VECTOR>::Offset)(exists ? start : 0), exists ? on_image : 0};
 }
 
 template <int TM, int TN, bool VECTOR>
@@ -90,43 +95,45 @@ __device__ inline void grad_input(const float* dy, const float* w, float* dx, co
     if (blockIdx.x * TM >= phase.pixels) return;  // the grid covers the largest phase
 
     const Axis &rows = phase.rows, &columns = phase.columns;
-    int oc_count = filters * g.groups;
+    constexpr int U = UNIT<VECTOR>;
+    int units = filters / U, oc_count = units * g.groups;
     int count = rows.count * columns.count;
     if (threadIdx.x == 0) taps[count] = Tap{};
     for (int t = threadIdx.x; t < count; t += T::THREADS) {
         int a = t / columns.count, b = t % columns.count;
         int r = rows.first + a * rows.step, s = columns.first + b * columns.step;
         taps[t] = Tap{(a * rows.distance * g.ow + b * columns.distance) * oc_count,
-                      (r * g.kw + s) * channels, tap_bits(a, b, g.kh), filters};
+                      (r * g.kw + s) * (channels / U), tap_bits(a, b, g.kh), units};
     }
 
     // Two threads side by side read the 8 filters of one pixel of dy ...
-    int k = threadIdx.x % 2 * 4, line = threadIdx.x / 2;
+    int k = threadIdx.x % 2 * (4 / U), line = threadIdx.x / 2;
     constexpr int LINES = T::THREADS / 2;
-    Pixel pixel[T::A_QUADS];
+    Pixel<VECTOR> pixel[T::A_QUADS];
 #pragma unroll
     for (int q = 0; q < T::A_QUADS; ++q)
-        pixel[q] = output_pixel(dy + phase.group * filters + k,
-                                blockIdx.x * TM + line + q * LINES, phase, g, oc_count);
+        pixel[q] = output_pixel<VECTOR>(phase.group * units + k,
+                                        blockIdx.x * TM + line + q * LINES, phase, g, oc_count);
     // ... and TN / 4 threads side by side read TN channels of one filter.
     int filter = threadIdx.x / (TN / 4), quad = threadIdx.x % (TN / 4) * 4;
-    int depth = g.kh * g.kw * channels;  // floats in a filter
+    int depth = g.kh * g.kw * (channels / U);  // units in a filter
     int channels_left = quad_left<VECTOR>(blockIdx.y * TN + quad, channels);
     int weights = (phase.group * filters + filter) * depth +
-                  quad_start<VECTOR>(blockIdx.y * TN + quad, channels);
+                  quad_start<VECTOR>(blockIdx.y * TN + quad, channels) / U;
 
     float4 next_a[T::A_QUADS], next_b;
-    int tap = 0, f = 0;  // what to load next: filters f .. f + 7 of this tap
+    const Tap* tap = taps;  // what to load next: 8 filters of this tap, from unit f on
+    int f = 0;
     auto load_next = [&] {
-        Tap now = taps[tap];
+        Tap now = *tap;
 #pragma unroll
         for (int q = 0; q < T::A_QUADS; ++q)
-            next_a[q] = load_quad<VECTOR>(pixel[q].start + (now.pixel + f),
-                                          sees(pixel[q], now) ? now.channels - k - f : 0);
-        next_b = load_quad<VECTOR>(w + (weights + now.weight + f * depth),
-                                   f + filter < now.channels ? channels_left : 0);
-        f += TILE_K;
-        if (f >= filters) {
+            next_a[q] = load_quad<VECTOR>(dy + (int64)(pixel[q].start + now.pixel + f) * U,
+                                          sees(pixel[q], now) ? (now.channels - k - f) * U : 0);
+        next_b = load_quad<VECTOR>(w + (int64)(weights + now.weight + f * U * depth) * U,
+                                   f * U + filter < now.channels * U ? channels_left : 0);
+        f += TILE_K / U;
+        if (f >= units) {
             f = 0;
             ++tap;
         }
@@ -134,7 +141,7 @@ __device__ inline void grad_input(const float* dy, const float* w, float* dx, co
     auto store_next = [&](SharedTile<TM, TN>& tile) {
 #pragma unroll
         for (int q = 0; q < T::A_QUADS; ++q)
-            store_transposed(tile.a, k, line + q * LINES, next_a[q]);
+            store_transposed(tile.a, k * U, line + q * LINES, next_a[q]);
         store4(&tile.b[filter][quad], next_b);
     };
 

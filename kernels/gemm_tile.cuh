@@ -89,15 +89,17 @@ __device__ inline void multiply_steps(int steps, SharedTile<TM, TN> (&tiles)[2],
                                       Store store_next, float (&sum)[8][8]) {
     const float* a = &tiles[0].a[0][lane_row<TM, TN>()];
     const float* b = &tiles[0].b[0][lane_column<TM, TN>()];
-    int buffer = 0, size = sizeof(SharedTile<TM, TN>) / sizeof(float);  // of one buffer
+    // `buffer` counts floats from tiles[0] to the one that is read, not tiles: a number of its own
+    // and its product with the size would both be kept in registers.
+    int buffer = 0, size = sizeof(SharedTile<TM, TN>) / sizeof(float);
     load_next();
     store_next(tiles[0]);
     __syncthreads();
     for (; steps > 0; --steps) {
         load_next();
-        multiply<TM, TN>(a + buffer * size, b + buffer * size, sum);
-        buffer ^= 1;
-        store_next(tiles[buffer]);
+        multiply<TM, TN>(a + buffer, b + buffer, sum);
+        buffer = size - buffer;
+        store_next(tiles[buffer != 0]);
         __syncthreads();  // the other buffer is full, and no thread reads this one any more
     }
 }

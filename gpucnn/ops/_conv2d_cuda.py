@@ -13,6 +13,7 @@ from gpucnn.ops.window import Window
 _THREADS = 256  # of a block whose threads own one number each
 _FEW = 512  # kernels/conv2d_forward.cu: FEW_K
 _LEAST = 8  # channels or filters per group: with fewer, a tile's 64 columns are nearly empty
+_QUADS = 2**32  # floats that 31-bit offsets in quads reach, with as much again for the padding
 _BLOCKS = 512  # a few for each multiprocessor of a large GPU: what splitting a sum aims at
 _SPLIT = 256  # pixels that a split of the grad-weight's sum has at least
 
@@ -177,10 +178,11 @@ def _tiled(v: Window, oc: int) -> bool:
 
 
 def _loads(a: Array, b: Array, *counts: int) -> str:
-    """How a kernel reads a and b: 16 bytes at a time where counts and addresses allow it."""
+    """How a kernel reads a and b: 16 bytes at a time where counts, addresses and sizes allow it."""
     whole = all(count % 4 == 0 for count in counts)
     aligned = a.data.ptr % 16 == 0 and b.data.ptr % 16 == 0
-    return "vector" if whole and aligned else "scalar"
+    near = max(a.size, b.size) <= _QUADS
+    return "vector" if whole and aligned and near else "scalar"
 
 
 def _tile(rows: int, columns: int, products: int) -> tuple[int, int]:

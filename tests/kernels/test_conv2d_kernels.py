@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,6 +157,14 @@ def test_offsets_that_31_bits_cannot_hold_are_left_to_the_plain_kernels(
     small = Window.of("test", (1, 8, 8, 8), 3, 1, 1)
     assert _conv2d_cuda._tiled(small, 8)
     assert not _conv2d_cuda._tiled(replace(small, **change), 8)
+
+
+def test_arrays_that_offsets_in_quads_cannot_reach_are_read_one_by_one() -> None:
+    def array(size: int) -> SimpleNamespace:
+        return SimpleNamespace(size=size, data=SimpleNamespace(ptr=1 << 20))
+
+    assert _conv2d_cuda._loads(array(2**32), array(64), 4) == "vector"
+    assert _conv2d_cuda._loads(array(2**32 + 4), array(64), 4) == "scalar"
 
 
 def test_a_weight_gradient_has_the_same_bits_every_time(rng: np.random.Generator) -> None:

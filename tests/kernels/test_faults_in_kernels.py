@@ -50,7 +50,7 @@ FAULTS = [
         "table[at].pixel = tap.pixel; table[at].weight = tap.weight; table[at].bits = tap.bits;",
         "banks",
     ),
-    Fault("one buffer in place of two", "gemm_tile.cuh", "buffer ^= 1;", "buffer ^= 0;"),
+    Fault("one buffer in place of two", "gemm_tile.cuh", "= size - buffer;", "= buffer;"),
     Fault("a row too far", "gemm_tile.cuh", "i < 4 ? i : 16 + i - 4", "i < 4 ? i : 17 + i - 4"),
     Fault("quad read past its end", "gemm_tile.cuh", "if (left > 3) v.w", "if (left > 2) v.w"),
     Fault("quad written past its end", "gemm_tile.cuh", "vector && left >= 4", "vector"),
