@@ -63,10 +63,14 @@ def parallel(function: Callable[[_Piece], object], pieces: Iterable[_Piece]) -> 
     the others still run, and the first exception is raised here.
     """
     work = list(pieces)
+    if getattr(_local, "busy", False):  # BLAS and buffers are as they should be
+        for piece in work:
+            function(piece)
+        return
     before = np.setbufsize(_BUFFER)
     try:
         with single_threaded_blas():
-            if len(work) < 2 or _pool.size == 1 or getattr(_local, "busy", False):
+            if len(work) < 2:
                 for piece in work:
                     function(piece)
             else:
@@ -118,7 +122,8 @@ def alone() -> Iterator[None]:
     before = getattr(_local, "busy", False)
     _local.busy = True
     try:
-        yield
+        with single_threaded_blas():
+            yield
     finally:
         _local.busy = before
 

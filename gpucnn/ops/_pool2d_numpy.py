@@ -16,7 +16,7 @@ from gpucnn.ops.window import Window
 from gpucnn.threads import parallel, scratch, spans
 
 # Bytes of the images that are pooled at a time: with what is made of them, they stay in the cache.
-_CHUNK_BYTES = 1 << 19
+_CHUNK_BYTES = 1 << 20
 
 
 def _chunks(v: Window, dtype: np.dtype[Any]) -> list[slice]:
