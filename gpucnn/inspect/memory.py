@@ -61,9 +61,9 @@ def training_memory(
     A prediction.  Images that a loader makes ahead are not in it, nor is what Python, NumPy, BLAS
     or CuPy take themselves, nor the gaps that the allocator leaves between arrays; on a GPU
     neither is what operations need inside.  benchmarks/training_memory.py compares it with what a
-    process grows by.  On one thread and two it was within 3 % for alexnet_keras, 7 % below for
-    alexnet_cifar10_bn, 11 and 12 % for alexnet_cifar10, where 36 MiB are such gaps; for lenet 8 %
-    below on one thread and 13 % above on two.  The model is left as it was.
+    process grows by.  On one thread and two it was within 2 % for alexnet_keras, 9 % below for
+    alexnet_cifar10_bn and 15 % below for alexnet_cifar10; for lenet 5 % below on one thread and
+    9 % above on two.  The model is left as it was.
     """
     if batch_size < 1 or optimizer_states < 0:
         raise ArgumentError(
