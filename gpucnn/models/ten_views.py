@@ -29,8 +29,12 @@ class TenViews(nn.Module):
         corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
         views = [x[:, top : top + size, left : left + size] for top, left in corners]
         views += [view[:, :, ::-1] for view in views]
-        shares = ops.softmax(self.model(ops.concatenate(views)))
-        return ops.log(ops.reshape(shares, (10, len(x), -1)).mean(axis=0))
+        logs = ops.log_softmax(self.model(ops.concatenate(views)))
+        logs = ops.reshape(logs, (10, len(x), -1))
+        largest = Tensor(
+            logs.data.max(axis=0)
+        )  # the mean of shares too small for a float32 is not 0
+        return ops.log(ops.exp(logs - largest).mean(axis=0)) + largest
 
     def extra(self) -> str:
         return f"{self.size}x{self.size}"

@@ -49,3 +49,12 @@ def test_evaluate_takes_it_for_a_model(rng):
 def test_images_smaller_than_a_view_are_refused(model):
     with pytest.raises(ShapeError, match="views of 4 x 4 pixels do not fit"):
         models.TenViews(model, 4)(gpucnn.tensor(np.zeros((1, 3, 9, 2))))
+
+
+def test_a_class_that_every_view_rules_out_has_a_finite_logit():
+    class Sure(nn.Module):
+        def forward(self, x):
+            return gpucnn.tensor(np.tile(np.float32([0, 500]), (len(x), 1)))
+
+    y = models.TenViews(Sure(), 4)(gpucnn.tensor(np.zeros((1, 6, 6, 3), np.float32)))
+    np.testing.assert_allclose(y.data, [[-500, 0]])
