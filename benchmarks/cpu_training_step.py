@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from _alexnets import cifar_layers, keras_layers, modules
 from _peer import (
     interleave,
     machine,
@@ -35,53 +36,6 @@ Batch = Callable[[Any, Any], None]  # trains on images (N, H, W, C) and labels (
 
 OWN, PEERS = "gpucnn", ["torch channels_last", "torch nchw"]
 MODELS = ("cifar10", "keras")
-
-
-def keras_layers() -> list[tuple[Any, ...]]:
-    """gpucnn.models.alexnet_keras, for images 227 x 227 of one channel: (kind, sizes...)."""
-    return [
-        ("conv", 1, 96, 11, 4, 4),
-        ("norm", 96),
-        ("pool", 2, 2),
-        ("conv", 96, 256, 5, 1, 2),
-        ("norm", 256),
-        ("pool", 3, 2),
-        ("conv", 256, 384, 3, 1, 1),
-        ("norm", 384),
-        ("conv", 384, 384, 1, 1, 0),
-        ("norm", 384),
-        ("conv", 384, 256, 3, 1, 1),
-        ("norm", 256),
-        ("pool", 2, 2, True),  # ceil: the 14th row and column are padding
-        ("flatten",),
-        ("linear", 7 * 7 * 256, 4096),
-        ("dropout", 0.4),
-        ("linear", 4096, 4096),
-        ("dropout", 0.4),
-        ("linear", 4096, 1000),
-        ("dropout", 0.4),
-        ("last", 1000, 10),
-    ]
-
-
-def cifar_layers(side: int = 32) -> list[tuple[Any, ...]]:
-    """gpucnn.models.alexnet_cifar10, for images of any side that 8 divides."""
-    return [
-        ("conv", 3, 64, 3, 1, 1),
-        ("pool", 2, 2),
-        ("conv", 64, 192, 3, 1, 1),
-        ("pool", 2, 2),
-        ("conv", 192, 384, 3, 1, 1),
-        ("conv", 384, 256, 3, 1, 1),
-        ("conv", 256, 256, 3, 1, 1),
-        ("pool", 2, 2),
-        ("flatten",),
-        ("dropout", 0.5),
-        ("linear", (side // 8) ** 2 * 256, 1024),
-        ("dropout", 0.5),
-        ("linear", 1024, 1024),
-        ("last", 1024, 10),
-    ]
 
 
 def layers_of(task: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -101,23 +55,7 @@ def gpucnn_steps(task: dict[str, Any]) -> tuple[Callable[[], object], Callable[[
 
     gpucnn.set_num_threads(task["threads"])
     gpucnn.manual_seed(0)
-    modules: list[nn.Module] = []
-    for kind, *sizes in layers_of(task):
-        if kind == "conv":
-            c, oc, k, stride, padding = sizes
-            modules += [nn.Conv2d(c, oc, k, stride=stride, padding=padding), nn.ReLU()]
-        elif kind == "norm":
-            modules.append(nn.BatchNorm(*sizes))
-        elif kind == "pool":
-            size, stride, *ceil = sizes
-            modules.append(nn.MaxPool2d(size, stride, ceil=bool(ceil)))
-        elif kind == "flatten":
-            modules.append(nn.Flatten())
-        elif kind == "dropout":
-            modules.append(nn.Dropout(*sizes))
-        else:
-            modules += [nn.Linear(*sizes), *([nn.ReLU()] if kind == "linear" else [])]
-    model = nn.Sequential(*modules)
+    model = nn.Sequential(*modules(layers_of(task), nn, nn.BatchNorm, "ceil"))
     optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     rng = np.random.default_rng(0)
     side = task["side"]
@@ -152,23 +90,7 @@ def torch_steps(
 
     torch.set_num_threads(task["threads"])
     torch.manual_seed(0)
-    modules: list[Any] = []
-    for kind, *sizes in layers_of(task):
-        if kind == "conv":
-            c, oc, k, stride, padding = sizes
-            modules += [nn.Conv2d(c, oc, k, stride=stride, padding=padding), nn.ReLU()]
-        elif kind == "norm":
-            modules.append(nn.BatchNorm2d(*sizes))
-        elif kind == "pool":
-            size, stride, *ceil = sizes
-            modules.append(nn.MaxPool2d(size, stride, ceil_mode=bool(ceil)))
-        elif kind == "flatten":
-            modules.append(nn.Flatten())
-        elif kind == "dropout":
-            modules.append(nn.Dropout(*sizes))
-        else:
-            modules += [nn.Linear(*sizes), *([nn.ReLU()] if kind == "linear" else [])]
-    model = nn.Sequential(*modules)
+    model = nn.Sequential(*modules(layers_of(task), nn, nn.BatchNorm2d, "ceil_mode"))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.randn(task["batch"], channels_of(task), task["side"], task["side"])
     labels = torch.randint(0, 10, (task["batch"],))

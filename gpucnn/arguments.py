@@ -1,4 +1,4 @@
-"""What the examples' command lines share: numbers that are checked, a folder, an exit status."""
+"""What command lines share: numbers that are checked, a folder, an exit status."""
 
 import argparse
 import sys

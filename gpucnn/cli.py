@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 import gpucnn
 from gpucnn import doctor, models
+from gpucnn.arguments import positive_int
 from gpucnn.convert import convert_file
 from gpucnn.errors import ArgumentError, DataError, GpucnnError
 from gpucnn.kernel_export import export_kernels
@@ -59,7 +60,7 @@ def _add_predict(commands: "Commands") -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as best.safetensors")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="an image file")
     parser.add_argument(
-        "--top", type=_positive, default=5, metavar="N", help="classes to print (default: 5)"
+        "--top", type=positive_int, default=5, metavar="N", help="classes to print (default: 5)"
     )
     parser.add_argument(
         "--classes",
@@ -94,13 +95,6 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentError(f"--classes: {path} cannot be read ({error})") from error
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
 
 
 # --- convert ---
@@ -202,7 +196,7 @@ def _add_model(parser: argparse.ArgumentParser, when: str = "") -> None:
     )
     parser.add_argument(
         "--batch",
-        type=_positive,
+        type=positive_int,
         metavar="N",
         help=f"{when}images in a batch (default: 128)",
     )

@@ -7,6 +7,8 @@ import pytest
 from devices import CPU, CUDA, CUDASIM
 
 import gpucnn
+from gpucnn import cudasim
+from gpucnn.errors import DeviceError
 from gpucnn.ops import _conv2d_cuda
 
 
@@ -18,6 +20,15 @@ def rng() -> np.random.Generator:
 @pytest.fixture(autouse=True)
 def _default_generator_starts_anew() -> None:
     gpucnn.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """Skips what needs the simulator where it cannot be built."""
+    try:
+        cudasim.require_compiler()
+    except DeviceError as error:
+        pytest.skip(f"no C++ compiler: {error}")
 
 
 @pytest.fixture(params=[CPU, CUDASIM, CUDA])

@@ -31,9 +31,7 @@ class TenViews(nn.Module):
         views += [view[:, :, ::-1] for view in views]
         logs = ops.log_softmax(self.model(ops.concatenate(views)))
         logs = ops.reshape(logs, (10, len(x), -1))
-        largest = Tensor(
-            logs.data.max(axis=0)
-        )  # the mean of shares too small for a float32 is not 0
+        largest = Tensor(logs.data.max(axis=0))  # or the mean of tiny shares would be 0
         return ops.log(ops.exp(logs - largest).mean(axis=0)) + largest
 
     def extra(self) -> str:

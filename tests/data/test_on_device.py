@@ -3,22 +3,16 @@
 import numpy as np
 import pytest
 
-from gpucnn import cudasim
 from gpucnn.data import DataLoader, Dataset, on_device
 from gpucnn.data.augment import Compose, Normalize, RandomCrop, RandomFlip
 from gpucnn.device import Device
-from gpucnn.errors import DeviceError, ShapeError
+from gpucnn.errors import ShapeError
 
 NORMALIZE = Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.1))
 AUGMENT = Compose(RandomCrop(8, 2), RandomFlip(), NORMALIZE)
 
 
-@pytest.fixture(autouse=True)
-def compiler() -> None:
-    try:
-        cudasim.require_compiler()
-    except DeviceError as error:
-        pytest.skip(f"no C++ compiler: {error}")
+pytestmark = pytest.mark.usefixtures("compiler")
 
 
 def dataset(h: int = 8, w: int = 8, c: int = 3) -> Dataset:

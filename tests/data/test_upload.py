@@ -203,11 +203,7 @@ def test_a_step_of_training_makes_the_host_wait_for_nothing():
     assert trainer.history[0]["step_ms"] > 0
 
 
-def test_data_that_lives_on_the_device_sends_its_draws_the_same_way(monkeypatch):
-    try:
-        cudasim.require_compiler()
-    except gpucnn.GpucnnError as error:
-        pytest.skip(f"no C++ compiler: {error}")
+def test_data_that_lives_on_the_device_sends_its_draws_the_same_way(monkeypatch, compiler):
     from gpucnn.data import Normalize
 
     images = np.arange(12 * 4 * 4 * 3, dtype=np.uint8).reshape(12, 4, 4, 3)

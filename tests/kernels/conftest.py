@@ -2,17 +2,7 @@
 
 import pytest
 
-from gpucnn import cudasim
-from gpucnn.errors import DeviceError
 from gpucnn.ops import _conv2d_cuda
-
-
-@pytest.fixture(scope="session")
-def compiler() -> None:
-    try:
-        cudasim.require_compiler()
-    except DeviceError as error:
-        pytest.skip(f"no C++ compiler: {error}")
 
 
 @pytest.fixture
