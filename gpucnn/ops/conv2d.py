@@ -40,9 +40,9 @@ def conv2d(
     padding adds zeros: an int, (vertical, horizontal), ((top, bottom), (left, right)), "valid" or
     "same".  With groups, filter o sees the channels of group o // (OC / groups) alone.
     relu clips the result at 0, as ops.relu would.  pool are the arguments of ops.max_pool2d after
-    its first, (window, stride, padding, ceil), and does what that would do next.  Both are done
-    while a part of the result is still in the processor's cache, or in a GPU's registers; what is
-    pooled never lies in the CPU's memory as a whole.
+    its first, (window, stride, padding, ceil), and does what that would do next.  On the CPU both
+    are done while a part of the result is still in the cache, so that what is pooled never lies in
+    memory as a whole; on a GPU the convolution's kernel clips, and the pool's own follows.
 
     Raises ShapeError if channels, groups or filters do not fit, DtypeError if dtypes differ.
     """
