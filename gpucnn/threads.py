@@ -101,19 +101,24 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, An
     A fresh large array costs a page fault for every 4 KiB; this one is faulted in once.  It starts
     on a cache line of its own, so that no vector that BLAS writes lies across two.
     """
-    owned: dict[str, np.ndarray[Any, Any]] = _local.__dict__.setdefault("scratch", {})
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    if name not in owned or owned[name].size < size:
-        owned.pop(name, None)  # first, so that its place may be part of the new one's
-        memory = np.empty(size + _CACHE_LINE, np.uint8)
-        owned[name] = memory[-memory.ctypes.data % _CACHE_LINE :]
-    memory = owned[name][:size]
-    return memory.view(dtype).reshape(shape)  # type: ignore[no-any-return]
+    owned = _owned()
+    key = name, shape, dtype
+    view = owned.views.get(key)
+    if view is None:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if owned.memory.get(name, _NOTHING).size < size:
+            owned.drop(name)  # first, so that its place may be part of the new one's
+            memory = np.empty(size + _CACHE_LINE, np.uint8)
+            owned.memory[name] = memory[-memory.ctypes.data % _CACHE_LINE :]
+        if len(owned.views) >= _MOST_VIEWS:
+            owned.views.clear()
+        view = owned.views[key] = owned.memory[name][:size].view(dtype).reshape(shape)
+    return view
 
 
 def scratch_bytes() -> int:
     """The memory that `scratch` keeps for this thread."""
-    return sum(memory.nbytes for memory in _local.__dict__.get("scratch", {}).values())
+    return sum(memory.nbytes for memory in _owned().memory.values())
 
 
 @contextlib.contextmanager
@@ -131,9 +136,31 @@ def alone() -> Iterator[None]:
 # --- the pool ---
 
 _CACHE_LINE = 64  # bytes
+_NOTHING = np.empty(0, np.uint8)
+_MOST_VIEWS = 1000  # of buffers: made again when images of ever new sizes have made so many
 
-# .busy: this thread works alone, as on a piece; .scratch: its buffers
+# .busy: this thread works alone, as on a piece; .owned: its buffers
 _local = threading.local()
+
+
+class _Owned:
+    """The buffers of a thread by name, and the views that were asked for: making one costs more
+    than some of the operations on it."""
+
+    def __init__(self) -> None:
+        self.memory: dict[str, np.ndarray[Any, Any]] = {}
+        self.views: dict[tuple[str, tuple[int, ...], Any], np.ndarray[Any, Any]] = {}
+
+    def drop(self, name: str) -> None:
+        self.views = {key: view for key, view in self.views.items() if key[0] != name}
+        self.memory.pop(name, None)
+
+
+def _owned() -> _Owned:
+    owned: _Owned | None = getattr(_local, "owned", None)
+    if owned is None:
+        owned = _local.owned = _Owned()
+    return owned
 
 
 class _Job:

@@ -15,6 +15,7 @@ from gpucnn import nn, ops
 from gpucnn.errors import ArgumentError
 from gpucnn.threads import (
     _Job,
+    _owned,
     alone,
     parallel,
     scratch,
@@ -189,6 +190,21 @@ def test_scratch_belongs_to_its_thread():
     other.start()
     other.join()
     assert not np.shares_memory(mine, others[0])
+
+
+def test_scratch_that_grew_is_one_memory_for_every_shape():
+    small = scratch("grows", (3,), np.float32)
+    large = scratch("grows", (300,), np.float32)
+    again = scratch("grows", (3,), np.float32)
+    assert not np.shares_memory(small, again)
+    assert np.shares_memory(large, again)
+    assert scratch("grows", (3,), np.float32) is again
+
+
+def test_scratch_of_ever_new_shapes_keeps_few_views():
+    for size in range(1, 3000):
+        scratch("many", (size,), np.uint8)
+    assert len(_owned().views) <= 1000
 
 
 def test_scratch_starts_on_a_line_of_the_cache():

@@ -3,6 +3,11 @@
 A convolution's engine makes its result for some images at a time.  It puts each part where `room`
 says, hands it to `finish`, and in the backward pass takes the gradient of the same part from
 `gradient`: the result that is pooled is never in memory as a whole.
+
+Where the windows of the pooling lie side by side, an engine can do it itself before it lays the
+result out as images: it sorts the values by their place in their window, and compares whole
+places, which are long runs in memory, where images have runs of OC numbers.  It asks for that
+with `take_pool` first; `room`, `finish` and `gradient` then mean the pooled result.
 """
 
 from dataclasses import replace
@@ -11,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.device import Array
+from gpucnn.ops._pool2d_numpy import Places
 from gpucnn.ops.pool2d import _max_backward, _max_forward
 from gpucnn.ops.window import Window
 from gpucnn.threads import scratch
@@ -23,9 +29,23 @@ class Epilogue:
         """For the convolution v to OC channels; `pool` is the geometry of the pooling, if any."""
         self.shape = v.oh, v.ow, oc
         self.relu, self.pool = relu, pool
+        self.places: Places | None = None  # the pooling, once an engine has taken it,
+        self.window = 1, 1  # and its windows
         height, width = (v.oh, v.ow) if pool is None else (pool.oh, pool.ow)
         self.y = np.empty((v.n, height, width, oc), dtype)
         self.kept: dict[int, Any] = {}  # by the first image of a part: what its pooling keeps
+
+    def take_pool(self, tile: tuple[int, int]) -> None:
+        """From here on the engine pools by `places`, in windows of `window` pixels.
+
+        Nothing is taken, and they stay None and (1, 1), unless the windows lie side by side and
+        tiles of `tile` pixels of the convolution's result hold whole ones.
+        """
+        p = self.pool
+        if p is None or p.padded or (p.kh, p.kw) != (p.stride_h, p.stride_w):
+            return
+        if tile[0] % p.kh == tile[1] % p.kw == 0:
+            self.pool, self.places, self.window = None, Places(), (p.kh, p.kw)
 
     def room(self, images: slice) -> Array:
         """Memory for the convolution of these images: (images, OH, OW, OC)."""

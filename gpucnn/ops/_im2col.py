@@ -14,6 +14,7 @@ ones makes the bias a weight like the others: with so few multiplications for ea
 it to them would take half as long as the product.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,13 +34,16 @@ _BAND_BYTES = 1 << 21
 # dw is summed in this many parts, each by one thread in the order of the images.
 _SUM_PARTS = 8
 
+_view = np.lib.stride_tricks.as_strided
+
 
 def forward(
     x: Array, w: Array, b: Array | None, window: Window, epilogue: Epilogue, keep: bool
 ) -> None:
     """The convolution (N, OH, OW, OC), handed to the epilogue part by part."""
     v, oc = window, w.shape[0]
-    columns_of = _Columns(v, oc, x.dtype)
+    epilogue.take_pool((v.oh, v.ow))
+    columns_of = _Columns(v, oc, x.dtype, epilogue.window)
     w_t = w.reshape(v.groups, oc // v.groups, columns_of.k).transpose(0, 2, 1)
     if columns_of.planar:
         last = np.zeros(oc, x.dtype) if b is None else b
@@ -49,12 +53,21 @@ def forward(
         part = epilogue.room(images)
         for rows, columns in columns_of.bands(x, images):
             into = part[:, rows].reshape(-1, oc)  # contiguous: several bands mean one image
-            if v.groups == 1:
-                np.matmul(columns[0], w_t[0], out=into)
+            result = into
+            if epilogue.places is not None:
+                result = scratch("im2col places", (columns.shape[1], oc), x.dtype)
+            if columns_of.planar:
+                for some, ours in zip(_blocks(columns[0]), _blocks(result), strict=True):
+                    np.matmul(some, w_t[0], out=ours)
+            elif v.groups == 1:
+                np.matmul(columns[0], w_t[0], out=result)
             else:
-                into.reshape(-1, v.groups, oc // v.groups)[...] = np.matmul(columns, w_t).transpose(
-                    1, 0, 2
-                )
+                by_group = result.reshape(-1, v.groups, oc // v.groups)
+                by_group[...] = np.matmul(columns, w_t).transpose(1, 0, 2)
+            if epilogue.places is not None:
+                band = part[:, rows]
+                by_place = result.reshape(*epilogue.window, *band.shape)
+                epilogue.places.pool(by_place, band, (images.start, rows.start), keep)
             if b is not None:
                 into += b
         epilogue.finish(part, images, keep)
@@ -69,6 +82,16 @@ def backward(
     dx = _backward_input(dy, w, window, epilogue) if needs[0] else None
     dw, db = _backward_weight(dy, x, w, window, epilogue) if needs[1] or needs[2] else (None, None)
     return dx, dw if needs[1] else None, db if needs[2] else None
+
+
+def _blocks(rows: Array) -> list[Array]:
+    """All rows (M, X), as (blocks, 256, X) and (1, the rest, X).
+
+    So few rows of few columns BLAS multiplies where they lie, in 0.75 of the time.
+    """
+    whole = len(rows) // 256 * 256
+    found = [rows[:whole].reshape(-1, 256, rows.shape[1])] if whole else []
+    return found if whole == len(rows) else [*found, rows[whole:][None]]
 
 
 def add_rows(rows: Array) -> Array:
@@ -92,7 +115,7 @@ def _backward_weight(
     dy: Array, x: Array, w: Array, v: Window, epilogue: Epilogue
 ) -> tuple[Array, Array]:
     oc, groups = w.shape[0], v.groups
-    columns_of = _Columns(v, oc, x.dtype)
+    columns_of = _Columns(v, oc, x.dtype, epilogue.window)
     k, planar = columns_of.k, columns_of.planar
     chunks = columns_of.chunks()
     runs = [chunks[i::_SUM_PARTS] for i in range(min(_SUM_PARTS, len(chunks)))]
@@ -105,9 +128,11 @@ def _backward_weight(
             if not planar:
                 sums[i] += add_rows(d.reshape(-1, oc))
             for rows, columns in columns_of.bands(x, images):
-                d_band = d[:, rows].reshape(-1, groups, oc // groups)
+                d_band = columns_of.gradient(d, images, rows, epilogue)
+                d_band = d_band.reshape(-1, groups, oc // groups)
                 if planar:  # the transposed product takes BLAS 1.2 times as long or more
-                    parts[i, 0] += (columns[0].T @ d_band[:, 0]).T
+                    for some, ours in zip(_blocks(columns[0]), _blocks(d_band[:, 0]), strict=True):
+                        parts[i, 0] += (some.transpose(0, 2, 1) @ ours).sum(axis=0).T
                 else:
                     parts[i] += np.matmul(d_band.transpose(1, 2, 0), columns)
 
@@ -121,7 +146,7 @@ def _backward_weight(
 def _backward_input(dy: Array, w: Array, v: Window, epilogue: Epilogue) -> Array:
     oc, depth = w.shape[0] // v.groups, v.c // v.groups
     dx = np.empty((v.n, v.h, v.w, v.c), dy.dtype)
-    columns_of = _Columns(v, w.shape[0], dy.dtype)
+    columns_of = _Columns(v, w.shape[0], dy.dtype, epilogue.window)
     if columns_of.pointwise:
 
         def multiply(images: slice) -> None:
@@ -141,14 +166,16 @@ def _backward_input(dy: Array, w: Array, v: Window, epilogue: Epilogue) -> Array
         total[...] = 0
         d = epilogue.gradient(dy, images)
         for rows in columns_of.row_spans():
-            dy_band = d[:, rows].reshape(1, -1, v.groups, oc).transpose(0, 2, 1, 3)
+            band = columns_of.gradient(d, images, rows, epilogue, as_images=True)
+            first, height = rows.start * epilogue.window[0], band.shape[1]
+            dy_band = band.reshape(1, -1, v.groups, oc).transpose(0, 2, 1, 3)
             pixels = dy_band.shape[2]
             out = scratch("im2col columns", (v.kh * v.kw, v.groups, pixels, depth), dy.dtype)
             np.matmul(dy_band, taps, out=out)
-            parts = out.reshape(v.kh, v.kw, v.groups, count, rows.stop - rows.start, v.ow, depth)
+            parts = out.reshape(v.kh, v.kw, v.groups, count, height, v.ow, depth)
             for r in range(v.kh):
-                top = rows.start * v.stride_h + r * v.dilation_h
-                bottom = (rows.stop - 1) * v.stride_h + r * v.dilation_h + 1
+                top = first * v.stride_h + r * v.dilation_h
+                bottom = (first + height - 1) * v.stride_h + r * v.dilation_h + 1
                 for s in range(v.kw):
                     left = s * v.dilation_w
                     into = total[
@@ -167,35 +194,58 @@ def _backward_input(dy: Array, w: Array, v: Window, epilogue: Epilogue) -> Array
 class _Columns:
     """Makes columns (groups, P, K), chunk of images by chunk, and in it band of rows by band.
 
-    Planar ones are (1, P, K + 1): the last is 1.
+    Planar ones are (1, P, K + 1): the last is 1.  The P pixels of a band are sorted by their place
+    in a pooling window of `places` pixels, whose rows a band's are.
     """
 
-    def __init__(self, v: Window, oc: int, dtype: np.dtype[Any]) -> None:
-        self.v, self.dtype = v, dtype
+    def __init__(self, v: Window, oc: int, dtype: np.dtype[Any], places: tuple[int, int]) -> None:
+        self.v, self.dtype, self.places = v, dtype, places
         self.k = v.kh * v.kw * (v.c // v.groups)
         # Every window is one pixel: the image is its own columns.
         self.pointwise = not v.padded and (
-            v.kh == v.kw == v.stride_h == v.stride_w == v.groups == 1
+            v.kh == v.kw == v.stride_h == v.stride_w == v.groups == places[0] == places[1] == 1
         )
         # Long runs: rows of windows, unless they are short and rows of the plane are longer.
         self.planar = (
             not self.pointwise and v.groups == 1 and v.stride_w == 1 and v.kw * v.c <= 16 <= v.ow
         )
-        pixels = max(1, _BAND_BYTES // (max(v.kh * v.kw * v.c, oc) * dtype.itemsize))
+        self.height, self.width = v.oh // places[0], v.ow // places[1]
+        size = _BAND_BYTES // (max(v.kh * v.kw * v.c, oc) * dtype.itemsize)
+        pixels = max(1, size // 2 if self.planar else size)
         self.images = max(1, pixels // (v.oh * v.ow))  # in one chunk
-        self.rows = v.oh if self.images > 1 else min(v.oh, max(1, pixels // v.ow))  # in one band
+        rows = max(1, pixels // (places[0] * v.ow))
+        self.rows = self.height if self.images > 1 else min(self.height, rows)  # in one band
 
     def chunks(self) -> list[slice]:
         return list(spans(self.v.n, self.images))
 
     def row_spans(self) -> list[slice]:
-        return list(spans(self.v.oh, self.rows))
+        return list(spans(self.height, self.rows))
 
     def bands(self, x: Array, images: slice) -> Iterator[tuple[slice, Array]]:
         """The output rows of each band, and its columns; the memory is used again for the next."""
         padded = self._padded(x, images)
         for rows in self.row_spans():
             yield rows, self._columns(padded, rows)
+
+    def gradient(
+        self, d: Array, images: slice, rows: slice, epilogue: Epilogue, as_images: bool = False
+    ) -> Array:
+        """What the epilogue's gradient d of these images is to the convolution's result in a band.
+
+        Its pixels are in the order of the columns', or as_images.
+        """
+        band = d[:, rows]
+        if epilogue.places is None:
+            return band
+        (ph, pw), (n, height, width, oc) = self.places, band.shape
+        if as_images:
+            into = scratch("im2col places", (n, height * ph, width * pw, oc), d.dtype)
+            by_place = into.reshape(n, height, ph, width, pw, oc).transpose(2, 4, 0, 1, 3, 5)
+        else:
+            into = by_place = scratch("im2col places", (ph, pw, *band.shape), d.dtype)
+        epilogue.places.unpool(band, (images.start, rows.start), by_place)
+        return into
 
     def _padded(self, x: Array, images: slice) -> Array:
         """Images with their zeros around: (N, H, W, C), or planes first: (C, N, H, W)."""
@@ -208,43 +258,29 @@ class _Columns:
             padded = memory.transpose(1, 2, 3, 0)
         else:
             memory = padded = scratch("im2col padded", (*shape, v.c), self.dtype)
-        padded[:, : v.top] = 0
-        padded[:, v.top + v.h :] = 0
-        padded[:, :, : v.left] = 0
-        padded[:, :, v.left + v.w :] = 0
+        memory[...] = 0  # one call costs less than four for the edges
         padded[:, v.top : v.top + v.h, v.left : v.left + v.w] = x[images]
         return memory
 
     def _columns(self, padded: Array, rows: slice) -> Array:
         if self.pointwise:
             return padded[:, rows].reshape(1, -1, self.k)
+        v, depth, (ph, pw) = self.v, self.v.c // self.v.groups, self.places
+        images = padded.transpose(1, 2, 3, 0) if self.planar else padded
+        sn, sh, sw, sc = images.strides
+        down, across = sh * v.stride_h, sw * v.stride_w
+        count, height = len(images), rows.stop - rows.start
+        pixels = (ph, pw, count, height, self.width)
+        by_pixel = (down, across, sn, down * ph, across * pw)
+        taps, by_tap = (v.kh, v.kw, depth), (sh * v.dilation_h, sw * v.dilation_w, sc)
+        first = images[:, rows.start * ph * v.stride_h :]
         if self.planar:
-            return self._planar_columns(padded, rows)
-        v, height, depth = self.v, rows.stop - rows.start, self.v.c // self.v.groups
-        sn, sh, sw, sc = padded.strides
-        shape = (v.groups, len(padded), height, v.ow, v.kh, v.kw, depth)
-        strides = (
-            depth * sc,
-            sn,
-            sh * v.stride_h,
-            sw * v.stride_w,
-            sh * v.dilation_h,
-            sw * v.dilation_w,
-            sc,
-        )
-        first = padded[:, rows.start * v.stride_h :]
-        columns = scratch("im2col columns", shape, self.dtype)
-        np.copyto(columns, np.lib.stride_tricks.as_strided(first, shape, strides))
+            windows = _view(first, taps + pixels, by_tap + by_pixel)
+            columns = scratch("im2col columns", (self.k + 1, math.prod(pixels)), self.dtype)
+            np.copyto(columns[: self.k].reshape(windows.shape), windows)
+            columns[self.k] = 1
+            return columns[None].transpose(0, 2, 1)
+        windows = _view(first, (v.groups, *pixels, *taps), (depth * sc, *by_pixel, *by_tap))
+        columns = scratch("im2col columns", windows.shape, self.dtype)
+        np.copyto(columns, windows)
         return columns.reshape(v.groups, -1, self.k)
-
-    def _planar_columns(self, padded: Array, rows: slice) -> Array:
-        v, n, height = self.v, padded.shape[1], rows.stop - rows.start
-        sc, sn, sh, sw = padded.strides
-        shape = (v.kh, v.kw, v.c, n, height, v.ow)
-        strides = (sh * v.dilation_h, sw * v.dilation_w, sc, sn, sh * v.stride_h, sw)
-        first = padded[:, :, rows.start * v.stride_h :]
-        columns = scratch("im2col columns", (self.k + 1, n * height * v.ow), self.dtype)
-        windows = np.lib.stride_tricks.as_strided(first, shape, strides)
-        np.copyto(columns[: self.k].reshape(shape), windows)
-        columns[self.k] = 1
-        return columns[None].transpose(0, 2, 1)

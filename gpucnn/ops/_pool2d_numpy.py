@@ -142,6 +142,10 @@ def max_backward(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
 
 def _to_winner(d: Array, winner: Array, parts: list[Array]) -> None:
     """The adjoint of _largest: d to the part that won."""
+    if len(parts) == 2 and parts[1].flags.c_contiguous:
+        np.multiply(d, winner.view(bool), out=parts[1])
+        np.subtract(d, parts[1], out=parts[0])
+        return
     product = scratch("pool product", d.shape, d.dtype)  # contiguous: ufuncs cast slowly in runs
     if len(parts) == 2:
         np.multiply(d, winner.view(bool), out=product)
@@ -215,6 +219,32 @@ def _clear_unset(into: Array, axis: int, v: Window) -> None:
     into[(*before, slice((outputs - 1) * stride + min(k, stride), None))] = 0
     for i in range(k, stride):
         into[(*before, slice(i, (outputs - 1) * stride, stride))] = 0
+
+
+class Places:
+    """Max pooling of values that come sorted by their place in their window, part by part."""
+
+    def __init__(self) -> None:
+        self.kept: dict[Any, tuple[Array, Array]] = {}  # by part: winning columns and rows
+
+    def pool(self, values: Array, into: Array, part: object, keep: bool) -> None:
+        """Set into (...) to the largest of values (KH, KW, ...) for each window."""
+        by_row = scratch("pool rows", values.shape[:1] + into.shape, values.dtype)
+        columns, rows = [values[:, j] for j in range(values.shape[1])], list(by_row)
+        if keep:
+            self.kept[part] = np.empty(by_row.shape, np.uint8), np.empty(into.shape, np.uint8)
+            _largest(columns, by_row, self.kept[part][0])
+            _largest(rows, into, self.kept[part][1])
+        else:
+            _reduce(np.maximum, columns, by_row)
+            _reduce(np.maximum, rows, into)
+
+    def unpool(self, d: Array, part: object, into: Array) -> None:
+        """The adjoint: set into (KH, KW, ...) from d (...)."""
+        column, row = self.kept[part]
+        by_row = scratch("pool rows", column.shape, d.dtype)
+        _to_winner(d, row, list(by_row))
+        _to_winner(by_row, column, [into[:, j] for j in range(into.shape[1])])
 
 
 # --- mean ---

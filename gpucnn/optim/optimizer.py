@@ -21,7 +21,7 @@ from gpucnn.out_of_memory import explain
 from gpucnn.tensor import Tensor
 from gpucnn.threads import parallel
 
-_BLOCK = 32 * 1024  # elements: parameter, gradient, two states and scratch fit in a core's L2
+_BLOCK = 128 * 1024  # elements: parameter, gradient, state and scratch fit in a core's L2
 _ALIGN = 16  # elements: each parameter starts on a 64-byte line of the flat buffer
 _THREADS = 256  # of a block on a GPU
 _MOST_BLOCKS = 1024  # for one parameter: they fill any GPU, and walk on from there

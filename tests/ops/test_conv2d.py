@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import gpucnn
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.ops import conv2d
-from gpucnn.ops._winograd import transforms
+from gpucnn.ops._winograd_tiles import transforms
 from gpucnn.ops.conv2d import (
     _backward,
     _backward_array,
@@ -56,6 +56,13 @@ GEOMETRIES = [
     (9, 8, 9, 4, 6, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 2),
     (2, 9, 13, 4, 6, (3, 3), (1, 1), ((0, 4), (7, 1)), (3, 2), 2),
     (2, 12, 10, 3, 2, (5, 5), (1, 1), ((1, 0), (0, 0)), (2, 1), 1),
+]
+# Filters whose transforms outgrow a core's cache, in large images and in small ones; tiles that see
+# no pixel.
+WIDE = [
+    (3, 12, 10, 128, 128, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    (20, 8, 8, 96, 96, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    (2, 1, 5, 3, 4, (3, 3), (1, 1), ((6, 0), (1, 1)), (1, 1), 1),
 ]
 IDS = [f"{g[:6]}-{g[6]}-groups{g[9]}" for g in GEOMETRIES]
 
@@ -105,7 +112,7 @@ def test_forward_matches_the_loops(geometry, engine, dtype, device, request):
     assert_close(y, conv2d_loops(x, w, b, *geometry[6:]))
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=IDS)
+@pytest.mark.parametrize("geometry", [*GEOMETRIES, *WIDE], ids=str)
 @pytest.mark.parametrize("algorithm", ["winograd", "im2col"])
 def test_numpy_half_equals_the_array_half(geometry, algorithm):
     set_conv_algorithm(algorithm)
@@ -346,7 +353,13 @@ def test_auto_follows_its_rule(geometry, tile):
     assert conv_algorithm(Window.of("conv2d", (n, h, w, c), kernel, *rest), oc) == tile
 
 
-POOLS = [None, (2, None, 0, False), (3, 2, 1, False), ((2, 3), (2, 1), "same", True)]
+POOLS = [
+    None,
+    (2, None, 0, False),
+    ((1, 3), None, 0, False),
+    (3, 2, 1, False),
+    ((2, 3), (2, 1), "same", True),
+]
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -366,8 +379,24 @@ def test_relu_and_pooling_inside_equal_those_after(relu, pool, engine, dtype, de
             y = gpucnn.ops.relu(y) if relu else y
             y = y if pool is None else gpucnn.ops.max_pool2d(y, *pool)
         runs.append(results(y, host(y), *leaves))
+    np.testing.assert_array_equal(runs[0][0], runs[1][0])
+    for inside, after in zip(*runs, strict=True):  # gradients are summed in another order
+        assert relative(inside, after) < (1e-5 if dtype == np.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("size", [8, 10, 16])  # 10: the last tiles hang over
+def test_pooling_inside_a_wide_convolution_equals_that_after(size):
+    set_conv_algorithm("winograd")
+    arrays = [rng.standard_normal(s) for s in ((3, size, size, 96), (96, 3, 3, 96))]
+    runs = []
+    for pool in ((2, None, 0, False), None):
+        leaves = [leaf(a, "cpu") for a in arrays]
+        y = conv2d(*leaves, padding=1, relu=True, pool=pool)
+        y = y if pool else gpucnn.ops.max_pool2d(y, 2)
+        runs.append(results(y, host(y), *leaves))
+    np.testing.assert_array_equal(runs[0][0], runs[1][0])
     for inside, after in zip(*runs, strict=True):
-        np.testing.assert_array_equal(inside, after)
+        assert relative(inside, after) < 1e-13
 
 
 @pytest.mark.parametrize(("dilation", "groups"), [(2, 1), (1, 2), ((3, 2), 2)])
