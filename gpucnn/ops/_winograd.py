@@ -149,12 +149,12 @@ def backward(
                 dv_part = by_position((*dm_part.shape[:2], window.c), dy.dtype, "winograd v")
                 tiles.transform_back(np.matmul(dm_part, u, out=dv_part), dx, parts[i])
 
-        def multiply(p: int) -> None:
+        def multiply(p: slice) -> None:
             if du is not None:
                 if images.start == 0:
-                    np.matmul(dm[p].T, v_span[p], out=du[p])
+                    np.matmul(dm[p].transpose(0, 2, 1), v_span[p], out=du[p])
                 else:
-                    du[p] += dm[p].T @ v_span[p]
+                    du[p] += dm[p].transpose(0, 2, 1) @ v_span[p]
             if dv is not None:
                 np.matmul(dm[p], u[p], out=dv[p])
 
@@ -165,7 +165,7 @@ def backward(
         parallel(transform, range(len(parts)))
         if db is not None:
             db[...] += sums.sum(axis=0)
-        parallel(multiply, range(len(u)))
+        parallel(multiply, spans(len(u), 4 if tiles.narrow else 1))
         if dv is not None:
             parallel(transform_back, tiles.parts(images, window.c))
 

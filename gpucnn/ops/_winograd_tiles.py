@@ -25,8 +25,8 @@ _POINTS = {4: (0.0, 1.0, -1.0), 6: (0.0, 0.75, -0.75, 1.5, -1.5)}
 _CACHE_BYTES = 1 << 21
 
 # Tiles between two rounds of products: enough for BLAS to multiply at full speed, few enough to
-# bound the memory of a large batch.
-_SPAN_TILES = 1024
+# bound the memory of a large batch.  In a narrow layer fewer do, and lie closer.
+_SPAN_TILES, _NARROW_SPAN_TILES = 1024, 512
 
 
 def transforms(m: int, r: int) -> tuple[Array, Array, Array]:
@@ -124,11 +124,10 @@ class Tiles:
 
     def spans(self) -> list[slice]:
         """All images, in slices of about _SPAN_TILES tiles, which cut no part of a narrow layer."""
-        step = max(1, _SPAN_TILES // self.per_image)
-        if self.narrow:
-            part = self._step(self.widest)
-            step = max(1, step // part) * part
-        return list(spans(self.v.n, step))
+        if not self.narrow:
+            return list(spans(self.v.n, max(1, _SPAN_TILES // self.per_image)))
+        part = self._step(self.widest)
+        return list(spans(self.v.n, max(1, _NARROW_SPAN_TILES // self.per_image // part) * part))
 
     def parts(self, images: slice, channels: int) -> list[slice]:
         """These images, in slices whose tiles of `channels` a core's cache holds."""
