@@ -125,7 +125,6 @@ def bare_step(task: dict[str, Any]) -> Callable[[], object]:
     from gpucnn.ops.conv2d import _Conv2d
     from gpucnn.ops.dropout import _Dropout
     from gpucnn.ops.linear import _Linear
-    from gpucnn.ops.pool2d import _MaxPool2d
     from gpucnn.ops.relu import _ReLU
     from gpucnn.ops.shape import _Reshape
     from gpucnn.ops.softmax import _SoftmaxCrossEntropy
@@ -150,13 +149,13 @@ def bare_step(task: dict[str, Any]) -> Callable[[], object]:
             )
             parameters += weights
         if kind == "conv":
-            v = Window.of("conv", shape, (sizes[2], sizes[2]), *sizes[3:])
-            shape = (batch, v.oh, v.ow, sizes[1])
-            plan.append((partial(_Conv2d, v, True, None), weights))
-        elif kind == "pool":
+            convolved = Window.of("conv", shape, (sizes[2], sizes[2]), *sizes[3:])
+            shape = (batch, convolved.oh, convolved.ow, sizes[1])
+            plan.append((partial(_Conv2d, convolved, True, None), weights))
+        elif kind == "pool":  # the convolution before it does it too, as in nn.Sequential
             v = Window.of("pool", shape, *sizes, 0)
             shape = (batch, v.oh, v.ow, shape[3])
-            plan.append((partial(_MaxPool2d, v), ()))
+            plan[-1] = partial(_Conv2d, convolved, True, v), plan[-1][1]
         elif kind == "flatten":
             plan.append((partial(_Reshape, (batch, -1)), ()))
         elif kind == "dropout":
