@@ -95,3 +95,14 @@ def test_the_package_runs_as_a_command(tmp_path):
     command = [sys.executable, "-m", "gpucnn.cli", "--version"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.strip() == f"gpucnn {gpucnn.__version__}"
+
+
+def test_output_that_nobody_reads_to_the_end_is_no_error():
+    command = [sys.executable, "-m", "gpucnn.cli", "kernels"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()  # before the first line: every write fails
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0
