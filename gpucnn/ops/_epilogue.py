@@ -29,8 +29,8 @@ class Epilogue:
         """For the convolution v to OC channels; `pool` is the geometry of the pooling, if any."""
         self.shape = v.oh, v.ow, oc
         self.relu, self.pool = relu, pool
-        self.places: Places | None = None  # the pooling, once an engine has taken it,
-        self.window = 1, 1  # and its windows
+        self.places: Places | None = None  # the pooling once an engine has taken it
+        self.window = 1, 1  # of that pooling
         height, width = (v.oh, v.ow) if pool is None else (pool.oh, pool.ow)
         self.y = np.empty((v.n, height, width, oc), dtype)
         self.kept: dict[int, Any] = {}  # by the first image of a part: what its pooling keeps
@@ -43,6 +43,8 @@ class Epilogue:
         """
         p = self.pool
         if p is None or p.padded or (p.kh, p.kw) != (p.stride_h, p.stride_w):
+            return
+        if max(p.kh, p.kw) > 255:  # winners are kept in bytes
             return
         if tile[0] % p.kh == tile[1] % p.kw == 0:
             self.pool, self.places, self.window = None, Places(), (p.kh, p.kw)

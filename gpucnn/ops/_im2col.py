@@ -211,6 +211,7 @@ class _Columns:
         )
         self.height, self.width = v.oh // places[0], v.ow // places[1]
         size = _BAND_BYTES // (max(v.kh * v.kw * v.c, oc) * dtype.itemsize)
+        # Planar results outweigh their columns: they need the cache for the epilogue.
         pixels = max(1, size // 2 if self.planar else size)
         self.images = max(1, pixels // (v.oh * v.ow))  # in one chunk
         rows = max(1, pixels // (places[0] * v.ow))

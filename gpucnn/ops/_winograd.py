@@ -30,7 +30,7 @@ import numpy as np
 from gpucnn.device import Array
 from gpucnn.ops._epilogue import Epilogue
 from gpucnn.ops._im2col import add_rows
-from gpucnn.ops._winograd_tiles import Tiles, by_position, kronecker
+from gpucnn.ops._winograd_tiles import Tiles, by_position
 from gpucnn.ops.window import Window
 from gpucnn.threads import parallel, scratch, spans
 
@@ -47,8 +47,8 @@ def forward(
     """The convolution, handed to the epilogue part by part; what backward needs if `keep`: V, U."""
     oc, r = w.shape[:2]
     epilogue.take_pool((m, m))
-    ka, kg, _ = kronecker(m, r, x.dtype, epilogue.window)
-    tiles, n2 = Tiles(window, m, oc, x.dtype, epilogue.window), len(kg)
+    tiles = Tiles(window, m, oc, x.dtype, epilogue.window)
+    ka, kg, n2 = tiles.ka, tiles.kg, len(tiles.kg)
     u = by_position((n2, oc, window.c), x.dtype)
 
     def transform_filters(filters: slice) -> None:
@@ -119,8 +119,8 @@ def backward(
     """
     v, u = kept
     oc, r = w_shape[:2]
-    ka, kg, _ = kronecker(m, r, dy.dtype, epilogue.window)
     tiles = Tiles(window, m, oc, dy.dtype, epilogue.window)
+    ka, kg = tiles.ka, tiles.kg
     dx = np.empty((window.n, window.h, window.w, window.c), dy.dtype) if needs[0] else None
     du = by_position(u.shape, dy.dtype) if needs[1] else None
     db = np.zeros(oc, dy.dtype) if needs[2] else None

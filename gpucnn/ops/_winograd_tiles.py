@@ -20,8 +20,8 @@ _POINTS = {4: (0.0, 1.0, -1.0), 6: (0.0, 0.75, -0.75, 1.5, -1.5)}
 
 # What a core's own cache holds, with some to spare, in bytes.  Tiles are gathered and transformed
 # so many at a time that the second step finds them there.  Half of it would serve one thread as
-# well, but two lose a tenth of a step to each other then: between its calls of NumPy each needs
-# the interpreter's lock.
+# well, but two lose 7 % of a step to each other then: between its calls of NumPy each needs the
+# interpreter's lock.
 _CACHE_BYTES = 1 << 21
 
 # Tiles between two rounds of products: enough for BLAS to multiply at full speed, few enough to
@@ -118,7 +118,7 @@ class Tiles:
         self.channel_bytes = self.per_image * self.n**2 * dtype.itemsize  # of an image's tiles
         self.narrow = self.n**2 * v.c * oc * dtype.itemsize <= _CACHE_BYTES
         self.widest = max(v.c, oc)
-        self.kb = kronecker(m, v.kh, dtype)[2]
+        self.ka, self.kg, self.kb = kronecker(m, v.kh, dtype, places)
         self.kb_by_column = np.asfortranarray(self.kb)  # BLAS multiplies this 1.1 times as fast
         self.at_edges = _at_edges(v, m, dtype) if max(self.down, self.across) < 3 else None
 

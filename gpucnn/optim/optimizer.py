@@ -21,7 +21,9 @@ from gpucnn.out_of_memory import explain
 from gpucnn.tensor import Tensor
 from gpucnn.threads import parallel
 
-_BLOCK = 128 * 1024  # elements: parameter, gradient, state and scratch fit in a core's L2
+# Elements that a worker updates at a time.  SGD is fastest with this or twice as many: fewer cost
+# two threads more waits for the interpreter's lock.  Adam takes the same time with any.
+_BLOCK = 128 * 1024
 _ALIGN = 16  # elements: each parameter starts on a 64-byte line of the flat buffer
 _THREADS = 256  # of a block on a GPU
 _MOST_BLOCKS = 1024  # for one parameter: they fill any GPU, and walk on from there

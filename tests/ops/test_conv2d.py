@@ -399,6 +399,20 @@ def test_pooling_inside_a_wide_convolution_equals_that_after(size):
         assert relative(inside, after) < 1e-13
 
 
+@pytest.mark.parametrize("pool", [((1, 300), None, 0, False), ((255, 1), None, 0, False)])
+def test_pooling_inside_knows_the_places_of_long_windows(pool):
+    set_conv_algorithm("im2col")
+    shape = (1, 1, 600, 1) if pool[0][1] > 1 else (1, 510, 1, 1)
+    x, w = rng.standard_normal(shape), np.ones((1, 1, 1, 1))
+    gradients = []
+    for inside in (True, False):
+        leaves = [leaf(a, "cpu") for a in (x, w)]
+        y = conv2d(*leaves, pool=pool if inside else None)
+        y = y if inside else gpucnn.ops.max_pool2d(y, *pool)
+        gradients.append(results(y, host(y), *leaves)[1])
+    np.testing.assert_array_equal(*gradients)
+
+
 @pytest.mark.parametrize(("dilation", "groups"), [(2, 1), (1, 2), ((3, 2), 2)])
 def test_relu_and_pooling_inside_equal_those_after_lattices_and_groups(dilation, groups):
     set_conv_algorithm("winograd")
