@@ -95,11 +95,23 @@ def flat(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(x).reshape(-1)
 
 
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+    """np.empty that starts on a cache line of its own.
+
+    NumPy's own arrays start 16 bytes into one where they are large.  Then every vector of 64 bytes
+    lies across two, and the products of small matrices, which BLAS reads where they lie, took 1.25
+    to 1.4 times as long.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _CACHE_LINE, np.uint8)
+    return np.ndarray(shape, dtype, memory, -memory.ctypes.data % _CACHE_LINE)
+
+
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
     """Uninitialised memory of this thread's own under `name`, the same at every call.
 
     A fresh large array costs a page fault for every 4 KiB; this one is faulted in once.  It starts
-    on a cache line of its own, so that no vector that BLAS writes lies across two.
+    on a cache line of its own, as those of `empty` do.
     """
     owned = _owned()
     key = name, shape, dtype
@@ -108,8 +120,7 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, An
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if owned.memory.get(name, _NOTHING).size < size:
             owned.drop(name)  # first, so that its place may be part of the new one's
-            memory = np.empty(size + _CACHE_LINE, np.uint8)
-            owned.memory[name] = memory[-memory.ctypes.data % _CACHE_LINE :]
+            owned.memory[name] = empty((size,), np.uint8)
         if len(owned.views) >= _MOST_VIEWS:
             owned.views.clear()
         view = owned.views[key] = owned.memory[name][:size].view(dtype).reshape(shape)

@@ -17,6 +17,7 @@ from gpucnn.threads import (
     _Job,
     _owned,
     alone,
+    empty,
     parallel,
     scratch,
     single_threaded_blas,
@@ -207,8 +208,11 @@ def test_scratch_of_ever_new_shapes_keeps_few_views():
     assert len(_owned().views) <= 1000
 
 
-def test_scratch_starts_on_a_line_of_the_cache():
-    assert scratch("aligned", (3, 5), np.float64).ctypes.data % 64 == 0
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 5), (1000, 100)])
+def test_memory_starts_on_a_line_of_the_cache(shape):
+    for memory in (empty(shape, np.float64), scratch("aligned", shape, np.float64)):
+        assert (memory.shape, memory.dtype) == (shape, np.float64)
+        assert memory.ctypes.data % 64 == 0
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -19,7 +19,7 @@ from gpucnn.device import Array
 from gpucnn.ops._pool2d_numpy import Places
 from gpucnn.ops.pool2d import _max_backward, _max_forward
 from gpucnn.ops.window import Window
-from gpucnn.threads import scratch
+from gpucnn.threads import empty, scratch
 
 
 class Epilogue:
@@ -32,7 +32,7 @@ class Epilogue:
         self.places: Places | None = None  # the pooling once an engine has taken it
         self.window = 1, 1  # of that pooling
         height, width = (v.oh, v.ow) if pool is None else (pool.oh, pool.ow)
-        self.y = np.empty((v.n, height, width, oc), dtype)
+        self.y = empty((v.n, height, width, oc), dtype)
         self.kept: dict[int, Any] = {}  # by the first image of a part: what its pooling keeps
 
     def take_pool(self, tile: tuple[int, int]) -> None:

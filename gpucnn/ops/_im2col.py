@@ -23,7 +23,7 @@ import numpy as np
 from gpucnn.device import Array
 from gpucnn.ops._epilogue import Epilogue
 from gpucnn.ops.window import Window
-from gpucnn.threads import parallel, scratch, spans
+from gpucnn.threads import empty, parallel, scratch, spans
 
 Gradients = tuple[Array | None, Array | None, Array | None]
 
@@ -46,8 +46,8 @@ def forward(
     columns_of = _Columns(v, oc, x.dtype, epilogue.window)
     w_t = w.reshape(v.groups, oc // v.groups, columns_of.k).transpose(0, 2, 1)
     if columns_of.planar:
-        last = np.zeros(oc, x.dtype) if b is None else b
-        w_t, b = np.concatenate([w_t[0], last[None]])[None], None
+        rows = w_t[0], np.zeros((1, oc), x.dtype) if b is None else b[None]
+        w_t, b = np.concatenate(rows, out=empty((columns_of.k + 1, oc), x.dtype))[None], None
 
     def convolve(images: slice) -> None:
         part = epilogue.room(images)
@@ -145,7 +145,7 @@ def _backward_weight(
 
 def _backward_input(dy: Array, w: Array, v: Window, epilogue: Epilogue) -> Array:
     oc, depth = w.shape[0] // v.groups, v.c // v.groups
-    dx = np.empty((v.n, v.h, v.w, v.c), dy.dtype)
+    dx = empty((v.n, v.h, v.w, v.c), dy.dtype)
     columns_of = _Columns(v, w.shape[0], dy.dtype, epilogue.window)
     if columns_of.pointwise:
 

@@ -19,7 +19,7 @@ from gpucnn.device import Array
 from gpucnn.ops import _winograd
 from gpucnn.ops._epilogue import Epilogue
 from gpucnn.ops.window import Window
-from gpucnn.threads import parallel, spans
+from gpucnn.threads import empty, parallel, spans
 
 Gradients = tuple[Array | None, Array | None, Array | None]
 
@@ -71,7 +71,7 @@ def backward(
 ) -> Gradients:
     """dx, dw and db, as far as needed."""
     if _dense(window):
-        return _winograd.backward(dy, kept, w_shape, window, m, needs, last_use, epilogue)
+        return _winograd.backward(dy, kept, window, m, needs, last_use, epilogue)
     lattices = _Lattices(window, w_shape[0])
     plain = lattices.plain(dy.dtype)
     gradients = [np.empty_like(plain.y) for _ in lattices.filters]
@@ -82,13 +82,12 @@ def backward(
             _take(part[..., filters], lattices.apart(gradient)[images], (0, 0))
 
     parallel(take, spans(window.n, _IMAGES))
-    dx = np.empty((window.n, window.h, window.w, window.c), dy.dtype) if needs[0] else None
-    dw = np.empty(w_shape, dy.dtype) if needs[1] else None
-    db = np.empty(w_shape[:1], dy.dtype) if needs[2] else None
-    shape = (plain.y.shape[3], *w_shape[1:])
+    dx = empty((window.n, window.h, window.w, window.c), dy.dtype) if needs[0] else None
+    dw = empty(w_shape, dy.dtype) if needs[1] else None
+    db = empty(w_shape[:1], dy.dtype) if needs[2] else None
     for group, filters in enumerate(lattices.filters):
         found = _winograd.backward(
-            gradients[group], kept[group], shape, lattices.window, m, needs, last_use, plain
+            gradients[group], kept[group], lattices.window, m, needs, last_use, plain
         )
         if dx is not None:
             lattices.put(found[0], dx[..., lattices.channels[group]])
@@ -136,7 +135,7 @@ class _Lattices:
     def take(self, x: Array) -> Array:
         """The lattices of x (N, H, W, C of a group)."""
         v = self.window
-        lattices = np.empty((v.n, v.h, v.w, v.c), x.dtype)
+        lattices = empty((v.n, v.h, v.w, v.c), x.dtype)
         apart = self.apart(lattices)
         parallel(
             lambda images: _take(x[images], apart[images], self.before), spans(len(x), _IMAGES)

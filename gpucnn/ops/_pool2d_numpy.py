@@ -13,7 +13,7 @@ import numpy as np
 from gpucnn.device import Array
 from gpucnn.ops import _pool2d_array
 from gpucnn.ops.window import Window
-from gpucnn.threads import parallel, scratch, spans
+from gpucnn.threads import empty, parallel, scratch, spans
 
 # Bytes of the images that are pooled at a time: with what is made of them, they stay in the cache.
 _CHUNK_BYTES = 1 << 20
@@ -69,13 +69,13 @@ def max_forward(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Array, ..
     """
     if max(v.kh, v.kw) > 255 or (v.kh * v.kw > 255 and not _apart(v)):
         return _pool2d_array.max_forward(x, v, keep)
-    y = np.empty((v.n, v.oh, v.ow, v.c), x.dtype)
+    y = empty((v.n, v.oh, v.ow, v.c), x.dtype)
     shape = (*_padded_shape(v, v.n)[:2], v.ow, v.c)
     kept: tuple[Array, ...] = ()
     if keep and _apart(v):
-        kept = np.empty(shape, np.uint8), np.empty(y.shape, np.uint8)
+        kept = empty(shape, np.uint8), empty(y.shape, np.uint8)
     elif keep:
-        kept = (np.empty(y.shape, np.uint8),)
+        kept = (empty(y.shape, np.uint8),)
 
     def pool(chunk: slice) -> None:
         by_row = scratch("pool rows", (chunk.stop - chunk.start, *shape[1:]), x.dtype)
@@ -160,7 +160,7 @@ def _to_winner(d: Array, winner: Array, parts: list[Array]) -> None:
 
 
 def _add_at_winners(dy: Array, winners: Array, v: Window) -> Array:
-    dx = np.empty((v.n, v.h, v.w, v.c), dy.dtype)
+    dx = empty((v.n, v.h, v.w, v.c), dy.dtype)
     chunks = _chunks(v, dy.dtype)
     shape = _padded_shape(v, chunks[0].stop if chunks else 0)
     # Where each window begins in a chunk, and how far from there its winner is, by its number.
@@ -195,7 +195,7 @@ def _spread(
     dy: Array, v: Window, spread: Callable[[Array, slice, int, list[Array]], None]
 ) -> Array:
     """dx from dy, along rows and then along columns by spread(d, chunk, axis, parts)."""
-    dx = np.empty((v.n, v.h, v.w, v.c), dy.dtype)
+    dx = empty((v.n, v.h, v.w, v.c), dy.dtype)
 
     def unpool(chunk: slice) -> None:
         shape = _padded_shape(v, chunk.stop - chunk.start)
@@ -232,7 +232,7 @@ class Places:
         by_row = scratch("pool rows", values.shape[:1] + into.shape, values.dtype)
         columns, rows = [values[:, j] for j in range(values.shape[1])], list(by_row)
         if keep:
-            self.kept[part] = np.empty(by_row.shape, np.uint8), np.empty(into.shape, np.uint8)
+            self.kept[part] = empty(by_row.shape, np.uint8), empty(into.shape, np.uint8)
             _largest(columns, by_row, self.kept[part][0])
             _largest(rows, into, self.kept[part][1])
         else:
@@ -251,7 +251,7 @@ class Places:
 
 
 def avg_forward(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
-    y = np.empty((v.n, v.oh, v.ow, v.c), x.dtype)
+    y = empty((v.n, v.oh, v.ow, v.c), x.dtype)
     pixels = _pixels(x, v, area)
 
     def pool(chunk: slice) -> None:
@@ -290,7 +290,7 @@ def _pixels(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
 
 def global_forward(x: Array) -> Array:
     n, h, w, c = x.shape
-    rows, y = x.reshape(n, h * w, c), np.empty((n, 1, c), x.dtype)
+    rows, y = x.reshape(n, h * w, c), empty((n, 1, c), x.dtype)
     ones = np.ones((1, h * w), x.dtype)  # BLAS adds rows faster than mean()
 
     def add(images: slice) -> None:

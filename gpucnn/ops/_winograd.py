@@ -15,10 +15,13 @@ exact adjoint: every matrix transposed, in the opposite order.
     y = KA M   (tiles, m * m, OC)       KA = kron(AT, AT)   (m * m, n * n)
 
 A transform is one product for each tile, written straight to where the products for each
-position read it: BLAS takes rows of C at any constant stride, so that nothing is transposed in
-memory, and V, U and M are contiguous where most of the time goes.  In images of at most two tiles
-by two every tile is cut by an edge; there KB is shortened to the pixels that are on the image,
-which are multiplied as they lie, without being gathered.
+position read it: BLAS takes rows of C at any constant stride, so that no tile is transposed in
+memory, and V, U and M are contiguous where most of the time goes.  The filters are, before their
+transform: then V U^T here and dM U on the way back both are products of matrices as they lie,
+which _products.py makes faster.
+
+In images of at most two tiles by two every tile is cut by an edge; there KB is shortened to the
+pixels that are on the image, which are multiplied as they lie, without being gathered.
 
 Source: Lavin and Gray 2015.
 """
@@ -28,11 +31,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpucnn.device import Array
+from gpucnn.ops import _products
 from gpucnn.ops._epilogue import Epilogue
 from gpucnn.ops._im2col import add_rows
 from gpucnn.ops._winograd_tiles import Tiles, by_position
 from gpucnn.ops.window import Window
-from gpucnn.threads import parallel, scratch, spans
+from gpucnn.threads import empty, parallel, scratch, spans
 
 
 def forward(
@@ -44,21 +48,12 @@ def forward(
     epilogue: Epilogue,
     keep: bool,
 ) -> tuple[Array, ...]:
-    """The convolution, handed to the epilogue part by part; what backward needs if `keep`: V, U."""
+    """The convolution, handed to the epilogue part by part; what backward needs if `keep`: V, w."""
     oc, r = w.shape[:2]
     epilogue.take_pool((m, m))
     tiles = Tiles(window, m, oc, x.dtype, epilogue.window)
-    ka, kg, n2 = tiles.ka, tiles.kg, len(tiles.kg)
-    u = by_position((n2, oc, window.c), x.dtype)
-
-    def transform_filters(filters: slice) -> None:
-        by_filter = u[:, filters].transpose(1, 0, 2)
-        np.matmul(kg, w[filters].reshape(-1, r * r, window.c), out=by_filter)
-
-    parallel(transform_filters, spans(oc, 64))
-    u_t = u.transpose(0, 2, 1)
-    if tiles.narrow:  # BLAS multiplies small matrices without copying them, if none is transposed
-        u_t = np.ascontiguousarray(u_t)
+    ka, n2 = tiles.ka, len(tiles.kg)
+    u_t = _transform_filters(_transposed(w.reshape(oc, r * r, window.c)), tiles.kg)
     every = window.n * tiles.per_image
     kept = by_position((n2, every, window.c), x.dtype) if keep else None
     parts = tiles.parts(slice(0, window.n), oc) if tiles.narrow else []
@@ -77,7 +72,7 @@ def forward(
             tiles.transform(x, part, v[:, tiles.rows(part, images.start)])
 
         def multiply(positions: slice) -> None:
-            np.matmul(v[positions], u_t[positions], out=products[positions])
+            _products.multiply(v[positions], u_t[positions], products[positions])
 
         def transform_back(part: slice) -> None:
             of_part = products[:, tiles.rows(part, images.start)].transpose(1, 0, 2)
@@ -100,13 +95,12 @@ def forward(
     else:
         for images in tiles.spans():
             convolve(images)
-    return () if kept is None else (kept, u)
+    return () if kept is None else (kept, w)
 
 
 def backward(
     dy: Array,
     kept: Sequence[Array],
-    w_shape: tuple[int, ...],
     window: Window,
     m: int,
     needs: tuple[bool, ...],
@@ -117,23 +111,24 @@ def backward(
 
     If this is the last use of V, dV takes its memory.
     """
-    v, u = kept
-    oc, r = w_shape[:2]
+    v, w = kept
+    oc, r = w.shape[:2]
     tiles = Tiles(window, m, oc, dy.dtype, epilogue.window)
-    ka, kg = tiles.ka, tiles.kg
-    dx = np.empty((window.n, window.h, window.w, window.c), dy.dtype) if needs[0] else None
-    du = by_position(u.shape, dy.dtype) if needs[1] else None
+    ka, kg, n2 = tiles.ka, tiles.kg, len(tiles.kg)
+    dx = empty((window.n, window.h, window.w, window.c), dy.dtype) if needs[0] else None
+    u = _transform_filters(w.reshape(oc, r * r, window.c), kg) if needs[0] else None
+    du = by_position((n2, oc, window.c), dy.dtype) if needs[1] else None
     db = np.zeros(oc, dy.dtype) if needs[2] else None
 
     def add(images: slice) -> None:
         """From dy[images] to dx[images], and to what these images add to du and db."""
         rows, parts = tiles.rows(images), tiles.parts(images, oc)
         v_span = v[:, rows]
-        dm = by_position((len(u), rows.stop - rows.start, oc), dy.dtype, "winograd products")
+        dm = by_position((n2, rows.stop - rows.start, oc), dy.dtype, "winograd products")
         dv = None
-        if dx is not None and not tiles.narrow:
+        if u is not None and not tiles.narrow:
             dv = v_span if last_use else by_position(v_span.shape, dy.dtype, "winograd v")
-        sums = np.empty((len(parts), oc), dy.dtype)
+        sums = empty((len(parts), oc), dy.dtype)
 
         def transform(i: int) -> None:
             dy_tiles = tiles.gather_result(epilogue.gradient(dy, parts[i]))
@@ -145,7 +140,7 @@ def backward(
                 epilogue.places.unpool(pooled, parts[i].start, tiles.by_place(dy_tiles))
             dm_part = dm[:, tiles.rows(parts[i], images.start)]
             np.matmul(ka.T, dy_tiles, out=dm_part.transpose(1, 0, 2))
-            if tiles.narrow and dx is not None:
+            if tiles.narrow and u is not None:
                 dv_part = by_position((*dm_part.shape[:2], window.c), dy.dtype, "winograd v")
                 tiles.transform_back(np.matmul(dm_part, u, out=dv_part), dx, parts[i])
 
@@ -155,8 +150,8 @@ def backward(
                     np.matmul(dm[p].transpose(0, 2, 1), v_span[p], out=du[p])
                 else:
                     du[p] += dm[p].transpose(0, 2, 1) @ v_span[p]
-            if dv is not None:
-                np.matmul(dm[p], u[p], out=dv[p])
+            if dv is not None and u is not None:
+                _products.multiply(dm[p], u[p], dv[p])
 
         def transform_back(part: slice) -> None:
             assert dv is not None
@@ -165,7 +160,7 @@ def backward(
         parallel(transform, range(len(parts)))
         if db is not None:
             db[...] += sums.sum(axis=0)
-        parallel(multiply, spans(len(u), 4 if tiles.narrow else 1))
+        parallel(multiply, spans(n2, 3 if tiles.narrow else 1))
         if dv is not None:
             parallel(transform_back, tiles.parts(images, window.c))
 
@@ -173,10 +168,32 @@ def backward(
         add(images)
     if du is None:
         return dx, None, db
-    dw = np.empty((oc, r * r, window.c), dy.dtype)
+    dw = empty((oc, r * r, window.c), dy.dtype)
 
     def transform_filters(filters: slice) -> None:
         np.matmul(kg.T, du[:, filters].transpose(1, 0, 2), out=dw[filters])
 
     parallel(transform_filters, spans(oc, 64))
-    return dx, dw.reshape(w_shape), db
+    return dx, dw.reshape(w.shape), db
+
+
+def _transposed(w: Array) -> Array:
+    """Filters (OC, r * r, C) as (C, r * r, OC)."""
+    w_t = empty(w.shape[::-1], w.dtype)
+
+    def copy(filters: slice) -> None:
+        w_t[:, :, filters] = w[filters].transpose(2, 1, 0)
+
+    parallel(copy, spans(len(w), 16))
+    return w_t
+
+
+def _transform_filters(w: Array, kg: Array) -> Array:
+    """U (n * n, OC, C) of filters (OC, r * r, C)."""
+    u = by_position((len(kg), len(w), w.shape[2]), w.dtype)
+
+    def transform(filters: slice) -> None:
+        np.matmul(kg, w[filters], out=u[:, filters].transpose(1, 0, 2))
+
+    parallel(transform, spans(len(w), 64))
+    return u

@@ -10,7 +10,7 @@ from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import DtypeError, ShapeError
 from gpucnn.ops import _batch_norm_cuda
 from gpucnn.tensor import Tensor
-from gpucnn.threads import parallel, scratch, spans
+from gpucnn.threads import empty, parallel, scratch, spans
 
 
 def batch_norm(
@@ -194,7 +194,7 @@ def _forward_numpy(
     blocks = _Blocks(x.shape)
     rows, count = blocks.rows(x), x.dtype.type(x.size // x.shape[-1])
     sums, squares = blocks.sums(x.dtype), blocks.sums(x.dtype)
-    y = np.empty(blocks.shape, x.dtype)
+    y = empty(blocks.shape, x.dtype)
 
     def add(i: int) -> None:
         _add_up(rows[blocks.slices[i]], sums[i])
@@ -231,7 +231,7 @@ def _backward_numpy(
     rows, given = blocks.rows(x), blocks.rows(dy)
     count = x.dtype.type(x.size // x.shape[-1])
     sums, products = blocks.sums(dy.dtype), blocks.sums(dy.dtype)
-    dx, wide_mean = np.empty(blocks.shape, dy.dtype), blocks.wide(mean)
+    dx, wide_mean = empty(blocks.shape, dy.dtype), blocks.wide(mean)
 
     def add(i: int) -> None:
         block = blocks.slices[i]
@@ -262,7 +262,7 @@ def _backward_numpy(
 
 def _scale_shift_numpy(x: Array, scale: Array, shift: Array) -> Array:
     blocks = _Blocks(x.shape)
-    rows, y = blocks.rows(x), np.empty(blocks.shape, x.dtype)
+    rows, y = blocks.rows(x), empty(blocks.shape, x.dtype)
     wide_scale, wide_shift = blocks.wide(scale), blocks.wide(shift)
 
     def apply(block: slice) -> None:

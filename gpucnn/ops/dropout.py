@@ -10,7 +10,7 @@ from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
-from gpucnn.threads import blocks, flat, parallel
+from gpucnn.threads import blocks, empty, flat, parallel
 
 
 def dropout(
@@ -74,7 +74,7 @@ def _scale(threshold: int) -> float:
 
 
 def _masked_numpy(x: Array, mask: Array, threshold: int) -> Array:
-    y, scale = np.empty(x.shape, x.dtype), _scale(threshold)
+    y, scale = empty(x.shape, x.dtype), _scale(threshold)
     source, kept, into = flat(x), flat(mask), y.reshape(-1)
 
     def apply(block: slice) -> None:

@@ -9,7 +9,7 @@ from gpucnn.device import Array, by_device
 from gpucnn.errors import DtypeError, ShapeError
 from gpucnn.ops._im2col import sum_rows
 from gpucnn.tensor import Tensor
-from gpucnn.threads import parallel, spans
+from gpucnn.threads import empty, parallel, spans
 
 Gradients = tuple[Array | None, Array | None, Array | None]
 
@@ -86,7 +86,7 @@ def _pieces(array: Array, piece: tuple[int, int]) -> list[tuple[slice, slice]]:
 
 
 def _forward_numpy(x: Array, w: Array, b: Array | None) -> Array:
-    y = np.empty((len(x), len(w)), x.dtype)
+    y = empty((len(x), len(w)), x.dtype)
 
     def multiply(piece: tuple[slice, slice]) -> None:
         rows, outputs = piece
@@ -99,8 +99,8 @@ def _forward_numpy(x: Array, w: Array, b: Array | None) -> Array:
 
 
 def _backward_numpy(dy: Array, x: Array, w: Array, needs: tuple[bool, ...]) -> Gradients:
-    dx = np.empty(x.shape, x.dtype) if needs[0] else None
-    dw = np.empty(w.shape, w.dtype) if needs[1] else None
+    dx = empty(x.shape, x.dtype) if needs[0] else None
+    dw = empty(w.shape, w.dtype) if needs[1] else None
 
     def to_input(piece: tuple[slice, slice]) -> None:
         assert dx is not None

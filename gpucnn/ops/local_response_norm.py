@@ -9,7 +9,7 @@ from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError
 from gpucnn.tensor import Tensor
-from gpucnn.threads import parallel, scratch, spans
+from gpucnn.threads import empty, parallel, scratch, spans
 
 
 def local_response_norm(
@@ -136,7 +136,7 @@ def _denominator(x: Array, size: int, alpha: float, k: float) -> Array:
 
 def _forward_numpy(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
     rows = _rows(x)
-    y = np.empty(rows.shape, x.dtype)
+    y = empty(rows.shape, x.dtype)
 
     def normalize(block: slice) -> None:
         base = _denominator(rows[block], size, alpha, k)
@@ -149,7 +149,7 @@ def _forward_numpy(x: Array, size: int, alpha: float, beta: float, k: float) -> 
 
 def _backward_numpy(dy: Array, x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
     rows, given = _rows(x), _rows(dy)
-    dx = np.empty(rows.shape, dy.dtype)
+    dx = empty(rows.shape, dy.dtype)
     after = size - 1 - size // 2  # the adjoint looks the other way
 
     def spread(block: slice) -> None:

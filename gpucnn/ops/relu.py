@@ -8,7 +8,7 @@ from gpucnn import cuda
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.tensor import Tensor
-from gpucnn.threads import blocks, flat, parallel, scratch
+from gpucnn.threads import blocks, empty, flat, parallel, scratch
 
 
 def relu(x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def _leaky_array(v: Array, x: Array, slope: float) -> Array:
 
 
 def _relu_numpy(x: Array) -> Array:
-    y = np.empty(x.shape, x.dtype)
+    y = empty(x.shape, x.dtype)
     source, into = flat(x), y.reshape(-1)
 
     def clip(block: slice) -> None:
@@ -80,7 +80,7 @@ def _relu_numpy(x: Array) -> Array:
 
 
 def _relu_backward_numpy(dy: Array, y: Array) -> Array:
-    dx = np.empty(y.shape, dy.dtype)
+    dx = empty(y.shape, dy.dtype)
     given, result, into = flat(dy), flat(y), dx.reshape(-1)
 
     def pass_on(block: slice) -> None:
@@ -93,7 +93,7 @@ def _relu_backward_numpy(dy: Array, y: Array) -> Array:
 
 
 def _leaky_numpy(v: Array, x: Array, slope: float) -> Array:
-    result = np.empty(v.shape, v.dtype)
+    result = empty(v.shape, v.dtype)
     values, source, into = flat(v), flat(x), result.reshape(-1)
     factors = np.array([slope, 1], v.dtype)
 

@@ -149,10 +149,11 @@ def test_the_kept_bytes_of_a_dense_network_are_counted_by_hand():
     assert memory.optimizer == 2 * parameters
     assert memory.images == 7 * 100 * 4
     # The peak is the first layer's backward pass: all gradients are there, that of its output
-    # too; alive besides are its own output (50) and the logits (10), which the caller holds.
+    # too; alive besides are its own output (50) and the logits (10), which the caller holds, each
+    # with 64 bytes to spare, so that it can start on a cache line.
     assert memory.at == "linear"
     assert memory.gradients == parameters + 7 * 50 * 4
-    assert memory.activations == 7 * (50 + 10) * 4
+    assert memory.activations == 7 * (50 + 10) * 4 + 2 * 64
     assert memory.work < 50_000  # scratch memory for the ReLU's mask, and Python's own objects
     assert memory.peak == memory.images + memory.activations + memory.gradients + memory.work + (
         memory.parameters + memory.optimizer
