@@ -31,7 +31,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpucnn.device import Array
-from gpucnn.ops import _products
+from gpucnn.ops import _products, _winograd_filters
 from gpucnn.ops._epilogue import Epilogue
 from gpucnn.ops._im2col import add_rows
 from gpucnn.ops._winograd_tiles import Tiles, by_position
@@ -49,11 +49,11 @@ def forward(
     keep: bool,
 ) -> tuple[Array, ...]:
     """The convolution, handed to the epilogue part by part; what backward needs if `keep`: V, w."""
-    oc, r = w.shape[:2]
+    oc = len(w)
     epilogue.take_pool((m, m))
     tiles = Tiles(window, m, oc, x.dtype, epilogue.window)
     ka, n2 = tiles.ka, len(tiles.kg)
-    u_t = _transform_filters(_transposed(w.reshape(oc, r * r, window.c)), tiles.kg)
+    u_t = _winograd_filters.transform_transposed(w, tiles.kg, keep)
     every = window.n * tiles.per_image
     kept = by_position((n2, every, window.c), x.dtype) if keep else None
     parts = tiles.parts(slice(0, window.n), oc) if tiles.narrow else []
@@ -116,7 +116,7 @@ def backward(
     tiles = Tiles(window, m, oc, dy.dtype, epilogue.window)
     ka, kg, n2 = tiles.ka, tiles.kg, len(tiles.kg)
     dx = empty((window.n, window.h, window.w, window.c), dy.dtype) if needs[0] else None
-    u = _transform_filters(w.reshape(oc, r * r, window.c), kg) if needs[0] else None
+    u = _winograd_filters.transform(w, kg) if needs[0] else None
     du = by_position((n2, oc, window.c), dy.dtype) if needs[1] else None
     db = np.zeros(oc, dy.dtype) if needs[2] else None
 
@@ -175,25 +175,3 @@ def backward(
 
     parallel(transform_filters, spans(oc, 64))
     return dx, dw.reshape(w.shape), db
-
-
-def _transposed(w: Array) -> Array:
-    """Filters (OC, r * r, C) as (C, r * r, OC)."""
-    w_t = empty(w.shape[::-1], w.dtype)
-
-    def copy(filters: slice) -> None:
-        w_t[:, :, filters] = w[filters].transpose(2, 1, 0)
-
-    parallel(copy, spans(len(w), 16))
-    return w_t
-
-
-def _transform_filters(w: Array, kg: Array) -> Array:
-    """U (n * n, OC, C) of filters (OC, r * r, C)."""
-    u = by_position((len(kg), len(w), w.shape[2]), w.dtype)
-
-    def transform(filters: slice) -> None:
-        np.matmul(kg, w[filters], out=u[:, filters].transpose(1, 0, 2))
-
-    parallel(transform, spans(len(w), 64))
-    return u
