@@ -240,7 +240,7 @@ def get_conv_algorithm() -> str:
     return _algorithm
 
 
-def conv_algorithm(window: Window, filters: int) -> int:
+def conv_algorithm(window: Window, filters: int, training: bool = True) -> int:
     """What "auto" does: the tile m of Winograd's F(m x m, r x r), or 0 for im2col.
 
     Winograd needs stride 1 and square filters: of 3 x 3 it can make tiles of 4 x 4 or 2 x 2
@@ -248,13 +248,16 @@ def conv_algorithm(window: Window, filters: int) -> int:
     sum r * r a pixel.  Dilation d makes d * d images of every d-th pixel, which are tiled each.
     The tile with the fewest for this image is taken, the larger one on a tie; and im2col unless
     that saves a third, or if fewer than 16 channels or filters in a group make the transforms
-    cost more than the products.
+    cost more than the products.  Without gradients to follow, 1.5 times the multiplications of the
+    filters' transform are added to those of the tiles: one small image alone does not make up for
+    reading what the transform makes of the filters, even where it was kept from the last call.
     """
     v = window
     tile, cost = _best_tile(v)
     if tile == 0 or v.c < 16 * v.groups or filters < 16 * v.groups:
         return 0
-    return tile if 3 * cost <= 2 * v.oh * v.ow * v.kh * v.kw else 0
+    extra = 0 if training else 1.5 * (tile + v.kh - 1) ** 2 * v.kh * v.kw
+    return tile if 3 * (v.n * cost + extra) <= 2 * v.n * v.oh * v.ow * v.kh * v.kw else 0
 
 
 _ALGORITHMS = ("auto", "winograd", "im2col", "exact", "plain")
@@ -273,9 +276,9 @@ def _best_tile(v: Window) -> tuple[int, int]:
     return best, least
 
 
-def _tile(v: Window, filters: int) -> int:
+def _tile(v: Window, filters: int, training: bool) -> int:
     if _algorithm == "auto":
-        return conv_algorithm(v, filters)
+        return conv_algorithm(v, filters, training)
     return _best_tile(v)[0] if _algorithm == "winograd" else 0
 
 
@@ -293,7 +296,7 @@ def _forward_numpy(
     if x.size == 0:
         return _forward_array(x, w, b, window, needs, relu, pool)
     epilogue = Epilogue(window, w.shape[0], x.dtype, relu, pool)
-    m = _tile(window, w.shape[0])
+    m = _tile(window, w.shape[0], keep)
     if m == 0:
         _im2col.forward(x, w, b, window, epilogue, keep)
         return epilogue.y, (epilogue, m, x, w)

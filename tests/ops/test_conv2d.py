@@ -353,6 +353,16 @@ def test_auto_follows_its_rule(geometry, tile):
     assert conv_algorithm(Window.of("conv2d", (n, h, w, c), kernel, *rest), oc) == tile
 
 
+@pytest.mark.parametrize(
+    ("images", "side", "tile"),
+    [(1, 8, 0), (2, 8, 0), (4, 8, 4), (1, 16, 4), (20, 2, 0), (30, 2, 2)],
+)
+def test_auto_without_gradients_leaves_few_small_images_to_im2col(images, side, tile):
+    window = Window.of("conv2d", (images, side, side, 64), (3, 3), 1, 1)
+    assert conv_algorithm(window, 64, training=False) == tile
+    assert conv_algorithm(window, 64) != 0
+
+
 POOLS = [
     None,
     (2, None, 0, False),

@@ -9,6 +9,11 @@ from gpucnn import Tensor, no_grad, ops, tensor
 from gpucnn.ops import _winograd_filters
 
 
+@pytest.fixture(autouse=True)
+def _winograd_for_all(conv_algorithm):
+    conv_algorithm("winograd")
+
+
 @pytest.fixture
 def count(monkeypatch):
     """How many transforms of transposed filters there were."""
