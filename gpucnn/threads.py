@@ -26,6 +26,7 @@ from gpucnn.allocator import keep_freed_memory
 from gpucnn.errors import ArgumentError
 
 _Piece = TypeVar("_Piece")
+Work = tuple[Callable[[Any], object], Iterable[Any]]  # a function and its pieces
 
 # Elements of a ufunc's buffers inside a piece.  NumPy copies operands that are not contiguous, or
 # of another type, through them; at its default of 8192 they leave the first cache, and it copies
@@ -77,6 +78,11 @@ def parallel(function: Callable[[_Piece], object], pieces: Iterable[_Piece]) -> 
                 _pool.run(function, work)
     finally:
         np.setbufsize(before)
+
+
+def parallel_all(*work: Work) -> None:
+    """Call each function for each of its pieces, as `parallel` would, all in one go."""
+    parallel(lambda call: call[0](call[1]), [(f, piece) for f, pieces in work for piece in pieces])
 
 
 def spans(total: int, step: int) -> Iterator[slice]:

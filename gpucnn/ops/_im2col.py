@@ -211,8 +211,9 @@ class _Columns:
         )
         self.height, self.width = v.oh // places[0], v.ow // places[1]
         size = _BAND_BYTES // (max(v.kh * v.kw * v.c, oc) * dtype.itemsize)
-        # Planar results outweigh their columns: they need the cache for the epilogue.
-        pixels = max(1, size // 2 if self.planar else size)
+        # Planar columns are made so quickly that two threads of shorter bands would spend more on
+        # waiting for the interpreter's lock than they save by the cache.
+        pixels = max(1, size * 2 if self.planar else size)
         self.images = max(1, pixels // (v.oh * v.ow))  # in one chunk
         rows = max(1, pixels // (places[0] * v.ow))
         self.rows = self.height if self.images > 1 else min(self.height, rows)  # in one band

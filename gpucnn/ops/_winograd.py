@@ -36,7 +36,7 @@ from gpucnn.ops._epilogue import Epilogue
 from gpucnn.ops._im2col import add_rows
 from gpucnn.ops._winograd_tiles import Tiles, by_position
 from gpucnn.ops.window import Window
-from gpucnn.threads import empty, parallel, scratch, spans
+from gpucnn.threads import Work, empty, parallel, parallel_all, scratch, spans
 
 
 def forward(
@@ -53,7 +53,13 @@ def forward(
     epilogue.take_pool((m, m))
     tiles = Tiles(window, m, oc, x.dtype, epilogue.window)
     ka, n2 = tiles.ka, len(tiles.kg)
-    u_t = _winograd_filters.transform_transposed(w, tiles.kg, keep)
+    todo: list[Work] = []
+    if keep:
+        _winograd_filters.forget(w, tiles.kg)
+        u_t, of_filters = _winograd_filters.transposed(w, tiles.kg)
+        todo.append(of_filters)
+    else:
+        u_t = _winograd_filters.without_gradients(w, tiles.kg)
     every = window.n * tiles.per_image
     kept = by_position((n2, every, window.c), x.dtype) if keep else None
     parts = tiles.parts(slice(0, window.n), oc) if tiles.narrow else []
@@ -86,11 +92,14 @@ def forward(
             tiles.scatter(result, b, y)
             epilogue.finish(y, part, keep)
 
-        parallel(transform, tiles.parts(images, window.c))
+        parallel_all((transform, tiles.parts(images, window.c)), *todo)
+        todo.clear()
         parallel(multiply, positions)
         parallel(transform_back, tiles.parts(images, oc))
 
     if tiles.narrow:
+        parallel_all(*todo)
+        todo.clear()
         parallel(convolve, parts)
     else:
         for images in tiles.spans():
@@ -116,8 +125,12 @@ def backward(
     tiles = Tiles(window, m, oc, dy.dtype, epilogue.window)
     ka, kg, n2 = tiles.ka, tiles.kg, len(tiles.kg)
     dx = empty((window.n, window.h, window.w, window.c), dy.dtype) if needs[0] else None
-    u = _winograd_filters.transform(w, kg) if needs[0] else None
+    u, todo = None, []
+    if needs[0]:
+        u, of_filters = _winograd_filters.natural(w, kg)
+        todo.append(of_filters)
     du = by_position((n2, oc, window.c), dy.dtype) if needs[1] else None
+    dw = empty((oc, r * r, window.c), dy.dtype) if needs[1] else None
     db = np.zeros(oc, dy.dtype) if needs[2] else None
 
     def add(images: slice) -> None:
@@ -142,7 +155,8 @@ def backward(
             np.matmul(ka.T, dy_tiles, out=dm_part.transpose(1, 0, 2))
             if tiles.narrow and u is not None:
                 dv_part = by_position((*dm_part.shape[:2], window.c), dy.dtype, "winograd v")
-                tiles.transform_back(np.matmul(dm_part, u, out=dv_part), dx, parts[i])
+                _products.multiply(dm_part, u, dv_part)
+                tiles.transform_back(dv_part, dx, parts[i])
 
         def multiply(p: slice) -> None:
             if du is not None:
@@ -157,21 +171,26 @@ def backward(
             assert dv is not None
             tiles.transform_back(dv[:, tiles.rows(part, images.start)], dx, part)
 
-        parallel(transform, range(len(parts)))
+        parallel_all((transform, range(len(parts))), *todo)
+        todo.clear()
         if db is not None:
             db[...] += sums.sum(axis=0)
         parallel(multiply, spans(n2, 3 if tiles.narrow else 1))
+        after: list[Work] = []
         if dv is not None:
-            parallel(transform_back, tiles.parts(images, window.c))
+            after.append((transform_back, tiles.parts(images, window.c)))
+        if du is not None and images.stop == window.n:
+            after.append((transform_filters_back, spans(oc, 64)))
+        parallel_all(*after)
 
-    for images in tiles.spans():
-        add(images)
-    if du is None:
-        return dx, None, db
-    dw = empty((oc, r * r, window.c), dy.dtype)
-
-    def transform_filters(filters: slice) -> None:
+    def transform_filters_back(filters: slice) -> None:
+        assert du is not None
+        assert dw is not None
         np.matmul(kg.T, du[:, filters].transpose(1, 0, 2), out=dw[filters])
 
-    parallel(transform_filters, spans(oc, 64))
-    return dx, dw.reshape(w.shape), db
+    if tiles.narrow:
+        parallel_all(*todo)
+        todo.clear()
+    for images in tiles.spans():
+        add(images)
+    return dx, None if dw is None else dw.reshape(w.shape), db

@@ -24,9 +24,13 @@ _POINTS = {4: (0.0, 1.0, -1.0), 6: (0.0, 0.75, -0.75, 1.5, -1.5)}
 # interpreter's lock.
 _CACHE_BYTES = 1 << 21
 
+# What a worker takes of a narrow layer at a time.  In parts that its cache holds, whose operations
+# are a quarter as long, one thread gains nothing, and two lose 4 % of a step to that lock.
+_NARROW_BYTES = 1 << 23
+
 # Tiles between two rounds of products: enough for BLAS to multiply at full speed, few enough to
-# bound the memory of a large batch.  In a narrow layer fewer do, and lie closer.
-_SPAN_TILES, _NARROW_SPAN_TILES = 1024, 512
+# bound the memory of a large batch.
+_SPAN_TILES = 1024
 
 
 def transforms(m: int, r: int) -> tuple[Array, Array, Array]:
@@ -104,7 +108,7 @@ class Tiles:
     Of a tile's m * m results, pooled in windows of `places` pixels, (mh, mw) are laid.
 
     If all filters' transforms fit in a core's cache, the layer is `narrow`: each worker takes a few
-    images from beginning to end, and finds all that it multiplies there.  Of other layers every
+    images from beginning to end, and finds the filters there.  Of other layers every
     position's products are made for many images at once, so that its filters are read but once.
     """
 
@@ -124,20 +128,19 @@ class Tiles:
 
     def spans(self) -> list[slice]:
         """All images, in slices of about _SPAN_TILES tiles, which cut no part of a narrow layer."""
-        if not self.narrow:
-            return list(spans(self.v.n, max(1, _SPAN_TILES // self.per_image)))
-        part = self._step(self.widest)
-        return list(spans(self.v.n, max(1, _NARROW_SPAN_TILES // self.per_image // part) * part))
+        part = self._step(self.widest) if self.narrow else 1
+        return list(spans(self.v.n, max(1, _SPAN_TILES // self.per_image // part) * part))
 
     def parts(self, images: slice, channels: int) -> list[slice]:
-        """These images, in slices whose tiles of `channels` a core's cache holds."""
+        """These images, in slices whose tiles of `channels` a core's cache holds; or of a narrow
+        layer, all whose steps need the same slices, _NARROW_BYTES."""
         step = self._step(self.widest if self.narrow else channels)
         starts = range(images.start, images.stop, step)
         return [slice(start, min(start + step, images.stop)) for start in starts]
 
     def _step(self, channels: int) -> int:
         """Images in a part: an eighth at most, so that there is something for every worker."""
-        held = _CACHE_BYTES // (self.channel_bytes * channels)
+        held = (_NARROW_BYTES if self.narrow else _CACHE_BYTES) // (self.channel_bytes * channels)
         return max(1, min(held, -(-self.v.n // 8)))
 
     def rows(self, images: slice, first: int = 0) -> slice:
