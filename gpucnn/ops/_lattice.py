@@ -13,8 +13,6 @@ pixel of the filter, 9 times and more.
 
 from typing import Any
 
-import numpy as np
-
 from gpucnn.device import Array
 from gpucnn.ops import _winograd
 from gpucnn.ops._epilogue import Epilogue
@@ -74,7 +72,7 @@ def backward(
         return _winograd.backward(dy, kept, window, m, needs, last_use, epilogue)
     lattices = _Lattices(window, w_shape[0])
     plain = lattices.plain(dy.dtype)
-    gradients = [np.empty_like(plain.y) for _ in lattices.filters]
+    gradients = [empty(plain.y.shape, plain.y.dtype) for _ in lattices.filters]
 
     def take(images: slice) -> None:
         part = epilogue.gradient(dy, images)
