@@ -7,7 +7,8 @@ says, hands it to `finish`, and in the backward pass takes the gradient of the s
 Where the windows of the pooling lie side by side, an engine can do it itself before it lays the
 result out as images: it sorts the values by their place in their window, and compares whole
 places, which are long runs in memory, where images have runs of OC numbers.  It asks for that
-with `take_pool` first; `room`, `finish` and `gradient` then mean the pooled result.
+with `take_pool` first; `room`, `finish` and `gradient` then mean the pooled result.  An engine that
+lays its result out anyhow clips it on the way, and says so with `take_relu` first.
 """
 
 from dataclasses import replace
@@ -29,6 +30,7 @@ class Epilogue:
         """For the convolution v to OC channels; `pool` is the geometry of the pooling, if any."""
         self.shape = v.oh, v.ow, oc
         self.relu, self.pool = relu, pool
+        self.clips = relu  # until an engine has taken that
         self.places: Places | None = None  # the pooling once an engine has taken it
         self.window = 1, 1  # of that pooling
         height, width = (v.oh, v.ow) if pool is None else (pool.oh, pool.ow)
@@ -49,6 +51,12 @@ class Epilogue:
         if tile[0] % p.kh == tile[1] % p.kw == 0:
             self.pool, self.places, self.window = None, Places(), (p.kh, p.kw)
 
+    def take_relu(self) -> bool:
+        """Whether the engine is to clip what it puts into `room`: before a pooling here, which
+        comes to the same."""
+        self.clips = False
+        return self.relu
+
     def room(self, images: slice) -> Array:
         """Memory for the convolution of these images: (images, OH, OW, OC)."""
         if self.pool is None:
@@ -62,7 +70,7 @@ class Epilogue:
         if self.pool is not None:
             pool = replace(self.pool, n=len(part))
             y[...], self.kept[images.start] = _max_forward(part, pool, keep)
-        if self.relu:  # after the pooling, which it would not change, there is less to clip
+        if self.clips:  # after the pooling, which it would not change, there is less to clip
             np.clip(y, 0, np.inf, out=y)
 
     def gradient(self, dy: Array, images: slice) -> Array:

@@ -244,7 +244,8 @@ class Places:
         column, row = self.kept[part]
         by_row = scratch("pool rows", column.shape, d.dtype)
         _to_winner(d, row, list(by_row))
-        _to_winner(by_row, column, [into[:, j] for j in range(into.shape[1])])
+        for d_row, winner, by_column in zip(by_row, column, into, strict=True):
+            _to_winner(d_row, winner, list(by_column))
 
 
 # --- mean ---

@@ -18,31 +18,42 @@ from gpucnn.device import Array
 _IN_PLACE = {"SkylakeX", "Cooperlake", "SapphireRapids"}
 _MOST = 100**3
 
-# Columns of a block, and rows at most: multiples of what a kernel makes at a time.
-_COLUMNS, _ROWS = 64, 64
+# Rows of a block at most, and columns of a panel: multiples of what a kernel makes at a time.
+_ROWS, _COLUMNS = 64, (64, 32)
+
+
+def panel_width(depth: int, columns: int) -> int:
+    """How many columns a panel of the right matrix should have; they divide its columns."""
+    if _blas_multiplies_in_place():
+        for width in _COLUMNS:
+            if columns % width == 0 and _block_rows(depth, width):
+                return width
+    return columns
 
 
 def multiply(a: Array, b: Array, out: Array) -> None:
-    """Set out[i] (rows, columns) to a[i] (rows, depth) times b[i] (depth, columns), for every i."""
-    depth, columns = b.shape[1:]
-    n = min(_COLUMNS, columns)
-    m = min(_ROWS, _MOST // (n * depth) // 16 * 16)
-    if m == 0 or not _blas_multiplies_in_place():
-        np.matmul(a, b, out=out)
-        return
-    for rows, height in _cut(a.shape[1], m):
-        left = a[:, rows].reshape(len(a), -1, 1, height, depth)
-        for across, width in _cut(columns, n):
-            right = b[:, :, across].reshape(len(b), 1, depth, -1, width).transpose(0, 1, 3, 2, 4)
-            into = out[:, rows, across].reshape(len(a), -1, height, right.shape[2], width)
-            np.matmul(left, right, out=into.transpose(0, 1, 3, 2, 4))
+    """Set out[i] (rows, columns) to a[i] (rows, depth) times b[i] (depth, columns), for every i.
+
+    b comes in panels of `panel_width` columns each: (i, panels, depth, width).
+    """
+    stack, panels, depth, width = b.shape
+    small = _block_rows(depth, width) if _blas_multiplies_in_place() else 0
+    for rows, height in _cut(a.shape[1], small or a.shape[1]):
+        left = a[:, rows].reshape(stack, -1, 1, height, depth)
+        into = out[:, rows].reshape(stack, -1, height, panels, width)
+        np.matmul(left, b[:, None], out=into.transpose(0, 1, 3, 2, 4))
+
+
+def _block_rows(depth: int, width: int) -> int:
+    """Rows of a small block of so many columns; 0 if there is none."""
+    return min(_ROWS, _MOST // (width * depth) // 16 * 16) if width <= max(_COLUMNS) else 0
 
 
 def _cut(size: int, step: int) -> list[tuple[slice, int]]:
     """range(size) as whole blocks of `step` together, and as a smaller one; and their sizes."""
     whole = size // step * step
     parts = [(slice(0, whole), step), (slice(whole, size), size - whole)]
-    return [(part, width) for part, width in parts if part.start < part.stop]
+    return [(part, height) for part, height in parts if part.start < part.stop]
 
 
 @cache

@@ -51,8 +51,10 @@ def forward(
     """The convolution, handed to the epilogue part by part; what backward needs if `keep`: V, w."""
     oc = len(w)
     epilogue.take_pool((m, m))
+    clip = epilogue.take_relu()
     tiles = Tiles(window, m, oc, x.dtype, epilogue.window)
-    ka, n2 = tiles.ka, len(tiles.kg)
+    n2 = len(tiles.kg)
+    ka = tiles.ka if b is None else tiles.ka_and_one
     todo: list[Work] = []
     if keep:
         _winograd_filters.forget(w, tiles.kg)
@@ -72,7 +74,7 @@ def forward(
             v = by_position((n2, count, window.c), x.dtype, "winograd v")
         else:
             v = kept[:, rows]
-        products = by_position((n2, count, oc), x.dtype, "winograd products")
+        products = by_position((ka.shape[1], count, oc), x.dtype, "winograd products")
 
         def transform(part: slice) -> None:
             tiles.transform(x, part, v[:, tiles.rows(part, images.start)])
@@ -81,7 +83,10 @@ def forward(
             _products.multiply(v[positions], u_t[positions], products[positions])
 
         def transform_back(part: slice) -> None:
-            of_part = products[:, tiles.rows(part, images.start)].transpose(1, 0, 2)
+            rows = tiles.rows(part, images.start)
+            if b is not None:
+                products[n2, rows] = b
+            of_part = products[:, rows].transpose(1, 0, 2)
             room = scratch("winograd tiles", (len(of_part), len(ka), oc), x.dtype)
             result = np.matmul(ka, of_part, out=room)
             if epilogue.places is not None:
@@ -89,7 +94,7 @@ def forward(
                 result = scratch("winograd pooled", by_place.shape[2:], x.dtype)
                 epilogue.places.pool(by_place, result, part.start, keep)
             y = epilogue.room(part)
-            tiles.scatter(result, b, y)
+            tiles.scatter(result, y, clip)
             epilogue.finish(y, part, keep)
 
         parallel_all((transform, tiles.parts(images, window.c)), *todo)

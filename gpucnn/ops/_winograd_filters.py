@@ -7,10 +7,12 @@ used again if the filters are still the same to the last bit, whoever may have w
 """
 
 import weakref
+from typing import Any
 
 import numpy as np
 
 from gpucnn.device import Array
+from gpucnn.ops import _products
 from gpucnn.ops._winograd_tiles import by_position
 from gpucnn.threads import Work, flat, parallel, scratch, spans
 
@@ -18,29 +20,44 @@ _known: dict[tuple[int, int], "_Known"] = {}  # by the id of the array, and n * 
 
 
 def natural(w: Array, kg: Array) -> tuple[Array, Work]:
-    """U (n * n, OC, C) of filters w (OC, r, r, C), and the work that sets it."""
+    """U (n * n, OC, C) of filters w (OC, r, r, C), in panels, and the work that sets it."""
     oc, r, _, c = w.shape
-    by_filter, u = w.reshape(oc, r * r, c), by_position((len(kg), oc, c), w.dtype)
+    by_filter, u = w.reshape(oc, r * r, c), _in_panels(len(kg), oc, c, w.dtype)
 
     def transform(filters: slice) -> None:
-        np.matmul(kg, by_filter[filters], out=u[:, filters].transpose(1, 0, 2))
+        _to_panels(kg, by_filter[filters], u[:, :, filters])
 
     return u, (transform, spans(oc, 64))
 
 
 def transposed(w: Array, kg: Array) -> tuple[Array, Work]:
-    """U^T (n * n, C, OC), and the work that sets it."""
+    """U^T (n * n, C, OC), in panels, and the work that sets it."""
     oc, r, _, c = w.shape
-    by_filter, u_t = w.reshape(oc, r * r, c), by_position((len(kg), c, oc), w.dtype)
+    by_filter, u_t = w.reshape(oc, r * r, c), _in_panels(len(kg), c, oc, w.dtype)
 
     def transform(channels: slice) -> None:
         count = channels.stop - channels.start
         by_channel = scratch("winograd filters", (count, r * r, oc), w.dtype)
         for some in spans(oc, 16):  # runs of a cache line: twice as fast as all at once
             by_channel[:, :, some] = by_filter[some, :, channels].transpose(2, 1, 0)
-        np.matmul(kg, by_channel, out=u_t[:, channels].transpose(1, 0, 2))
+        _to_panels(kg, by_channel, u_t[:, :, channels])
 
     return u_t, (transform, spans(c, 64))
+
+
+def _in_panels(positions: int, rows: int, columns: int, dtype: Any) -> Array:
+    """Memory for matrices as _products.py wants them: (positions, panels, rows, columns of one)."""
+    width = _products.panel_width(rows, columns)
+    panels = columns // width
+    memory = by_position((positions, panels * rows, width), dtype)
+    return memory.reshape(positions, panels, rows, width)
+
+
+def _to_panels(kg: Array, filters: Array, u: Array) -> None:
+    """Set u (n * n, panels, rows, width) from filters (rows, r * r, columns)."""
+    _, panels, rows, width = u.shape
+    cut = filters.reshape(rows, -1, panels, width).transpose(2, 0, 1, 3)
+    np.matmul(kg, cut, out=u.transpose(1, 2, 0, 3))
 
 
 def without_gradients(w: Array, kg: Array) -> Array:

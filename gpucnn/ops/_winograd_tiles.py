@@ -123,6 +123,7 @@ class Tiles:
         self.narrow = self.n**2 * v.c * oc * dtype.itemsize <= _CACHE_BYTES
         self.widest = max(v.c, oc)
         self.ka, self.kg, self.kb = kronecker(m, v.kh, dtype, places)
+        self.ka_and_one = np.hstack((self.ka, np.ones((len(self.ka), 1), dtype)))
         self.kb_by_column = np.asfortranarray(self.kb)  # BLAS multiplies this 1.1 times as fast
         self.at_edges = _at_edges(v, m, dtype) if max(self.down, self.across) < 3 else None
 
@@ -213,15 +214,15 @@ class Tiles:
         rows = total.reshape(count, shape[1] * m, shape[3] * m, v.c)
         dx[images] = rows[:, v.top : v.top + v.h, v.left : v.left + v.w]
 
-    def scatter(self, result: Array, b: Array | None, y: Array) -> None:
-        """Lay the tiles result (tiles, mh * mw, OC), plus b, into images y."""
+    def scatter(self, result: Array, y: Array, clip: bool) -> None:
+        """Lay the tiles result (tiles, mh * mw, OC) into images y, clipped at 0 if asked for."""
         shape = (len(y), self.mh * self.down, self.mw * self.across, y.shape[3])
         whole = y if y.shape == shape else scratch("winograd padded", shape, y.dtype)
         into = self._cut(whole)
-        if b is None:
-            np.copyto(into, result.reshape(into.shape))
+        if clip:
+            np.maximum(result.reshape(into.shape), 0, out=into)
         else:
-            np.add(result.reshape(into.shape), b, out=into)
+            np.copyto(into, result.reshape(into.shape))
         if whole is not y:
             y[...] = whole[:, : y.shape[1], : y.shape[2]]
 
