@@ -229,15 +229,13 @@ class Places:
 
     def pool(self, values: Array, into: Array, part: object, keep: bool) -> None:
         """Set into (...) to the largest of values (KH, KW, ...) for each window."""
+        if not keep:
+            np.maximum.reduce(values, axis=(0, 1), out=into)
+            return
         by_row = scratch("pool rows", values.shape[:1] + into.shape, values.dtype)
-        columns, rows = [values[:, j] for j in range(values.shape[1])], list(by_row)
-        if keep:
-            self.kept[part] = empty(by_row.shape, np.uint8), empty(into.shape, np.uint8)
-            _largest(columns, by_row, self.kept[part][0])
-            _largest(rows, into, self.kept[part][1])
-        else:
-            _reduce(np.maximum, columns, by_row)
-            _reduce(np.maximum, rows, into)
+        self.kept[part] = empty(by_row.shape, np.uint8), empty(into.shape, np.uint8)
+        _largest([values[:, j] for j in range(values.shape[1])], by_row, self.kept[part][0])
+        _largest(list(by_row), into, self.kept[part][1])
 
     def unpool(self, d: Array, part: object, into: Array) -> None:
         """The adjoint: set into (KH, KW, ...) from d (...)."""

@@ -54,7 +54,7 @@ def forward(
     clip = epilogue.take_relu()
     tiles = Tiles(window, m, oc, x.dtype, epilogue.window)
     n2 = len(tiles.kg)
-    ka = tiles.ka if b is None else tiles.ka_and_one
+    ka = tiles.ka[:, :n2] if b is None else tiles.ka
     todo: list[Work] = []
     if keep:
         _winograd_filters.forget(w, tiles.kg)
@@ -128,7 +128,8 @@ def backward(
     v, w = kept
     oc, r = w.shape[:2]
     tiles = Tiles(window, m, oc, dy.dtype, epilogue.window)
-    ka, kg, n2 = tiles.ka, tiles.kg, len(tiles.kg)
+    kg, n2 = tiles.kg, len(tiles.kg)
+    ka = tiles.ka[:, :n2]
     dx = empty((window.n, window.h, window.w, window.c), dy.dtype) if needs[0] else None
     u, todo = None, []
     if needs[0]:

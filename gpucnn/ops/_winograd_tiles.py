@@ -58,12 +58,13 @@ def kronecker(
 ) -> tuple[Array, Array, Array]:
     """KA, KG, KB: both passes of each transform as one matrix.
 
-    KA gives the pixels of a tile sorted by their place in a window of `places` pixels.
+    KA gives the pixels of a tile sorted by their place in a window of `places` pixels; its last
+    column, of ones, is the bias's.
     """
     ka, kg, kb = (np.kron(k, k).astype(dtype) for k in transforms(m, r))
     kh, kw = places
     by_place = ka.reshape(m // kh, kh, m // kw, kw, -1).transpose(1, 3, 0, 2, 4)
-    return np.ascontiguousarray(by_place).reshape(ka.shape), kg, kb
+    return np.hstack((by_place.reshape(ka.shape), np.ones((m * m, 1), dtype))), kg, kb
 
 
 def by_position(shape: tuple[int, ...], dtype: Any, name: str | None = None) -> Array:
@@ -79,9 +80,12 @@ def by_position(shape: tuple[int, ...], dtype: Any, name: str | None = None) -> 
 
 
 @lru_cache(maxsize=64)
-def _at_edges(v: Window, m: int, dtype: Any) -> list[tuple[tuple[slice, slice], Array, Array]]:
-    """For each tile of an image: the rows and columns that it has on the image; KB for all pixels
-    of those rows, (n * n, rows * W); and KB for its own pixels, (n * n, rows * columns)."""
+def _at_edges(
+    v: Window, m: int, dtype: Any
+) -> list[tuple[slice, Array, tuple[slice, slice], Array]]:
+    """For each tile of an image: the pixels from its first on the image to its last, in row order,
+    and KB for all of those, (n * n, pixels); the rows and columns that it has on the image, and KB
+    for its own pixels, (n * n, rows * columns)."""
     n = m + v.kh - 1
     kb = kronecker(m, v.kh, dtype)[2].reshape(n * n, n, n)
 
@@ -95,10 +99,13 @@ def _at_edges(v: Window, m: int, dtype: Any) -> list[tuple[tuple[slice, slice], 
         for left in range(-v.left, v.ow - v.left, m):
             (rows, own_rows), (columns, own_columns) = meet(top, v.h), meet(left, v.w)
             own = kb[:, own_rows, own_columns]
-            of_rows = np.zeros((*own.shape[:2], v.w), dtype)
-            of_rows[:, :, columns] = own
-            by_column = np.asfortranarray(of_rows.reshape(n * n, -1))
-            found.append(((rows, columns), by_column, own.reshape(n * n, -1)))
+            seen = slice(rows.start * v.w + columns.start, (rows.stop - 1) * v.w + columns.stop)
+            if own.size == 0:
+                seen = slice(0, 0)
+            of_image = np.zeros((n * n, v.h, v.w), dtype)
+            of_image[:, rows, columns] = own
+            by_column = np.asfortranarray(of_image.reshape(n * n, -1)[:, seen])
+            found.append((seen, by_column, (rows, columns), own.reshape(n * n, -1)))
     return found
 
 
@@ -123,7 +130,6 @@ class Tiles:
         self.narrow = self.n**2 * v.c * oc * dtype.itemsize <= _CACHE_BYTES
         self.widest = max(v.c, oc)
         self.ka, self.kg, self.kb = kronecker(m, v.kh, dtype, places)
-        self.ka_and_one = np.hstack((self.ka, np.ones((len(self.ka), 1), dtype)))
         self.kb_by_column = np.asfortranarray(self.kb)  # BLAS multiplies this 1.1 times as fast
         self.at_edges = _at_edges(v, m, dtype) if max(self.down, self.across) < 3 else None
 
@@ -155,9 +161,9 @@ class Tiles:
             np.matmul(self.kb_by_column, self._gather(x, images), out=into.transpose(1, 0, 2))
             return
         # An edge runs through every tile: products with what lies on the image, as it lies there.
-        for i, ((rows, _), kb, _) in enumerate(self.at_edges):
-            seen = x[images, rows].reshape(images.stop - images.start, -1, self.v.c)
-            np.matmul(kb, seen, out=into[:, i :: self.per_image].transpose(1, 0, 2))
+        pixels = x[images].reshape(images.stop - images.start, -1, self.v.c)
+        for i, (seen, kb, _, _) in enumerate(self.at_edges):
+            np.matmul(kb, pixels[:, seen], out=into[:, i :: self.per_image].transpose(1, 0, 2))
 
     def transform_back(self, dv: Array, dx: Array, images: slice) -> None:
         """The adjoint: set dx[images] from dV (n * n, tiles, C)."""
@@ -168,7 +174,7 @@ class Tiles:
             return
         total = dx[images]
         total[...] = 0
-        for i, ((rows, columns), _, kb) in enumerate(self.at_edges):
+        for i, (_, _, (rows, columns), kb) in enumerate(self.at_edges):
             into = total[:, rows, columns]
             of_tile = dv[:, i :: self.per_image].transpose(1, 0, 2)
             room = scratch("winograd tiles", (len(into), kb.shape[1], self.v.c), dv.dtype)
