@@ -49,6 +49,7 @@ def forward(
     if columns_of.planar:
         rows = w_t[0], np.zeros((1, oc), x.dtype) if b is None else b[None]
         w_t, b = np.concatenate(rows, out=empty((columns_of.k + 1, oc), x.dtype))[None], None
+    clip = epilogue.places is not None and b is None and epilogue.take_relu()
 
     def convolve(images: slice) -> None:
         part = epilogue.room(images)
@@ -68,7 +69,7 @@ def forward(
             if epilogue.places is not None:
                 band = part[:, rows]
                 by_place = result.reshape(*epilogue.window, *band.shape)
-                epilogue.places.pool(by_place, band, (images.start, rows.start), keep)
+                epilogue.places.pool(by_place, band, (images.start, rows.start), keep, clip)
             if b is not None:
                 into += b
         epilogue.finish(part, images, keep)

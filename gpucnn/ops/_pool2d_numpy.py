@@ -227,15 +227,18 @@ class Places:
     def __init__(self) -> None:
         self.kept: dict[Any, tuple[Array, Array]] = {}  # by part: winning columns and rows
 
-    def pool(self, values: Array, into: Array, part: object, keep: bool) -> None:
-        """Set into (...) to the largest of values (KH, KW, ...) for each window."""
+    def pool(self, values: Array, into: Array, part: object, keep: bool, clip: bool) -> None:
+        """Set into (...) to the largest of values (KH, KW, ...) for each window; 0 if clipped
+        and that is larger."""
         if not keep:
-            np.maximum.reduce(values, axis=(0, 1), out=into)
+            np.maximum.reduce(values, axis=(0, 1), out=into, initial=0 if clip else None)
             return
         by_row = scratch("pool rows", values.shape[:1] + into.shape, values.dtype)
         self.kept[part] = empty(by_row.shape, np.uint8), empty(into.shape, np.uint8)
         _largest([values[:, j] for j in range(values.shape[1])], by_row, self.kept[part][0])
         _largest(list(by_row), into, self.kept[part][1])
+        if clip:
+            np.clip(into, 0, np.inf, out=into)
 
     def unpool(self, d: Array, part: object, into: Array) -> None:
         """The adjoint: set into (KH, KW, ...) from d (...)."""

@@ -18,8 +18,8 @@ from gpucnn.device import Array
 _IN_PLACE = {"SkylakeX", "Cooperlake", "SapphireRapids"}
 _MOST = 100**3
 
-# Rows of a block at most, and columns of a panel: multiples of what a kernel makes at a time.
-_ROWS, _COLUMNS = 64, (64, 32)
+# Rows of a block and columns of a panel, the best first: multiples of what a kernel makes at a time.
+_ROWS, _COLUMNS = (64, 32, 16), (64, 32)
 
 
 def panel_width(depth: int, columns: int) -> int:
@@ -46,7 +46,9 @@ def multiply(a: Array, b: Array, out: Array) -> None:
 
 def _block_rows(depth: int, width: int) -> int:
     """Rows of a small block of so many columns; 0 if there is none."""
-    return min(_ROWS, _MOST // (width * depth) // 16 * 16) if width <= max(_COLUMNS) else 0
+    if width > max(_COLUMNS):
+        return 0
+    return next((rows for rows in _ROWS if rows * width * depth <= _MOST), 0)
 
 
 def _cut(size: int, step: int) -> list[tuple[slice, int]]:

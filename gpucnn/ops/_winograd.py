@@ -92,7 +92,7 @@ def forward(
             if epilogue.places is not None:
                 by_place = tiles.by_place(result)
                 result = scratch("winograd pooled", by_place.shape[2:], x.dtype)
-                epilogue.places.pool(by_place, result, part.start, keep)
+                epilogue.places.pool(by_place, result, part.start, keep, False)
             y = epilogue.room(part)
             tiles.scatter(result, y, clip)
             epilogue.finish(y, part, keep)
