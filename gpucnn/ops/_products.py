@@ -44,6 +44,18 @@ def multiply(a: Array, b: Array, out: Array) -> None:
         np.matmul(left, b[:, None], out=into.transpose(0, 1, 3, 2, 4))
 
 
+def multiply_transposed(a: Array, b: Array, out: Array) -> None:
+    """Set out[i] (rows, columns) to a[i] (depth, rows) transposed times b[i] (depth, columns)."""
+    stack, depth, columns = b.shape
+    width = panel_width(depth, columns)
+    small = _block_rows(depth, width) if _blas_multiplies_in_place() else 0
+    height = next((h for h in range(small, 15, -8) if a.shape[2] % h == 0), a.shape[2])
+    left = a.reshape(stack, depth, -1, 1, height).transpose(0, 2, 3, 4, 1)
+    right = b.reshape(stack, depth, 1, -1, width).transpose(0, 2, 3, 1, 4)
+    into = out.reshape(stack, -1, height, columns // width, width)
+    np.matmul(left, right, out=into.transpose(0, 1, 3, 2, 4))
+
+
 def _block_rows(depth: int, width: int) -> int:
     """Rows of a small block of so many columns; 0 if there is none."""
     if width > max(_COLUMNS):

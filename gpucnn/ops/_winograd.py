@@ -38,6 +38,9 @@ from gpucnn.ops._winograd_tiles import Tiles, by_position
 from gpucnn.ops.window import Window
 from gpucnn.threads import Work, empty, parallel, parallel_all, scratch, spans
 
+# A narrow layer's dU is summed in this many parts.
+_SUM_PARTS = 8
+
 
 def forward(
     x: Array,
@@ -135,68 +138,95 @@ def backward(
     if needs[0]:
         u, of_filters = _winograd_filters.natural(w, kg)
         todo.append(of_filters)
-    du = by_position((n2, oc, window.c), dy.dtype) if needs[1] else None
     dw = empty((oc, r * r, window.c), dy.dtype) if needs[1] else None
     db = np.zeros(oc, dy.dtype) if needs[2] else None
 
-    def add(images: slice) -> None:
+    def transform(part: slice, dm: Array, total: Array) -> None:
+        """Set dm to dM of these images, and add their dy to total."""
+        dy_tiles = tiles.gather_result(epilogue.gradient(dy, part))
+        if db is not None:
+            total += add_rows(dy_tiles.reshape(-1, oc))
+        if epilogue.places is not None:
+            pooled = dy_tiles.reshape(len(dy_tiles), -1)
+            dy_tiles = scratch("winograd places", (len(pooled), len(ka), oc), dy.dtype)
+            epilogue.places.unpool(pooled, part.start, tiles.by_place(dy_tiles))
+        np.matmul(ka.T, dy_tiles, out=dm.transpose(1, 0, 2))
+
+    def transform_filters_back(filters: slice, du: Array) -> None:
+        assert dw is not None
+        np.matmul(kg.T, du.transpose(1, 0, 2), out=dw[filters])
+
+    def narrow() -> None:
+        """Runs of parts, each by one thread in the order of the images, with a sum of its own."""
+        parts = tiles.parts(slice(0, window.n), oc)
+        runs = [parts[i::_SUM_PARTS] for i in range(min(_SUM_PARTS, len(parts)))]
+        dus = empty((len(runs) if needs[1] else 0, n2, oc, window.c), dy.dtype)
+        sums = np.zeros((len(runs), oc), dy.dtype)
+
+        def add(i: int) -> None:
+            for part in runs[i]:
+                rows = tiles.rows(part)
+                dm = by_position((n2, rows.stop - rows.start, oc), dy.dtype, "winograd products")
+                transform(part, dm, sums[i])
+                if u is not None:
+                    dv = by_position((*dm.shape[:2], window.c), dy.dtype, "winograd v")
+                    _products.multiply(dm, u, dv)
+                    tiles.transform_back(dv, dx, part)
+                if dw is None:
+                    continue
+                into = dus[i]
+                if part is not runs[i][0]:
+                    into = scratch("winograd filters", into.shape, dy.dtype)
+                _products.multiply_transposed(dm, v[:, rows], into)
+                if part is not runs[i][0]:
+                    dus[i] += into
+
+        parallel(add, range(len(runs)))
+        if db is not None:
+            db[...] = sums.sum(axis=0)
+        if dw is not None:
+            parallel(lambda f: transform_filters_back(f, dus[:, :, f].sum(axis=0)), spans(oc, 64))
+
+    def wide(images: slice, du: Array) -> None:
         """From dy[images] to dx[images], and to what these images add to du and db."""
         rows, parts = tiles.rows(images), tiles.parts(images, oc)
         v_span = v[:, rows]
         dm = by_position((n2, rows.stop - rows.start, oc), dy.dtype, "winograd products")
-        dv = None
-        if u is not None and not tiles.narrow:
-            dv = v_span if last_use else by_position(v_span.shape, dy.dtype, "winograd v")
-        sums = empty((len(parts), oc), dy.dtype)
+        dv = v_span if last_use else by_position(v_span.shape, dy.dtype, "winograd v")
+        sums = np.zeros((len(parts), oc), dy.dtype)
 
-        def transform(i: int) -> None:
-            dy_tiles = tiles.gather_result(epilogue.gradient(dy, parts[i]))
-            if db is not None:
-                sums[i] = add_rows(dy_tiles.reshape(-1, oc))
-            if epilogue.places is not None:
-                pooled = dy_tiles.reshape(len(dy_tiles), -1)
-                dy_tiles = scratch("winograd places", (len(pooled), len(ka), oc), dy.dtype)
-                epilogue.places.unpool(pooled, parts[i].start, tiles.by_place(dy_tiles))
-            dm_part = dm[:, tiles.rows(parts[i], images.start)]
-            np.matmul(ka.T, dy_tiles, out=dm_part.transpose(1, 0, 2))
-            if tiles.narrow and u is not None:
-                dv_part = by_position((*dm_part.shape[:2], window.c), dy.dtype, "winograd v")
-                _products.multiply(dm_part, u, dv_part)
-                tiles.transform_back(dv_part, dx, parts[i])
+        def transform_part(i: int) -> None:
+            transform(parts[i], dm[:, tiles.rows(parts[i], images.start)], sums[i])
 
         def multiply(p: slice) -> None:
-            if du is not None:
+            if dw is not None:
                 if images.start == 0:
                     np.matmul(dm[p].transpose(0, 2, 1), v_span[p], out=du[p])
                 else:
                     du[p] += dm[p].transpose(0, 2, 1) @ v_span[p]
-            if dv is not None and u is not None:
+            if u is not None:
                 _products.multiply(dm[p], u[p], dv[p])
 
         def transform_back(part: slice) -> None:
-            assert dv is not None
             tiles.transform_back(dv[:, tiles.rows(part, images.start)], dx, part)
 
-        parallel_all((transform, range(len(parts))), *todo)
+        parallel_all((transform_part, range(len(parts))), *todo)
         todo.clear()
         if db is not None:
             db[...] += sums.sum(axis=0)
-        parallel(multiply, spans(n2, 3 if tiles.narrow else 1))
+        parallel(multiply, spans(n2, 1))
         after: list[Work] = []
-        if dv is not None:
+        if u is not None:
             after.append((transform_back, tiles.parts(images, window.c)))
-        if du is not None and images.stop == window.n:
-            after.append((transform_filters_back, spans(oc, 64)))
+        if dw is not None and images.stop == window.n:
+            after.append((lambda f: transform_filters_back(f, du[:, f]), spans(oc, 64)))
         parallel_all(*after)
-
-    def transform_filters_back(filters: slice) -> None:
-        assert du is not None
-        assert dw is not None
-        np.matmul(kg.T, du[:, filters].transpose(1, 0, 2), out=dw[filters])
 
     if tiles.narrow:
         parallel_all(*todo)
-        todo.clear()
-    for images in tiles.spans():
-        add(images)
+        narrow()
+    else:
+        du = by_position((n2 if needs[1] else 0, oc, window.c), dy.dtype)
+        for images in tiles.spans():
+            wide(images, du)
     return dx, None if dw is None else dw.reshape(w.shape), db

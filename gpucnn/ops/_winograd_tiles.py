@@ -134,9 +134,8 @@ class Tiles:
         self.at_edges = _at_edges(v, m, dtype) if max(self.down, self.across) < 3 else None
 
     def spans(self) -> list[slice]:
-        """All images, in slices of about _SPAN_TILES tiles, which cut no part of a narrow layer."""
-        part = self._step(self.widest) if self.narrow else 1
-        return list(spans(self.v.n, max(1, _SPAN_TILES // self.per_image // part) * part))
+        """All images, in slices of about _SPAN_TILES tiles."""
+        return list(spans(self.v.n, max(1, _SPAN_TILES // self.per_image)))
 
     def parts(self, images: slice, channels: int) -> list[slice]:
         """These images, in slices whose tiles of `channels` a core's cache holds; or of a narrow
