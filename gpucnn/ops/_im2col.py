@@ -27,9 +27,8 @@ from gpucnn.threads import empty, parallel, scratch, spans
 
 Gradients = tuple[Array | None, Array | None, Array | None]
 
-# Bytes of columns made at a time, or of the result if that is more; twice as many where columns
-# are planar.  Half of this stays in a 2 MiB L2 cache, but the larger products gain more: 3x3 with
-# stride 2 took 0.91 to 0.96 of its time.
+# Bytes of columns made at a time, or of the result if that is more.  Half of this stays in a 2 MiB
+# L2 cache, but the larger products gain more: 3x3 with stride 2 took 0.91 to 0.96 of its time.
 _BAND_BYTES = 1 << 21
 
 # dw is summed in this many parts, each by one thread in the order of the images.
@@ -212,10 +211,7 @@ class _Columns:
             not self.pointwise and v.groups == 1 and v.stride_w == 1 and v.kw * v.c <= 16 <= v.ow
         )
         self.height, self.width = v.oh // places[0], v.ow // places[1]
-        size = _BAND_BYTES // (max(v.kh * v.kw * v.c, oc) * dtype.itemsize)
-        # Planar columns are made so quickly that two threads of shorter bands would spend more on
-        # waiting for the interpreter's lock than they save by the cache.
-        pixels = max(1, size * 2 if self.planar else size)
+        pixels = max(1, _BAND_BYTES // (max(v.kh * v.kw * v.c, oc) * dtype.itemsize))
         self.images = max(1, pixels // (v.oh * v.ow))  # in one chunk
         rows = max(1, pixels // (places[0] * v.ow))
         self.rows = self.height if self.images > 1 else min(self.height, rows)  # in one band
