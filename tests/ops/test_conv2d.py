@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import gpucnn
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
-from gpucnn.ops import conv2d
+from gpucnn.ops import _winograd_tiles, conv2d
 from gpucnn.ops._winograd_tiles import transforms
 from gpucnn.ops.conv2d import (
     _backward,
@@ -126,6 +126,26 @@ def test_numpy_half_equals_the_array_half(geometry, algorithm):
         assert a.shape == e.shape
         assert a.dtype == e.dtype
         assert relative(a, e) < 1e-12
+
+
+@pytest.mark.parametrize("channels", [6, 96], ids=["narrow", "wide"])
+def test_many_parts_and_spans_of_winograd_add_up(channels, monkeypatch):
+    monkeypatch.setattr(_winograd_tiles, "_NARROW_BYTES", 1)  # parts of one image: 3 in a sum
+    monkeypatch.setattr(_winograd_tiles, "_SPAN_TILES", 24)  # 6 images
+    set_conv_algorithm("winograd")
+    geometry = (20, 8, 7, channels, channels, (3, 3), 1, ((1, 1), (1, 1)), 1, 1)
+    x, w, b, window = draw(geometry)
+    expected_y, expected_kept = _forward_array(x, w, b, window, ALL)
+    dy = rng.standard_normal(expected_y.shape)
+    expected = (expected_y, *_backward_array(dy, expected_kept, window, ALL))
+    runs = []
+    for threads in (1, 3):
+        gpucnn.set_num_threads(threads)
+        y, kept = _forward_numpy(x, w, b, window, ALL)
+        runs.append((y, *_backward_numpy(dy, kept, window, ALL)))
+    for one, three, e in zip(*runs, expected, strict=True):
+        np.testing.assert_array_equal(one, three)
+        assert relative(one, e) < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -443,7 +463,7 @@ def test_relu_and_pooling_inside_equal_those_after_lattices_and_groups(dilation,
 @every_engine
 def test_a_kept_graph_gives_the_same_gradients_twice(pool, engine, device, request):
     use(engine, request)
-    shapes = ((1100, 4, 4, 5), (4, 3, 3, 5), (4,))  # 1100 tiles: more than are multiplied at once
+    shapes = ((1100, 4, 4, 5), (4, 3, 3, 5), (4,))
     leaves = [leaf(rng.standard_normal(s, dtype=np.float32), device) for s in shapes]
     loss = conv2d(*leaves, padding=1, relu=True, pool=pool).sum()
     runs = []

@@ -53,3 +53,18 @@ def test_blocks_are_small_enough_for_blas(monkeypatch, rows, depth, columns):
     _products.multiply(np.zeros(a, np.float32), b, np.zeros(out, np.float32))
     assert blocks
     assert max(blocks) <= 100**3
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(192, 256, 64), (80, 30, 96), (7, 300, 5)])
+def test_blocks_cover_the_product_with_a_transposed_matrix(
+    monkeypatch, rng, rows, depth, columns, in_place
+):
+    monkeypatch.setattr(_products, "_blas_multiplies_in_place", lambda: in_place)
+    a = empty((3, depth + 1, rows), np.float32)[:, :depth]  # as positions lie: a row apart
+    b = empty((3, depth + 1, columns), np.float32)[:, :depth]
+    a[...], b[...] = rng.standard_normal(a.shape), rng.standard_normal(b.shape)
+    out = np.full((3, rows, columns), np.nan, np.float32)
+    _products.multiply_transposed(a, b, out)
+    expected = a.astype(np.float64).transpose(0, 2, 1) @ b.astype(np.float64)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5 * depth**0.5)
