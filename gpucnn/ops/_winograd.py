@@ -192,7 +192,9 @@ def backward(
         rows, parts = tiles.rows(images), tiles.parts(images, oc)
         v_span = v[:, rows]
         dm = by_position((n2, rows.stop - rows.start, oc), dy.dtype, "winograd products")
-        dv = v_span if last_use else by_position(v_span.shape, dy.dtype, "winograd v")
+        dv = v_span
+        if u is not None and not last_use:
+            dv = by_position(v_span.shape, dy.dtype, "winograd v")
         sums = np.zeros((len(parts), oc), dy.dtype)
 
         def transform_part(i: int) -> None:
