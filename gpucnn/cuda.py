@@ -33,7 +33,16 @@ from gpucnn.errors import (
     KernelError,
     ShapeError,
 )
-from gpucnn.kernel_source import Define, Kernel, Parameter, assemble, kernel, kernels, struct_fields
+from gpucnn.kernel_source import (
+    KERNELS,
+    Define,
+    Kernel,
+    Parameter,
+    assemble,
+    kernel,
+    kernels,
+    struct_fields,
+)
 from gpucnn.timer import Timer
 
 __all__ = [
@@ -313,7 +322,7 @@ def _module(device: Device, file: str, defines: tuple[tuple[str, Define], ...]) 
     """The assembled source of `file` and the module of it on `device`."""
     xp = device.xp
     if device.kind == "cudasim":
-        source = assemble(file, xp.kernel_headers(), xp.kernel_folder())
+        source = assemble(file, xp.kernel_headers(), f"{KERNELS}/")
     else:
         source = assemble(file)
     with xp.cuda.Device(device.index):

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,11 @@ from gpucnn.errors import ArgumentError
 WIDE = "wide_offsets"  # in a kernel's declaration: its offsets into arrays have 64 bits
 
 Define = int | float | str
+
+_PACKAGE = Path(__file__).parent
+# A wheel has kernels/ inside the package, a checkout beside it.  Importing gpucnn.kernels would
+# find an installed copy's folder when another checkout is on PYTHONPATH.
+KERNELS = folder if (folder := _PACKAGE / "kernels").is_dir() else _PACKAGE.parent / "kernels"
 
 _DTYPES = {
     "float": "float32", "double": "float64", "half": "float16", "__half": "float16",
@@ -82,14 +87,13 @@ def kernel(name: str) -> Kernel:
 def kernels() -> dict[str, Kernel]:
     """Every kernel in kernels/*.cu by its name."""
     found: dict[str, Kernel] = {}
-    for file in sorted(f.name for f in resources.files("gpucnn.kernels").iterdir()):
-        if file.endswith(".cu"):
-            for declared in declarations(file, _read(file)):
-                if declared.name in found:
-                    raise ArgumentError(
-                        f"kernel {declared.name} is in {found[declared.name].file} and {file}"
-                    )
-                found[declared.name] = declared
+    for file in sorted(path.name for path in KERNELS.glob("*.cu")):
+        for declared in declarations(file, _read(file)):
+            if declared.name in found:
+                raise ArgumentError(
+                    f"kernel {declared.name} is in {found[declared.name].file} and {file}"
+                )
+            found[declared.name] = declared
     return found
 
 
@@ -102,13 +106,11 @@ def callers(name: str) -> list[str]:
     A name that is put together, f"conv2d_forward_{...}", counts by its beginning.
     """
     found = []
-    package = resources.files("gpucnn")
     for folder in ("ops", "optim", "data"):
-        for file in sorted((package / folder).iterdir(), key=lambda file: file.name):
-            if file.name.endswith(".py"):
-                calls = _CALL.findall(file.read_text(encoding="utf-8"))
-                if any(name == text or (f and name.startswith(text)) for f, text in calls):
-                    found.append(f"gpucnn/{folder}/{file.name}")
+        for file in sorted((_PACKAGE / folder).glob("*.py")):
+            calls = _CALL.findall(file.read_text(encoding="utf-8"))
+            if any(name == text or (f and name.startswith(text)) for f, text in calls):
+                found.append(f"gpucnn/{folder}/{file.name}")
     return found
 
 
@@ -139,7 +141,7 @@ def _parameter(text: str) -> Parameter:
 
 @functools.cache
 def _read(file: str) -> str:
-    return resources.files("gpucnn.kernels").joinpath(file).read_text(encoding="utf-8")
+    return (KERNELS / file).read_text(encoding="utf-8")
 
 
 def assemble(file: str, headers: Mapping[str, str] | None = None, folder: str = "") -> str:

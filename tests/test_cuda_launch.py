@@ -1,10 +1,12 @@
 """cuda.launch: declarations read from the source, arguments checked and cast, limits refused."""
 
 import dataclasses
+import os
 import re
+import shutil
 import subprocess
 import sys
-from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,31 +55,17 @@ struct Window {
 FILES = {"outer.cu": SOURCE.lstrip(), "inner.cuh": INNER.lstrip(), "ptx.cuh": "\n"}
 
 
-class FakeFolder:
-    """Stands in for importlib.resources.files("gpucnn.kernels")."""
-
-    def __init__(self, name: str = "") -> None:
-        self.name = name
-
-    def iterdir(self) -> list["FakeFolder"]:
-        return [FakeFolder(name) for name in FILES]
-
-    def joinpath(self, name: str) -> "FakeFolder":
-        return FakeFolder(name)
-
-    def read_text(self, encoding: str) -> str:
-        return FILES[self.name]
-
-
 CACHES = (kernel_source._read, cuda.kernels, cuda._prepare, cuda._module, cuda._check_struct)
 
 
 @pytest.fixture
-def files(monkeypatch):
-    monkeypatch.setattr(kernel_source.resources, "files", lambda package: FakeFolder())
+def files(monkeypatch, tmp_path):
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(kernel_source, "KERNELS", tmp_path)
     for cache in CACHES:
         cache.cache_clear()
-    yield
+    yield tmp_path
     for cache in CACHES:
         cache.cache_clear()
 
@@ -111,11 +99,9 @@ def test_declarations_give_names_types_and_lines(files):
     assert not found["narrow"].wide
 
 
-def test_assembled_source_has_each_header_once_and_true_line_numbers(files, monkeypatch):
-    monkeypatch.setitem(
-        FILES,
-        "outer.cu",
-        '#include "inner.cuh"\n#include "ptx.cuh"\n#include "inner.cuh"\nint last;\n',
+def test_assembled_source_has_each_header_once_and_true_line_numbers(files):
+    (files / "outer.cu").write_text(
+        '#include "inner.cuh"\n#include "ptx.cuh"\n#include "inner.cuh"\nint last;\n'
     )
     lines = cuda.assemble("outer.cu", {"ptx.cuh": "replaced"}, "/folder/").splitlines()
     assert lines.count("struct Window {") == 1
@@ -138,8 +124,8 @@ def test_an_unknown_kernel_is_named():
         cuda.kernel("conv3d")
 
 
-def test_two_kernels_of_one_name_are_refused(files, monkeypatch):
-    monkeypatch.setitem(FILES, "second.cu", FILES["outer.cu"])
+def test_two_kernels_of_one_name_are_refused(files):
+    (files / "second.cu").write_text(FILES["outer.cu"])
     with pytest.raises(ArgumentError, match=r"is in outer\.cu and second\.cu"):
         cuda.kernels()
 
@@ -352,7 +338,23 @@ def test_importing_gpucnn_touches_neither_cupy_nor_the_simulator():
 
 
 def test_the_kernels_are_in_the_package():
-    assert resources.files("gpucnn.kernels").joinpath("ptx.cuh").is_file()
+    assert (kernel_source.KERNELS / "ptx.cuh").is_file()
+
+
+def test_a_checkout_on_pythonpath_runs_its_own_kernels(tmp_path):
+    shutil.copytree(Path(cuda.__file__).parent, tmp_path / "gpucnn")
+    shutil.copytree(kernel_source.KERNELS, tmp_path / "kernels")
+    (tmp_path / "kernels" / "mine.cu").write_text('extern "C" __global__ void mine(int n) {}')
+    code = "from gpucnn import cuda; print('mine' in cuda.kernels())"
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+    )
+    assert answer.stdout.strip() == "True"
 
 
 def test_cudasim_is_a_device_of_its_own(xp):

@@ -6,8 +6,6 @@ Everything in this module has CuPy's name and meaning, but for the three functio
 README.md tells how to use it.
 """
 
-from importlib import resources as _resources
-
 import numpy as _np
 
 from gpucnn.cudasim import compiler as _compiler
@@ -72,11 +70,6 @@ def require_compiler() -> None:
 def kernel_headers() -> dict[str, str]:
     """Headers of kernels/ that have another text here: instructions that only a GPU has."""
     return {"ptx.cuh": '#include "ptx.h"\n'}
-
-
-def kernel_folder() -> str:
-    """Where the kernels' sources are, for debuggers."""
-    return f"{_resources.files('gpucnn.kernels')}/"
 
 
 __all__ = [

@@ -1,7 +1,6 @@
 """Tensor-core instructions, ldmatrix and asynchronous copies against plain NumPy."""
 
 import re
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 
 from gpucnn import cudasim
 from gpucnn.errors import KernelError
+from gpucnn.kernel_source import KERNELS
 
 PTX = '#include "ptx.h"\n'
 LANES = np.arange(32)
@@ -22,7 +22,7 @@ def signatures(text: str) -> set[str]:
 
 
 def test_the_simulator_has_every_function_of_ptx_cuh_with_the_same_arguments():
-    gpu = resources.files("gpucnn.kernels").joinpath("ptx.cuh").read_text()
+    gpu = (KERNELS / "ptx.cuh").read_text()
     cpu = (Path(cudasim.__file__).parent / "native" / "ptx.h").read_text()
     assert signatures(gpu) == signatures(cpu)
     assert len(signatures(gpu)) > 15
