@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -207,7 +208,8 @@ def test_recorded_launches_say_what_was_launched_and_need_not_run(xp):
     assert (launch.grid, launch.block, launch.shared) == ((2, 1, 1), (1, 1, 1), 0)
     array, struct, flag = launch.values
     assert array is out
-    assert (int(struct["n"]), struct.dtype.names[-1], flag.dtype) == (5, "groups", np.bool_)
+    assert cuda.struct_values(struct) == dataclasses.asdict(window)
+    assert flag.dtype == np.bool_
     assert ran[0].values[0] == 0
 
 
@@ -225,6 +227,68 @@ def test_a_file_can_be_compiled_before_its_first_launch(xp, monkeypatch):
     cuda.launch("geometry", 1, 1, out, window, True, defines={"VALUE": 11})
     assert out.get()[3] == 11
     assert len(made) == 1
+
+
+def test_a_struct_is_passed_as_raw_bytes_without_fields_to_describe(xp):
+    window = Window.of("test", (5, 8, 8, 6), 3, 1, 1, groups=3)
+    with cuda.record_launches() as kept:
+        cuda.launch("geometry", 1, 1, xp.empty(4, np.int32), window, True)
+    struct = kept[0].values[1]
+    assert struct.dtype == "V68"
+    assert len(struct.__array_interface__["descr"]) == 1
+    assert np.frombuffer(struct.tobytes(), np.int32).tolist() == list(dataclasses.astuple(window))
+
+
+# --- two devices ---
+
+
+def test_shared_memory_is_asked_for_where_the_kernel_will_run():
+    current, calls = [0], []
+
+    class CudaDevice:
+        def __init__(self, index):
+            self.index = index
+
+        def __enter__(self):
+            current.append(self.index)
+
+        def __exit__(self, *exc):
+            current.pop()
+
+    class Function:
+        def __setattr__(self, name, value):
+            calls.append((name, value, current[-1]))
+
+        def __call__(self, grid, block, args, shared_mem):
+            calls.append(("run", shared_mem, current[-1]))
+
+    runtime = types.SimpleNamespace(getDevice=lambda: current[-1])
+    ready = cuda._Ready.__new__(cuda._Ready)
+    ready.device, ready.shared, ready.function = Device("cuda", 1), 48 * 1024, Function()
+    ready.xp = types.SimpleNamespace(
+        cuda=types.SimpleNamespace(Device=CudaDevice, runtime=runtime),
+    )
+    for shared in (1024, 65536, 65536):
+        ready.run((1, 1, 1), (32, 1, 1), shared, ())
+    assert calls == [
+        ("run", 1024, 1),
+        ("max_dynamic_shared_size_bytes", 65536, 1),
+        ("run", 65536, 1),
+        ("run", 65536, 1),
+    ]
+    assert current == [0]
+
+
+@pytest.mark.gpu
+def test_a_second_gpu_runs_what_needs_more_shared_memory_than_the_default(files):
+    try:
+        device = Device.parse("cuda:1")
+    except DeviceError as error:
+        pytest.skip(str(error).splitlines()[0])
+    with device.xp.cuda.Device(1):
+        out = device.xp.empty(64, np.int32)
+    cuda.launch("dynamic", 1, 64, out, 64, shared=65536)
+    np.testing.assert_array_equal(out.get(), np.arange(63, -1, -1))
 
 
 # --- refusals ---

@@ -1,5 +1,6 @@
 """gpucnn warmup: what it compiles ahead, what it finds compiled, and what it says without CUDA."""
 
+import subprocess
 import sys
 import types
 
@@ -178,7 +179,33 @@ def test_cupy_without_nvrtc_is_told_with_the_way_out(cupy, capsys):
     assert cli.main(["warmup"]) == 2
     error = capsys.readouterr().err
     assert "device cuda:0 needs NVRTC, and CuPy could not load it (Failure finding" in error
-    assert '\n  install CuPy with it: pip install "gpucnn[cuda12]"' in error
+    assert '\n  install CuPy with both: pip install "gpucnn[cuda12]"' in error
+
+
+def test_cupy_without_cudas_headers_is_told_the_same_way_out(cupy, capsys):
+    cupy.failure = RuntimeError("Failed to find CUDA headers. Please install CUDA toolkit headers")
+    assert cli.main(["warmup"]) == 2
+    error = capsys.readouterr().err
+    assert "device cuda:0 needs CUDA's headers, and CuPy found none (Failed to find" in error
+    assert '\n  install CuPy with both: pip install "gpucnn[cuda12]"' in error
+
+
+@pytest.mark.gpu
+def test_a_real_cupy_that_finds_no_headers_is_told_the_way_out():
+    try:
+        Device.parse("cuda")
+    except DeviceError as error:
+        pytest.skip(str(error).splitlines()[0])
+    program = (
+        "import sys, cuda.pathfinder; cuda.pathfinder.find_nvidia_header_directory = lambda _: None; "
+        "from gpucnn.cli import main; sys.exit(main(['warmup', '--model', 'lenet5']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "needs CUDA's headers, and CuPy found none" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_kernel_that_cupy_cannot_compile_shows_the_compilers_words(cupy, capsys):
