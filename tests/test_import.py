@@ -1,5 +1,6 @@
 """What importing gpucnn costs, and what it leaves alone; CuPys that are there and do not work."""
 
+import os
 import subprocess
 import sys
 
@@ -31,6 +32,8 @@ class cuda:
         def __enter__(self): return self
         def __exit__(self, *exc): return False
 """
+NO_HEADERS = NO_NVRTC.replace("Failure finding", "Failed to find CUDA headers. Please install")
+NO_HEADERS = NO_HEADERS.replace("libnvrtc.so.13 or libnvrtc.so.12", "CUDA toolkit headers")
 BROKEN = "raise ImportError('libcudart.so.12: cannot open shared object file')"
 UNTOUCHABLE = "raise SystemExit('cupy was imported')"
 
@@ -42,7 +45,10 @@ def run(tmp_path, cupy, *arguments):
     (package / "__init__.py").write_text(cupy)
     program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); " + arguments[0]
     command = [sys.executable, "-c", program, *arguments[1:]]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    environment = {name: value for name, value in os.environ.items() if name != "GPUCNN_DEVICE"}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, env=environment
+    )
 
 
 COMMAND = "from gpucnn.cli import main; sys.exit(main())"
@@ -71,8 +77,9 @@ def test_everything_on_the_cpu_leaves_an_installed_cupy_alone(tmp_path):
         (NO_DRIVER, "needs an NVIDIA driver, and CuPy found none (cudaErrorInsufficientDriver"),
         (BROKEN, "needs CuPy, which does not load (libcudart.so.12: cannot open"),
         (NO_NVRTC, "needs NVRTC, and CuPy could not load it (Failure finding"),
+        (NO_HEADERS, "needs CUDA's headers, and CuPy found none (Failed to find CUDA headers"),
     ],
-    ids=["no driver", "does not load", "no NVRTC"],
+    ids=["no driver", "does not load", "no NVRTC", "no headers"],
 )
 def test_a_cupy_that_cannot_compile_is_one_clear_text(tmp_path, cupy, message):
     done = run(tmp_path, cupy, COMMAND, "warmup", "--model", "lenet5", "--batch", "2")

@@ -197,8 +197,9 @@ def test_a_real_cupy_that_finds_no_headers_is_told_the_way_out():
     except DeviceError as error:
         pytest.skip(str(error).splitlines()[0])
     program = (
-        "import sys, cuda.pathfinder; cuda.pathfinder.find_nvidia_header_directory = lambda _: None; "
-        "from gpucnn.cli import main; sys.exit(main(['warmup', '--model', 'lenet5']))"
+        "import sys; from cuda import pathfinder; from gpucnn.cli import main; "
+        "pathfinder.find_nvidia_header_directory = lambda _: None; "
+        "sys.exit(main(['warmup', '--model', 'lenet5']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False

@@ -69,9 +69,6 @@ class ndarray:
     def __float__(self) -> float:
         return float(self.get())
 
-    def __index__(self) -> int:
-        return int(self.get().__index__())
-
     def set(self, host: Host, stream: driver.Stream | None = None) -> None:
         """Copy an array of the host, of the same shape and dtype, into this one, on `stream`."""
         if not isinstance(host, np.ndarray):

@@ -36,7 +36,7 @@ _COMMON = (
     "-std=c++17",
     "-fPIC",
     "-fvisibility=hidden",
-    "-g",
+    "-gdwarf-4",  # addr2line 2.40 takes one file of a DWARF 5 table for another
     "-fno-strict-aliasing",
     "-Wno-unknown-pragmas",
     f"-I{NATIVE}",
