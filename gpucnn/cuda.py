@@ -51,6 +51,7 @@ __all__ = [
     "Timer",
     "assemble",
     "compile_file",
+    "compiling",
     "count_launches",
     "kernel",
     "kernels",
@@ -195,7 +196,7 @@ class _Ready:
 
     @functools.cached_property
     def function(self) -> Any:
-        with _compiling(self.device, self.declared.file):
+        with compiling(self.device, f"kernels/{self.declared.file}"):
             return self.module.get_function(self.declared.name)
 
     def run(
@@ -333,30 +334,43 @@ def _module(device: Device, file: str, defines: tuple[tuple[str, Define], ...]) 
 
 def compile_file(device: Device, file: str, defines: tuple[tuple[str, Define], ...] = ()) -> None:
     """Compile kernels/`file` for `device` now, rather than when the first of its kernels runs."""
-    with _compiling(device, file):
+    with compiling(device, f"kernels/{file}"):
         _module(device, file, defines)[1].compile()
 
 
 @contextmanager
-def _compiling(device: Device, file: str) -> Iterator[None]:
-    """`device` is the current one inside; what CuPy raises becomes an error with a way out."""
+def compiling(device: Device, what: str) -> Iterator[None]:
+    """`device` is the current one inside; what CuPy raises becomes an error with a way out.
+
+    what names the source for KernelError, such as kernels/pool2d.cu; DeviceError says which part of
+    CUDA CuPy could not load.
+    """
     try:
         with device.xp.cuda.Device(device.index):
             yield
+    except GpucnnError:
+        raise
     except Exception as error:  # CuPy's classes cannot be named without CuPy
-        if type(error).__name__ == "CompileException":
-            raise KernelError(f"kernels/{file} does not compile for {device}:\n{error}") from error
-        if isinstance(error, GpucnnError):
-            raise
         reason = " ".join(str(error).split())
-        for word, what in _PARTS_OF_CUDA.items():
-            if word in reason.lower():
+        known = reason.lower()
+        if any(word in known for word in _OTHER_ARCHITECTURE):
+            raise DeviceError(
+                f"device {device} needs a CuPy whose NVRTC compiles for this GPU ({reason})\n"
+                "  `gpucnn doctor` says which one does"
+            ) from error
+        if type(error).__name__ == "CompileException":
+            raise KernelError(f"{what} does not compile for {device}:\n{error}") from error
+        for word, missing in _PARTS_OF_CUDA.items():
+            if word in known:
                 raise DeviceError(
-                    f"device {device} needs {what} ({reason})\n"
+                    f"device {device} needs {missing} ({reason})\n"
                     f"  install CuPy with both: {CUPY_INSTALL}"
                 ) from error
         raise
 
+
+# NVRTC's word for a GPU that it no longer knows, the driver's for one that it does not know yet.
+_OTHER_ARCHITECTURE = ("gpu-architecture", "no_binary_for_gpu")
 
 # What CuPy 14 needs to compile with, by a word of the error that says it is missing.  It wants the
 # headers for sources that include none, too.

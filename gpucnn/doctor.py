@@ -11,7 +11,6 @@ import numpy as np
 
 import gpucnn
 from gpucnn import data, nvrtc
-from gpucnn.cudasim import compiler
 from gpucnn.device import CUPY_INSTALL, Device
 from gpucnn.errors import DeviceError
 from gpucnn.threads import usable_cores
@@ -102,6 +101,8 @@ def _nvrtc() -> Finding:
 
 
 def _compiler() -> Finding:
+    from gpucnn.cudasim import compiler  # the simulator only where somebody asks for it
+
     return _of("compiler for cudasim", lambda: ", ".join(compiler.compiler()))
 
 
