@@ -13,8 +13,10 @@ import pytest
 
 import gpucnn
 from gpucnn import data, train
+from gpucnn.device import choose_device
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_alexnet_cifar10.py"
+AUTO = os.environ.get("GPUCNN_DEVICE")  # what these tests were started with
 SMALL = "--dataset synthetic --limit 48 --batch-size 16 --epochs 2 --lr 0.002 --seed 3".split()
 
 
@@ -24,6 +26,14 @@ def script():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _auto_is_the_cpu():
+    """Also where there is a GPU: these tests compare bits, and runs on one and two threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPUCNN_DEVICE", "cpu")
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -251,6 +261,20 @@ def test_an_empty_data_folder_with_dataset_cifar10_is_an_error(script, capsys, m
     monkeypatch.setattr(data, "find_cifar10", lambda root, quiet: (None, "not to be had"))
     assert script.main(["--dataset", "cifar10"]) == 2
     assert "--dataset cifar10: not to be had" in capsys.readouterr().err
+
+
+def test_without_device_it_trains_on_what_auto_takes_and_says_so(
+    script, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.delenv("GPUCNN_DEVICE")
+    if AUTO is not None:
+        monkeypatch.setenv("GPUCNN_DEVICE", AUTO)
+    device, reason = choose_device()
+    out = tmp_path / "run"
+    flags = "--dataset synthetic --model cuda_convnet_18pct --limit 8 --batch-size 8 --epochs 1"
+    assert script.main([*flags.split(), "--out", str(out)]) == 0
+    assert f"device: {device} ({reason})" in capsys.readouterr().out
+    assert json.loads((out / "config.json").read_text())["device"] == str(device)
 
 
 @pytest.mark.slow  # a minute of simulated kernels
