@@ -4,6 +4,7 @@ CuPy imports without a driver and without a GPU.  What the stand-in has beyond C
 table of its README; these tests hold the two lists equal.
 """
 
+import ast
 import inspect
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gpucnn
 from gpucnn import cudasim
 
 README = Path(cudasim.__file__).with_name("README.md").read_text(encoding="utf-8")
@@ -244,3 +246,40 @@ def test_what_cupy_refuses_to_do_with_an_array_is_refused_here(cupy, compiler):
         x[:, ::2].set(np.zeros((3, 2), np.float32))
     with pytest.raises(AttributeError):
         cudasim.multiply.at(x, 0, 1)
+
+
+def asked_of_xp():
+    """(file:line, path, keywords) of each `xp.path` and each call of one in the package."""
+    package = Path(gpucnn.__file__).parent
+    for file in sorted(package.rglob("*.py")):
+        if file.is_relative_to(package / "cudasim"):
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        for node in ast.walk(tree):
+            path = dotted(node)
+            if path.startswith("xp."):
+                call = calls.get(id(node))
+                keywords = [k.arg for k in call.keywords] if call else []
+                yield f"{file.name}:{node.lineno}", path.removeprefix("xp."), keywords
+
+
+def dotted(node):
+    """`a.b.c` of an expression that is no more than that; "" of any other."""
+    names = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(names)]) if isinstance(node, ast.Name) else ""
+
+
+def test_whatever_the_package_asks_of_xp_cupy_has_and_takes(cupy):
+    found = list(asked_of_xp())
+    assert len({path for _, path, _ in found}) > 30
+    for where, path, keywords in found:
+        if path in listed():
+            continue
+        taken = parameters(find(cupy, path)) if keywords else []
+        assert taken is not None, path
+        anything = any(p.kind == p.VAR_KEYWORD for p in taken)
+        assert anything or {p.name for p in taken} >= set(keywords), (where, path, keywords)
