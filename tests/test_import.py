@@ -1,10 +1,14 @@
 """What importing gpucnn costs, and what it leaves alone; CuPys that are there and do not work."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from gpucnn import cuda, kernel_source
 
 LATER = ("cupy", "torch", "matplotlib", "PIL", "onnx", "urllib.request", "gpucnn.cudasim")
 
@@ -96,3 +100,37 @@ def test_auto_takes_the_cpu_without_a_driver_and_says_why(tmp_path):
     done = run(tmp_path, NO_DRIVER, program)
     assert done.stdout.startswith("cpu|device cuda needs an NVIDIA driver")
     assert done.stderr == ""
+
+
+# --- the kernels beside it ---
+
+
+def test_importing_gpucnn_touches_neither_cupy_nor_the_simulator():
+    code = (
+        "import sys, gpucnn, gpucnn.cuda; "
+        "print([m for m in sys.modules if m.split('.')[0] == 'cupy' or 'cudasim' in m])"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "[]"
+
+
+def test_the_kernels_are_in_the_package():
+    assert (kernel_source.KERNELS / "ptx.cuh").is_file()
+
+
+def test_a_checkout_on_pythonpath_runs_its_own_kernels(tmp_path):
+    shutil.copytree(Path(cuda.__file__).parent, tmp_path / "gpucnn")
+    shutil.copytree(kernel_source.KERNELS, tmp_path / "kernels")
+    (tmp_path / "kernels" / "mine.cu").write_text('extern "C" __global__ void mine(int n) {}')
+    code = "from gpucnn import cuda; print('mine' in cuda.kernels())"
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+    )
+    assert answer.stdout.strip() == "True"
