@@ -1,0 +1,37 @@
+"""What keeps infinities, NaN and float16 exact: used by the ops' halves for any array module."""
+
+from typing import Any
+
+import numpy as np
+
+from gpucnn.device import Array
+
+_INTEGERS = {2: np.int16, 4: np.int32, 8: np.int64}  # by the size of an element in bytes
+
+
+def select(values: Array, kept: Array, out: Array) -> None:
+    """Set out to `values` where `kept` (bool) is true, and to 0 elsewhere, on NumPy.
+
+    A product with 1 and 0, as fast as one of floats, but of the bits: an infinity or a NaN that is
+    not kept leaves 0, where inf * 0 would be NaN.
+    """
+    integer = _INTEGERS[values.dtype.itemsize]
+    np.multiply(values.view(integer), kept, out=out.view(integer))
+
+
+def wide(dtype: Any) -> Any:
+    """The dtype to add up in: float32 for float16, whose sums overflow beyond 65504."""
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
+
+
+def widened(x: Array) -> Array:
+    """x in the dtype to compute in: a float32 copy of float16, else x itself."""
+    return x.astype(np.float32) if x.dtype == np.float16 else x
+
+
+def narrowed(y: Array, dtype: Any) -> Array:
+    """y in `dtype` again, itself if it is so already; what is too large for it is infinite."""
+    if y.dtype == dtype:
+        return y
+    with np.errstate(over="ignore"):
+        return y.astype(dtype)
