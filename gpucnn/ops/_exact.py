@@ -15,8 +15,12 @@ def select(values: Array, kept: Array, out: Array) -> None:
     A product with 1 and 0, as fast as one of floats, but of the bits: an infinity or a NaN that is
     not kept leaves 0, where inf * 0 would be NaN.
     """
-    integer = _INTEGERS[values.dtype.itemsize]
-    np.multiply(values.view(integer), kept, out=out.view(integer))
+    np.multiply(bits(values), kept, out=bits(out))
+
+
+def bits(x: Array) -> Array:
+    """The same memory as integers, on NumPy."""
+    return x.view(_INTEGERS[x.dtype.itemsize])
 
 
 def wide(dtype: Any) -> Any:

@@ -350,7 +350,12 @@ class _Tanh(_Smooth):
 def _sigmoid(xp: Any, x: Array) -> Array:
     """1 / (1 + e**-x), by e**-|x|, which never overflows and keeps the digits of a small result."""
     small = xp.exp(-abs(x))
-    return xp.where(x < 0, small, x.dtype.type(1)) / (1 + small)
+    return _rise(xp, x, small) / (1 + small)
+
+
+def _rise(xp: Any, x: Array, small: Array) -> Array:
+    """e**x for negative x, where that is `small`, and 1 for the others; NaN for NaN."""
+    return xp.maximum(small, x >= 0)  # xp.where would branch for every element
 
 
 def _sigmoid_slope(xp: Any, x: Array) -> Array:
@@ -383,12 +388,14 @@ class _Gelu(_Smooth):
     def value(self, x: Array) -> Array:
         xp = array_module(x)
         near = xp.clip(x, -self.limit, self.limit)
-        u = self.scale * (near + self.cubic * (near * near * near))
+        u = near * (self.scale + self.scale * self.cubic * (near * near))
         return xp.maximum(x, x.dtype.type(-self.limit)) * _sigmoid(xp, 2 * u)
 
     def derivative(self, x: Array) -> Array:
         xp = array_module(x)
         near = xp.clip(x, -self.limit, self.limit)
-        u = self.scale * (near + self.cubic * (near * near * near))
-        rise = 2 * self.scale * (1 + 3 * self.cubic * (near * near))
-        return _sigmoid(xp, 2 * u) + near * _sigmoid_slope(xp, 2 * u) * rise
+        square = near * near
+        u = near * (self.scale + self.scale * self.cubic * square)
+        small = xp.exp(-2 * abs(u))
+        steep = near * (2 * self.scale + 6 * self.scale * self.cubic * square)  # x times 2 du/dx
+        return (_rise(xp, u, small) + steep * small / (1 + small)) / (1 + small)
