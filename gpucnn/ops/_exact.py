@@ -39,3 +39,8 @@ def narrowed(y: Array, dtype: Any) -> Array:
         return y
     with np.errstate(over="ignore"):
         return y.astype(dtype)
+
+
+def total(x: Array, axes: int | tuple[int, ...]) -> Array:
+    """The sum over these axes, of float16 added up in float32."""
+    return narrowed(x.sum(axis=axes, dtype=wide(x.dtype)), x.dtype)

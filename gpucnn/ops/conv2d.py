@@ -13,6 +13,7 @@ from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.ops import _conv2d_cuda, _im2col, _lattice
 from gpucnn.ops._epilogue import Epilogue
+from gpucnn.ops._exact import total
 from gpucnn.ops.pool2d import _max_backward, _max_forward, max_window
 from gpucnn.ops.relu import _relu, _relu_backward
 from gpucnn.ops.window import Padding, Size, Window
@@ -158,7 +159,7 @@ def _backward_array(
         dw_g = dy_g.transpose(0, 2, 1) @ _columns(x, v)
         dw = dw_g.reshape(w.shape)
     if needs[2]:
-        db = dy.sum(axis=(0, 1, 2))
+        db = total(dy, (0, 1, 2))
     return dx, dw, db
 
 
@@ -368,7 +369,7 @@ def _backward_cuda(
     if needs[1]:
         dw, db = _conv2d_cuda.grad_weight(x, dy, w.shape[0], window, needs[2], plain)
     elif needs[2]:
-        db = dy.sum(axis=(0, 1, 2))
+        db = total(dy, (0, 1, 2))
     return dx, dw, db
 
 

@@ -104,7 +104,7 @@ def test_saturating_functions_and_their_gradients_keep_their_digits_everywhere(o
         bound = 8
     assert (np.abs(y - value) <= bound * (eps * np.abs(value) + tiny)).all()
     assert (np.abs(dx - slope) <= bound * (eps * size + tiny)).all()
-    assert (y[np.abs(value) > tiny] != 0).all()
+    assert (y[np.abs(value) > 64 * tiny] != 0).all()  # CuPy's factors below tiny count as 0
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
