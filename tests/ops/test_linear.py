@@ -57,6 +57,16 @@ def test_numpy_halves_equal_the_array_halves(shape):
         assert inspect.signature(pair.cpu) == inspect.signature(pair.cuda)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 4096, 4097, 9000])
+@in_both_dtypes
+def test_the_gradient_of_a_bias_is_the_sum_of_every_row(rows, dtype, device):
+    x, w, b = np.zeros((rows, 2), dtype), np.zeros((3, 2), dtype), np.zeros(3, dtype)
+    leaves = [leaf(a, device) for a in (x, w, b)]
+    dy = rng.standard_normal((rows, 3)).astype(dtype)
+    *_, db = results(linear(*leaves), dy, *leaves)
+    assert_close(db, dy.astype(np.float64).sum(axis=0))
+
+
 def test_only_what_needs_a_gradient_gets_one():
     x, w = rng.standard_normal((4, 3)), rng.standard_normal((5, 3))
     for needs in ((True, False, False), (False, True, True)):
