@@ -45,6 +45,9 @@ def conv2d(
     are done while a part of the result is still in the cache, so that what is pooled never lies in
     memory as a whole; on a GPU the convolution's kernel clips, and the pool's own follows.
 
+    On the CPU most layers are computed by Winograd's algorithm, where one extreme pixel costs its
+    whole tile digits, and one that is not finite makes it NaN: set_conv_algorithm gives the bound.
+
     Raises ShapeError if channels, groups or filters do not fit, DtypeError if dtypes differ.
     """
     window = _geometry(x, w, b, stride, padding, dilation, groups)
@@ -225,6 +228,18 @@ def set_conv_algorithm(name: str) -> None:
                 plain sum: 5e-7 of the largest value over 384 channels, Winograd's 5e-6
     "plain"     on a GPU the kernel to read first, one thread for each number, in place of the
                 tiled ones, which every other name means there; on the CPU the same as "im2col"
+
+    Winograd's error is a share of the largest value in a tile, not of the result, and nothing is
+    checked: ask for "exact" where values are orders of magnitude apart.  It is at most
+
+        s * sum over the channels of (largest |x| in the tile) * (sum of the filter's |w|)
+
+    in float32 with s = 6.5e-6 for tiles of 4 x 4 results, which see 6 x 6 pixels, and for filters
+    of 5 x 5, s = 7.2e-7 for tiles of 2 x 2 with filters of 3 x 3.  That is 3 a 2**-24: a = 36 or 4
+    is the most by which the transforms magnify a pixel on its way to a result, and each of three
+    steps (of the image, over the channels, of the results) rounds once.  An infinite pixel or a
+    NaN makes NaN of every result of the tiles that see it: up to 64 for each filter of 3 x 3, where
+    the plain sum has 9.
 
     Raises ArgumentError for another name.
     """
