@@ -14,6 +14,7 @@ from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.ops import _conv2d_cuda, _im2col, _lattice
 from gpucnn.ops._epilogue import Epilogue
 from gpucnn.ops._exact import total
+from gpucnn.ops._kernels import takes
 from gpucnn.ops.pool2d import _max_backward, _max_forward, max_window
 from gpucnn.ops.relu import _relu, _relu_backward
 from gpucnn.ops.window import Padding, Size, Window
@@ -354,7 +355,7 @@ def _forward_cuda(
     relu: bool = False,
     pool: Window | None = None,
 ) -> tuple[Array, tuple[Any, ...]]:
-    if x.dtype != np.float32:  # the kernels are float32; float64 is for gradient checks
+    if not takes("conv2d", x):
         return _forward_array(x, w, b, window, needs, relu, pool)
     xp = array_module(x)
     x, w, b = (None if a is None else xp.ascontiguousarray(a) for a in (x, w, b))
@@ -372,7 +373,7 @@ def _backward_cuda(
     needs: tuple[bool, ...],
     last_use: bool = False,
 ) -> Gradients:
-    if dy.dtype != np.float32:
+    if not takes("conv2d", dy):
         return _backward_array(dy, kept, window, needs)
     x, w, finished = kept
     dy = _unfinish(dy, finished)

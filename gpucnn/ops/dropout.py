@@ -9,6 +9,7 @@ from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError
 from gpucnn.ops._exact import select
+from gpucnn.ops._kernels import takes
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
 from gpucnn.threads import blocks, empty, flat, parallel
@@ -94,7 +95,7 @@ _THREADS = 256
 def _draw_cuda(x: Array, threshold: int, generator: np.random.Generator) -> Array:
     """Where the generator stood, as kernels/dropout.cu takes it; or the mask itself, if the
     generator is not Philox, whose numbers alone can be computed in any order."""
-    if x.dtype != np.float32 or not isinstance(generator.bit_generator, np.random.Philox):
+    if not takes("dropout", x) or not isinstance(generator.bit_generator, np.random.Philox):
         return _draw_array(x, threshold, generator)
     return _take(generator.bit_generator, -(-x.size // 4))
 

@@ -8,6 +8,7 @@ from gpucnn import cuda
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.ops._exact import select
+from gpucnn.ops._kernels import takes
 from gpucnn.tensor import Tensor
 from gpucnn.threads import blocks, empty, flat, parallel, scratch
 
@@ -117,7 +118,7 @@ _THREADS = 256
 
 
 def _relu_cuda(x: Array) -> Array:
-    if x.dtype != np.float32:
+    if not takes("relu", x):
         return _relu_array(x)
     xp = array_module(x)
     x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
@@ -133,7 +134,7 @@ def _relu_cuda(x: Array) -> Array:
 
 
 def _relu_backward_cuda(dy: Array, y: Array) -> Array:
-    if dy.dtype != np.float32:
+    if not takes("relu", dy):
         return _relu_backward_array(dy, y)
     xp = array_module(dy)
     dy, dx = xp.ascontiguousarray(dy), xp.empty(dy.shape, np.float32)
@@ -150,7 +151,7 @@ def _relu_backward_cuda(dy: Array, y: Array) -> Array:
 
 
 def _leaky_cuda(v: Array, x: Array, slope: float) -> Array:
-    if v.dtype != np.float32:
+    if not takes("leaky_relu", v):
         return _leaky_array(v, x, slope)
     xp = array_module(v)
     v, x, result = xp.ascontiguousarray(v), xp.ascontiguousarray(x), xp.empty(v.shape, np.float32)
