@@ -1,4 +1,4 @@
-"""What keeps infinities, NaN and float16 exact: used by the ops' halves for any array module."""
+"""What the ops share to keep infinities apart from zeros, and float16 from its limits."""
 
 from typing import Any
 

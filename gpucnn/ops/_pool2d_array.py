@@ -57,10 +57,10 @@ def largest(candidates: list[Array], first: Array) -> tuple[Array, Array]:
 def first(x: Array, v: Window) -> Array:
     """The position inside each window of its first pixel on the image: (OH, OW, 1)."""
     xp = array_module(x)
-    dtype = xp.int16 if v.kh * v.kw < 2**15 else xp.int32
-    row = xp.maximum(v.top - xp.arange(v.oh, dtype=dtype) * v.stride_h, 0)
-    column = xp.maximum(v.left - xp.arange(v.ow, dtype=dtype) * v.stride_w, 0)
-    return (row[:, None] * v.kw + column)[..., None]
+    row = xp.maximum(v.top - xp.arange(v.oh) * v.stride_h, 0)
+    column = xp.maximum(v.left - xp.arange(v.ow) * v.stride_w, 0)
+    position = (row[:, None] * v.kw + column)[..., None]
+    return position.astype(xp.int16 if v.kh * v.kw < 2**15 else xp.int32)
 
 
 def max_backward(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:

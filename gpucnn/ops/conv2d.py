@@ -231,16 +231,16 @@ def set_conv_algorithm(name: str) -> None:
                 tiled ones, which every other name means there; on the CPU the same as "im2col"
 
     Winograd's error is a share of the largest value in a tile, not of the result, and nothing is
-    checked: ask for "exact" where values are orders of magnitude apart.  It is at most
+    checked: ask for "exact" where values are orders of magnitude apart.  It stays below
 
         s * sum over the channels of (largest |x| in the tile) * (sum of the filter's |w|)
 
     in float32 with s = 6.5e-6 for tiles of 4 x 4 results, which see 6 x 6 pixels, and for filters
     of 5 x 5, s = 7.2e-7 for tiles of 2 x 2 with filters of 3 x 3.  That is 3 a 2**-24: a = 36 or 4
     is the most by which the transforms magnify a pixel on its way to a result, and each of three
-    steps (of the image, over the channels, of the results) rounds once.  An infinite pixel or a
-    NaN makes NaN of every result of the tiles that see it: up to 64 for each filter of 3 x 3, where
-    the plain sum has 9.
+    steps (of the image, over the channels, of the results) rounds once; of random extremes the
+    worst reached a third of it.  An infinite pixel or a NaN makes NaN of every result of the tiles
+    that see it: up to 64 for each filter of 3 x 3, where the plain sum has 9.
 
     Raises ArgumentError for another name.
     """

@@ -206,7 +206,7 @@ class _GetItem(Function):
             dx[self.index] = dy  # each element at most once
         elif xp is np:
             np.add.at(dx, self.index, dy)
-        else:
+        elif dy.size:
             places, trailing = _places(self.shape, self.index)
             _add_at(dx.reshape(-1, trailing), places, dy.reshape(-1, trailing))
         return dx
@@ -247,8 +247,6 @@ def _add_at(dx: Array, places: Any, dy: Array) -> None:
     The rows of one place are put side by side, and added up in pairs until one of each is left:
     as many rounds as the largest number of them has bits.
     """
-    if places.size == 0:
-        return
     xp = array_module(dx)
     order = np.argsort(places, kind="stable")
     found, starts, counts = np.unique(places[order], return_index=True, return_counts=True)

@@ -280,6 +280,14 @@ def test_where_all_is_minus_infinity_the_first_pixel_of_the_image_takes_the_grad
     np.testing.assert_array_equal(dx[0, ..., 0], expected)
 
 
+@in_both_dtypes
+def test_the_first_pixel_is_found_in_images_of_more_rows_than_16_bits_count(dtype, device):
+    t = leaf(np.full((1, 40_001, 1, 1), -np.inf), device, dtype)
+    dx = results(max_pool2d(t, (2, 1), 2, (1, 0)), np.ones((1, 20_001, 1, 1)), t)[1]
+    assert dx.sum() == 20_001
+    assert dx.max() == 1
+
+
 def test_both_halves_have_the_same_signature():
     for pair in (_max_forward, _max_backward, _avg_forward, _avg_backward):
         assert inspect.signature(pair.cpu) == inspect.signature(pair.cuda)

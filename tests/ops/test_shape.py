@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from devices import assert_close, backward, host, in_both_dtypes, leaf, tensor
+from devices import assert_close, backward, host, in_both_dtypes, leaf, results, tensor
 
 from gpucnn import ops
 from gpucnn.device import array_module
@@ -139,6 +139,12 @@ def test_the_sum_of_many_gradients_of_one_element_has_the_same_bits_every_time(d
         found.append(host(x.grad))
     assert_close(found[0], expected)
     assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()
+
+
+def test_an_index_into_an_axis_of_size_zero_has_a_gradient_of_that_shape(device):
+    x = leaf(np.zeros((3, 0)), device)
+    index = tensor([0, 0], device)
+    assert results(x[index], np.zeros((2, 0)), x)[1].shape == (3, 0)
 
 
 def test_no_gradient_is_added_by_atomics_on_a_gpu(gpu, monkeypatch):
