@@ -215,10 +215,10 @@ def test_a_run_that_diverges_stops_with_the_remedy_and_keeps_the_last_good_check
     trainer = build(n=16, callbacks=[train.Checkpoints(tmp_path)])
     trainer.fit(1)
     trainer.model[6].w.data[...] = np.inf
-    with (
-        np.errstate(all="ignore"),
-        pytest.raises(DivergenceError, match=r"epoch 2: the training loss is nan.*\n.*lower"),
-    ):
+    message = (
+        r"epoch 2, step 3: the loss is nan.*\n  layer 6 \(Linear\): its parameter w.*\n.*lower"
+    )
+    with pytest.raises(DivergenceError, match=message):
         trainer.fit(2)
     assert train.read_checkpoint(tmp_path / "last.safetensors").info["epoch"] == 1
 
