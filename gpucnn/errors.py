@@ -99,13 +99,13 @@ def missing_extra(what: str, package: str, extra: str) -> MissingExtra:
 
 
 def kind(value: Any) -> str:
-    """What `value` is, for an error's text: "None", "a list", "a float64 ndarray (8, 3)"."""
+    """What `value` is, for an error's text: "None", "a list of 2", "a float64 ndarray (8, 3)"."""
     if value is None:
         return "None"
-    name = type(value).__name__
+    text = type(value).__name__
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if isinstance(shape, tuple) and dtype is not None:
-        return f"a {dtype} {name} {shape}"
-    if isinstance(value, tuple | list):
-        return f"a {name} of {len(value)}"
-    return f"a {name}"
+        text = f"{dtype} {text} {shape}"
+    elif isinstance(value, tuple | list):
+        text += f" of {len(value)}"
+    return f"{'an' if text[0].lower() in 'aeio' else 'a'} {text}"

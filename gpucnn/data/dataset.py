@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.device import Array, array_module
-from gpucnn.errors import ArgumentError, DataError, DtypeError, ShapeError
+from gpucnn.errors import ArgumentError, DataError, DtypeError, ShapeError, kind
 
 
 class DataNotFound(DataError):
@@ -41,7 +41,7 @@ class Dataset:
         for what, value, dtype in (("images", images, "uint8"), ("labels", labels, "int64")):
             if not _is_array(value):
                 raise DtypeError(
-                    f"{self.name}: {what} must be an array, got {type(value).__name__}\n"
+                    f"{self.name}: {what} must be an array, got {kind(value)}\n"
                     f"  convert them with numpy.asarray({what}, numpy.{dtype})"
                 )
         if images.ndim != 4 or labels.shape != images.shape[:1]:

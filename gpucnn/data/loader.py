@@ -79,7 +79,7 @@ class DataLoader:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise ArgumentError(
                 f"DataLoader: expected a Dataset, or what has len() and [i], "
-                f"got {type(dataset).__name__}\n  for arrays: data.Dataset(images, labels, classes)"
+                f"got {kind(dataset)}\n  for arrays: data.Dataset(images, labels, classes)"
             )
         batch_size = _whole("batch_size", batch_size, 1)
         prefetch, workers = _whole("prefetch", prefetch, 0), _whole("workers", workers, 1)

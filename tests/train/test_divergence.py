@@ -331,14 +331,14 @@ def test_a_watch_that_is_dropped_waits_for_what_is_still_being_copied(late):
 
 
 def test_labels_that_a_gpu_cannot_check_are_named_once_the_loss_is_nan(gpu):
-    trainer = build(device=gpu)
+    trainer, there = build(device=gpu), Device.parse(gpu)
     images = gpucnn.tensor(np.zeros((2, 32, 32, 3), np.float32), device=gpu)
     labels = gpucnn.tensor(np.array([3, 10]), device=gpu)
 
     def two_steps():
         for _ in range(2):
             trainer.train_step(images, labels)
-            Device.parse(gpu).xp.cuda.Device(0).synchronize()
+            there.xp.cuda.Device(there.index).synchronize()
 
     with pytest.raises(ArgumentError, match=r"labels must be in 0\.\.9, got 3\.\.10"):
         two_steps()
