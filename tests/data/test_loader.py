@@ -212,6 +212,20 @@ def test_an_epoch_left_early_is_over():
     assert loader.state_dict() == reference.state_dict()
 
 
+def test_an_epoch_that_was_resumed_and_left_early_is_over_too():
+    loader = data.DataLoader(numbered(50), 8, shuffle=True)
+    batches = iter(loader)
+    next(batches), next(batches)
+    state = loader.state_dict()
+    second_epoch = numbers(loader)
+    resumed = data.DataLoader(numbered(50), 8, shuffle=True)
+    resumed.load_state_dict(state)
+    next(iter(resumed))
+    assert (resumed.epoch, resumed.batch) == (0, 3)
+    assert numbers(resumed) == second_epoch
+    assert resumed.epoch == 2
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
