@@ -142,6 +142,12 @@ def test_an_outline_has_the_modules_shapes_and_dtypes_of_the_model_and_draws_not
     ]
 
 
+def test_an_outline_takes_nothing_of_a_devices_memory(device):
+    with gpucnn.device(device):
+        outline = models.outline("lenet5")
+    assert {str(p.device) for p in outline.parameters()} == {"cpu"}
+
+
 def test_an_outline_takes_no_memory():
     huge = models.outline("mlp", sizes=[300_000, 300_000, 2], activation="sigmoid")  # 360 GB
     assert huge.parameters()[0].shape == (300_000, 300_000)

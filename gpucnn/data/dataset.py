@@ -83,10 +83,10 @@ class Dataset:
         """The first n images, or all if there are fewer.
 
         They are taken as they lie: the classes are only as balanced as the order is mixed.
-        Raises ArgumentError if n is less than 1.
+        Raises ArgumentError unless n is an int of at least 1.
         """
-        if n < 1:
-            raise ArgumentError(f"take: expected at least 1 image, got {n}")
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+            raise ArgumentError(f"take: expected an int of at least 1 image, got {n!r}")
         return self[:n]  # type: ignore[no-any-return]
 
 

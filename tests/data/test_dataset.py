@@ -30,8 +30,9 @@ def test_a_number_gives_an_image_and_a_label_and_anything_else_a_data_set():
 def test_take_gives_the_first_images():
     assert make().take(4).labels.tolist() == [0, 1, 2, 0]
     assert len(make().take(99)) == 10
-    with pytest.raises(ArgumentError, match="take"):
-        make().take(0)
+    for wrong in (0, -1, 2.0, "2", True, None):
+        with pytest.raises(ArgumentError, match="take: expected an int of at least 1 image"):
+            make().take(wrong)
 
 
 def test_repr_tells_what_it_is():

@@ -218,6 +218,19 @@ def test_a_mask_of_infinities_is_no_divergence(tmp_path):
     trainer.save(tmp_path / "a.safetensors")
 
 
+def test_a_run_that_diverged_goes_on_from_its_checkpoint_at_a_lower_rate(tmp_path):
+    trainer = build(lr=at(STEPS + 1, 1e20), callbacks=[train.Checkpoints(tmp_path)])
+    with pytest.raises(DivergenceError, match="epoch 2, step 7"):
+        trainer.fit(3)
+    trainer.resume(tmp_path / "last.safetensors")
+    trainer.schedule = optim.Constant(0.01)
+    trainer.fit(3)
+    whole = build()
+    whole.fit(3)
+    expected = whole.model.state_dict()
+    assert all(np.array_equal(expected[name], array) for name, array in state(trainer).items())
+
+
 # --- what looking for the layer leaves behind ---
 
 
@@ -303,6 +316,16 @@ def test_a_loss_that_arrives_late_is_noticed_before_a_checkpoint_is_written(late
         trainer.fit(1)
     assert trainer.step == 3
     assert not list(tmp_path.iterdir())
+
+
+def test_losses_that_arrive_after_a_resume_are_none_of_its_business(late, tmp_path):
+    trainer = build(lr=at(0, 1e20), device="cudasim", test=False)
+    trainer.save(tmp_path / "start.safetensors")
+    with pytest.raises(DivergenceError, match="epoch 1, step 2"):
+        trainer.fit(1)
+    trainer.resume(tmp_path / "start.safetensors")
+    trainer.schedule = optim.Constant(0.01)
+    assert np.isfinite(trainer.fit(1)[0]["train_loss"])
 
 
 def test_losses_are_kept_until_they_arrive_and_no_more_than_so_many(late):
