@@ -104,7 +104,7 @@ def kind(value: Any) -> str:
         return "None"
     text = type(value).__name__
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if isinstance(shape, tuple) and dtype is not None:
+    if isinstance(shape, tuple) and str(dtype) not in (text, "None"):
         text = f"{dtype} {text} {shape}"
     elif isinstance(value, tuple | list):
         text += f" of {len(value)}"

@@ -10,7 +10,7 @@ import numpy as np
 from gpucnn import models
 from gpucnn.data import Normalize
 from gpucnn.device import Device
-from gpucnn.errors import ArgumentError, CheckpointError
+from gpucnn.errors import ArgumentError, CheckpointError, kind
 from gpucnn.nn import Module
 from gpucnn.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
@@ -39,18 +39,17 @@ def save(
     classes are not plain JSON data.  Raises CheckpointError if the file cannot be written.
     """
     if not isinstance(model, Module):
-        raise ArgumentError(f"save: expected a Module to save, got {type(model).__name__}")
+        raise ArgumentError(f"save: expected a Module to save, got {kind(model)}")
     if name is None and config is not None:
         raise ArgumentError("save: a config goes with the name of a model in gpucnn.models")
-    entry = {"class": type(model).__name__}
-    info: dict[str, Any] = {
-        "model": entry if name is None else {"name": name, "config": dict(config or {})}
-    }
-    if classes is not None:
-        info["classes"] = list(classes)
-    if normalize is not None:
-        info["normalize"] = {"mean": list(normalize.mean), "std": list(normalize.std)}
     try:
+        info: dict[str, Any] = {"model": {"class": type(model).__name__}}
+        if name is not None:
+            info["model"] = {"name": name, "config": dict(config or {})}
+        if classes is not None:
+            info["classes"] = list(classes)
+        if normalize is not None:
+            info["normalize"] = {"mean": list(normalize.mean), "std": list(normalize.std)}
         info = json.loads(json.dumps(info))  # as `load` will see it
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"save: config and classes must be plain data ({error})") from error
@@ -70,7 +69,7 @@ def _check_rebuilds(model: Module, name: str, config: dict[str, Any]) -> None:
         )
     try:
         built = models.outline(name, **config)
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError, OverflowError) as error:
         raise ArgumentError(f"save: model {name} cannot be built from {config}: {error}") from error
     ours, theirs = _structure(model), _structure(built)
     differences = [
@@ -125,7 +124,7 @@ def load(path: str | Path, model: Any = None, device: str | Device | None = None
     if model is None:
         return rebuild(checkpoint, path, device)
     if not isinstance(model, Module):
-        raise ArgumentError(f"load: expected a Module to load into, got {type(model).__name__}")
+        raise ArgumentError(f"load: expected a Module to load into, got {kind(model)}")
     state = checkpoint.part("model")
     if not state:
         raise CheckpointError(f"checkpoint {path}: holds no model")

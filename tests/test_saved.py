@@ -69,6 +69,10 @@ def test_saving_refuses_what_could_not_be_loaded(tmp_path):
         gpucnn.save(tmp_path / "x", model, "lenet6")
     with pytest.raises(ArgumentError, match="plain data"):
         gpucnn.save(tmp_path / "x", model, "lenet5", {"classes": object()})
+    with pytest.raises(ArgumentError, match="plain data"):
+        gpucnn.save(tmp_path / "x", model, "lenet5", 10)
+    with pytest.raises(ArgumentError, match="plain data"):
+        gpucnn.save(tmp_path / "x", model, "lenet5", classes=10)
     with pytest.raises(CheckpointError, match=r"cannot be written \(No such file or directory\)"):
         gpucnn.save(tmp_path / "none" / "x", model, "lenet5")
     assert not list(tmp_path.iterdir())
@@ -196,6 +200,17 @@ def test_a_named_model_and_a_training_run_load_into_a_model_too(tmp_path):
     model = models.lenet5(classes=3)
     gpucnn.save(tmp_path / "named.safetensors", model, "lenet5", {"classes": 3})
     assert same_state(model, gpucnn.load(tmp_path / "named.safetensors", models.lenet5(classes=3)))
+    images = data.Dataset(np.zeros((4, 2, 2, 3), np.uint8), np.array([0, 1, 0, 1]), ("a", "b"))
+    normalize = data.Normalize((0.1,) * 3, (0.3,) * 3)
+    loader = data.DataLoader(images, 2, transform=normalize, device="cpu")
+    own = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    trainer = train.Trainer(own, optim.SGD(own.parameters(), 0.1), loader)
+    trainer.fit(1)
+    trainer.save(tmp_path / "last.safetensors")
+    with pytest.raises(CheckpointError, match=r"load it into one: gpucnn\.load\(path, model\)"):
+        gpucnn.load(tmp_path / "last.safetensors")
+    other = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    assert same_state(own, gpucnn.load(tmp_path / "last.safetensors", other))
 
 
 @pytest.mark.parametrize("how", ["second", "keyword"])
@@ -216,7 +231,7 @@ def test_without_a_model_to_load_into_the_error_says_how(tmp_path):
     gpucnn.save(path, Own())
     with pytest.raises(CheckpointError, match=r"of your own, Own, .*\n.*gpucnn\.load\(.*, model\)"):
         gpucnn.load(path)
-    with pytest.raises(ArgumentError, match="expected a Module to load into, got dict"):
+    with pytest.raises(ArgumentError, match="expected a Module to load into, got a dict"):
         gpucnn.load(path, {})
     train.write_checkpoint(path, {"optimizer.v": np.ones(3)}, {})
     with pytest.raises(CheckpointError, match=r"own\.safetensors: holds no model"):

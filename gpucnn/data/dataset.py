@@ -56,7 +56,7 @@ class Dataset:
                 f"{self.name}: expected uint8 images and int64 labels, "
                 f"got {images.dtype} and {labels.dtype}; convert with .astype"
             )
-        if isinstance(self.classes, str) or not isinstance(self.classes, Sequence):
+        if isinstance(self.classes, str) or not isinstance(self.classes, Sequence | np.ndarray):
             raise ArgumentError(
                 f"{self.name}: classes must be the classes' names, got {self.classes!r}"
             )

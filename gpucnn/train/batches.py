@@ -20,8 +20,14 @@ def check_loader(who: str, loader: Any) -> None:
         )
 
 
-def checked_batch(who: str, batch: Any, model: Module) -> tuple[Tensor, Tensor]:
-    """(images, labels) of one example each, integer labels (N,), all on the model's device.
+def device_of_model(model: Module) -> Device | None:
+    """Where the model's parameters are; None if it has none."""
+    first = next(model.named_parameters(), None)
+    return None if first is None else first[1].device
+
+
+def checked_batch(who: str, batch: Any, device: Device | None) -> tuple[Tensor, Tensor]:
+    """The batch as (images, labels): integer labels (N,), both on `device`, the model's.
 
     Raises ArgumentError, ShapeError, DtypeError or DeviceMismatch for any other batch.
     """
@@ -43,7 +49,7 @@ def checked_batch(who: str, batch: Any, model: Module) -> tuple[Tensor, Tensor]:
         )
     if labels.dtype.kind not in "iu":
         raise DtypeError(f"{who}: expected integer labels, got {labels.dtype}")
-    device = _device(model) or images.device
+    device = images.device if device is None else device
     for what, value in (("images", images), ("labels", labels)):
         if value.device != device:
             raise DeviceMismatch(
@@ -52,12 +58,6 @@ def checked_batch(who: str, batch: Any, model: Module) -> tuple[Tensor, Tensor]:
                 "optimizer is built"
             )
     return images, labels
-
-
-def _device(model: Module) -> Device | None:
-    """Where the model is: None if it has no parameters."""
-    first = next(model.named_parameters(), None)
-    return None if first is None else first[1].device
 
 
 def check_logits(who: str, logits: Any, images: Tensor, loader: Any) -> None:

@@ -11,7 +11,7 @@ from gpucnn.errors import ArgumentError
 from gpucnn.nn import Module
 from gpucnn.ops import softmax_cross_entropy
 from gpucnn.tensor import Tensor
-from gpucnn.train.batches import check_loader, check_logits, checked_batch
+from gpucnn.train.batches import check_loader, check_logits, checked_batch, device_of_model
 
 
 class RunningMetrics:
@@ -81,6 +81,7 @@ def evaluate(model: Module, loader: Any) -> Evaluation:
     that are none of this, and if loader.dataset has other classes than the model outputs.
     """
     check_loader("evaluate", loader)
+    device = device_of_model(model)
     modes = [(module, module.training) for _, module in model.named_modules()]
     model.eval()
     metrics = RunningMetrics()
@@ -88,7 +89,7 @@ def evaluate(model: Module, loader: Any) -> Evaluation:
     try:
         with no_grad():
             for batch in loader:
-                images, labels = checked_batch("evaluate", batch, model)
+                images, labels = checked_batch("evaluate", batch, device)
                 with working_on(images.device):
                     logits = model(images)
                     check_logits("evaluate", logits, images, loader)

@@ -17,7 +17,13 @@ from gpucnn.nn import Dropout, Module
 from gpucnn.optim import Constant, Optimizer, Schedule
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
-from gpucnn.train.batches import check_loader, check_logits, check_loss, checked_batch
+from gpucnn.train.batches import (
+    check_loader,
+    check_logits,
+    check_loss,
+    checked_batch,
+    device_of_model,
+)
 from gpucnn.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from gpucnn.train.divergence import LossWatch, damaged, is_finite, trace
 from gpucnn.train.metrics import Evaluation, RunningMetrics, evaluate
@@ -144,8 +150,9 @@ class Trainer:
         self._tell("on_epoch_start")
         started = time.perf_counter() - self._seconds
         timer: Timer | None = None
+        device = device_of_model(self.model)
         for batch in self.loader:
-            images, labels = checked_batch("Trainer", batch, self.model)
+            images, labels = checked_batch("Trainer", batch, device)
             timer = timer or Timer(images.device)
             with timer:
                 self.train_step(images, labels)
