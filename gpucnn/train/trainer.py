@@ -297,6 +297,7 @@ class Trainer:
             self.metrics.load_state_dict(info["metrics"])
             self.epoch, self.step = info["epoch"], info["step"]
             self.history, self._seconds = info["history"], info["seconds"]
+            self._losses = LossWatch()  # nothing of an earlier try
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"resume: the checkpoint lacks what a run needs to go on ({error}); "
