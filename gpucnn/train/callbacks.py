@@ -45,6 +45,9 @@ class Callback:
     def on_interrupt(self, trainer: Trainer) -> None:
         """When Ctrl-C or SIGTERM stops the run; the trainer stands between two steps."""
 
+    def on_error(self, trainer: Trainer) -> None:
+        """When an error ends the run, before it is raised."""
+
 
 class ProgressBar(Callback):
     """A tqdm bar per epoch: loss, accuracy, images per second, time left."""
@@ -86,6 +89,9 @@ class ProgressBar(Callback):
         self._close()
 
     def on_interrupt(self, trainer: Trainer) -> None:
+        self._close()
+
+    def on_error(self, trainer: Trainer) -> None:
         self._close()
 
     def _close(self) -> None:
