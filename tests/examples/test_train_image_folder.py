@@ -95,8 +95,9 @@ def test_a_damaged_file_fails_or_is_skipped_as_asked(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("none", "cannot be read"),
-        ("TRAIN --test none", "cannot be read"),
+        ("none", "TRAIN: none does not exist"),
+        ("", "TRAIN: name the folder"),
+        ("TRAIN --test none", "--test: none does not exist"),
         ("TRAIN --test OTHER", "expected those of"),
         ("TRAIN --model lenet", "invalid choice"),
         ("TRAIN --epochs 0", "expected at least 1"),
