@@ -20,27 +20,29 @@ def find_run(resume: str, out: str | None, script: str) -> tuple[Path, Checkpoin
     Raises CheckpointError if there is none, or it was not written by `script`.
     """
     if not resume and out is None:
-        return _newest(script)
+        return newest_run(script)
     path = Path(resume) if resume else Path(str(out)) / LAST
     checkpoint = read_checkpoint(path)
     writer = checkpoint.info.get("script")
     if writer != script:
         raise CheckpointError(
             f"--resume: {path} was not written by {script}.py"
-            + (f"\n  go on with it by {writer}.py" if writer else "")
+            + (f"; go on with it by {writer}.py" if writer else "")
         )
     return path, checkpoint
 
 
-def _newest(script: str) -> tuple[Path, Checkpoint]:
-    found = sorted(RUNS.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime, reverse=True)
+def newest_run(script: str, file: str = LAST) -> tuple[Path, Checkpoint]:
+    """The checkpoint `file` of the newest run of `script` in runs/, and its path.
+
+    Raises CheckpointError if there is none.
+    """
+    found = sorted(RUNS.glob(f"*/{file}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
         checkpoint = read_checkpoint(path)
         if checkpoint.info.get("script") == script:
             return path, checkpoint
-    raise CheckpointError(
-        f"--resume: there is no run in {RUNS}/ of {script}.py; name the file or use --out DIR"
-    )
+    raise CheckpointError(f"there is no run in {RUNS}/ of {script}.py; name a file")
 
 
 def refuse_to_overwrite(out: str | Path) -> None:
