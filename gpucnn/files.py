@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gpucnn.errors import GpucnnError, OutputError
+from gpucnn.errors import CheckpointError, GpucnnError, OutputError
 
 _WAYS_OUT = {
     errno.ENOSPC: "free some space there",
@@ -23,16 +23,20 @@ _WAYS_OUT = {
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Around the writing of `path`: an OSError becomes an OutputError with name and way out."""
+    """Around the writing of `path`: turns an OSError into an OutputError with the way out.
+
+    A CheckpointError that an OSError caused becomes one too; other errors pass.
+    """
     try:
         yield
-    except OSError as error:
-        if isinstance(error, GpucnnError):
+    except (OSError, CheckpointError) as error:
+        reason = error.__cause__ if isinstance(error, CheckpointError) else error
+        if not isinstance(reason, OSError) or isinstance(reason, GpucnnError):
             raise
-        way_out = _WAYS_OUT.get(error.errno or 0, "check the disk, or choose another folder")
+        way_out = _WAYS_OUT.get(reason.errno or 0, "check the disk, or choose another folder")
         raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}): {way_out}"
-        ) from error
+            f"{path} cannot be written ({reason.strerror or reason}): {way_out}"
+        ) from reason
 
 
 def write_whole(path: str | Path, content: bytes | str) -> None:

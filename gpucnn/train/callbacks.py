@@ -84,13 +84,12 @@ class ProgressBar(Callback):
         self._images = metrics.count
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        self.close()
+        self._close()
 
     def on_interrupt(self, trainer: Trainer) -> None:
-        self.close()
+        self._close()
 
-    def close(self) -> None:
-        """Take the bar away, as after an error that ended the run in the middle of an epoch."""
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
 

@@ -176,10 +176,6 @@ def _fit(trainer: Trainer, epochs: int, last: Path) -> None:
         if not last.is_file():
             raise
         raise OutputError(f"{error}, then {go_on}") from error
-    finally:
-        for callback in trainer.callbacks:
-            if isinstance(callback, ProgressBar):
-                callback.close()
 
 
 OPTIMIZERS: dict[str, Callable[[Module, float, float, bool], optim.Optimizer]] = {
