@@ -15,8 +15,7 @@ import sys
 
 from gpucnn import data, models
 from gpucnn.errors import DataError
-from gpucnn.train.job import Job
-from gpucnn.train.script import Script
+from gpucnn.train.script import Job, Script
 
 CIFAR_MODELS = (
     "alexnet_cifar10",

@@ -16,8 +16,7 @@ import numpy as np
 
 from gpucnn import data, models, train
 from gpucnn.errors import ArgumentError, DataError
-from gpucnn.train.job import Job
-from gpucnn.train.script import WHERE, Script
+from gpucnn.train.script import WHERE, Job, Script
 
 SIDE = 256  # pixels that training images are scaled to, before the crop
 SAMPLE = 500  # images that mean, deviation and colour components are taken from

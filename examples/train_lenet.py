@@ -14,8 +14,7 @@ import sys
 
 from gpucnn import data, models
 from gpucnn.errors import ArgumentError
-from gpucnn.train.job import Job
-from gpucnn.train.script import Script
+from gpucnn.train.script import Job, Script
 
 SETS = {"fashion-mnist": data.FashionMNIST, "mnist": data.MNIST}
 CHANGES = {

@@ -2,6 +2,8 @@
 
 A script of your own gets all of it, and says only what is its own:
 
+    from gpucnn.train.script import Job, Script
+
     def run(job: Job) -> None:
         training, test = ...                                # by job.settings.data, say
         model = models.build(job.settings.model).to(job.device)
@@ -31,6 +33,8 @@ from gpucnn.errors import ArgumentError
 from gpucnn.train.checkpoint import Checkpoint
 from gpucnn.train.job import OPTIMIZERS, SCHEDULES, Job
 from gpucnn.train.run_folder import LAST, find_run, refuse_to_overwrite
+
+__all__ = ["RECIPE", "RUN", "WHERE", "Job", "Script"]
 
 RUN, RECIPE, WHERE = "the run", "the recipe", "where and how"  # the headings of --help
 ADAM_LR = 0.001  # the default learning rate of adam and adamw
@@ -155,7 +159,7 @@ class Script:
 
         Raises ArgumentError, CheckpointError or DeviceError for a mistake in the command line.
         """
-        given = vars(self._parser.parse_intermixed_args(argv))
+        given = vars(self._parser.parse_args(argv))
         resume = given.pop("resume", None)
         checkpoint = None
         if resume is not None:

@@ -98,7 +98,17 @@ def test_a_script_of_ones_own_resumes_to_the_bits_of_a_run_never_stopped(step, m
     stopped = Path("stopped/last.safetensors")
     err = capsys.readouterr().err
     assert f"after step {step}; go on with --resume {stopped}" in err
+
+    steps = []
+    train_step = train.Trainer.train_step
+
+    def counted(self, images, labels):
+        steps.append(self.step)
+        train_step(self, images, labels)
+
+    monkeypatch.setattr(train.Trainer, "train_step", counted)
     assert main("--resume", stopped, "--quiet") == 0
+    assert steps == list(range(step, 6))
     assert same_bits("whole", "stopped")
     rows = [
         [row[:6] for row in csv.reader(Path(run, "metrics.csv").read_text().splitlines())]
@@ -245,6 +255,17 @@ def test_a_full_disk_is_one_line_that_names_the_file_and_the_way_on(name, capsys
     assert err == f"error: {file} cannot be written (No space left on device): {way_out}\n"
     assert main("--resume", "--out", "run", "--quiet") == (2 if name == "config.json" else 0)
     assert name == "config.json" or file.exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "curves.png"])
+def test_what_the_last_epoch_could_not_write_a_resume_writes(name):
+    if name == "curves.png":
+        pytest.importorskip("matplotlib", reason="draws")
+    main, _ = my_script()
+    assert main("--out", "run", "--epochs", "1", "--quiet") == 0
+    Path("run", name).unlink()
+    assert main("--resume", "--out", "run", "--quiet") == 0
+    assert Path("run", name).stat().st_size > 0
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.csv", "best.safetensors", "curves.png"])
