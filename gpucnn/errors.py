@@ -85,6 +85,10 @@ class CheckpointError(GpucnnError, ValueError):
     """A checkpoint or state that does not fit the model, or cannot be read."""
 
 
+class OutputError(GpucnnError, OSError):
+    """A file that cannot be written: the disk is full, the folder read-only, a name is taken."""
+
+
 class DivergenceError(GpucnnError, ArithmeticError):
     """Training whose loss is no longer a finite number."""
 
