@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gpucnn.errors import CheckpointError, GpucnnError, OutputError
+from gpucnn.errors import OutputError
 
 _WAYS_OUT = {
     errno.ENOSPC: "free some space there",
@@ -23,26 +23,24 @@ _WAYS_OUT = {
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Around the writing of `path`: turns an OSError into an OutputError with the way out.
-
-    A CheckpointError that an OSError caused becomes one too; other errors pass.
-    """
+    """Around the writing of `path`: turns an OSError into an OutputError with the way out."""
     try:
         yield
-    except (OSError, CheckpointError) as error:
-        reason = error.__cause__ if isinstance(error, CheckpointError) else error
-        if not isinstance(reason, OSError) or isinstance(reason, GpucnnError):
-            raise
-        way_out = _WAYS_OUT.get(reason.errno or 0, "check the disk, or choose another folder")
+    except OutputError:
+        raise
+    except OSError as error:
+        way_out = _WAYS_OUT.get(error.errno or 0, "check the disk, or choose another folder")
         raise OutputError(
-            f"{path} cannot be written ({reason.strerror or reason}): {way_out}"
-        ) from reason
+            f"{path} cannot be written ({error.strerror or error}): {way_out}"
+        ) from error
 
 
 def write_whole(path: str | Path, content: bytes | str) -> None:
-    """Write `content` (a str as UTF-8) to `path`, all or nothing: a failure keeps the old file.
+    """Write `content` (a str as UTF-8) to `path`, all or nothing.
 
-    Raises OutputError.
+    A reader, or a run after a crash, finds the old file or the new one, never a part of it.
+    Raises OutputError if the file cannot be written: no such folder, no permission, a full disk.
+    The old file is whole then, and nothing else is left behind.
     """
     path = Path(path)
     if isinstance(content, str):
@@ -50,9 +48,12 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
     temporary = path.with_name(f".{path.name}.part")
     with writing(path):
         try:
-            temporary.write_bytes(content)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            with suppress(OSError):
+            with suppress(OSError):  # the first error is the one to tell
                 temporary.unlink()
             raise

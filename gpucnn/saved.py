@@ -36,7 +36,7 @@ def save(
 
     Raises ArgumentError if name is not in models.BY_NAME, or models.build(name, **config) gives
     other layers than the model's, or tensors of other names, shapes or dtypes; or if config or
-    classes are not plain JSON data.  Raises CheckpointError if the file cannot be written.
+    classes are not plain JSON data.  Raises OutputError if the file cannot be written.
     """
     if not isinstance(model, Module):
         raise ArgumentError(f"save: expected a Module to save, got {kind(model)}")

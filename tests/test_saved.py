@@ -4,7 +4,7 @@ import pytest
 import gpucnn
 from gpucnn import data, models, nn, optim, train
 from gpucnn.device import Device
-from gpucnn.errors import ArgumentError, CheckpointError
+from gpucnn.errors import ArgumentError, CheckpointError, OutputError
 
 
 def same_state(one, other):
@@ -73,7 +73,7 @@ def test_saving_refuses_what_could_not_be_loaded(tmp_path):
         gpucnn.save(tmp_path / "x", model, "lenet5", 10)
     with pytest.raises(ArgumentError, match="plain data"):
         gpucnn.save(tmp_path / "x", model, "lenet5", classes=10)
-    with pytest.raises(CheckpointError, match=r"cannot be written \(No such file or directory\)"):
+    with pytest.raises(OutputError, match=r"cannot be written \(No such file or directory\)"):
         gpucnn.save(tmp_path / "none" / "x", model, "lenet5")
     assert not list(tmp_path.iterdir())
 

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gpucnn.errors import ArgumentError, missing_extra
-from gpucnn.files import write_whole, writing
+from gpucnn.files import write_whole
 from gpucnn.train.trainer import Trainer
 
 COLUMNS = (
@@ -174,9 +174,7 @@ class Checkpoints(Callback):
         self._save(trainer, "last.safetensors")
 
     def _save(self, trainer: Trainer, name: str) -> None:
-        path = self.folder / name
-        with writing(path):
-            trainer.save(path)
+        trainer.save(self.folder / name)
 
 
 def _score(row: dict[str, Any]) -> float:

@@ -4,10 +4,7 @@ Tensors are named model.<parameter or buffer> and optimizer.<state>; the header'
 says what they belong to.  A file appears under its name only when it is complete.
 """
 
-import contextlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from safetensors.numpy import save
 
 from gpucnn.device import Array
 from gpucnn.errors import CheckpointError
+from gpucnn.files import write_whole
 
 FORMAT = 1
 
@@ -38,40 +36,13 @@ class Checkpoint:
 def write_checkpoint(path: str | Path, tensors: dict[str, Array], info: dict[str, Any]) -> None:
     """Write `tensors` and `info` (plain JSON data) to `path`, all or nothing.
 
-    A reader, or a run after a crash, finds the old file or the new one, never a part of it.
-    Raises CheckpointError if the file cannot be written: no such folder, no permission, a full
-    disk.  The old file is whole then, and nothing else is left behind.
+    Raises OutputError if it cannot be written; an earlier file of that name is whole then.
     """
-    path = Path(path)
     host = {
         name: np.asarray(x if isinstance(x, np.ndarray) else x.get(), order="C")
         for name, x in tensors.items()
     }
-    encoded = save(host, {"gpucnn": json.dumps({"format": FORMAT, **info})})
-    try:
-        _replace(path, encoded)
-    except OSError as error:
-        raise CheckpointError(
-            f"checkpoint {path}: cannot be written ({error.strerror or error})\n"
-            f"  choose a folder that exists, may be written and has {len(encoded):,} bytes free; "
-            "an earlier file of that name is unchanged"
-        ) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Put `content` under the name `path` in one step, once all of it is on the disk."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
-            os.unlink(temporary)
-        raise
+    write_whole(path, save(host, {"gpucnn": json.dumps({"format": FORMAT, **info})}))
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -104,10 +75,3 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             "use the gpucnn that wrote it"
         )
     return Checkpoint(tensors, info)
-
-
-def _umask() -> int:
-    """The process's mask for new files, which only setting it can tell."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

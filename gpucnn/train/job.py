@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,10 +160,7 @@ def _fit(trainer: Trainer, epochs: int, last: Path) -> None:
     """Train; an error or a stop says how to go on, if there is a checkpoint to go on from."""
     go_on = f"go on with --resume {last}"
     try:
-        with warnings.catch_warnings():
-            # an overflow that matters ends in DivergenceError, which says what to do
-            warnings.filterwarnings("ignore", ".* encountered in ", RuntimeWarning)
-            trainer.fit(epochs)
+        trainer.fit(epochs)
     except KeyboardInterrupt:
         print(
             f"\nstopped in epoch {trainer.epoch + 1}, after step {trainer.step}; "

@@ -1,6 +1,7 @@
 """A script of somebody's own, on what training scripts share.  Theirs are in tests/examples."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -289,7 +290,7 @@ def test_a_read_only_folder_is_named(capsys, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)  # a mode would not stop root
+    monkeypatch.setattr(Path, "open", refuse)  # a mode would not stop root
     assert main("--resume", "--out", "run", "--quiet") == 2
     err = capsys.readouterr().err
     assert f"{Path('run/config.json')} cannot be written (Permission denied)" in err
@@ -299,17 +300,15 @@ def test_a_read_only_folder_is_named(capsys, monkeypatch):
 def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_last_one_whole(monkeypatch, capsys):
     main, _ = my_script()
     assert main("--out", "whole", "--quiet") == 0
-    mkstemp = train.checkpoint.tempfile.mkstemp
+    fsync = os.fsync
 
-    def full(prefix, dir):
-        handle, path = mkstemp(prefix=prefix, dir=dir)
-        if train.checkpoint.Path(dir, "last.safetensors").exists():
-            os.close(handle)
-            handle = os.open("/dev/full", os.O_WRONLY)
-        return handle, path
+    def full(handle):
+        if Path("full/last.safetensors").exists() and Path("full/.last.safetensors.part").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.checkpoint.tempfile, "mkstemp", full)
+        patch.setattr(os, "fsync", full)
         assert main("--out", "full", "--quiet") == 2
     path = Path("full/last.safetensors")
     err = capsys.readouterr().err
