@@ -12,7 +12,7 @@ from gpucnn.cudasim import compiler as _compiler
 from gpucnn.cudasim import driver as cuda
 from gpucnn.cudasim import memory as _memory
 from gpucnn.cudasim.arrays import lift as _lift
-from gpucnn.cudasim.arrays import ndarray
+from gpucnn.cudasim.arrays import may_share_memory, ndarray
 from gpucnn.cudasim.creation import (
     arange,
     array,
@@ -86,6 +86,7 @@ __all__ = [
     "full_like",
     "get_default_memory_pool",
     "lib",
+    "may_share_memory",
     "ndarray",
     "ones",
     "ones_like",

@@ -163,6 +163,11 @@ def run(function: Any, args: Any, options: dict[str, Any]) -> Any:
     return wrap(result)
 
 
+def may_share_memory(a: ndarray, b: ndarray) -> bool:
+    """Whether the address ranges of two arrays overlap."""
+    return np.may_share_memory(a._host, b._host)
+
+
 def lift(name: str, module: ModuleType | Any = np) -> Any:
     """NumPy's function `name` for device arrays."""
     function = getattr(module, name)
