@@ -174,7 +174,7 @@ def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = F
             gradient = array_module(root.data).ones_like(root.data)
     else:
         gradient = _array(gradient.data if isinstance(gradient, Tensor) else gradient)
-        _check_gradient("backward", gradient, root.data)
+        check_gradient("backward", gradient, root.data)
         if root.is_leaf:
             gradient = _copy(gradient)
     try:
@@ -257,8 +257,8 @@ def _checked(node: Function, given: Any) -> list[Array | None]:
             gradients.append(None)
             continue
         dx = _array(dx)
-        if not _fits(dx, x.data):
-            _check_gradient(f"{node.name}: backward, input {i}", dx, x.data)
+        if not _fits(dx, x.data):  # spares the text
+            check_gradient(f"{node.name}: backward, input {i}", dx, x.data)
         gradients.append(dx)
     return gradients
 
@@ -273,8 +273,10 @@ def _fits(dx: Any, x: Array) -> bool:
     )
 
 
-def _check_gradient(where: str, dx: Any, x: Array) -> None:
-    """Raise what fits unless dx is an array of x's device, shape and dtype."""
+def check_gradient(where: str, dx: Any, x: Array) -> None:
+    """Raise GraphError, DeviceMismatch, ShapeError or DtypeError unless dx is an array like x."""
+    if _fits(dx, x):
+        return
     try:
         array_module(dx)
     except TypeError:
