@@ -189,7 +189,11 @@ def test_everything_works_on_a_device_that_is_not_the_current_one(kind, target, 
     def run(name):
         gpucnn.manual_seed(3)
         model = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.BatchNorm(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)
+            nn.Conv2d(3, 4, 3, bias=False),
+            nn.BatchNorm(4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64, 5),
         ).to(name)
         model.load_state_dict({k: host(v) * 1.5 for k, v in model.state_dict().items()})
         model.astype(np.float64).astype(np.float32)
