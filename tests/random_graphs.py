@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from devices import BOUNDS
 
 import gpucnn
 from gpucnn import ops
@@ -22,7 +23,6 @@ except ImportError:  # the tests skip
 
 LARGEST = 200  # elements of a result that others may use
 LEAVES = ((), (4,), (1, 4), (3, 4), (2, 1, 4), (2, 5, 4, 4))
-BOUNDS = {np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-10}
 
 
 class Pair(NamedTuple):

@@ -8,7 +8,7 @@ from devices import host, tensor
 
 import gpucnn
 from gpucnn import nn, ops, optim
-from gpucnn.errors import ArgumentError
+from gpucnn.errors import ArgumentError, GraphError
 
 
 class Everywhere(nn.Module):
@@ -86,6 +86,14 @@ def test_a_saved_state_of_every_part_goes_into_a_model_built_anew():
     other.load_state_dict(one.state_dict())
     x = gpucnn.tensor(np.ones((2, 3), np.float32))
     assert np.array_equal(one.eval()(x).data, other.eval()(x).data)
+
+
+def test_a_state_that_is_loaded_between_forward_and_backward_is_found(device):
+    model = nn.Linear(2, 2).to(device)
+    y = (model(tensor(np.ones((1, 2)), device, np.float32)) ** 2).sum()
+    model.load_state_dict(model.state_dict())
+    with pytest.raises(GraphError, match="changed in place"):
+        y.backward()
 
 
 def test_a_frozen_parameter_is_still_one_and_a_part_of_the_state():
