@@ -252,19 +252,18 @@ def _checked(node: Function, given: Any) -> list[Array | None]:
             f"input, got {len(given)}\n  return None for an input that has none"
         )
     gradients: list[Array | None] = []
-    for i, (x, needed, dx) in enumerate(zip(node.inputs, node.needs, given, strict=True)):
+    for x, needed, dx in zip(node.inputs, node.needs, given, strict=True):
         if not needed or dx is None or not isinstance(x, Tensor):
-            gradients.append(None)
-            continue
-        dx = _array(dx)
-        if not _fits(dx, x.data):  # spares the text
-            check_gradient(f"{node.name}: backward, input {i}", dx, x.data)
+            dx = None
+        elif not _fits(dx, x.data):  # spares the text
+            dx = _array(dx)
+            check_gradient(f"{node.name}: backward, input {len(gradients)}", dx, x.data)
         gradients.append(dx)
     return gradients
 
 
 def _fits(dx: Any, x: Array) -> bool:
-    """Whether dx is an array of x's device, shape and dtype; False may be wrong of a subclass."""
+    """Whether dx is an array like x; False may be wrong of a subclass or a NumPy scalar."""
     return (
         type(dx) is type(x)
         and dx.shape == x.shape

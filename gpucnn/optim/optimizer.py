@@ -61,6 +61,8 @@ class Optimizer:
             for parameter, view in zip(self.parameters, self._views(self._flat), strict=True):
                 view[...] = parameter.data
                 parameter.data = view
+        # On a GPU: where each must still be at a step.
+        self._addresses = [None if xp is np else p.data.data.ptr for p in self.parameters]
         del first
         give_back_freed_memory()  # where the parameters were, and what initialising them took
 
@@ -111,10 +113,8 @@ class Optimizer:
         data = parameter.data
         if isinstance(data, np.ndarray):
             same = data.base is flat
-        elif isinstance(flat, np.ndarray):
-            same = False
         else:
-            same = data.data.ptr == flat.data.ptr + self._starts[i] * flat.itemsize
+            same = data.data.ptr == self._addresses[i]
         name = type(self).__name__
         if not same:
             raise GraphError(
