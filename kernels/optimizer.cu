@@ -4,7 +4,7 @@
 //   thread         one number at a time: its parameter, gradient and states
 //
 //   p, velocity, mean, square   flat buffers of all parameters; changed in place
-//   done            (parameters) how many of its blocks each parameter has seen, over all steps
+//   done            (parameters) uint64: how many blocks have stepped each, over all steps
 //   starts, sizes   (parameters) int64: where each begins in the flat buffers, and its length
 //   first           the parameter of row 0: a launch takes 16 at most
 //   g0 .. g15       the gradients of parameters first, first + 1, ..., each an array of its own;
@@ -54,8 +54,8 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void sgd_step(
 //
 //   done / gridDim.x   0 0 0 0 | 1 1 1 1 | 2 2 ...    4 blocks a step
 //
-// 1 - beta^t is -expm1(t log beta): beta itself would be off by a third of its digits in float32,
-// and so would rest1 and rest2, which are 1 - beta1 and 1 - beta2.  shrink multiplies p: 1, or
+// 1 - beta^t is -expm1(t log beta), and rest1 and rest2, which are 1 - beta1 and 1 - beta2, come
+// from Python: float32 would keep five digits of such differences.  shrink multiplies p: 1, or
 // AdamW's 1 - lr * weight_decay.
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void adam_step(
     float* p, float* mean, float* square, uint64* done, const int64* starts, const int64* sizes,
