@@ -262,10 +262,11 @@ def _concatenate(graph: Graph) -> Pair:
 
 
 def _pad(graph: Graph) -> Pair:
-    x, value = graph.rows(), graph.settings(0.0, 1.5)
+    x, value = graph.pick(), graph.settings(0.0, 1.5)
     widths = [tuple(int(n) for n in graph.rng.integers(0, 2, 2)) for _ in range(x.ndim)]
     flat = [n for pair in widths[::-1] for n in pair]
-    return Pair(ops.pad(x.ours, widths, value), F.pad(x.theirs, flat, value=value))
+    theirs = F.pad(x.theirs, flat, value=value) if flat else x.theirs * 1
+    return Pair(ops.pad(x.ours, widths, value), theirs)
 
 
 def _getitem(graph: Graph) -> Pair:
