@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from gpucnn.device import CPU, Array, Device, array_module, device_of, working_on
-from gpucnn.errors import DeviceMismatch, GraphError, OutOfMemory, ShapeError
+from gpucnn.errors import DeviceMismatch, DtypeError, GraphError, OutOfMemory, ShapeError
 from gpucnn.out_of_memory import Place, explain, place
 from gpucnn.tensor import Tensor
 
@@ -78,7 +78,8 @@ class Function:
     what backward needs in `self.saved`; it may look at `self.needs`, which says for each input
     whether its gradient will be asked for (all False: nothing is recorded).  backward returns
     None for an input without a gradient, and must not change dy; where `self.last_use` is true the
-    saved arrays are its own, to overwrite.
+    saved arrays are its own, to overwrite.  A gradient has its input's shape, dtype and device;
+    anything else is an error that names the op.
     """
 
     name = "function"
@@ -149,10 +150,14 @@ def _common_device(name: str, inputs: tuple[Operand, ...]) -> Device:
 def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = False) -> None:
     """Add d root / d leaf to `.grad` of every leaf that root depends on.
 
-    gradient is the array to start from, of root's shape; None means 1 and needs a scalar root.
-    Tensors that asked for it with `retain_grad()` get theirs too.  Unless retain_graph, the
-    graph is freed on the way.  Raises GraphError if nothing was recorded, the graph is already
-    freed, or an input was changed in place since it was used.
+    gradient is the array to start from, of root's shape, dtype and device; None means 1 and needs
+    a scalar root.  Tensors that asked for it with `retain_grad()` get theirs too.  No `.grad`
+    shares memory with gradient or with another `.grad`.  Unless retain_graph, the graph is freed
+    on the way.
+
+    Raises GraphError if nothing was recorded, the graph is already freed, or an input was changed
+    in place since it was used; ShapeError, DtypeError or DeviceMismatch for a gradient, given or
+    computed by an op, that is not like its tensor.
     """
     if not root.requires_grad:
         raise GraphError(
@@ -167,14 +172,11 @@ def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = F
             )
         with working_on(root.device):
             gradient = array_module(root.data).ones_like(root.data)
-    elif isinstance(gradient, Tensor):
-        gradient = gradient.data
-    if gradient.shape != root.shape:
-        raise ShapeError(
-            f"backward: expected a gradient of shape {root.shape}, got {gradient.shape}"
-        )
-    if device_of(gradient) != root.device:
-        raise DeviceMismatch(f"backward: the gradient is not on {root.device}, where the tensor is")
+    else:
+        gradient = _array(gradient.data if isinstance(gradient, Tensor) else gradient)
+        check_gradient("backward", gradient, root.data)
+        if root.is_leaf:
+            gradient = _copy(gradient)
     try:
         with working_on(root.device):
             _walk(root, gradient, retain_graph)
@@ -190,40 +192,137 @@ def _walk(root: Tensor, gradient: Array, retain_graph: bool) -> None:
     queue: list[tuple[int, Function]] = []  # newest node first
 
     def receive(tensor: Tensor, dy: Array) -> None:
-        node, dy = tensor._node, _array(dy)
+        node = tensor._node
         if node is None:
-            tensor.grad = dy if tensor.grad is None else tensor.grad + dy
+            tensor.grad = dy if tensor.grad is None else _sum(tensor.grad, dy)
         elif id(node) in gradients:
-            gradients[id(node)] = gradients[id(node)] + dy
+            gradients[id(node)] = _sum(gradients[id(node)], dy)
         else:
             gradients[id(node)] = dy
             results[id(node)] = tensor
             heapq.heappush(queue, (-node.order, node))
 
     receive(root, gradient)
+    del gradient
     while queue:
         node = heapq.heappop(queue)[1]
         dy = gradients.pop(id(node))
         tensor = results.pop(id(node))
-        if tensor._retain:
-            tensor.grad = dy if tensor.grad is None else tensor.grad + dy
         _check_usable(node)
-        inputs, needs = node.inputs, node.needs
+        inputs = node.inputs
         node.last_use = not retain_graph
         try:
-            given = node.backward(dy)
+            if tensor._retain:
+                tensor.grad = _copy(dy) if tensor.grad is None else _sum(tensor.grad, dy)
+            with working_on(device_of(dy)):
+                given = _checked(node, node.backward(dy))
+            _part(node, given, dy)
             del dy
             if not retain_graph:
                 node._free()
-            if not isinstance(given, tuple):
-                given = (given,)
-            for wanted, needed, dx in zip(inputs, needs, given, strict=True):
-                if needed and isinstance(wanted, Tensor) and dx is not None:
+            for wanted, dx in zip(inputs, given, strict=True):
+                if isinstance(wanted, Tensor) and dx is not None:
                     receive(wanted, dx)
         except OutOfMemory as error:
             explain(error, f"the gradient of {node.name}", node.place, training=True)
             raise
         del given, dx, inputs, tensor  # or the last gradient would outlive its use
+
+
+def _sum(a: Array, b: Array) -> Array:
+    with working_on(device_of(a)):
+        return _array(a + b)
+
+
+def _copy(x: Array) -> Array:
+    with working_on(device_of(x)):
+        return x.copy()
+
+
+# --- what a backward gave ---
+
+
+def _checked(node: Function, given: Any) -> list[Array | None]:
+    """The gradient of each input as an array like it; None where none is needed, or none came."""
+    if not isinstance(given, tuple):
+        given = (given,)
+    if len(given) != len(node.inputs):
+        raise GraphError(
+            f"{node.name}: expected backward to return {len(node.inputs)} gradients, one for each "
+            f"input, got {len(given)}\n  return None for an input that has none"
+        )
+    gradients: list[Array | None] = []
+    for x, needed, dx in zip(node.inputs, node.needs, given, strict=True):
+        if not needed or dx is None or not isinstance(x, Tensor):
+            dx = None
+        elif not _fits(dx, x.data):  # spares the text
+            dx = _array(dx)
+            check_gradient(f"{node.name}: backward, input {len(gradients)}", dx, x.data)
+        gradients.append(dx)
+    return gradients
+
+
+def _fits(dx: Any, x: Array) -> bool:
+    """Whether dx is an array like x; False may be wrong of a subclass or a NumPy scalar."""
+    return (
+        type(dx) is type(x)
+        and dx.shape == x.shape
+        and dx.dtype == x.dtype
+        and (isinstance(x, np.ndarray) or dx.device.id == x.device.id)
+    )
+
+
+def check_gradient(where: str, dx: Any, x: Array) -> None:
+    """Raise GraphError, DeviceMismatch, ShapeError or DtypeError unless dx is an array like x."""
+    if _fits(dx, x):
+        return
+    try:
+        array_module(dx)
+    except TypeError:
+        raise GraphError(
+            f"{where}: expected a gradient as an array, got {type(dx).__name__}"
+        ) from None
+    if device_of(dx) != device_of(x):
+        raise DeviceMismatch(
+            f"{where}: expected a gradient on {device_of(x)}, where the tensor is, got one on "
+            f"{device_of(dx)}"
+        )
+    if dx.shape != x.shape:
+        raise ShapeError(f"{where}: expected a gradient of shape {x.shape}, got {dx.shape}")
+    if dx.dtype != x.dtype:
+        raise DtypeError(
+            f"{where}: expected a gradient of {x.dtype}, got {dx.dtype}\n"
+            f"  convert it: gradient.astype({str(x.dtype)!r})"
+        )
+
+
+def _part(node: Function, given: list[Array | None], dy: Array) -> None:
+    """Copy, in `given`, what a leaf is to keep but would share with another array.
+
+    An op may return dy itself, a view of it, an array that it was given or keeps, or one array for
+    two inputs.  What it made itself stays as it is: a parameter's gradient costs no copy.
+    """
+    for i, dx in enumerate(given):
+        x = node.inputs[i]
+        if dx is None or not isinstance(x, Tensor) or x._node is not None or x.grad is not None:
+            continue
+        others = [dy, *given[:i], *given[i + 1 :]]
+        if not dx.flags.c_contiguous or _is_kept(dx, node) or _overlaps(dx, others):
+            given[i] = _copy(dx)
+
+
+def _is_kept(dx: Array, node: Function) -> bool:
+    """Whether dx is one of the arrays that outlive node's backward."""
+    for x in node.inputs:
+        if isinstance(x, Tensor) and x.data is dx:
+            return True
+    return not node.last_use and any(dx is array for array in node.saved or ())
+
+
+def _overlaps(x: Array, others: list[Array | None]) -> bool:
+    """Whether x's range of addresses meets that of one of the others."""
+    kind, meets = type(x), array_module(x).may_share_memory
+    return any(type(other) is kind and meets(x, other) for other in others)
 
 
 def _check_usable(node: Function) -> None:

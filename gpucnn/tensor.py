@@ -18,7 +18,7 @@ class Tensor:
     """An array that remembers how it was computed.
 
     data           the NumPy or CuPy array; optimizers alone change it in place
-    grad           an array of the same shape, or None before the first backward
+    grad           an array of the same shape, in memory of its own; None before the first backward
     requires_grad  whether operations on this tensor are recorded
 
     Make one with `gpucnn.tensor`.  Images are (N, H, W, C).

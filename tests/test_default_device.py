@@ -161,6 +161,7 @@ def test_an_op_works_on_its_tensors_device_whatever_the_current_one_is(cupy):
     seen = []
     x = cupy.ndarray()
     x.device, x.shape, x.dtype, x.size = types.SimpleNamespace(id=1), (), np.dtype("f4"), 1
+    x.flags, x.copy = types.SimpleNamespace(c_contiguous=True), lambda: x
     cupy.ones_like = lambda x: x
     y = Where()(gpucnn.Tensor(x, requires_grad=True))
     y.backward()

@@ -16,7 +16,7 @@ from gpucnn.cudasim import driver as cuda
 from gpucnn.cudasim import memory as _memory
 from gpucnn.cudasim import signatures as _signatures
 from gpucnn.cudasim.arrays import lift as _lift
-from gpucnn.cudasim.arrays import ndarray
+from gpucnn.cudasim.arrays import may_share_memory, ndarray
 from gpucnn.cudasim.creation import (
     arange,
     array,
@@ -85,6 +85,7 @@ __all__ = [
     "kernel_headers",
     "lib",
     "linalg",
+    "may_share_memory",
     "ndarray",
     "ones",
     "ones_like",

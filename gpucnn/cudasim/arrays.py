@@ -181,6 +181,11 @@ def run(function: Any, args: Any, options: dict[str, Any]) -> Any:
     return wrap(result)
 
 
+def may_share_memory(a: ndarray, b: ndarray) -> bool:
+    """Whether the address ranges of two arrays overlap."""
+    return np.may_share_memory(a._host, b._host)
+
+
 lifted: dict[str, Any] = {}  # the functions that `lift` made, by name
 
 

@@ -1,19 +1,22 @@
 """Module: parameters, buffers and other modules under one name, callable as a function.
 
-Nothing is registered: a module is what its attributes are.  A Parameter is trained; any other
-Tensor is a buffer (running statistics), saved but not trained; a Module, or a list of them, is a
-child.  The state's names are the attributes' names joined by dots.
+Nothing is registered: a module is what its attributes are.  A Parameter is trained, and so is a
+Tensor that an attribute was set to with requires_grad=True; any other Tensor is a buffer (running
+statistics), saved but not trained; a Module is a child.  Lists, tuples and dicts of them, nested or
+not, are looked through.  The state's names are the attributes' names joined by dots, and by the
+places and keys in lists and dicts: blocks.0.w, heads.left.w.
 """
 
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
-from gpucnn.device import Array, Device, array_module, default_device, device_of, to_device
-from gpucnn.errors import CheckpointError, OutOfMemory
+from gpucnn.device import Array, Device, default_device, device_of, to_device, working_on
+from gpucnn.errors import ArgumentError, CheckpointError, OutOfMemory
 from gpucnn.out_of_memory import Place, go_to, place, used_bytes
-from gpucnn.tensor import Tensor
+from gpucnn.tensor import Tensor, tensor
 
 Observer = Callable[["Module", tuple[Any, ...], Any], None]
 _observers: list[Observer] = []
@@ -66,17 +69,33 @@ class Module:
 
     # --- parts ---
 
-    def children(self) -> Iterator[tuple[str, "Module"]]:
-        """(name, module) of each direct part, in the order of assignment."""
-        for name, value in vars(self).items():
-            if isinstance(value, Module):
-                yield name, value
-            elif isinstance(value, list | tuple):
-                for i, part in enumerate(value):
-                    if isinstance(part, Module):
-                        yield f"{name}.{i}", part
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; ArgumentError where a parameter or buffer would be lost in silence.
 
-    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
+        A parameter can become another one, a module or None; a buffer any tensor as well.
+        """
+        old = vars(self).get(name)
+        if isinstance(old, Tensor) and not _may_replace(old, value):
+            kind, made = ("parameter", "nn.Parameter") if _is_trained(old) else ("buffer", "tensor")
+            raise ArgumentError(
+                f"{type(self).__name__}: {name} is a {kind}; expected another one or None, got "
+                f"{type(value).__name__}\n  change it in place, module.{name}.data[...] = array, "
+                f"or assign gpucnn.{made}(array)"
+            )
+        super().__setattr__(name, value)
+
+    def _own_parts(self) -> "Iterator[tuple[str, Module | Tensor]]":
+        """(name, part) of each direct part, in the order of assignment."""
+        for name, value in vars(self).items():
+            yield from _parts(name, value)
+
+    def children(self) -> "Iterator[tuple[str, Module]]":
+        """(name, module) of each direct part, in the order of assignment."""
+        for name, part in self._own_parts():
+            if isinstance(part, Module):
+                yield name, part
+
+    def named_modules(self, prefix: str = "") -> "Iterator[tuple[str, Module]]":
         """(dotted name, module) of this module and all below it; this one's name is `prefix`."""
         yield prefix, self
         for name, child in self.children():
@@ -84,26 +103,26 @@ class Module:
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         for prefix, module in self.named_modules():
-            for name, value in vars(module).items():
-                if isinstance(value, Tensor):
-                    yield f"{prefix}.{name}" if prefix else name, value
+            for name, part in module._own_parts():
+                if isinstance(part, Tensor):
+                    yield f"{prefix}.{name}" if prefix else name, part
 
-    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """(dotted name, parameter) of every parameter, each parameter once."""
         seen: set[int] = set()
         for name, value in self._named_tensors():
-            if isinstance(value, Parameter) and id(value) not in seen:
+            if _is_trained(value) and id(value) not in seen:
                 seen.add(id(value))
                 yield name, value
 
-    def parameters(self) -> list[Parameter]:
+    def parameters(self) -> list[Tensor]:
         """Every parameter, in a fixed order: what an optimizer takes."""
         return [parameter for _, parameter in self.named_parameters()]
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
         """(dotted name, tensor) of what is saved but not trained."""
         for name, value in self._named_tensors():
-            if not isinstance(value, Parameter):
+            if not _is_trained(value):
                 yield name, value
 
     # --- mode, device, dtype ---
@@ -129,7 +148,8 @@ class Module:
 
     def _replace(self, change: Callable[[Array], Array]) -> Self:
         for _, value in self._named_tensors():
-            value.data = change(value.data)
+            with working_on(value.device):
+                value.data = change(value.data)
             value.grad = None
         return self
 
@@ -140,7 +160,7 @@ class Module:
         return {name: value.data for name, value in self._named_tensors()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy `state` into parameters and buffers.
+        """Copy `state`, arrays or tensors of any device, into parameters and buffers.
 
         Raises CheckpointError, and changes nothing, if a name is missing or unknown, or a shape
         differs.
@@ -158,10 +178,10 @@ class Module:
                 f"load_state_dict: the state does not fit {type(self).__name__}\n  "
                 + "\n  ".join(sorted(problems)[:20])
             )
-        for name, tensor in own.items():
-            value = state[name].data if isinstance(state[name], Tensor) else state[name]
-            tensor.data[...] = array_module(tensor.data).asarray(value)
-            tensor._version += 1
+        for name, value in own.items():
+            with working_on(value.device):
+                value.data[...] = tensor(state[name], value.device).data
+            value._version += 1
 
     # --- for people ---
 
@@ -180,6 +200,49 @@ class Module:
     def multiply_adds(self, inputs: tuple[Any, ...], output: Any) -> int:
         """Multiply-adds of one forward call, without those of its children."""
         return 0
+
+
+def _is_trained(tensor: Tensor) -> bool:
+    """Whether a tensor in a module is one of its parameters; a frozen Parameter is, too."""
+    return isinstance(tensor, Parameter) or (tensor.requires_grad and tensor.is_leaf)
+
+
+def _may_replace(old: Tensor, new: Any) -> bool:
+    """Whether an attribute may become `new`: None, or what holds a part of the same use."""
+    if new is None:
+        return True
+    parts = [part for _, part in _parts("", new)]
+    return any(not isinstance(p, Tensor) or _is_trained(p) or not _is_trained(old) for p in parts)
+
+
+def _parts(name: str, value: Any) -> Iterator[tuple[str, Module | Tensor]]:
+    """(dotted name, part) of each module and tensor that `value`, the attribute `name`, holds."""
+    if isinstance(value, Module | Tensor):
+        yield name, value
+    elif isinstance(value, list | tuple | deque):
+        for i, item in enumerate(value):
+            yield from _parts(f"{name}.{i}", item)
+    elif isinstance(value, dict):
+        keys: set[str] = set()
+        for key, item in value.items():
+            parts = list(_parts(f"{name}.{key}", item))
+            if parts and (not _names_a_part(key) or str(key) in keys):
+                raise ArgumentError(
+                    f"{name} has a part under {key!r}, which gives it no name of its own\n"
+                    "  use keys that are numbers, or words without dots"
+                )
+            if parts:
+                keys.add(str(key))
+            yield from parts
+    elif isinstance(value, set | frozenset) and any(_parts(name, list(value))):
+        raise ArgumentError(
+            f"{name} is a set with modules or tensors, which has no order to name them by\n"
+            "  use a list or a dict"
+        )
+
+
+def _names_a_part(key: Any) -> bool:
+    return isinstance(key, int) or (isinstance(key, str) and key != "" and "." not in key)
 
 
 def _place(module: Module, inputs: tuple[Any, ...], outer: Place | None) -> Place:

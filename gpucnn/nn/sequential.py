@@ -3,14 +3,24 @@
 from collections.abc import Iterator
 from typing import Any
 
+from gpucnn.errors import ArgumentError
 from gpucnn.nn.layers import Conv2d, MaxPool2d, ReLU
 from gpucnn.nn.module import Module, observed
 
 
 class Sequential(Module):
-    """Modules one after another; indexing and slicing give modules back."""
+    """Modules one after another; indexing and slicing give modules back.
+
+    Raises ArgumentError for what is no module: a list of them, a function.
+    """
 
     def __init__(self, *layers: Module) -> None:
+        for i, layer in enumerate(layers):
+            if not isinstance(layer, Module):
+                raise ArgumentError(
+                    f"Sequential: expected modules, layer {i} is a {type(layer).__name__}\n"
+                    "  pass a list as Sequential(*layers), and a function as a layer of its own"
+                )
         self.layers = list(layers)
 
     def forward(self, x: Any) -> Any:
@@ -36,8 +46,9 @@ class Sequential(Module):
         return x
 
     def children(self) -> Iterator[tuple[str, Module]]:
-        for i, layer in enumerate(self.layers):
-            yield str(i), layer
+        """(number, layer) of each layer; then what a subclass has beside them, by name."""
+        for name, child in super().children():
+            yield name.removeprefix("layers."), child
 
     def __len__(self) -> int:
         return len(self.layers)

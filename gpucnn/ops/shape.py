@@ -141,11 +141,12 @@ class _Transpose(Function):
         self.axes = axes
 
     def forward(self, x: Array) -> Array:
-        return array_module(x).ascontiguousarray(x.transpose(self.axes))
+        y = x.transpose(self.axes)
+        return array_module(x).ascontiguousarray(y).reshape(y.shape)  # which turns () into (1,)
 
     def backward(self, dy: Array) -> Array:
-        inverse = sorted(range(len(self.axes)), key=self.axes.__getitem__)
-        return array_module(dy).ascontiguousarray(dy.transpose(inverse))
+        dx = dy.transpose(sorted(range(len(self.axes)), key=self.axes.__getitem__))
+        return array_module(dy).ascontiguousarray(dx).reshape(dx.shape)
 
 
 class _Concatenate(Function):
@@ -178,10 +179,13 @@ class _Pad(Function):
         self.inner = tuple(
             slice(before, before + n) for (before, _), n in zip(self.widths, x.shape, strict=True)
         )
+        if x.ndim == 0:  # NumPy refuses no widths at all
+            return x.copy()
         return array_module(x).pad(x, self.widths, constant_values=self.value)
 
     def backward(self, dy: Array) -> Array:
-        return array_module(dy).ascontiguousarray(dy[self.inner])
+        dx = dy[self.inner]
+        return array_module(dy).ascontiguousarray(dx).reshape(dx.shape)
 
 
 class _GetItem(Function):

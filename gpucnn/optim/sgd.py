@@ -58,7 +58,7 @@ class SGD(Optimizer):
             self.nesterov,
         )
 
-    def update(self) -> Callable[..., None]:
+    def update(self, i: int) -> Callable[..., None]:
         lr, momentum, decay = self.lr, self.momentum, self.weight_decay
 
         def rule(p: Array, g: Array, velocity: Array, scratch: Array) -> None:

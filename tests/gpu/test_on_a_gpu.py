@@ -156,8 +156,9 @@ def test_the_same_seed_gives_the_same_bits(gpu):
         assert array.tobytes() == results[1][name].tobytes(), name
 
 
-def test_a_step_neither_waits_for_the_device_nor_asks_it_for_memory(gpu):
-    run, device = Run(gpu), Device.parse(gpu)
+@pytest.mark.parametrize("rule", [None, optim.AdamW], ids=["SGD", "AdamW"])
+def test_a_step_neither_waits_for_the_device_nor_asks_it_for_memory(gpu, rule):
+    run, device = Run(gpu, rule=rule), Device.parse(gpu)
     for _ in range(3):  # what is compiled, and what memory there is, is known after these
         run.step()
     before = memory_asked_for(device)

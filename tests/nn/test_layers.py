@@ -82,8 +82,9 @@ def test_a_small_network_passes_gradcheck_whole(device, rng):
 
     def run(x, *values):
         for name, value in zip(names, values, strict=True):
-            owner = model[int(name.split(".")[0])]
-            setattr(owner, name.split(".")[1], value)
+            owner, attribute = model[int(name.split(".")[0])], name.split(".")[1]
+            delattr(owner, attribute)  # or a tensor that is no parameter could not take its place
+            setattr(owner, attribute, value)
         return model(x)
 
     parameters = [p.numpy() for p in model.to(device).parameters()]

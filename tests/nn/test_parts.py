@@ -1,0 +1,198 @@
+"""Where a module's parts may be: attributes, lists, tuples and dicts; and what is refused."""
+
+from collections import OrderedDict, deque
+
+import numpy as np
+import pytest
+from devices import host, tensor
+
+import gpucnn
+from gpucnn import nn, ops, optim
+from gpucnn.errors import ArgumentError, GraphError
+
+
+class Everywhere(nn.Module):
+    """A part in each place where one can be."""
+
+    def __init__(self):
+        self.scale = nn.Parameter(np.ones(3, np.float32))
+        self.shift = gpucnn.tensor([0.0, 0.0, 0.0], requires_grad=True)
+        self.mean = gpucnn.tensor([0.0, 0.0, 0.0])
+        self.blocks = [nn.Linear(3, 3), nn.Linear(3, 3, bias=False)]
+        self.heads = {"left": nn.Linear(3, 2), "right": [nn.Dropout(), {1: nn.Linear(3, 2)}]}
+        self.gains = [nn.Parameter(np.ones(3, np.float32)), (gpucnn.tensor([0.0, 0.0, 0.0]),)]
+        self.table = OrderedDict(a=gpucnn.tensor([1.0, 1.0, 1.0], requires_grad=True))
+        self.late = []
+        self.notes = ["words", 3, {"a.b": 1, "": 2, 2.5: 3}, {4, 5}, None]
+
+    def forward(self, x):
+        x = x * self.scale + self.shift - self.mean
+        for block in self.blocks:
+            x = block(x)
+        x = x * self.gains[0] * self.table["a"] - self.gains[1][0]
+        return self.heads["left"](x) + self.heads["right"][1][1](x)
+
+
+PARAMETERS = """
+    scale shift gains.0 table.a blocks.0.w blocks.0.b blocks.1.w heads.left.w heads.left.b
+    heads.right.1.1.w heads.right.1.1.b
+""".split()
+
+
+def test_parameters_and_buffers_are_found_in_lists_tuples_and_dicts_however_nested():
+    model = Everywhere()
+    assert [name for name, _ in model.named_parameters()] == PARAMETERS
+    assert [name for name, _ in model.named_buffers()] == ["mean", "gains.1.0"]
+    assert [name for name, _ in model.named_modules()] == [
+        "",
+        "blocks.0",
+        "blocks.1",
+        "heads.left",
+        "heads.right.0",
+        "heads.right.1.1",
+    ]
+    assert set(model.state_dict()) == {*PARAMETERS, "mean", "gains.1.0"}
+
+
+def test_what_is_put_into_a_list_later_is_found():
+    model = Everywhere()
+    model.late.append(nn.Linear(2, 2, bias=False))
+    model.late += [nn.Parameter(np.ones(2, np.float32))]
+    model.heads["new"] = nn.Linear(1, 1, bias=False)
+    found = {name for name, _ in model.named_parameters()}
+    assert found - set(PARAMETERS) == {"late.0.w", "late.1", "heads.new.w"}
+
+
+def test_every_part_is_moved_converted_loaded_trained_and_switched(device, rng):
+    model = Everywhere().astype(np.float64).to(device)
+    for name, array in model.state_dict().items():
+        assert array.dtype == np.float64, name
+        assert gpucnn.Tensor(array).device == gpucnn.Device.parse(device), name
+    state = {name: host(array) + 1 for name, array in model.state_dict().items()}
+    model.load_state_dict(state)
+    for name, array in model.state_dict().items():
+        assert np.array_equal(host(array), state[name]), name
+    assert not any(module.training for _, module in model.eval().named_modules())
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    model(tensor(rng.standard_normal((4, 3)), device)).sum().backward()
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert not np.array_equal(host(parameter), state[name]), name
+    assert np.array_equal(host(model.mean), state["mean"])
+
+
+def test_a_saved_state_of_every_part_goes_into_a_model_built_anew():
+    one, other = Everywhere(), Everywhere()
+    other.load_state_dict(one.state_dict())
+    x = gpucnn.tensor(np.ones((2, 3), np.float32))
+    assert np.array_equal(one.eval()(x).data, other.eval()(x).data)
+
+
+def test_a_state_that_is_loaded_between_forward_and_backward_is_found(device):
+    model = nn.Linear(2, 2).to(device)
+    y = (model(tensor(np.ones((1, 2)), device, np.float32)) ** 2).sum()
+    model.load_state_dict(model.state_dict())
+    with pytest.raises(GraphError, match="changed in place"):
+        y.backward()
+
+
+def test_a_frozen_parameter_is_still_one_and_a_part_of_the_state():
+    model = nn.Linear(2, 2)
+    model.w.requires_grad = False
+    assert [name for name, _ in model.named_parameters()] == ["w", "b"]
+
+
+@pytest.mark.parametrize("key", ["a.b", "", 2.5, ("a", 1)])
+def test_a_key_that_gives_no_name_is_refused(key):
+    model = nn.Module()
+    model.heads = {key: nn.Linear(1, 1)}
+    with pytest.raises(ArgumentError, match=r"heads has a part under .*no name of its own"):
+        model.parameters()
+
+
+def test_two_keys_of_one_name_are_refused():
+    model = nn.Module()
+    model.heads = {1: nn.Linear(1, 1), "1": nn.Linear(1, 1)}
+    with pytest.raises(ArgumentError, match="heads has a part under '1'"):
+        model.state_dict()
+
+
+def test_a_set_of_modules_is_refused_and_a_deque_is_not():
+    model = nn.Module()
+    model.blocks = deque([nn.Linear(1, 1)])
+    assert len(model.parameters()) == 2
+    for wrong in ({nn.Linear(1, 1)}, frozenset([nn.Parameter(np.ones(1, np.float32))])):
+        model.blocks = wrong
+        with pytest.raises(ArgumentError, match="blocks is a set with modules"):
+            model.parameters()
+
+
+# --- what takes a parameter's place ---
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.ones((2, 2), np.float32),
+        gpucnn.tensor(np.ones((2, 2), np.float32)),
+        gpucnn.tensor(np.ones((2, 2), np.float32), requires_grad=True) * 2.0,
+        [[1.0, 1.0], [1.0, 1.0]],
+        1.0,
+    ],
+    ids=["array", "tensor", "result", "list", "number"],
+)
+def test_an_array_in_place_of_a_parameter_is_refused_with_the_way_out(value):
+    layer = nn.Linear(2, 2)
+    before = layer.w
+    with pytest.raises(ArgumentError, match="Linear: w is a parameter; expected") as caught:
+        layer.w = value
+    assert layer.w is before
+    assert f"got {type(value).__name__}\n" in str(caught.value)
+    assert "module.w.data[...] = array, or assign gpucnn.nn.Parameter(array)" in str(caught.value)
+
+
+def test_an_array_of_a_gpu_in_place_of_a_parameter_is_refused(gpu):
+    layer = nn.Linear(2, 2).to(gpu)
+    with pytest.raises(ArgumentError, match=r"w is a parameter; .* got ndarray"):
+        layer.w = layer.w.data * 2
+
+
+def test_an_array_in_place_of_a_buffer_is_refused():
+    norm = nn.BatchNorm(3)
+    with pytest.raises(
+        ArgumentError, match=r"running_mean is a buffer; .* got ndarray\n.*\.tensor"
+    ):
+        norm.running_mean = np.zeros(3, np.float32)
+    norm.running_mean = gpucnn.tensor([1.0, 2.0, 3.0])
+    assert norm.state_dict()["running_mean"].tolist() == [1, 2, 3]
+
+
+def test_the_ways_out_work_and_what_is_a_parameter_may_take_its_place():
+    layer = nn.Linear(2, 2)
+    layer.w.data[...] = np.eye(2)
+    layer.b = nn.Parameter(np.zeros(2, np.float32))
+    assert layer(gpucnn.tensor([[3.0, 4.0]])).numpy().tolist() == [[3, 4]]
+    layer.w = gpucnn.tensor(np.ones((2, 2), np.float32), requires_grad=True)
+    layer.b = None
+    assert [name for name, _ in layer.named_parameters()] == ["w"]
+    layer.w = [layer.w, nn.Linear(1, 1, bias=False)]
+    assert [name for name, _ in layer.named_parameters()] == ["w.0", "w.1.w"]
+
+
+# --- Sequential ---
+
+
+@pytest.mark.parametrize("wrong", [[nn.ReLU()], ops.relu, nn.ReLU, None])
+def test_a_sequential_of_what_is_no_module_is_refused(wrong):
+    with pytest.raises(ArgumentError, match=r"Sequential: expected modules, layer 1 is a \w+\n"):
+        nn.Sequential(nn.ReLU(), wrong)
+
+
+def test_what_a_subclass_of_sequential_has_beside_its_layers_is_found():
+    class Net(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(2, 2, bias=False))
+            self.head = nn.Linear(2, 1, bias=False)
+            self.gain = nn.Parameter(np.ones(1, np.float32))
+
+    assert [name for name, _ in Net().named_parameters()] == ["gain", "0.w", "head.w"]

@@ -1,0 +1,114 @@
+"""An optimizer's state: it goes on to the same bits, on any device, or the error says why not."""
+
+import numpy as np
+import pytest
+from devices import assert_close, host, in_both_dtypes, leaf, tensor
+
+import gpucnn
+from gpucnn import nn, optim
+from gpucnn.errors import CheckpointError
+
+KINDS = pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(optim.SGD, {"momentum": 0.9}), (optim.Adam, {}), (optim.AdamW, {"weight_decay": 0.1})],
+    ids=["SGD", "Adam", "AdamW"],
+)
+SIZES = [4, 300, *[1] * 16]  # two launches, and more than one block
+
+
+class Run:
+    """Parameters and their optimizer; at each step some have no gradient, the same in every run."""
+
+    def __init__(self, kind, settings, device, dtype=np.float32, like=None):
+        start = [
+            np.ones(n) if like is None else host(like.parameters[i]) for i, n in enumerate(SIZES)
+        ]
+        self.parameters = [leaf(x, device, dtype) for x in start]
+        self.optimizer = kind(self.parameters, lr=0.1, **settings)
+
+    def steps(self, numbers):
+        for number in numbers:
+            rng = np.random.default_rng(number)
+            for p in self.parameters:
+                gradient = rng.standard_normal(p.shape)
+                p.grad = (
+                    tensor(gradient, str(p.device), p.dtype).data if rng.random() < 0.6 else None
+                )
+            self.optimizer.step()
+
+
+@in_both_dtypes
+@KINDS
+def test_a_loaded_state_goes_on_to_the_same_bits(kind, settings, dtype, device):
+    whole = Run(kind, settings, device, dtype)
+    whole.steps(range(8))
+    first = Run(kind, settings, device, dtype)
+    first.steps(range(3))
+    state = {
+        k: v.copy() if hasattr(v, "copy") else v for k, v in first.optimizer.state_dict().items()
+    }
+    second = Run(kind, settings, device, dtype, like=first)
+    first.steps(range(3, 5))  # the state was a copy: this does not reach the second
+    second.optimizer.load_state_dict(state)
+    second.steps(range(3, 8))
+    for p, q in zip(whole.parameters, second.parameters, strict=True):
+        assert host(p).tobytes() == host(q).tobytes()
+    assert second.optimizer.steps == 8
+
+
+@KINDS
+def test_a_state_goes_on_on_another_device(kind, settings, gpu):
+    for here, there in ((gpu, "cpu"), ("cpu", gpu)):
+        whole, first = Run(kind, settings, "cpu"), Run(kind, settings, here)
+        whole.steps(range(6))
+        first.steps(range(3))
+        second = Run(kind, settings, there, like=first)
+        second.optimizer.load_state_dict(first.optimizer.state_dict())
+        second.steps(range(3, 6))
+        for p, q in zip(second.parameters, whole.parameters, strict=True):
+            assert_close(p, q)
+
+
+def test_adams_counts_are_the_steps_that_each_parameter_made(device):
+    a, b = leaf([1.0] * 700, device, np.float32), leaf([1.0], device, np.float32)
+    optimizer = optim.Adam([a, b])
+    for step in range(3):
+        a.grad = a.data * 1
+        b.grad = b.data * 1 if step == 1 else None
+        optimizer.step()
+    assert optimizer.state_dict()["counts"].tolist() == [3, 1]
+    assert optimizer.steps == 3
+
+
+def test_a_state_from_before_counts_gives_every_parameter_its_steps(device):
+    a, b = leaf([1.0], device, np.float32), leaf([1.0], device, np.float32)
+    optimizer = optim.Adam([a, b])
+    for _ in range(3):
+        a.grad, b.grad = a.data * 1, b.data * 1
+        optimizer.step()
+    state = optimizer.state_dict()
+    del state["counts"]
+    other = optim.Adam([leaf([1.0], device, np.float32), leaf([1.0], device, np.float32)])
+    other.load_state_dict(state)
+    assert other.state_dict()["counts"].tolist() == [3, 3]
+
+
+def test_a_state_of_another_model_is_refused_and_changes_nothing():
+    one = optim.SGD([gpucnn.tensor([1.0], requires_grad=True)], 0.1)
+    other = optim.SGD(nn.Linear(20, 30).parameters(), 0.1)
+    with pytest.raises(CheckpointError, match="does not fit: expected velocity of shape"):
+        one.load_state_dict(other.state_dict())
+    three = optim.Adam([gpucnn.tensor([1.0], requires_grad=True) for _ in range(3)], 0.1)
+    state = {**three.state_dict(), "counts": np.ones(2, np.int64), "steps": 9}
+    with pytest.raises(CheckpointError, match=r"expected counts of shape \(3,\), got \(2,\)"):
+        three.load_state_dict(state)
+    assert three.steps == 0
+
+
+@pytest.mark.parametrize("lacking", ["steps", "hyperparameters", "velocity"])
+def test_a_state_that_lacks_a_part_is_refused(lacking):
+    optimizer = optim.SGD([gpucnn.tensor([1.0], requires_grad=True)], 0.1)
+    state = optimizer.state_dict()
+    del state[lacking]
+    with pytest.raises(CheckpointError, match=f"does not fit: expected .*{lacking}"):
+        optimizer.load_state_dict(state)
