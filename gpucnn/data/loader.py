@@ -206,6 +206,9 @@ class DataLoader:
 
         if self._on_device is not None:
             images = self._on_device.batch(images)
+        if self._uploader is not None:
+            images, labels = self._uploader.streams.tensors(images, labels)
+            return images, labels
         return tensor(images, self.device), tensor(labels, self.device)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from gpucnn.device import Array
+from gpucnn.device import Array, to_host
 from gpucnn.errors import CheckpointError
 
 FORMAT = 1
@@ -40,10 +40,7 @@ def write_checkpoint(path: str | Path, tensors: dict[str, Array], info: dict[str
     A reader, or a run after a crash, finds the old file or the new one, never a part of it.
     """
     path = Path(path)
-    host = {
-        name: np.ascontiguousarray(x if isinstance(x, np.ndarray) else x.get())
-        for name, x in tensors.items()
-    }
+    host = {name: np.ascontiguousarray(to_host(x)) for name, x in tensors.items()}
     encoded = save(host, {"gpucnn": json.dumps({"format": FORMAT, **info})})
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
