@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn.device import Device
+from gpucnn.device import Device, to_host
 from gpucnn.errors import DeviceError
 
 GPU = os.environ.get("GPUCNN_TEST_CUDA", "cuda")  # the CUDA device of every `gpu` test
@@ -52,7 +52,7 @@ def leaf(array: Any, device: str, dtype: Any = None) -> gpucnn.Tensor:
 def host(array: Any) -> np.ndarray:
     """An array or tensor of any device as NumPy's."""
     array = array.data if isinstance(array, gpucnn.Tensor) else array
-    return array.get() if hasattr(array, "get") else np.asarray(array)
+    return to_host(array) if hasattr(array, "get") else np.asarray(array)
 
 
 def backward(y: gpucnn.Tensor, dy: Any) -> None:

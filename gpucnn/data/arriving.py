@@ -22,24 +22,20 @@ class Streams:
         self._index = device.index
         self._guests: dict[int, Any] = {}  # by address: streams with work on batches
 
-    def current(self) -> Any:
-        """The device's current stream."""
-        if self._cuda.runtime.getDevice() == self._index:
-            return self._cuda.get_current_stream()
-        with self._cuda.Device(self._index):
-            return self._cuda.get_current_stream()
-
     def tensors(self, *arrays: Array) -> tuple[Tensor, ...]:
         """Tensors of arrays that the current stream has made."""
-        home = self.current()
         with self._cuda.Device(self._index):
+            home = self._cuda.get_current_stream()
             made = home.record(self._cuda.Event(disable_timing=True))
         waiting = {home.ptr: home}
         return tuple(_Arriving(array, self, home.ptr, made, waiting) for array in arrays)
 
     def wait(self, home: int, made: Any, waiting: dict[int, Any]) -> None:
         """Let the current stream come after `made`, unless it is among those that do."""
-        stream = self.current()
+        if self._cuda.runtime.getDevice() != self._index:
+            with self._cuda.Device(self._index):
+                return self.wait(home, made, waiting)
+        stream = self._cuda.get_current_stream()
         if stream.ptr == home:
             return
         if stream.ptr not in waiting:
@@ -53,7 +49,7 @@ class Streams:
             _, guest = self._guests.popitem()
             with self._cuda.Device(self._index):
                 done = guest.record(self._cuda.Event(disable_timing=True))
-            self.current().wait_event(done)
+                self._cuda.get_current_stream().wait_event(done)
 
 
 class _Arriving(Tensor):

@@ -1,5 +1,6 @@
 """Batches of the host on their way to the device: late copies, two buffers, no host that waits."""
 
+import functools
 import types
 import weakref
 
@@ -335,22 +336,18 @@ def pinned(gpu, monkeypatch):
     cuda, made = Device.parse(gpu).xp.cuda, []
     real = cuda.PinnedMemoryPool
 
-    class Pool(real):
-        def __init__(self):
-            if gpu != "cudasim":
-                super().__init__(self.take)
+    def take(size):
+        memory = cuda.PinnedMemory(size)
+        made.append((weakref.ref(memory), size))
+        return cuda.PinnedMemoryPointer(memory, 0)
 
-        def take(self, size):
-            memory = cuda.PinnedMemory(size)
-            made.append((weakref.ref(memory), size))
-            return cuda.PinnedMemoryPointer(memory, 0)
-
+    class Simulated(real):
         def malloc(self, size):
             memory = super().malloc(size)
-            if gpu == "cudasim":
-                made.append((weakref.ref(memory), size))
+            made.append((weakref.ref(memory), size))
             return memory
 
+    Pool = Simulated if gpu == "cudasim" else functools.partial(real, take)
     monkeypatch.setattr(cuda, "PinnedMemoryPool", Pool)
     return made
 
