@@ -22,7 +22,7 @@ GPU = os.environ.get("GPUCNN_TEST_CUDA", "cuda")  # the CUDA device of every `gp
 
 def place(name: str) -> Any:
     """The device as a parameter: skipped, with the reason, where it cannot be used."""
-    marks = [pytest.mark.gpu] if name == GPU else []
+    marks = [pytest.mark.gpu] if name.partition(":")[0] == "cuda" else []
     try:
         Device.parse(name)
     except DeviceError as error:
@@ -31,6 +31,7 @@ def place(name: str) -> Any:
 
 
 CPU, CUDASIM, CUDA = map(place, ("cpu", "cudasim", GPU))
+SECOND_CUDA = place("cuda:1")  # whatever GPUCNN_TEST_CUDA says
 
 
 in_both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -1,17 +1,21 @@
 """Every public function works on its arrays' device while CuPy's current device is another."""
 
+import subprocess
+import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
 from calls import Place, numbers
-from devices import CUDASIM, place, relative
+from devices import CUDASIM, SECOND_CUDA, relative
 from public_functions import ARRAYLESS, TABLE
 
 import gpucnn
 from gpucnn import data, inspect, models, nn, ops, optim, train
 from gpucnn.device import Device, working_on
 
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_alexnet_cifar10.py"
 MODULES = {
     "gpucnn": gpucnn,
     "ops": ops,
@@ -24,13 +28,7 @@ MODULES = {
 }
 
 
-def second_gpu():
-    """cuda:1 as a parameter: skipped, with the reason, where there is none."""
-    param = place("cuda:1")
-    return pytest.param("cuda:1", marks=[pytest.mark.gpu, *param.marks])
-
-
-@pytest.fixture(params=[CUDASIM, second_gpu()])
+@pytest.fixture(params=[CUDASIM, SECOND_CUDA])
 def elsewhere(request):
     """A device that is not CuPy's current one, and whose streams are not the current ones."""
     device = Device.parse(request.param)
@@ -76,10 +74,9 @@ def test_no_public_function_is_missing_from_the_table(module):
     assert listed | without == set(MODULES[module].__all__)
 
 
-def test_a_block_with_another_device_works_there_and_comes_back(elsewhere):
-    if elsewhere == "cudasim":
-        pytest.skip("there is one cudasim")
-    getDevice = Device.parse(elsewhere).xp.cuda.runtime.getDevice
+@pytest.mark.parametrize("name", [SECOND_CUDA])
+def test_a_block_with_another_device_works_there_and_comes_back(name):
+    getDevice = Device.parse(name).xp.cuda.runtime.getDevice
     with working_on(Device("cuda", 1)):
         with gpucnn.device("cuda:0"):
             assert getDevice() == 0
@@ -89,3 +86,22 @@ def test_a_block_with_another_device_works_there_and_comes_back(elsewhere):
         assert getDevice() == 1
         with working_on(Device("cuda", 1)):
             assert getDevice() == 1
+
+
+@pytest.mark.parametrize("name", [SECOND_CUDA])
+def test_the_script_learns_the_same_bits_on_both_gpus(name, tmp_path):
+    runs = {}
+    for device in ("cuda:0", name):
+        out = tmp_path / device[-1]
+        flags = "--dataset synthetic --limit 4 --batch-size 2 --epochs 1 --seed 1 --quiet".split()
+        command = [sys.executable, SCRIPT, *flags, "--device", device, "--out", out]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert (done.returncode, done.stderr) == (0, "")
+        rows = [row.split(",")[:5] for row in (out / "metrics.csv").read_text().splitlines()]
+        runs[device] = rows, train.read_checkpoint(out / "last.safetensors").tensors
+    (rows, tensors), (other_rows, others) = runs.values()
+    assert rows == other_rows
+    assert abs(float(rows[1][1]) - np.log(10)) > 0.01  # what weights of zero would give
+    assert tensors.keys() == others.keys()
+    for key, array in tensors.items():
+        assert array.tobytes() == others[key].tobytes(), key
