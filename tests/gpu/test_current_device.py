@@ -105,3 +105,62 @@ def test_the_script_learns_the_same_bits_on_both_gpus(name, tmp_path):
     assert tensors.keys() == others.keys()
     for key, array in tensors.items():
         assert array.tobytes() == others[key].tobytes(), key
+
+
+# --- other libraries: whose streams wait for which ---
+
+
+class Shared:
+    """An array of another library, made on `stream` of its device."""
+
+    def __init__(self, array, stream):
+        self.array, self.stream = array, stream
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, **options):
+        with self.array.device, self.stream:
+            return self.array.__dlpack__(**options)
+
+
+class Exposed(Shared):
+    """The same without DLPack."""
+
+    __dlpack__ = __dlpack_device__ = property()
+
+    @property
+    def __cuda_array_interface__(self):
+        with self.array.device, self.stream:
+            return self.array.__cuda_array_interface__
+
+
+def late(name):
+    """An array of the other GPU, and the stream on which it will be full of 6 in its turn."""
+    device = Device.parse(name)
+    with device.xp.cuda.Device(device.index):
+        stream = device.xp.cuda.Stream(non_blocking=True)
+        with stream:
+            return device.xp.full(1000, 2, np.float32) * np.float32(3), stream
+
+
+@pytest.mark.parametrize("kind", [Shared, Exposed])
+@pytest.mark.parametrize("name", [SECOND_CUDA])
+def test_memory_of_another_library_is_read_after_the_work_that_fills_it(name, kind):
+    array, stream = late(name)
+    t = gpucnn.tensor(kind(array, stream))
+    assert str(t.device) == name
+    assert ((t * 2.0).numpy() == 12).all()
+
+
+@pytest.mark.parametrize("name", [SECOND_CUDA])
+def test_another_librarys_stream_waits_for_the_tensors_device_not_for_the_current_one(name):
+    array, stream = late(name)
+    cuda, tensor = Device.parse(name).xp.cuda, gpucnn.Tensor(array)
+    with array.device:
+        theirs = cuda.Stream(non_blocking=True)
+        with stream, cuda.Device(0):
+            capsule = tensor.__dlpack__(stream=theirs.ptr, max_version=(1, 0))
+            assert tensor.__cuda_array_interface__["stream"] == stream.ptr
+        with theirs:
+            assert (Device.parse(name).xp.from_dlpack(capsule).get() == 6).all()
