@@ -69,8 +69,7 @@ def op(f: Callable[..., gpucnn.Tensor], *shapes: tuple[int, ...], positive: bool
     def call(at: Place) -> Any:
         inputs = [at.tensor(*shape, positive=positive) for shape in shapes]
         y = f(*inputs)
-        dy = at.tensor(*y.shape, grad=False)
-        y.backward(dy.data)
+        y.backward(at.tensor(*y.shape, grad=False).astype(y.dtype).data)
         return [y, *(x.grad for x in inputs)]
 
     return call
