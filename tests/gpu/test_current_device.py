@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calls import Place, numbers
-from devices import CUDASIM, SECOND_CUDA, relative
+from devices import CUDASIM, SECOND_CUDA, assert_close, leaf, relative
 from public_functions import ARRAYLESS, TABLE
 
 import gpucnn
@@ -164,3 +164,19 @@ def test_another_librarys_stream_waits_for_the_tensors_device_not_for_the_curren
             assert tensor.__cuda_array_interface__["stream"] == stream.ptr
         with theirs:
             assert (Device.parse(name).xp.from_dlpack(capsule).get() == 6).all()
+
+
+@pytest.mark.parametrize("name", [SECOND_CUDA])
+def test_gradients_flow_through_a_model_on_two_gpus(name, rng):
+    arrays = [rng.standard_normal(shape, np.float32) for shape in ((3, 4), (5, 4), (2, 5))]
+    found = []
+    for first, second in (("cuda:0", name), (name, "cuda:0"), ("cpu", "cpu")):
+        x, w1 = (leaf(array, first) for array in arrays[:2])
+        w2 = leaf(arrays[2], second)
+        y = ops.linear(ops.relu(ops.linear(x, w1)).to(second), w2)
+        (y * y).sum().backward()
+        assert [str(t.device) for t in (x, w1, y, w2)] == [first, first, second, second]
+        found.append([y, x.grad, w1.grad, w2.grad])
+    for ours in found[:2]:
+        for mine, other in zip(ours, found[2], strict=True):
+            assert_close(mine, other)
