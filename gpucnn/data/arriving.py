@@ -10,7 +10,9 @@ that stream also waits for the others, before the loader makes another batch.
 
 from typing import Any
 
-from gpucnn.device import Array, Device
+import numpy as np
+
+from gpucnn.device import Array, Device, device_of
 from gpucnn.tensor import Tensor
 
 
@@ -71,3 +73,22 @@ class _Arriving(Tensor):
     @data.setter
     def data(self, array: Array) -> None:
         self._array = array
+
+    # What it is can be told before it is there.
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._array.shape)
+
+    @property
+    def ndim(self) -> int:
+        return int(self._array.ndim)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = self._array.dtype
+        return dtype
+
+    @property
+    def device(self) -> Device:
+        return device_of(self._array)
