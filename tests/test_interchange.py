@@ -3,6 +3,7 @@
 import operator
 import sys
 import types
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -248,7 +249,12 @@ def cupy(monkeypatch):
         getDevice=lambda: fake.current[-1],
         pointerGetAttributes=lambda address: types.SimpleNamespace(device=address % 2),
     )
-    fake.cuda = types.SimpleNamespace(runtime=runtime, Device=Device)
+    fake.cuda = types.SimpleNamespace(
+        runtime=runtime,
+        Device=Device,
+        get_allocator=lambda: None,
+        using_allocator=lambda allocate: nullcontext(),
+    )
     fake.from_dlpack = lambda x: FakeCupyArray(("dlpack", x), device=fake.current[-1])
     fake.asarray = lambda x: FakeCupyArray(("asarray", x), device=fake.current[-1])
     monkeypatch.setitem(sys.modules, "cupy", fake)
