@@ -47,10 +47,20 @@ class ndarray:
 
     # --- to the host: each of these waits for the device ---
 
-    def get(self) -> Host:
-        """A copy in host memory."""
-        driver.counters.host_syncs += 1
-        return self._host.copy()
+    def get(self, *, out: Host | None = None, blocking: bool = True) -> Host:
+        """A copy in host memory, in `out` if it is given.
+
+        With blocking=False the host does not wait for it.  As all work on the current stream, the
+        copy is done before the call returns.
+        """
+        if blocking:
+            driver.counters.host_syncs += 1
+        if out is None:
+            return self._host.copy()
+        if out.shape != self.shape or out.dtype != self.dtype:
+            raise ValueError(f"get: {self.dtype} {self.shape} into {out.dtype} {out.shape}")
+        out[...] = self._host
+        return out
 
     def item(self, *index: int) -> Any:
         """The only element, or the one at `index`, as a Python number."""

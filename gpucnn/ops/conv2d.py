@@ -164,6 +164,7 @@ def _backward_array(
 
 def _filters(w: Array, window: Window) -> Array:
     """The filters as (groups, OC / groups, KH * KW * C / groups)."""
+    w = array_module(w).ascontiguousarray(w)  # NumPy 2.0 keeps other arrays from BLAS
     return w.reshape(window.groups, w.shape[0] // window.groups, w[0].size)
 
 

@@ -137,6 +137,19 @@ def test_devices_streams_and_events_are_there():
     assert xp.cuda.get_elapsed_time(start, end) >= 0
 
 
+def test_get_copies_into_out_and_without_blocking_the_host_does_not_wait():
+    x, out = xp.asarray(HOST), np.empty_like(HOST)
+    before = xp.cuda.counters.host_syncs
+    assert x.get(out=out, blocking=False) is out
+    assert xp.cuda.counters.host_syncs == before
+    np.testing.assert_array_equal(out, HOST)
+    assert x.get(out=out) is out
+    assert xp.cuda.counters.host_syncs == before + 1
+    for wrong in (np.empty(HOST.shape[::-1], HOST.dtype), np.empty(HOST.shape, np.float64)):
+        with pytest.raises(ValueError, match="get: "):
+            x.get(out=wrong)
+
+
 def test_waits_for_the_device_are_counted(x):
     before = xp.cuda.counters.host_syncs
     y = x + 1
