@@ -157,6 +157,13 @@ def test_a_strided_torch_tensor_keeps_its_strides(torch):
     assert nhwc.data.flags.c_contiguous  # what torch calls channels_last is gpucnn's own layout
 
 
+def test_bfloat16_is_not_shared_where_numpy_has_learned_its_name(torch):
+    pytest.importorskip("ml_dtypes")  # as onnx imports it
+    assert np.dtype("bfloat16").itemsize == 2
+    with pytest.raises(DtypeError, match=r"Tensor of torch.bfloat16 .*\n  convert it first"):
+        gpucnn.from_dlpack(torch.ones(2, dtype=torch.bfloat16))
+
+
 def test_torch_tensors_that_cannot_be_shared_say_why(torch):
     for make in (gpucnn.from_dlpack, gpucnn.tensor):
         with pytest.raises(DtypeError, match=r"Tensor of torch.bfloat16 .*\n  convert it first"):
