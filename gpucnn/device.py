@@ -10,6 +10,16 @@ cores: gpucnn.cudasim stands in for CuPy there, and runs the same kernels.
 
 `with gpucnn.device("cuda:1"):` makes a device the default of a block.  In the package that name is
 the function below; `from gpucnn.device import Device` still finds this module.
+
+CuPy has a current device, which need not be a tensor's: it refuses an array of another device, or
+works on the wrong device's stream, where nothing is ordered.  So there is one rule:
+
+    Whatever allocates, computes with or copies an array does it inside `with working_on(device)`,
+    for the device of that array.
+
+Ops, backward, optimizers, modules, loaders and `inspect` follow it, and every public function works
+for cuda:1 while cuda:0 is current, in the order of cuda:1's current stream.  Entering again for the
+same device costs next to nothing.
 """
 
 import os
@@ -106,13 +116,16 @@ def device(spec: "str | Device | None") -> Iterator[Device]:
     """
     chosen = Device.parse(spec)
     outer = default_device()
+    at_work = getattr(_state, "working_on", None)
     current = nullcontext() if chosen.kind == "cpu" else chosen.xp.cuda.Device(chosen.index)
     with current:
         _state.default = chosen
+        if chosen.kind == "cuda":
+            _state.working_on = None  # CuPy's current device is another one now
         try:
             yield chosen
         finally:
-            _state.default = outer
+            _state.default, _state.working_on = outer, at_work
 
 
 def default_device() -> Device | None:
@@ -203,11 +216,20 @@ def by_device(cpu: _Call, cuda: _Call) -> _Call:
     return cast(_Call, dispatch)
 
 
+def to_host(x: Array) -> np.ndarray[Any, Any]:
+    """x as a NumPy array: x itself if it is one, else a copy, after the work before it."""
+    if isinstance(x, np.ndarray):
+        return x
+    with working_on(device_of(x)):  # CuPy copies on the current device's current stream
+        host: np.ndarray[Any, Any] = x.get()
+    return host
+
+
 def to_device(x: Array, device: Device) -> Array:
     """x on `device`: x itself if it is there already, else a copy."""
     if device_of(x) == device:
         return x
-    host = x if isinstance(x, np.ndarray) else x.get()
+    host = to_host(x)
     if device.kind == "cpu":
         return host
     with working_on(device):
@@ -218,10 +240,9 @@ def to_device(x: Array, device: Device) -> Array:
 
 
 def working_on(device: Device) -> AbstractContextManager[None]:
-    """The block's new arrays are on `device`; OutOfMemory if there is no room for one.
+    """Make `device` CuPy's current one inside the block: see this module's docstring.
 
-    Every op, backward pass and optimizer step is such a block, so that a model works on cuda:1
-    while CuPy's current device is another.
+    A block that allocates more than the device has raises OutOfMemory.
     """
     if device.kind == "cpu" or getattr(_state, "working_on", None) == device:
         return _NOTHING

@@ -85,12 +85,11 @@ def _take(what: str, take: Any, x: Any) -> Array:
 
 
 def _is_known(dtype: Any) -> bool:
-    """Whether NumPy has a dtype of this name."""
+    """Whether gpucnn has a dtype of this name; NumPy may have more: ml_dtypes adds bfloat16."""
     try:
-        np.dtype(str(dtype).removeprefix("torch."))
+        return np.dtype(str(dtype).removeprefix("torch.")).kind in "fiub"
     except TypeError:
         return False
-    return True
 
 
 def array_from_cuda(what: str, x: Any) -> Array:

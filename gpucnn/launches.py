@@ -36,7 +36,8 @@ def of_model(
 
     "batch" is crop, flip and normalise of a batch; "training" is forward, softmax cross entropy,
     backward and SGD with momentum and weight decay; "inference" is forward in evaluation mode.
-    Labels count 0, 1, 2, ... through the classes.  With run, they run on `device`.
+    Labels count 0, 1, 2, ... through the classes.  Dropout starts from the same numbers each time,
+    and the default generator stays where it was.  With run, they run on `device`.
 
     Raises ArgumentError for an unknown model, one that is not for images, or a batch below 1.
     """
@@ -60,6 +61,10 @@ def _phases(
 ) -> dict[str, list[Launch]]:
     shape = models.input_shape(name)
     model = models.build(name, generator=np.random.default_rng(0)).to(device)
+    generator = np.random.Generator(np.random.Philox(0))
+    for _, module in model.named_modules():
+        if isinstance(module, nn.Dropout):
+            module.generator = generator
     optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     classes = model.parameters()[-1].size
     images = Tensor(device.xp.zeros((batch, *shape), np.float32))

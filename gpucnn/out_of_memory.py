@@ -40,7 +40,10 @@ def go_to(new: Place | None) -> None:
 
 def used_bytes(device: Device) -> int:
     """What the arrays on `device` take, in bytes; 0 for the CPU, where nobody counts."""
-    return 0 if device.kind == "cpu" else int(device.xp.get_default_memory_pool().used_bytes())
+    if device.kind == "cpu":
+        return 0
+    with device.xp.cuda.Device(device.index):  # whose pool answers
+        return int(device.xp.get_default_memory_pool().used_bytes())
 
 
 def explain(error: OutOfMemory, what: str, at: Place | None, training: bool = False) -> None:

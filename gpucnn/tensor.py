@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.device import Array, Device, array_module, default_device, device_of, to_device
+from gpucnn.device import (
+    Array,
+    Device,
+    array_module,
+    default_device,
+    device_of,
+    to_device,
+    to_host,
+    working_on,
+)
 from gpucnn.errors import DtypeError, GraphError, ShapeError
 from gpucnn.interchange import array_from_cuda, array_from_dlpack, check_dtype, speaks_dlpack
 
@@ -89,13 +98,13 @@ class Tensor:
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """The values as a NumPy array: the tensor's own memory on the CPU, a copy elsewhere."""
-        return self.data if isinstance(self.data, np.ndarray) else self.data.get()
+        return to_host(self.data)
 
     def item(self) -> Any:
         """The only element, as a Python number."""
         if self.size != 1:
             raise ShapeError(f"item: expected one element, got shape {self.shape}")
-        return self.data.item()
+        return to_host(self.data).item()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         if copy is False and not isinstance(self.data, np.ndarray):
@@ -123,12 +132,15 @@ class Tensor:
             "copy": copy,
         }
         # NumPy 2.0 knows the first of these alone.
-        return self.data.__dlpack__(**{k: v for k, v in asked.items() if v is not None})
+        asked = {name: value for name, value in asked.items() if value is not None}
+        with working_on(self.device):  # whose current stream the consumer waits for
+            return self.data.__dlpack__(**asked)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         """CuPy's; AttributeError elsewhere, so that hasattr tells what is on a GPU."""
-        interface: dict[str, Any] = self.data.__cuda_array_interface__
+        with working_on(self.device):  # whose current stream it names
+            interface: dict[str, Any] = self.data.__cuda_array_interface__
         return interface
 
     def to(self, device: "str | Device") -> "Tensor":
@@ -235,7 +247,8 @@ class Tensor:
 
     def argmax(self, axis: int | None = None) -> Array:
         """Positions of the largest elements, as an integer array: they have no gradient."""
-        return self.data.argmax(axis=axis)
+        with working_on(self.device):
+            return self.data.argmax(axis=axis)
 
     def exp(self) -> "Tensor":
         return ops.exp(self)
@@ -269,7 +282,8 @@ def tensor(
     """
     array = _array(array)
     if dtype is not None:
-        array = array.astype(dtype, copy=False)
+        with working_on(device_of(array)):
+            array = array.astype(dtype, copy=False)
     check_dtype("tensor", array)
     if requires_grad and array.dtype.kind != "f":
         raise DtypeError(

@@ -1,6 +1,7 @@
 """Shared by all tests."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from devices import CPU, CUDA, CUDASIM
 
 import gpucnn
 from gpucnn import cudasim
+from gpucnn.device import Device
 from gpucnn.errors import DeviceError
 from gpucnn.ops import _conv2d_cuda
 
@@ -41,6 +43,15 @@ def device(request: pytest.FixtureRequest) -> str:
 def gpu(request: pytest.FixtureRequest) -> str:
     """The name of each device that runs kernels: for what is said of those alone."""
     return str(request.param)
+
+
+@pytest.fixture
+def current(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Makes the test's device CuPy's current one: for tests that compute with raw arrays."""
+    name = next(name for name in ("device", "gpu") if name in request.fixturenames)
+    device = Device.parse(request.getfixturevalue(name))
+    with nullcontext() if device.kind == "cpu" else device.xp.cuda.Device(device.index):
+        yield
 
 
 @pytest.fixture

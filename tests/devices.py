@@ -2,8 +2,11 @@
 
 The same test function runs on each device that the `device` fixture names (conftest.py).  In
 float32 a GPU runs the kernels, in float64 the ops' forms for any array module.
+
+GPUCNN_TEST_CUDA=cuda:1 runs the `gpu` tests on that GPU, while CuPy's current device is cuda:0.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +14,15 @@ import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn.device import Device
+from gpucnn.device import Device, to_host
 from gpucnn.errors import DeviceError
+
+GPU = os.environ.get("GPUCNN_TEST_CUDA", "cuda")  # the CUDA device of every `gpu` test
 
 
 def place(name: str) -> Any:
     """The device as a parameter: skipped, with the reason, where it cannot be used."""
-    marks = [pytest.mark.gpu] if name == "cuda" else []
+    marks = [pytest.mark.gpu] if name.partition(":")[0] == "cuda" else []
     try:
         Device.parse(name)
     except DeviceError as error:
@@ -25,7 +30,8 @@ def place(name: str) -> Any:
     return pytest.param(name, marks=marks)
 
 
-CPU, CUDASIM, CUDA = map(place, ("cpu", "cudasim", "cuda"))
+CPU, CUDASIM, CUDA = map(place, ("cpu", "cudasim", GPU))
+SECOND_CUDA = place("cuda:1")  # whatever GPUCNN_TEST_CUDA says
 
 
 in_both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -47,7 +53,7 @@ def leaf(array: Any, device: str, dtype: Any = None) -> gpucnn.Tensor:
 def host(array: Any) -> np.ndarray:
     """An array or tensor of any device as NumPy's."""
     array = array.data if isinstance(array, gpucnn.Tensor) else array
-    return array.get() if hasattr(array, "get") else np.asarray(array)
+    return to_host(array) if hasattr(array, "get") else np.asarray(array)
 
 
 def backward(y: gpucnn.Tensor, dy: Any) -> None:

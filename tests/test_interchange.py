@@ -3,6 +3,7 @@
 import operator
 import sys
 import types
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -156,6 +157,13 @@ def test_a_strided_torch_tensor_keeps_its_strides(torch):
     assert nhwc.data.flags.c_contiguous  # what torch calls channels_last is gpucnn's own layout
 
 
+def test_bfloat16_is_not_shared_where_numpy_has_learned_its_name(torch):
+    pytest.importorskip("ml_dtypes")  # as onnx imports it
+    assert np.dtype("bfloat16").itemsize == 2
+    with pytest.raises(DtypeError, match=r"Tensor of torch.bfloat16 .*\n  convert it first"):
+        gpucnn.from_dlpack(torch.ones(2, dtype=torch.bfloat16))
+
+
 def test_torch_tensors_that_cannot_be_shared_say_why(torch):
     for make in (gpucnn.from_dlpack, gpucnn.tensor):
         with pytest.raises(DtypeError, match=r"Tensor of torch.bfloat16 .*\n  convert it first"):
@@ -257,7 +265,12 @@ def cupy(monkeypatch):
         getDevice=lambda: fake.current[-1],
         pointerGetAttributes=lambda address: types.SimpleNamespace(device=address % 2),
     )
-    fake.cuda = types.SimpleNamespace(runtime=runtime, Device=Device)
+    fake.cuda = types.SimpleNamespace(
+        runtime=runtime,
+        Device=Device,
+        get_allocator=lambda: None,
+        using_allocator=lambda allocate: nullcontext(),
+    )
     fake.from_dlpack = lambda x: FakeCupyArray(("dlpack", x), device=fake.current[-1])
     fake.asarray = lambda x: FakeCupyArray(("asarray", x), device=fake.current[-1])
     monkeypatch.setitem(sys.modules, "cupy", fake)

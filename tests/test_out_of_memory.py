@@ -1,14 +1,18 @@
 """A device that is full: the pool is freed, the allocation tried again, then the error says who."""
 
 import gc
+import types
 
 import numpy as np
 import pytest
+from devices import SECOND_CUDA
 
 import gpucnn
 from gpucnn import cudasim, nn, ops, optim, train
 from gpucnn.data import DataLoader
+from gpucnn.device import Device
 from gpucnn.errors import DeviceError
+from gpucnn.out_of_memory import used_bytes
 
 POOL = cudasim.get_default_memory_pool()
 
@@ -252,3 +256,44 @@ def test_dropout_draws_once_also_where_its_memory_comes_at_the_second_attempt(de
         results.append([ops.dropout(on_device, 0.5).numpy() for _ in range(2)])
         POOL.set_limit(0)
     np.testing.assert_array_equal(*results)
+
+
+# --- two devices ---
+
+
+@pytest.mark.parametrize("name", [SECOND_CUDA])
+def test_bytes_in_use_are_those_of_the_device_that_was_asked_for(name):
+    device = Device.parse(name)
+    gc.collect()
+    before = used_bytes(device)
+    first = gpucnn.tensor(np.zeros(1 << 20, np.float32), device="cuda:0")
+    assert used_bytes(device) == before
+    second = gpucnn.tensor(np.zeros(1 << 18, np.float32), device=name)
+    assert used_bytes(device) == before + second.data.nbytes
+    del first, second
+
+
+def test_bytes_in_use_are_asked_of_the_pool_with_its_device_current():
+    current = [0]
+
+    class CudaDevice:
+        def __init__(self, index):
+            self.index = index
+
+        def __enter__(self):
+            current.append(self.index)
+
+        def __exit__(self, *exc):
+            current.pop()
+
+    pool = types.SimpleNamespace(used_bytes=lambda: (100, 700)[current[-1]])
+    xp = types.SimpleNamespace(
+        cuda=types.SimpleNamespace(Device=CudaDevice), get_default_memory_pool=lambda: pool
+    )
+
+    class Elsewhere(Device):
+        xp = property(lambda self: fake)
+
+    fake = xp
+    assert used_bytes(Elsewhere("cuda", 1)) == 700
+    assert used_bytes(Elsewhere("cuda", 0)) == 100

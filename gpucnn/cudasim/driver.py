@@ -13,6 +13,7 @@ from gpucnn.cudasim.memory import (
 )
 from gpucnn.cudasim.streams import (
     Event,
+    PinnedMemoryPool,
     Stream,
     alloc_pinned_memory,
     counters,
@@ -26,6 +27,7 @@ __all__ = [
     "Event",
     "MemoryPointer",
     "MemoryPool",
+    "PinnedMemoryPool",
     "Stream",
     "alloc_pinned_memory",
     "counters",

@@ -181,6 +181,13 @@ def alloc_pinned_memory(size: int) -> PinnedMemory:
     return PinnedMemory(-1, max(size, 1))
 
 
+class PinnedMemoryPool:
+    """cupy.cuda.PinnedMemoryPool, but that it keeps nothing."""
+
+    def malloc(self, size: int) -> PinnedMemory:
+        return alloc_pinned_memory(size)
+
+
 def _is_pinned(array: Host) -> bool:
     owner: Any = array
     while isinstance(owner, np.ndarray):

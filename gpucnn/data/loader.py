@@ -49,7 +49,8 @@ class DataLoader:
     device      None: NumPy arrays, or Tensors on the device of a `with gpucnn.device(...)`; else
                 Tensors on that device.  A GPU keeps a Dataset of up to 1 GiB, and crops, flips and
                 normalises there if the transform does just that; other batches are copied there
-                through pinned memory while the one before is in use
+                through pinned memory while the one before is in use.  A stream of your own inside
+                the loop waits for the Tensor whose data it asks for
 
     images are (N, H, W, C) as the transform leaves them, labels int64 (N,).
 
@@ -228,6 +229,9 @@ class DataLoader:
 
         if self._on_device is not None:
             images = self._on_device.batch(images)
+        if self._uploader is not None:
+            images, labels = self._uploader.streams.tensors(images, labels)
+            return images, labels
         return tensor(images, self.device), tensor(labels, self.device)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from gpucnn import cuda
 from gpucnn.data.augment import Compose, Normalize, RandomCrop, RandomFlip, Transform
 from gpucnn.data.dataset import Dataset
+from gpucnn.data.upload import in_pieces
 from gpucnn.device import Array, Device, working_on
 
 _BLOCK = 256
@@ -31,14 +32,14 @@ class OnDevice:
         self._shape = dataset.images.shape[1:]
         self._device, self._xp = device, device.xp
         with working_on(device):
-            self._images = self._xp.asarray(np.ascontiguousarray(dataset.images))
+            self._images = in_pieces(dataset.images, device)
             self._scale = self._xp.asarray(normalize.scale)
             self._shift = self._xp.asarray(normalize.shift)
 
     @staticmethod
     def of(dataset: object, transform: Transform | None, device: Device) -> "OnDevice | None":
-        """It, for a GPU and a Dataset that fits, if `transform` is crop, flip and normalise in
-        this order, or the last of these, or the last two."""
+        """An OnDevice, or None unless `device` is a GPU, `dataset` a Dataset that fits there, and
+        `transform` crop, flip and normalise in this order, the last two of these, or the last."""
         if device.kind == "cpu" or not isinstance(dataset, Dataset):
             return None
         images = dataset.images

@@ -7,6 +7,8 @@
 A batch is written into pinned memory, which the GPU can read by itself, and copied from there on a
 stream of its own, one batch ahead of the one that is in use.  The stream that uses a batch waits
 for its copy's event; the host waits for nothing, unless it is four batches ahead of the GPU.
+
+A whole data set goes there by `in_pieces`, for which the host waits.
 """
 
 import weakref
@@ -16,10 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpucnn.data.arriving import Streams
 from gpucnn.device import Array, Device, working_on
 from gpucnn.errors import OutOfMemory
 from gpucnn.out_of_memory import explain
 
+PIECE = 64 * 2**20  # bytes of pinned memory for a part of a large array; CuPy wants a power of two
 _ALIGN = 512  # bytes: each array of a batch starts on such a line of the pinned memory
 _MOST = 4  # pinned buffers: a copy that has not even begun holds each of them
 
@@ -43,6 +47,7 @@ class Uploader:
         self._device = device
         self._cuda = device.xp.cuda
         self._buffers: deque[_Buffer] = deque()  # the one used longest ago first
+        self.streams = Streams(device)
         with self._cuda.Device(device.index):
             self._stream = self._cuda.Stream(non_blocking=True)
         # CuPy would give the buffers' memory to somebody else while a copy still reads it.
@@ -50,6 +55,8 @@ class Uploader:
 
     def through(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Each batch on the device, for the current stream; the next one is on its way by then.
+
+        `streams.tensors` makes tensors of it that other streams may use too.
 
         An error of `batches` comes after the batches before it.
         """
@@ -59,6 +66,7 @@ class Uploader:
         try:
             while True:
                 current, ahead = ahead, None
+                self.streams.rejoin()
                 try:
                     batch = next(batches, None)
                     ahead = None if batch is None else self._send(batch)
@@ -75,6 +83,7 @@ class Uploader:
             for sent in (current, ahead):  # the loop was left: nothing may be under way
                 if sent is not None:
                     self._arrived(sent)
+            self.streams.rejoin()
 
     def _arrived(self, sent: _Sent) -> Batch:
         with self._cuda.Device(self._device.index):
@@ -119,6 +128,38 @@ class Uploader:
                 return memory
         pinned = self._cuda.alloc_pinned_memory(size)
         return np.frombuffer(pinned, np.uint8, size)
+
+
+def in_pieces(array: Array, device: Device) -> Array:
+    """A copy of `array` on `device`, ready for every stream.
+
+    It goes through two pinned buffers of at most PIECE bytes, which are freed at the end.  CuPy
+    would pin as much memory as the array has, rounded up to a power of two, and keep it.
+    """
+    flat = np.ascontiguousarray(array).reshape(-1)
+    size = min(max(PIECE // flat.itemsize, 1), flat.size)  # elements of a piece
+    xp, cuda = device.xp, device.xp.cuda
+    pinned = cuda.PinnedMemoryPool()
+    buffers: deque[_Buffer] = deque()  # the one used longest ago first
+    with working_on(device):
+        result = xp.empty(flat.shape, flat.dtype)
+        stream = cuda.Stream(non_blocking=True)
+        stream.wait_event(cuda.get_current_stream().record())  # as in Uploader._send
+        try:
+            for start in range(0, flat.size, max(size, 1)):
+                piece = flat[start : start + size]
+                if len(buffers) < 2:
+                    memory = np.frombuffer(pinned.malloc(size * flat.itemsize), np.uint8)
+                else:
+                    memory, copied = buffers.popleft()
+                    copied.synchronize()
+                source = _write(memory[: piece.nbytes], piece)
+                result[start : start + size].set(source, stream=stream)
+                copied = stream.record(cuda.Event(disable_timing=True))
+                buffers.append(_Buffer(memory, copied))
+        finally:
+            stream.synchronize()  # before the buffers go
+    return result.reshape(array.shape)
 
 
 def _finish(buffers: deque[_Buffer]) -> None:

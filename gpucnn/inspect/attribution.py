@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.autograd import no_grad
-from gpucnn.device import Array, array_module
+from gpucnn.device import Array, array_module, to_host
 from gpucnn.errors import ArgumentError, GraphError, ShapeError
 from gpucnn.inspect import draw
 from gpucnn.inspect.forward import (
@@ -23,7 +23,6 @@ from gpucnn.inspect.forward import (
     one_hot,
     result_of,
     run,
-    to_host,
 )
 from gpucnn.nn import Conv2d, Module
 from gpucnn.tensor import Tensor
@@ -94,10 +93,10 @@ def grad_cam(
             raise ShapeError(f"grad_cam: layer {layer!r} gives {features.shape}, not (N, h, w, K)")
         chosen = chosen_classes("grad_cam", logits, classes)
         _backward("grad_cam", logits, one_hot(chosen, logits))
-    if features.grad is None:
-        raise GraphError(f"grad_cam: the score does not depend on layer {layer!r}")
-    weights = features.grad.mean(axis=(1, 2), keepdims=True)
-    maps = to_host((weights * features.data).sum(axis=3).clip(0, None))
+        if features.grad is None:
+            raise GraphError(f"grad_cam: the score does not depend on layer {layer!r}")
+        weights = features.grad.mean(axis=(1, 2), keepdims=True)
+        maps = to_host((weights * features.data).sum(axis=3).clip(0, None))
     if path is not None:
         draw.write_maps(path, to_host(array), maps)
     return maps

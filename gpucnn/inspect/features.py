@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gpucnn.autograd import no_grad
-from gpucnn.device import array_module
+from gpucnn.device import array_module, device_of, to_host, working_on
 from gpucnn.errors import ArgumentError, ShapeError
 from gpucnn.inspect import draw
 from gpucnn.inspect.forward import (
@@ -19,7 +19,6 @@ from gpucnn.inspect.forward import (
     find_layer,
     result_of,
     run,
-    to_host,
 )
 from gpucnn.nn import Conv2d, Module, ReLU
 from gpucnn.tensor import Tensor
@@ -151,7 +150,8 @@ def strongest_images(
         where % width,
     )
     if path is not None:
-        seen = draw.pictures(to_host(x[array_module(x).asarray(order.reshape(-1))]))
+        with working_on(device_of(x)):
+            seen = draw.pictures(to_host(x[array_module(x).asarray(order.reshape(-1))]))
         draw.write_tiles(path, seen, columns=order.shape[1])
     return found
 

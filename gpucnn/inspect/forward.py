@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gpucnn.autograd import enable_grad, no_grad
-from gpucnn.device import Array, array_module, to_device
+from gpucnn.device import Array, array_module, to_device, working_on
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.nn import Module, observe
 from gpucnn.nn.summary import _place
@@ -43,7 +43,7 @@ def activations(
             for module, output in outputs:
                 if isinstance(output, Tensor):
                     parts.setdefault(names[id(module)], []).append(output.data)
-    return {name: array_module(some[0]).concatenate(some) for name, some in parts.items()}
+        return {name: array_module(some[0]).concatenate(some) for name, some in parts.items()}
 
 
 def find_layer(model: Module, layer: Layer) -> Module:
@@ -63,6 +63,7 @@ def find_layer(model: Module, layer: Layer) -> Module:
 def at_rest(model: Module) -> Iterator[None]:
     """Evaluation mode and no gradients of parameters inside the block; all put back after it.
 
+    The block works on the model's device.
     Without them a backward pass reaches the image and nothing else: no `.grad` of the model is
     touched, and no time goes into dw.
     """
@@ -72,7 +73,7 @@ def at_rest(model: Module) -> Iterator[None]:
         model.eval()
         for parameter, _ in recorded:
             parameter.requires_grad = False
-        with enable_grad():
+        with working_on(_place(model)[0]), enable_grad():
             yield
     finally:
         for module, mode in modes:
@@ -93,7 +94,8 @@ def as_input(op: str, model: Module, images: Any) -> Array:
             "  call the training's data.Normalize on them first"
         )
     device, dtype = _place(model)
-    return to_device(data, device).astype(dtype, copy=False)
+    with working_on(device):
+        return to_device(data, device).astype(dtype, copy=False)
 
 
 def batches(x: Array, size: int) -> Iterator[Array]:
@@ -153,8 +155,3 @@ def one_hot(classes: Array, logits: Tensor) -> Array:
     picked = xp.zeros_like(logits.data)
     picked[xp.arange(len(logits)), classes] = 1
     return picked
-
-
-def to_host(x: Array) -> np.ndarray[Any, Any]:
-    """x as a NumPy array."""
-    return x if isinstance(x, np.ndarray) else x.get()

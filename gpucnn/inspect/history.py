@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.device import Array, array_module
+from gpucnn.device import Array, array_module, device_of, to_host, working_on
 from gpucnn.errors import ArgumentError, DataError
 from gpucnn.inspect import draw
-from gpucnn.inspect.forward import to_host
 from gpucnn.nn import Module
 from gpucnn.train import Callback, Trainer
 
@@ -99,21 +98,26 @@ class UpdateRatios(Callback):
         self._before: dict[str, Array] = {}
 
     def on_start(self, trainer: Trainer, epochs: int) -> None:
-        self._before = {n: p.data.copy() for n, p in trainer.model.named_parameters()}
+        self._before = {}
+        for name, parameter in trainer.model.named_parameters():
+            with working_on(parameter.device):
+                self._before[name] = parameter.data.copy()
 
     def on_batch_end(self, trainer: Trainer) -> None:
         for name, parameter in trainer.model.named_parameters():
             before = self._before[name]
             ratio = update_ratio(before, parameter.data)
             self.ratios.setdefault(name, []).append(ratio)
-            before[...] = parameter.data
+            with working_on(parameter.device):
+                before[...] = parameter.data
 
 
 def update_ratio(before: Array, after: Array) -> float:
     """|after - before| / |before|, Euclidean; infinite where a zero parameter has moved."""
     xp = array_module(before)
-    change = float(xp.linalg.norm((after - before).ravel()))
-    size = float(xp.linalg.norm(before.ravel()))
+    with working_on(device_of(before)):
+        change = float(xp.sqrt(xp.square(after - before).sum()))
+        size = float(xp.sqrt(xp.square(before).sum()))
     if size == 0:
         return float("inf") if change else 0.0
     return change / size

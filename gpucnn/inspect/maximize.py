@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.device import Array, array_module
+from gpucnn.device import Array, array_module, to_host
 from gpucnn.errors import ArgumentError, GraphError, ShapeError
 from gpucnn.inspect import draw
 from gpucnn.inspect.features import Values, check_channels
-from gpucnn.inspect.forward import Layer, as_input, at_rest, find_layer, result_of, run, to_host
+from gpucnn.inspect.forward import Layer, as_input, at_rest, find_layer, result_of, run
 from gpucnn.nn import Module
 from gpucnn.tensor import Tensor
 

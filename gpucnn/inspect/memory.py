@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.autograd import Function, enable_grad
-from gpucnn.device import CPU, Array, array_module, to_device
+from gpucnn.device import CPU, Array, array_module, to_device, working_on
 from gpucnn.errors import ArgumentError, GraphError
 from gpucnn.nn import Module
 from gpucnn.nn.summary import _place
@@ -257,7 +257,9 @@ def _as_if_training(model: Module) -> Iterator[None]:
     """Training mode inside the block; modes, buffers and generators put back after it."""
     modules = [module for _, module in model.named_modules()]
     modes = [module.training for module in modules]
-    buffers = [(tensor, tensor.data.copy()) for _, tensor in model.named_buffers()]
+    device = _place(model)[0]
+    with working_on(device):
+        buffers = [(tensor, tensor.data.copy()) for _, tensor in model.named_buffers()]
     generators = [default_generator()]
     generators += [
         g for m in modules for g in vars(m).values() if isinstance(g, type(generators[0]))
@@ -269,7 +271,8 @@ def _as_if_training(model: Module) -> Iterator[None]:
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
-        for tensor, values in buffers:
-            tensor.data[...] = values
+        with working_on(device):
+            for tensor, values in buffers:
+                tensor.data[...] = values
         for generator, state in zip(generators, states, strict=True):
             generator.bit_generator.state = state

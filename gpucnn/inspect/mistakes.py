@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from gpucnn.autograd import no_grad
+from gpucnn.device import to_host
 from gpucnn.errors import ShapeError
 from gpucnn.inspect import draw
-from gpucnn.inspect.forward import as_input, at_rest, batches, chosen_classes, to_host
+from gpucnn.inspect.forward import as_input, at_rest, batches, chosen_classes
 from gpucnn.nn import Module
 from gpucnn.ops import log_softmax
 from gpucnn.tensor import Tensor

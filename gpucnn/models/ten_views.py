@@ -1,6 +1,7 @@
 """Ten looks at each image: how the AlexNet of 2012 was tested."""
 
 from gpucnn import nn, ops
+from gpucnn.device import working_on
 from gpucnn.errors import ShapeError
 from gpucnn.tensor import Tensor
 
@@ -31,7 +32,8 @@ class TenViews(nn.Module):
         views += [view[:, :, ::-1] for view in views]
         logs = ops.log_softmax(self.model(ops.concatenate(views)))
         logs = ops.reshape(logs, (10, len(x), -1))
-        largest = Tensor(logs.data.max(axis=0))  # or the mean of tiny shares would be 0
+        with working_on(logs.device):
+            largest = Tensor(logs.data.max(axis=0))  # or the mean of tiny shares would be 0
         return ops.log(ops.exp(logs - largest).mean(axis=0)) + largest
 
     def extra(self) -> str:

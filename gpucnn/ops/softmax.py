@@ -6,7 +6,7 @@ import numpy as np
 
 from gpucnn import cuda
 from gpucnn.autograd import Function
-from gpucnn.device import Array, array_module, by_device, device_of, to_device
+from gpucnn.device import Array, array_module, by_device, device_of, to_device, working_on
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.ops._exact import narrowed, wide, widened
 from gpucnn.ops.elementwise import _float_tensor
@@ -57,7 +57,9 @@ def softmax_cross_entropy(
         )
     if class_weights is not None:
         class_weights = class_weights.data if isinstance(class_weights, Tensor) else class_weights
-        class_weights = array_module(logits.data).asarray(class_weights, dtype=wide(logits.dtype))
+        with working_on(logits.device):
+            xp = array_module(logits.data)
+            class_weights = xp.asarray(class_weights, dtype=wide(logits.dtype))
         if class_weights.shape != logits.shape[-1:]:
             raise ShapeError(
                 f"softmax_cross_entropy: expected {logits.shape[-1]} class weights, "

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from gpucnn.device import Array
+from gpucnn.device import Array, to_host
 from gpucnn.errors import CheckpointError
 from gpucnn.files import write_whole
 
@@ -38,10 +38,7 @@ def write_checkpoint(path: str | Path, tensors: dict[str, Array], info: dict[str
 
     Raises OutputError if it cannot be written; an earlier file of that name is whole then.
     """
-    host = {
-        name: np.asarray(x if isinstance(x, np.ndarray) else x.get(), order="C")
-        for name, x in tensors.items()
-    }
+    host = {name: np.asarray(to_host(x), order="C") for name, x in tensors.items()}
     write_whole(path, save(host, {"gpucnn": json.dumps({"format": FORMAT, **info})}))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.autograd import no_grad
-from gpucnn.device import Array, array_module, working_on
+from gpucnn.device import Array, array_module, to_host, working_on
 from gpucnn.errors import ArgumentError
 from gpucnn.nn import Module
 from gpucnn.ops import softmax_cross_entropy
@@ -29,24 +29,34 @@ class RunningMetrics:
         """One batch: its mean loss, its logits (N, K) and labels (N,)."""
         n = len(labels)
         self.count += n
-        self._loss = self._loss + loss.data.astype(np.float64) * n
-        self._correct = self._correct + (logits.data.argmax(axis=1) == labels).sum()
+        with working_on(logits.device):
+            self._loss = self._loss + loss.data.astype(np.float64) * n
+            self._correct = self._correct + (logits.data.argmax(axis=1) == labels).sum()
 
     @property
     def loss(self) -> float:
         """The mean loss per example so far, in nats; not a number before the first."""
-        return float(self._loss) / self.count if self.count else float("nan")
+        return float(_number(self._loss)) / self.count if self.count else float("nan")
 
     @property
     def accuracy(self) -> float:
         """The share of correct predictions so far, 0 to 1; not a number before the first."""
-        return int(self._correct) / self.count if self.count else float("nan")
+        return int(_number(self._correct)) / self.count if self.count else float("nan")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "loss": float(self._loss), "correct": int(self._correct)}
+        return {
+            "count": self.count,
+            "loss": float(_number(self._loss)),
+            "correct": int(_number(self._correct)),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.count, self._loss, self._correct = state["count"], state["loss"], state["correct"]
+
+
+def _number(x: Any) -> Any:
+    """A sum: of the device after an `add`, else a number of the host."""
+    return to_host(x) if hasattr(x, "get") else x
 
 
 @dataclass(frozen=True)
@@ -105,5 +115,4 @@ def evaluate(model: Module, loader: Any) -> Evaluation:
             module.training = mode
     if isinstance(confusion, int):
         raise ArgumentError("evaluate: the loader gave no batch")
-    host = confusion if isinstance(confusion, np.ndarray) else confusion.get()
-    return Evaluation(metrics.loss, host)
+    return Evaluation(metrics.loss, to_host(confusion))

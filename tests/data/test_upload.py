@@ -1,13 +1,17 @@
 """Batches of the host on their way to the device: late copies, two buffers, no host that waits."""
 
+import functools
 import types
+import weakref
 
 import numpy as np
 import pytest
+from devices import host
 
 import gpucnn
 from gpucnn import cudasim, nn, optim, train
-from gpucnn.data import DataLoader, Dataset
+from gpucnn.data import DataLoader, Dataset, Normalize, upload
+from gpucnn.data.on_device import OnDevice
 from gpucnn.data.upload import Uploader
 from gpucnn.device import Device
 
@@ -115,6 +119,60 @@ def test_pinned_memory_is_not_let_go_while_a_copy_reads_it():
     assert (x.get() == 1).all()
 
 
+# --- a stream of one's own inside the loop ---
+
+
+def test_a_stream_inside_the_loop_waits_for_its_batch_and_the_next_batch_for_that_stream():
+    loader, home = DataLoader(Items(), 5, device="cudasim"), cudasim.cuda.Stream.null
+    stream = cudasim.cuda.Stream(non_blocking=True)
+    came = 0  # the moment at which the batch before was there
+    for images, labels in loader:
+        if came:
+            assert home._waited[stream] > came
+        with stream:
+            images.numpy(), labels.numpy()
+        assert stream._waited[home] > max(came, home._waited.get(stream, 0))
+        came = stream._waited[home]
+    assert home._waited[stream] > came
+
+
+def test_batches_used_on_a_stream_of_ones_own_have_the_right_numbers(gpu):
+    device = Device.parse(gpu)
+    with device.xp.cuda.Device(device.index):
+        stream = device.xp.cuda.Stream(non_blocking=True)
+        with stream:  # what is compiled is compiled here
+            (gpucnn.tensor(np.ones((4, 6, 6, 3), np.float32), gpu) * 1.0).sum()
+    sums = []
+    for images, labels in DataLoader(
+        Items(40), 4, transform=lambda x, _: x.astype(np.float32), device=gpu
+    ):
+        with device.xp.cuda.Device(device.index), stream:
+            sums.append((images * 1.0).sum() + labels.astype(np.float32).sum())
+        del images, labels
+    with device.xp.cuda.Device(device.index), stream:
+        got = [s.item() for s in sums]
+    expected = [
+        images.sum(dtype=np.float64) + labels.sum() for images, labels in DataLoader(Items(40), 4)
+    ]
+    assert got == expected
+
+
+def test_images_made_on_the_device_may_be_used_on_a_stream_of_ones_own(gpu, compiler):
+    device, rng = Device.parse(gpu), np.random.default_rng(3)
+    data = Dataset(rng.integers(0, 256, (40, 6, 6, 3), np.uint8), np.arange(40) % 2, ("a", "b"))
+    normalize = Normalize((0.0,) * 3, (1 / 255,) * 3)
+    with device.xp.cuda.Device(device.index):
+        stream = device.xp.cuda.Stream(non_blocking=True)
+    sums = []
+    for images, _ in DataLoader(data, 4, transform=normalize, device=gpu):
+        with device.xp.cuda.Device(device.index), stream:
+            sums.append(images.sum())
+        del images
+    with device.xp.cuda.Device(device.index), stream:
+        got = [s.item() for s in sums]
+    assert got == pytest.approx(data.images.reshape(10, -1).sum(axis=1, dtype=np.float64), rel=1e-6)
+
+
 # --- what the simulator makes of mistakes ---
 
 
@@ -204,15 +262,13 @@ def test_a_step_of_training_makes_the_host_wait_for_nothing():
 
 
 def test_data_that_lives_on_the_device_sends_its_draws_the_same_way(monkeypatch, compiler):
-    from gpucnn.data import Normalize
-
     images = np.arange(12 * 4 * 4 * 3, dtype=np.uint8).reshape(12, 4, 4, 3)
     data = Dataset(images, np.arange(12) % 2, ("a", "b"))
     loader = DataLoader(data, 4, transform=Normalize((0.0,) * 3, (1.0,) * 3), device="cudasim")
     before, counts = waits(), []
     for _ in loader:
         counts.append(waits() - before)
-    assert counts == [0, 0, 0]
+    assert counts == [1, 1, 1]  # once, for the images
 
 
 def test_pinned_memory_is_asked_for_no_more_than_twice_in_a_run(monkeypatch):
@@ -269,3 +325,57 @@ def test_a_device_by_its_number_is_the_current_one_while_it_gets_a_batch():
     list(Uploader(Elsewhere("cuda", 1)).through(numbers(3)))
     assert set(made_on) == {1}
     assert len(made_on) > 10
+
+
+# --- a whole data set, in pieces ---
+
+
+@pytest.fixture
+def pinned(gpu, monkeypatch):
+    """The pinned memory of `in_pieces`, as weak references, with its sizes."""
+    cuda, made = Device.parse(gpu).xp.cuda, []
+    real = cuda.PinnedMemoryPool
+
+    def take(size):
+        memory = cuda.PinnedMemory(size)
+        made.append((weakref.ref(memory), size))
+        return cuda.PinnedMemoryPointer(memory, 0)
+
+    class Simulated(real):
+        def malloc(self, size):
+            memory = super().malloc(size)
+            made.append((weakref.ref(memory), size))
+            return memory
+
+    Pool = Simulated if gpu == "cudasim" else functools.partial(real, take)
+    monkeypatch.setattr(cuda, "PinnedMemoryPool", Pool)
+    return made
+
+
+@pytest.mark.parametrize("count", [0, 1, 512, 513, 5000])
+def test_an_array_goes_in_pieces_through_two_buffers_that_are_freed(
+    gpu, pinned, monkeypatch, count
+):
+    monkeypatch.setattr(upload, "PIECE", 2048)  # of 512 numbers
+    device, array = Device.parse(gpu), np.arange(count, dtype=np.int32).reshape(-1, 1)
+    copy = upload.in_pieces(array[::-1], device)
+    np.testing.assert_array_equal(host(copy), array[::-1])
+    assert len(pinned) == min(-(-count // 512), 2)
+    assert all(size <= 2048 for _, size in pinned)
+    assert [memory() for memory, _ in pinned] == [None] * len(pinned)
+
+
+def test_a_data_set_pins_128_mebibytes_at_most_and_leaves_none_pinned(gpu, pinned, compiler):
+    assert upload.PIECE == 64 * 2**20
+    data = Dataset(np.ones((3, 4096, 4096, 3), np.uint8), np.zeros(3, np.int64), ("a",))
+    device = Device.parse(gpu)
+    OnDevice.of(data, Normalize((0.0,) * 3, (1.0,) * 3), device)
+    assert [size for _, size in pinned] == [64 * 2**20] * 2
+    assert [memory() for memory, _ in pinned] == [None, None]
+
+
+def test_seeded_fault_a_piece_is_overwritten_before_its_copy(monkeypatch):
+    monkeypatch.setattr(upload, "PIECE", 2048)
+    monkeypatch.setattr(cudasim.cuda.Event, "synchronize", lambda event: None)
+    array = np.arange(5000, dtype=np.int32)
+    assert (upload.in_pieces(array, DEVICE).get() != array).any()

@@ -194,15 +194,16 @@ def test_the_check_for_waiting_sees_a_loss_that_is_read(gpu):
 
 
 def test_a_step_on_another_stream_gives_the_same_bits(gpu):
-    xp = Device.parse(gpu).xp
+    device = Device.parse(gpu)
     expected = Run(gpu)
     expected.step()
     run = Run(gpu)
-    xp.cuda.Device(0).synchronize()
-    stream = xp.cuda.Stream(non_blocking=True)
-    with stream:
-        run.step()
-    stream.synchronize()
+    with device.xp.cuda.Device(device.index) as current:
+        current.synchronize()
+        stream = device.xp.cuda.Stream(non_blocking=True)
+        with stream:
+            run.step()
+        stream.synchronize()
     wanted = expected.tensors()
     for name, array in run.tensors().items():
         assert array.tobytes() == wanted[name].tobytes(), name

@@ -36,15 +36,17 @@ def host_never_waits(device: Device) -> Iterator[None]:
         if cuda.counters.host_syncs != before:
             raise Waited(f"{cuda.counters.host_syncs - before} times")
         return
-    spin = device.xp.RawModule(code=_SPIN).get_function("spin")
-    cuda.Device(device.index).synchronize()
-    spin((1,), (1,), (np.int64(_CYCLES),))
-    busy = cuda.Event()
-    busy.record()
+    with cuda.Device(device.index) as it:
+        spin = device.xp.RawModule(code=_SPIN).get_function("spin")
+        it.synchronize()
+        spin((1,), (1,), (np.int64(_CYCLES),))
+        busy = cuda.Event()
+        busy.record()
     yield
     if busy.done:
         raise Waited("the device had nothing left to do")
-    cuda.Device(device.index).synchronize()
+    with cuda.Device(device.index) as it:
+        it.synchronize()
 
 
 def memory_asked_for(device: Device) -> int:

@@ -1,0 +1,213 @@
+"""A call of every public function that works with arrays, to be compared between devices.
+
+Each takes a place, which makes its tensors, and gives arrays, tensors, numbers, or tuples, lists,
+dicts and dataclasses of them.  ARRAYLESS lists what touches no array of a device.
+"""
+
+from typing import Any
+
+import calls
+import numpy as np
+from calls import layer, op, stepped
+
+import gpucnn
+from gpucnn import data, inspect, launches, models, nn, ops, optim, train
+from gpucnn.warmup import warm_up
+
+OPS: dict[str, Any] = {
+    "adaptive_avg_pool2d": op(lambda x: ops.adaptive_avg_pool2d(x, (3, 2)), (2, 8, 8, 3)),
+    "add": op(ops.add, (3, 4), (4,)),
+    "astype": op(lambda x: ops.astype(x, np.float64), (3, 4)),
+    "avg_pool2d": op(lambda x: ops.avg_pool2d(x, 2), (2, 8, 8, 3)),
+    "batch_norm": calls.batch_norm,
+    "concatenate": op(lambda a, b: ops.concatenate([a, b]), (3, 4), (2, 4)),
+    "conv2d": op(lambda x, w: ops.conv2d(x, w, padding=1), (2, 8, 8, 3), (4, 3, 3, 3)),
+    "divide": op(ops.divide, (3, 4), (4,), positive=True),
+    "dropout": op(lambda x: ops.dropout(x, 0.5), (64,)),
+    "exp": op(ops.exp, (3, 4)),
+    "flatten": op(ops.flatten, (3, 4, 2)),
+    "from_nchw": op(ops.from_nchw, (2, 3, 4, 4)),
+    "gelu": op(ops.gelu, (3, 4)),
+    "getitem": op(lambda x: ops.getitem(x, ([0, 2, 0], 1)), (3, 4)),
+    "global_avg_pool2d": op(ops.global_avg_pool2d, (2, 8, 8, 3)),
+    "leaky_relu": op(ops.leaky_relu, (3, 4)),
+    "linear": op(ops.linear, (3, 4), (5, 4), (5,)),
+    "local_response_norm": op(ops.local_response_norm, (2, 4, 4, 8)),
+    "log": op(ops.log, (3, 4), positive=True),
+    "log_softmax": op(ops.log_softmax, (3, 4)),
+    "matmul": op(ops.matmul, (2, 3, 4), (4, 5)),
+    "max": op(lambda x: ops.max(x, axis=1), (3, 4)),
+    "max_pool2d": op(lambda x: ops.max_pool2d(x, 3, 2), (2, 8, 8, 3)),
+    "mean": op(lambda x: ops.mean(x, axis=0), (3, 4)),
+    "mean_squared_error": op(ops.mean_squared_error, (3, 4), (3, 4)),
+    "min": op(lambda x: ops.min(x, axis=1), (3, 4)),
+    "multiply": op(ops.multiply, (3, 4), (4,)),
+    "negative": op(ops.negative, (3, 4)),
+    "pad": op(lambda x: ops.pad(x, ((1, 0), (0, 2))), (3, 4)),
+    "power": op(lambda x: ops.power(x, 3), (3, 4)),
+    "relu": op(ops.relu, (3, 4)),
+    "reshape": op(lambda x: ops.reshape(x, (4, 3)), (3, 4)),
+    "sigmoid": op(ops.sigmoid, (3, 4)),
+    "softmax": op(ops.softmax, (3, 4)),
+    "softmax_cross_entropy": calls.cross_entropy,
+    "sqrt": op(ops.sqrt, (3, 4), positive=True),
+    "subtract": op(ops.subtract, (3, 4), (4,)),
+    "sum": op(lambda x: ops.sum(x, axis=(0, 2)), (3, 4, 2)),
+    "tanh": op(ops.tanh, (3, 4)),
+    "to_device": calls.there_and_back,
+    "to_nchw": op(ops.to_nchw, (2, 4, 4, 3)),
+    "transpose": op(ops.transpose, (3, 4)),
+    "var": op(lambda x: ops.var(x, axis=0), (3, 4)),
+    "where": op(lambda a, b: ops.where(np.eye(3, 4) > 0, a, b), (3, 4), (3, 4)),
+}
+
+NN: dict[str, Any] = {
+    "AdaptiveAvgPool2d": layer(lambda: nn.AdaptiveAvgPool2d(3)),
+    "AvgPool2d": layer(lambda: nn.AvgPool2d(2)),
+    "BatchNorm": layer(lambda: nn.BatchNorm(3)),
+    "Conv2d": layer(lambda: nn.Conv2d(3, 4, 3)),
+    "Dropout": layer(lambda: nn.Dropout(0.5)),
+    "Flatten": layer(nn.Flatten),
+    "GELU": layer(nn.GELU),
+    "GlobalAvgPool2d": layer(nn.GlobalAvgPool2d),
+    "LeakyReLU": layer(nn.LeakyReLU),
+    "Linear": layer(lambda: nn.Linear(5, 4), 3, 5),
+    "LocalResponseNorm": layer(nn.LocalResponseNorm),
+    "LogSoftmax": layer(nn.LogSoftmax, 3, 4),
+    "MaxPool2d": layer(lambda: nn.MaxPool2d(2)),
+    "MeanSquaredError": lambda at: nn.MeanSquaredError()(at.tensor(3, 4), at.tensor(3, 4)),
+    "Module": calls.module_methods,
+    "Pad2d": layer(lambda: nn.Pad2d(1)),
+    "Parameter": lambda at: nn.Parameter(at.tensor(3, 4).data),
+    "ReLU": layer(nn.ReLU),
+    "Reshape": layer(lambda: nn.Reshape(4, 48)),
+    "Sequential": layer(lambda: nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(192, 2))),
+    "Sigmoid": layer(nn.Sigmoid),
+    "Softmax": layer(nn.Softmax, 3, 4),
+    "SoftmaxCrossEntropy": lambda at: nn.SoftmaxCrossEntropy(0.1, np.ones(4))(
+        at.tensor(3, 4), at.labels(3, 4)
+    ),
+    "Tanh": layer(nn.Tanh),
+    "summary": lambda at: str(nn.summary(at.model(), (8, 8, 3))),
+}
+
+
+OPTIM: dict[str, Any] = {
+    "SGD": stepped(lambda p: optim.SGD(p, 0.1, momentum=0.9, nesterov=True)),
+    "Adam": stepped(lambda p: optim.Adam(p, 0.001)),
+    "AdamW": stepped(lambda p: optim.AdamW(p, 0.001)),
+    "clip_gradient_norm": stepped(lambda p: optim.SGD(p, 0.1)),
+}
+
+DATA: dict[str, Any] = {
+    "DataLoader": lambda at: [
+        batch
+        for transform in (None, data.Normalize((0.5,) * 3, (0.2,) * 3))
+        for batch in at.loader(transform=transform)
+    ],
+}
+
+TRAIN: dict[str, Any] = {
+    "RunningMetrics": calls.running_metrics,
+    "Trainer": calls.trained,
+    "evaluate": lambda at: train.evaluate(at.model(), at.loader()),
+    "write_checkpoint": calls.checkpoint,
+    "read_checkpoint": calls.checkpoint,
+}
+
+INSPECT: dict[str, Any] = {
+    "UpdateRatios": calls.update_ratios,
+    "activations": lambda at: inspect.activations(at.model(), at.images(), batch_size=2),
+    "analyze": calls.analyze,
+    "before_relu": lambda at: inspect.before_relu(at.model(), at.images(), "2"),
+    "deep_dream": lambda at: inspect.deep_dream(at.model(), at.images(), "0", steps=3),
+    "feature_maps": lambda at: inspect.feature_maps(at.model(), at.images(), "2"),
+    "first_layer_filters": lambda at: inspect.first_layer_filters(at.model()),
+    "grad_cam": lambda at: inspect.grad_cam(at.model(), at.images(), classes=1),
+    "input_gradient": lambda at: inspect.input_gradient(at.model(), at.images()),
+    "maximize_activation": lambda at: inspect.maximize_activation(
+        at.model(), "0", [0, 2], (8, 8, 3), steps=3
+    ),
+    "occlusion": lambda at: inspect.occlusion(at.model(), at.images(), 4, 2),
+    "pixel_layers": lambda at: inspect.pixel_layers(at.model(), at.images()),
+    "predict": lambda at: inspect.predict(at.model(), at.images(), [0, 1, 2]),
+    "saliency": lambda at: inspect.saliency(at.model(), at.images(), [0, 1, 2]),
+    "strongest_images": lambda at: inspect.strongest_images(
+        at.model(), at.images(), "0", [1, 3], k=2, path=at.folder / "strongest.png"
+    ),
+    "training_memory": calls.training_memory,
+    "update_ratio": lambda at: inspect.update_ratio(at.tensor(50).data, at.tensor(50).data),
+    "weight_histograms": lambda at: inspect.weight_histograms(at.model()),
+}
+
+MODELS: dict[str, Any] = {
+    "TenViews": lambda at: models.TenViews(at.model().eval(), 8)(at.tensor(2, 10, 9, 3)),
+    "build": lambda at: models.build("lenet5").to(at.name)(at.tensor(2, 28, 28, 1)),
+}
+
+GPUCNN: dict[str, Any] = {
+    "Tensor": calls.tensor_methods,
+    "export_onnx": calls.exported,
+    "from_dlpack": lambda at: gpucnn.from_dlpack(calls.Foreign(at.tensor(3, 4).T)),
+    "load": calls.saved,
+    "save": calls.saved,
+    "tensor": lambda at: [
+        gpucnn.tensor(at.tensor(3, 4).data, dtype=np.float64),
+        gpucnn.tensor(at.tensor(3, 4), device=at.name),
+        gpucnn.tensor(at.tensor(3, 4), device="cpu"),
+    ],
+}
+
+ELSEWHERE: dict[str, Any] = {
+    "predict.Classifier": calls.classified,
+    "launches.of_model": lambda at: calls.kernels(
+        at, lambda: launches.of_model("lenet5", 2, ("batch", "training"), at.device, True)
+    ),
+    "warmup.warm_up": lambda at: calls.kernels(at, lambda: warm_up("lenet5", at.name, 2)),
+    "cuda.Timer": calls.timed,
+}
+
+TABLE = {
+    f"{module}.{name}".removeprefix("."): call
+    for module, entries in {
+        "ops": OPS,
+        "nn": NN,
+        "optim": OPTIM,
+        "data": DATA,
+        "train": TRAIN,
+        "inspect": INSPECT,
+        "models": MODELS,
+        "gpucnn": GPUCNN,
+        "": ELSEWHERE,
+    }.items()
+    for name, call in entries.items()
+}
+
+# What touches no array of a device: settings, hosts' data, drawings, types, and what is made of the
+# above and nothing else.
+ARRAYLESS = {
+    "gpucnn": """
+        Device GpucnnError OutOfMemory __version__ data default_generator device enable_grad
+        get_conv_algorithm get_num_threads inspect manual_seed models nn no_grad ops optim
+        set_conv_algorithm set_num_threads train
+    """,
+    "ops": "get_conv_algorithm set_conv_algorithm",
+    "nn": "LayerSummary Summary init observe",
+    "optim": "Constant Cosine OneCycle Optimizer Schedule Step Warmup",
+    "data": """
+        CIFAR10 CIFAR100 MNIST ColorNoise Compose DataNotFound Dataset FashionMNIST ImageFolder
+        ItemDataset Normalize RandomCrop RandomFlip Synthetic Transform channel_statistics
+        color_components default_root find_cifar10
+    """,
+    "train": """
+        Callback Checkpoint Checkpoints Curves EpochLine Evaluation MetricsFile ProgressBar
+    """,
+    "inspect": """
+        Advice Analysis Memory Predictions Strongest confusion_chart draw filter_pictures
+        mistakes_page page training_curves update_ratio_histograms
+    """,
+    "models": """
+        BY_NAME alexnet alexnet_cifar10 alexnet_cifar10_bn alexnet_keras alexnet_torchvision
+        cuda_convnet_18pct input_shape lenet lenet5 mlp resnet18_cifar vgg16_cifar
+    """,
+}

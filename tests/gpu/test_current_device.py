@@ -1,0 +1,182 @@
+"""Every public function works on its arrays' device while CuPy's current device is another."""
+
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from calls import Place, numbers
+from devices import CUDASIM, SECOND_CUDA, assert_close, leaf, relative
+from public_functions import ARRAYLESS, TABLE
+
+import gpucnn
+from gpucnn import data, inspect, models, nn, ops, optim, train
+from gpucnn.device import Device, working_on
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_alexnet_cifar10.py"
+MODULES = {
+    "gpucnn": gpucnn,
+    "ops": ops,
+    "nn": nn,
+    "optim": optim,
+    "data": data,
+    "train": train,
+    "inspect": inspect,
+    "models": models,
+}
+
+
+@pytest.fixture(params=[CUDASIM, SECOND_CUDA])
+def elsewhere(request):
+    """A device that is not CuPy's current one, and whose streams are not the current ones."""
+    device = Device.parse(request.param)
+    cuda = device.xp.cuda
+    with ExitStack() as block:
+        block.enter_context(cuda.Device(0))
+        if device.kind == "cuda":
+            block.enter_context(cuda.Stream(non_blocking=True))
+        yield request.param
+        assert cuda.runtime.getDevice() == 0
+
+
+@pytest.fixture(autouse=True)
+def _exact():
+    before = gpucnn.get_conv_algorithm()
+    gpucnn.set_conv_algorithm("exact")
+    yield
+    gpucnn.set_conv_algorithm(before)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_public_function_gives_the_cpus_numbers_on_a_device_that_is_not_the_current_one(
+    name, elsewhere, tmp_path, compiler
+):
+    if elsewhere == "cudasim" and name in ("inspect.analyze", "inspect.training_memory"):
+        pytest.skip("cudasim's arrays do not say whose memory they share")
+    ours = list(numbers(TABLE[name](Place(elsewhere, tmp_path))))
+    theirs = list(numbers(TABLE[name](Place("cpu", tmp_path))))
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.dtype == other.dtype
+        if mine.dtype.kind == "f":
+            assert relative(mine, other) <= 1e-5
+        else:
+            np.testing.assert_array_equal(mine, other)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_public_function_is_missing_from_the_table(module):
+    listed = {name.partition(".")[2] for name in TABLE if name.partition(".")[0] == module}
+    without = set(ARRAYLESS[module].split())
+    assert not listed & without
+    assert listed | without == set(MODULES[module].__all__)
+
+
+@pytest.mark.parametrize("name", [SECOND_CUDA])
+def test_a_block_with_another_device_works_there_and_comes_back(name):
+    getDevice = Device.parse(name).xp.cuda.runtime.getDevice
+    with working_on(Device("cuda", 1)):
+        with gpucnn.device("cuda:0"):
+            assert getDevice() == 0
+            with working_on(Device("cuda", 1)):
+                assert getDevice() == 1
+            assert getDevice() == 0
+        assert getDevice() == 1
+        with working_on(Device("cuda", 1)):
+            assert getDevice() == 1
+
+
+@pytest.mark.parametrize("name", [SECOND_CUDA])
+def test_the_script_learns_the_same_bits_on_both_gpus(name, tmp_path):
+    runs = {}
+    for device in ("cuda:0", name):
+        out = tmp_path / device[-1]
+        flags = "--dataset synthetic --limit 4 --batch-size 2 --epochs 1 --seed 1 --quiet".split()
+        command = [sys.executable, SCRIPT, *flags, "--device", device, "--out", out]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert (done.returncode, done.stderr) == (0, "")
+        rows = [row.split(",")[:5] for row in (out / "metrics.csv").read_text().splitlines()]
+        runs[device] = rows, train.read_checkpoint(out / "last.safetensors").tensors
+    (rows, tensors), (other_rows, others) = runs.values()
+    assert rows == other_rows
+    assert abs(float(rows[1][1]) - np.log(10)) > 0.01  # what weights of zero would give
+    assert tensors.keys() == others.keys()
+    for key, array in tensors.items():
+        assert array.tobytes() == others[key].tobytes(), key
+
+
+# --- other libraries: whose streams wait for which ---
+
+
+class Shared:
+    """An array of another library, made on `stream` of its device."""
+
+    def __init__(self, array, stream):
+        self.array, self.stream = array, stream
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, **options):
+        with self.array.device, self.stream:
+            return self.array.__dlpack__(**options)
+
+
+class Exposed(Shared):
+    """The same without DLPack."""
+
+    __dlpack__ = __dlpack_device__ = property()
+
+    @property
+    def __cuda_array_interface__(self):
+        with self.array.device, self.stream:
+            return self.array.__cuda_array_interface__
+
+
+def late(name):
+    """An array of the other GPU, and the stream on which it will be full of 6 in its turn."""
+    device = Device.parse(name)
+    with device.xp.cuda.Device(device.index):
+        stream = device.xp.cuda.Stream(non_blocking=True)
+        with stream:
+            return device.xp.full(1000, 2, np.float32) * np.float32(3), stream
+
+
+@pytest.mark.parametrize("kind", [Shared, Exposed])
+@pytest.mark.parametrize("name", [SECOND_CUDA])
+def test_memory_of_another_library_is_read_after_the_work_that_fills_it(name, kind):
+    array, stream = late(name)
+    t = gpucnn.tensor(kind(array, stream))
+    assert str(t.device) == name
+    assert ((t * 2.0).numpy() == 12).all()
+
+
+@pytest.mark.parametrize("name", [SECOND_CUDA])
+def test_another_librarys_stream_waits_for_the_tensors_device_not_for_the_current_one(name):
+    array, stream = late(name)
+    cuda, tensor = Device.parse(name).xp.cuda, gpucnn.Tensor(array)
+    with array.device:
+        theirs = cuda.Stream(non_blocking=True)
+        with stream, cuda.Device(0):
+            capsule = tensor.__dlpack__(stream=theirs.ptr, max_version=(1, 0))
+            assert tensor.__cuda_array_interface__["stream"] == stream.ptr
+        with theirs:
+            assert (Device.parse(name).xp.from_dlpack(capsule).get() == 6).all()
+
+
+@pytest.mark.parametrize("name", [SECOND_CUDA])
+def test_gradients_flow_through_a_model_on_two_gpus(name, rng):
+    arrays = [rng.standard_normal(shape, np.float32) for shape in ((3, 4), (5, 4), (2, 5))]
+    found = []
+    for first, second in (("cuda:0", name), (name, "cuda:0"), ("cpu", "cpu")):
+        x, w1 = (leaf(array, first) for array in arrays[:2])
+        w2 = leaf(arrays[2], second)
+        y = ops.linear(ops.relu(ops.linear(x, w1)).to(second), w2)
+        (y * y).sum().backward()
+        assert [str(t.device) for t in (x, w1, y, w2)] == [first, first, second, second]
+        found.append([y, x.grad, w1.grad, w2.grad])
+    for ours in found[:2]:
+        for mine, other in zip(ours, found[2], strict=True):
+            assert_close(mine, other)
