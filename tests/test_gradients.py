@@ -95,6 +95,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 @in_both_dtypes
+@pytest.mark.usefixtures("current")
 def test_gradients_of_leaves_share_no_memory_whatever_an_op_returns(change, dtype, device):
     a, b = (leaf(np.ones((3, 3)), device, dtype) for _ in "ab")
     given = tensor(np.arange(9.0).reshape(3, 3), device, dtype).data
@@ -130,6 +131,7 @@ PASSING_ON = {
 
 
 @pytest.mark.parametrize("build", PASSING_ON.values(), ids=PASSING_ON.keys())
+@pytest.mark.usefixtures("current")
 def test_no_gradient_shares_memory_with_another_or_with_the_callers(build, device):
     a, b = (leaf(np.ones(4), device, np.float32) for _ in "ab")
     z = build(a, b).retain_grad()

@@ -151,6 +151,7 @@ def test_an_array_in_place_of_a_parameter_is_refused_with_the_way_out(value):
     assert "module.w.data[...] = array, or assign gpucnn.nn.Parameter(array)" in str(caught.value)
 
 
+@pytest.mark.usefixtures("current")
 def test_an_array_of_a_gpu_in_place_of_a_parameter_is_refused(gpu):
     layer = nn.Linear(2, 2).to(gpu)
     with pytest.raises(ArgumentError, match=r"w is a parameter; .* got ndarray"):

@@ -69,6 +69,7 @@ def test_a_state_goes_on_on_another_device(kind, settings, gpu):
             assert_close(p, q)
 
 
+@pytest.mark.usefixtures("current")
 def test_adams_counts_are_the_steps_that_each_parameter_made(device):
     a, b = leaf([1.0] * 700, device, np.float32), leaf([1.0], device, np.float32)
     optimizer = optim.Adam([a, b])
@@ -80,6 +81,7 @@ def test_adams_counts_are_the_steps_that_each_parameter_made(device):
     assert optimizer.steps == 3
 
 
+@pytest.mark.usefixtures("current")
 def test_a_state_from_before_counts_gives_every_parameter_its_steps(device):
     a, b = leaf([1.0], device, np.float32), leaf([1.0], device, np.float32)
     optimizer = optim.Adam([a, b])

@@ -71,6 +71,7 @@ def test_a_model_that_changed_its_dtype_under_its_optimizer_is_found(device):
 
 
 @KINDS
+@pytest.mark.usefixtures("current")
 def test_of_many_parameters_each_is_stepped_and_checked_for_itself(kind, device, rng):
     start = [rng.standard_normal(n).astype(np.float32) for n in range(1, 21)]  # a launch takes 16
     ours, theirs = [leaf(x, device) for x in start], [leaf(x, "cpu") for x in start]
