@@ -1,0 +1,187 @@
+"""Part 2: every kernel, every layer of the models and a whole step beside the CPU's."""
+
+import copy
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import gpucnn
+from gpucnn import cuda, launches, models, nn, ops
+from gpucnn.check.beside_cpu import host, largest, relative, results
+from gpucnn.check.kernels import bound, cases
+from gpucnn.check.part import Out
+
+_LAYER_BOUND = 1e-5  # of the largest value: the order of a float32 sum
+_STEP_BOUND = 3e-5  # sums of at most 3456 terms, about sqrt(3456) * 2**-24, through 8 layers
+
+
+def examine(out: Out) -> None:
+    # Winograd, on the CPU, has a rounding of its own, which would hide the kernels'.
+    gpucnn.set_conv_algorithm("exact")
+    _every_kernel(out)
+    out.run("whole step", _whole_step, out)
+    names = [out.task.model]
+    if not out.task.quick:
+        names += [name for name in models.BY_NAME if name not in (out.task.model, "mlp")]
+    seen: set[str] = set()
+    pace = _Pace(out)
+    for name in names:
+        _every_layer(out, name, seen, pace)
+
+
+def _every_kernel(out: Out) -> None:
+    errors: dict[str, float] = {}
+    ran: set[str] = set()
+
+    def look(name: str, case: Callable[[], float]) -> None:
+        with cuda.count_launches() as counted:
+            error = case()
+        ran.update(counted)
+        errors[name] = error
+        allowed = bound(name)
+        kernels = ", ".join(sorted(counted))
+        out.row(
+            "Every kernel beside NumPy: largest difference over the largest value",
+            {"case": name, "error": error, "bound": allowed, "kernels": kernels},
+        )
+        if not error <= allowed:
+            out.fail(
+                name, f"off by {error:.2e} of the largest value, allowed {allowed:.0e}", kernels
+            )
+
+    for name, case in cases(np.random.default_rng(20), out.task.device):
+        out.run(name, look, name, case)
+    missing = sorted(set(cuda.kernels()) - ran)
+    if not missing:
+        worst = max(errors, key=lambda name: errors[name] / bound(name))
+        out.ok(
+            f"{len(ran)} kernels in {len(errors)} cases",
+            f"closest to its bound: {worst}, {errors[worst]:.1e} of {bound(worst):.0e}",
+        )
+        out.headline(f"{len(ran)} kernels, worst {errors[worst] / bound(worst):.0%} of its bound")
+    elif not out.task.skip:
+        out.note(
+            f"{len(ran)} of {len(cuda.kernels())} kernels ran in this process",
+            f"without {', '.join(missing)}",
+        )
+
+
+def _whole_step(out: Out) -> None:
+    """Loss and gradients of one step of the model, on the device and on the CPU."""
+    name, batch = out.task.model, 2 if out.task.quick or out.simulated else 8
+    ours, theirs = (_gradients(name, batch, device) for device in (out.task.device, "cpu"))
+    worst = 0.0
+    for (what, mine), expected in zip(ours.items(), theirs.values(), strict=True):
+        error = relative(mine, expected)
+        worst = max(worst, error)
+        out.row(
+            f"A whole step of {name}, {batch} images: loss and gradients",
+            {"of": what, "error": error, "bound": _STEP_BOUND},
+        )
+        if not error <= _STEP_BOUND:
+            out.fail(f"step of {name}: {what}", f"off by {error:.2e}, allowed {_STEP_BOUND:.0e}")
+    out.ok(f"step of {name}", f"largest error of loss and gradients {worst:.1e}")
+    out.headline(f"gradients of a step within {worst:.0e}")
+
+
+def _gradients(name: str, batch: int, device: str) -> dict[str, np.ndarray[Any, Any]]:
+    gpucnn.manual_seed(1)  # of dropout
+    model = models.build(name, generator=np.random.default_rng(1)).to(device)
+    rng = np.random.default_rng(5)
+    images = rng.standard_normal((batch, *models.input_shape(name)), np.float32)
+    loss = ops.softmax_cross_entropy(
+        model(gpucnn.tensor(images, device)), gpucnn.tensor(np.arange(batch), device)
+    )
+    loss.backward()
+    found = {"loss": host(loss)}
+    return found | {name: host(p.grad) for name, p in model.named_parameters()}
+
+
+# --- layer by layer ---
+
+
+class _Pace:
+    """Chooses batches by how long the layers so far took."""
+
+    def __init__(self, out: Out) -> None:
+        self._out = out
+        self._most = (0.3 if out.simulated else 1.0) if out.task.quick else 3.0  # seconds a layer
+        self._rate = 1e-8 if out.simulated else 2e-10  # seconds of a multiply-add, forward and back
+
+    def batch(self, work: int) -> int:
+        """Images for a layer of `work` multiply-adds an image: at most 128, 0 without time."""
+        seconds = min(self._most, self._out.left() / 4 - 1)
+        rate = self._rate * work if work else 1 / 16
+        return max(min(int(seconds / rate), 128), 0)
+
+    def took(self, work: int, seconds: float) -> None:
+        if work > 1e6:
+            self._rate = seconds / work
+
+
+def _every_layer(out: Out, name: str, seen: set[str], pace: _Pace) -> None:
+    """Each layer of model `name` on random numbers, unless `seen` has one like it."""
+    # What the model asks for with a large batch: the kernels that training really takes.
+    wanted = {launch.kernel.name for launch in launches.of_model(name, 128)["training"]}
+    left_out, ran = 0, set()
+    for module, shape, work in _layers(name):
+        case = f"{type(module).__name__} {module.extra()} on {shape}"
+        if case in seen:
+            continue
+        seen.add(case)
+        batch = pace.batch(work)
+        if batch < 1:
+            left_out += 1
+            continue
+        with cuda.count_launches() as counted:
+            start = time.perf_counter()
+            out.run(case, _layer, out, name, case, module, (batch, *shape))
+            pace.took(work * batch, time.perf_counter() - start)
+        ran |= set(counted)
+    if left_out:
+        out.note(f"layers of {name}", f"{left_out} left out: they would take too long here")
+    out.row(
+        "Kernels of a training step with 128 images",
+        {
+            "model": name,
+            "kernels": len(wanted),
+            "run by the layers above": len(wanted & ran),
+            "others": ", ".join(sorted(wanted - ran)),
+        },
+    )
+
+
+def _layers(name: str) -> list[tuple[nn.Module, tuple[int, ...], int]]:
+    """Each layer without children, the shape of its input, multiply-adds, for one image."""
+    found: list[tuple[nn.Module, tuple[int, ...], int]] = []
+
+    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if not any(True for _ in module.children()):
+            found.append((module, inputs[0].shape[1:], module.multiply_adds(inputs, output)))
+
+    model = models.build(name, generator=np.random.default_rng(1)).eval()
+    with gpucnn.no_grad(), nn.observe(keep):
+        model(gpucnn.tensor(np.zeros((1, *models.input_shape(name)), np.float32)))
+    return found
+
+
+def _layer(out: Out, name: str, case: str, module: nn.Module, shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(2).standard_normal(shape, np.float32)
+    both = []
+    for device in (out.task.device, "cpu"):
+        gpucnn.manual_seed(1)  # of dropout
+        layer = copy.deepcopy(module).train().to(device)
+        given = gpucnn.tensor(x, device, requires_grad=True)
+        both.append(results(layer(given), [given, *layer.parameters()]))
+    error = largest(*both)
+    out.row(
+        "Layers of the models, forward and backward",
+        {"model": name, "layer": case, "batch": shape[0], "error": error, "bound": _LAYER_BOUND},
+    )
+    if not error <= _LAYER_BOUND:
+        out.fail(
+            f"{name}: {case}, batch {shape[0]}",
+            f"off by {error:.2e} of the largest value, allowed {_LAYER_BOUND:.0e}",
+        )
