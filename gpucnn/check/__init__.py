@@ -76,6 +76,6 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.quick,
         arguments.model,
         output_folder(arguments.out),
-        arguments.parts or known,
+        [part for part in runner.PARTS if part.name in (arguments.parts or known)],
         arguments.limit,
     )

@@ -1,6 +1,6 @@
 """One part of a check, in a process of its own that says what it finds as it goes.
 
-    python -m gpucnn.check.part NAME TASK     TASK is a JSON object: the fields of Task
+    python -m gpucnn.check.part MODULE TASK     TASK is a JSON object: the fields of Task
 
 Each line on standard output is one event, a JSON object with one key:
 
@@ -131,11 +131,11 @@ class Out:
 
 
 def main() -> None:
-    name, task = sys.argv[1], Task(**json.loads(sys.argv[2]))
+    module, task = sys.argv[1], Task(**json.loads(sys.argv[2]))
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # prints of Python, and of kernels, are no events
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    importlib.import_module(f"gpucnn.check.{name}").examine(Out(task, stream))
+    importlib.import_module(module).examine(Out(task, stream))
     stream.flush()
 
 

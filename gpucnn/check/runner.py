@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,33 +26,41 @@ _WORTH = 2.0  # seconds: with less left, a part is not started again
 
 @dataclass(frozen=True)
 class Part:
-    """module gpucnn.check.NAME, and the seconds that it has."""
+    """What a part is called, and the seconds that it has."""
 
     name: str
     title: str
     seconds: float
-    quick: float
+    quick: float  # seconds with --quick
     case: float = 1.0  # share of these that one case may take before it counts as hanging
+    module: str = ""  # whose function `examine` it is; gpucnn.check.NAME if none is given
 
 
 PARTS = (
-    Part("machine", "Versions, driver, card and its ceilings", 40, 25),
-    Part("agreement", "Every kernel beside NumPy", 90, 40, 0.5),
-    Part("compiled", "Compile times, registers and local memory", 60, 25),
+    Part("machine", "Versions, driver, card and its ceilings", 30, 25),
+    Part("agreement", "Every kernel beside NumPy", 85, 40, 0.5),
+    Part("compiled", "Compile times, registers and local memory", 50, 25),
     Part("suite", "The tests for GPUs", 120, 30),
     Part("sanitizer", "compute-sanitizer", 60, 20),
     Part("step", "The training step", 75, 30),
     Part("peer", "PyTorch beside it", 75, 25),
     Part("profiles", "Each kernel of a step", 50, 20),
-    Part("probes", "DLPack, memory, streams, graphs, peers", 30, 15, 0.5),
+    Part("probes", "DLPack, memory, streams, graphs, peers", 25, 15, 0.5),
 )
 
 
 def run(
-    device: str, quick: bool, model: str, folder: Path, names: list[str], limit: float | None
+    device: str,
+    quick: bool,
+    model: str,
+    folder: Path,
+    chosen: Sequence[Part] = PARTS,
+    limit: float | None = None,
 ) -> int:
-    """Run these parts and write the report; exit status 0, 1 if a part failed, 130 if stopped."""
-    chosen = [part for part in PARTS if part.name in names]
+    """Run these parts and write the report; exit status 0, 1 if a part failed, 130 if stopped.
+
+    limit is the most seconds that a part may take.
+    """
     report = Report(folder, device, quick, model)
     report.keep_the_one_before()
     for part in chosen:
@@ -108,7 +117,7 @@ class _Runner:
         )
         begun = len(self.seen)
         with tempfile.TemporaryFile() as log:
-            child = _Child(self.part.name, task, log)
+            child = _Child(self.part.module or f"gpucnn.check.{self.part.name}", task, log)
             try:
                 reason = self._listen(child)
             finally:
@@ -156,10 +165,10 @@ class _Runner:
 class _Child:
     """A part's process, and a queue of what it says; None at the end."""
 
-    def __init__(self, name: str, task: Task, log: Any) -> None:
+    def __init__(self, module: str, task: Task, log: Any) -> None:
         self.events: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "gpucnn.check.part", name, _json(task)],
+            [sys.executable, "-P", "-m", "gpucnn.check.part", module, _json(task)],
             stdin=subprocess.PIPE,  # held open: it closes when this process ends, however it ends
             stdout=subprocess.PIPE,
             stderr=log,

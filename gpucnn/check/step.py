@@ -16,6 +16,7 @@ from gpucnn.check.measure import Spin, training_operations
 from gpucnn.check.part import Out
 from gpucnn.check.program import training_step
 from gpucnn.device import Device
+from gpucnn.errors import OutOfMemory
 
 _BATCHES = (32, 64, 128, 256, 512, 1024)
 _QUICK = (32, 128)
@@ -44,7 +45,7 @@ def examine(out: Out) -> None:
         out.run("first step", _first, out, device, pace)
         batches = _QUICK if out.task.quick else _BATCHES
         for batch in _SIMULATED[: 1 if out.task.quick else 2] if out.simulated else batches:
-            out.run(f"batch {batch}", _batch, out, device, batch, spin, pace)
+            out.run(f"batch {batch}", _batch_if_it_fits, out, device, batch, spin, pace)
         out.run("host", _host, out, device, spin, pace)
         out.run("epoch", _epoch, out, device, pace)
 
@@ -61,6 +62,13 @@ def _first(out: Out, device: Device, pace: _Pace) -> None:
         out.fail("loss", f"{loss} after two steps on random images")
     pace.per_image = times[1] / 2
     out.ok("first step", f"{times[0]:.2f} s, with what is compiled for it; the next {times[1]:.3f}")
+
+
+def _batch_if_it_fits(out: Out, device: Device, batch: int, spin: Spin, pace: _Pace) -> None:
+    try:
+        _batch(out, device, batch, spin, pace)
+    except OutOfMemory as error:
+        out.skip(f"batch {batch}", str(error).splitlines()[0])
 
 
 def _batch(out: Out, device: Device, batch: int, spin: Spin, pace: _Pace) -> None:
