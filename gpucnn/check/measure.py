@@ -73,6 +73,10 @@ class Spin:
                 time = milliseconds(lambda: self._launch(_CALIBRATION), device, 3)
             self._cycles = _CALIBRATION / max(time, 1e-3)  # of a millisecond
 
+    @property
+    def simulated(self) -> bool:
+        return self._kernel is None
+
     def _launch(self, cycles: int) -> None:
         self._kernel((1,), (1,), (np.int64(cycles),))
 
