@@ -11,6 +11,7 @@ import gpucnn
 from gpucnn import cuda, launches, models, nn, ops
 from gpucnn.check.beside_cpu import host, largest, relative, results
 from gpucnn.check.kernels import bound, cases
+from gpucnn.check.measure import training_operations
 from gpucnn.check.part import Out
 
 _LAYER_BOUND = 1e-5  # of the largest value: the order of a float32 sum
@@ -71,6 +72,13 @@ def _every_kernel(out: Out) -> None:
 def _whole_step(out: Out) -> None:
     """Loss and gradients of one step of the model, on the device and on the CPU."""
     name, batch = out.task.model, 2 if out.task.quick or out.simulated else 8
+    model = models.build(name, generator=np.random.default_rng(1))
+    operations = training_operations(model, name)
+    while batch > 1 and out.seconds(operations * batch) > out.left() / 8:
+        batch //= 2
+    if (seconds := out.seconds(operations * batch)) > out.left() / 4:
+        out.skip("whole step", f"a step on one image would take {seconds:.0f} s here")
+        return
     ours, theirs = (_gradients(name, batch, device) for device in (out.task.device, "cpu"))
     worst = 0.0
     for (what, mine), expected in zip(ours.items(), theirs.values(), strict=True):
@@ -108,7 +116,8 @@ class _Pace:
     def __init__(self, out: Out) -> None:
         self._out = out
         self._most = (0.3 if out.simulated else 1.0) if out.task.quick else 3.0  # seconds a layer
-        self._rate = 1e-8 if out.simulated else 2e-10  # seconds of a multiply-add, forward and back
+        # Seconds of a multiply-add, forward and back, on the device and on the CPU
+        self._rate = max(1e-8 if out.simulated else 2e-10, 3 * out.seconds(6))
 
     def batch(self, work: int) -> int:
         """Images for a layer of `work` multiply-adds an image: at most 128, 0 without time."""

@@ -65,6 +65,12 @@ class Out:
         """Seconds until the part is ended."""
         return self._end - time.monotonic()
 
+    def seconds(self, operations: float) -> float:
+        """What so many floating-point operations take at least, by the card's own product; 0 if
+        that was not measured.  A device that is a simulator in disguise takes minutes for a step.
+        """
+        return float(operations / self.task.facts.get("fp32", float("inf")))
+
     def ok(self, what: str, found: str = "") -> None:
         self._finding("ok", what, found, "")
 

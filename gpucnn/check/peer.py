@@ -11,6 +11,7 @@ import numpy as np
 
 import gpucnn
 from gpucnn import models, nn, ops, optim
+from gpucnn.check.measure import training_operations
 from gpucnn.check.part import Out
 from gpucnn.check.program import training_step
 from gpucnn.errors import ArgumentError
@@ -135,6 +136,10 @@ def _losses(out: Out, place: str) -> None:
     name, steps = out.task.model, 3 if out.task.quick else 6
     batch = 2 if place == "cpu" else 32
     model = models.build(name, generator=np.random.default_rng(3))
+    seconds = out.seconds(training_operations(model, name) * batch)
+    if seconds > out.left() / 8:
+        out.skip("losses", f"a step on {batch} images would take {seconds:.0f} s here")
+        return
     other = twin(model, place, dropout=False)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     rng = np.random.default_rng(4)

@@ -6,8 +6,8 @@ import sys
 import time
 from typing import Any
 
-from gpucnn import cuda
-from gpucnn.check.measure import Spin
+from gpucnn import cuda, models
+from gpucnn.check.measure import Spin, training_operations
 from gpucnn.check.part import Out
 from gpucnn.check.peer import Side, torch_step
 from gpucnn.check.program import training_step
@@ -104,6 +104,9 @@ def _batch(out: Out, device: Device) -> int:
     """_BATCH images, fewer where these would take too long, 0 where one does."""
     if out.simulated:
         return 2
+    name = out.task.model
+    if out.seconds(training_operations(models.build(name), name)) > out.left() / 12:
+        return 0
     step = training_step(device, out.task.model, 1)
     step().item()
     start = time.perf_counter()

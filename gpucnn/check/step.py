@@ -52,8 +52,13 @@ def examine(out: Out) -> None:
 
 def _first(out: Out, device: Device, pace: _Pace) -> None:
     """The first step of a process, and one that has nothing left to compile."""
+    name = out.task.model
+    pace.per_image = out.seconds(training_operations(models.build(name), name))
+    if pace.seconds(2) > out.left() / 8:
+        out.skip("first step", f"one on 2 images would take {pace.seconds(2):.0f} s here")
+        return
     times = []
-    step = training_step(device, out.task.model, 2)
+    step = training_step(device, name, 2)
     for _ in range(2):
         start = time.perf_counter()
         loss = step().item()
@@ -177,7 +182,7 @@ def _epoch(out: Out, device: Device, pace: _Pace) -> None:
     batch = _EPOCH_BATCH
     while batch > 1 and pace.seconds(batch) * 8 > out.left():
         batch //= 2
-    if pace.seconds(batch) * 4 > out.left():
+    if pace.seconds(batch) * 8 > out.left():
         out.skip("epoch", f"a step would take about {pace.seconds(batch):.1f} s here")
         return
     # Reading or drawing images costs seconds: few where few can be trained on.
