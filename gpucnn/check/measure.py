@@ -57,6 +57,18 @@ def milliseconds(step: Callable[[], object], device: Device, repeats: int) -> fl
         return float(statistics.median(cuda.get_elapsed_time(*pair) for pair in pairs))
 
 
+def between_events(step: Callable[[], object], steps: int, device: Device) -> float:
+    """Milliseconds of a call, of so many between two events: gaps are in it."""
+    cuda = device.xp.cuda
+    begin, end = cuda.Event(), cuda.Event()
+    begin.record()
+    for _ in range(steps):
+        step()
+    end.record()
+    end.synchronize()
+    return float(cuda.get_elapsed_time(begin, end)) / steps
+
+
 class Spin:
     """A kernel that keeps `device` busy while work is queued behind it.
 

@@ -9,6 +9,7 @@ Each line on standard output is one event, a JSON object with one key:
     {"row": {...}}          table, cells: one row of a table, by column
     {"headline": TEXT}      for the summary
     {"fact": [NAME, VALUE]} for the parts after this one
+    {"excuse": TEXT}        the case at work may be ended at the part's limit: no fault of gpucnn's
     {"unusable": REASON}    the parts after this one cannot run
 
 What a part prints otherwise, and what its kernels print, goes to standard error.
@@ -94,6 +95,10 @@ class Out:
 
     def fact(self, name: str, value: Any) -> None:
         self._say("fact", [name, value])
+
+    def excuse(self, text: str) -> None:
+        """If the part is ended in this case, that is a note with this text."""
+        self._say("excuse", text)
 
     def unusable(self, reason: str) -> None:
         self._say("unusable", reason)

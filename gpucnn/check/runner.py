@@ -93,6 +93,7 @@ class _Runner:
     def __init__(self, part: Part, found: PartReport, report: Report) -> None:
         self.part, self.found, self.report = part, found, report
         self.seen: list[str] = []  # cases that were begun
+        self.excuse = ""  # of the last of them
         self.start = time.monotonic()
 
     def run(self) -> None:
@@ -129,7 +130,10 @@ class _Runner:
                 log.seek(0)
                 lines = log.read().decode(errors="replace").splitlines()[-_LOG:]
                 where = self.seen[-1] if len(self.seen) > begun else "its start"
-                self.found.add("fail", where, reason, "\n".join(lines))
+                if self.excuse and self._left() <= 0:
+                    self.found.add("note", where, f"{reason}: {self.excuse}")
+                else:
+                    self.found.add("fail", where, reason, "\n".join(lines))
                 self.report.write()
         going_on = bool(reason) or status == LOST
         return going_on and len(self.seen) > begun and self._left() > _WORTH
@@ -149,7 +153,9 @@ class _Runner:
             while event is not None:
                 if "begin" in event:
                     self.seen.append(event["begin"])
+                    self.excuse = ""
                     case_end = time.monotonic() + case_limit
+                self.excuse = event.get("excuse", self.excuse)
                 self.report.take(self.found, event)
                 try:
                     event = child.events.get_nowait()

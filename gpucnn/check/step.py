@@ -4,7 +4,6 @@ import cProfile
 import pstats
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 import gpucnn
 from gpucnn import cuda, data, models, nn, ops, optim
-from gpucnn.check.measure import Spin, training_operations
+from gpucnn.check.measure import Spin, between_events, training_operations
 from gpucnn.check.part import Out
 from gpucnn.check.program import training_step
 from gpucnn.device import Device
@@ -94,7 +93,7 @@ def _batch(out: Out, device: Device, batch: int, spin: Spin, pace: _Pace) -> Non
         took = time.perf_counter() - start
     pace.per_image = took / batch
     steps = max(min(_STEPS, int(room / took / (_ROUNDS + 3))), 1)
-    rounds = [_between_events(step, steps, xp.cuda) for _ in range(_ROUNDS if steps > 1 else 1)]
+    rounds = [between_events(step, steps, device) for _ in range(_ROUNDS if steps > 1 else 1)]
     ms = statistics.median(rounds)
     memory = (pool.total_bytes() - before) / 2**20
     row: dict[str, Any] = {"batch": batch, "ms": ms, "images/s": batch / ms * 1e3}
@@ -113,17 +112,6 @@ def _batch(out: Out, device: Device, batch: int, spin: Spin, pace: _Pace) -> Non
         words = f"step of {batch}: {ms:.2f} ms, {row['TFLOP/s']:.3g} TFLOP/s"
         share = row.get("of the fp32 product")
         out.headline(words + (f" ({share} of a product)" if share else ""))
-
-
-def _between_events(step: Callable[[], object], steps: int, cuda_: Any) -> float:
-    """Milliseconds of a step, of so many between two events."""
-    begin, end = cuda_.Event(), cuda_.Event()
-    begin.record()
-    for _ in range(steps):
-        step()
-    end.record()
-    end.synchronize()
-    return float(cuda_.get_elapsed_time(begin, end)) / steps
 
 
 def _host(out: Out, device: Device, spin: Spin, pace: _Pace) -> None:

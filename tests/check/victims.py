@@ -42,8 +42,16 @@ def hangs(out: Out) -> None:
     time.sleep(600)
 
 
+def excused(out: Out) -> None:
+    out.excuse("others take as long")
+    time.sleep(600)
+
+
 def last(out: Out) -> None:
     out.ok("last", f"after all others, with {out.left():.0f} s left")
 
 
-CASES = {function.__name__: function for function in (fine, raises, mistaken, crashes, hangs, last)}
+CASES = {
+    function.__name__: function
+    for function in (fine, raises, mistaken, crashes, hangs, excused, last)
+}
