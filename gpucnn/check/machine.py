@@ -14,7 +14,7 @@ import gpucnn
 from gpucnn import doctor
 from gpucnn.check.measure import milliseconds
 from gpucnn.check.part import Out
-from gpucnn.check.runner import ROOT
+from gpucnn.check.runner import CHECKOUT, ROOT
 from gpucnn.errors import DeviceError
 
 _PACKAGES = "numpy cupy-cuda12x cupy-cuda13x torch triton pytest pytest-xdist".split()
@@ -63,7 +63,7 @@ def _versions(out: Out) -> None:
                 found.append(f"no {name}")
     out.ok("packages", ", ".join(found))
     commit = ""
-    if (ROOT / ".git").exists() and shutil.which("git"):
+    if CHECKOUT and shutil.which("git"):
         answer = subprocess.run(
             ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
             capture_output=True, text=True, stdin=subprocess.DEVNULL,

@@ -178,6 +178,7 @@ def _losses(out: Out, place: str) -> None:
             break
     if not worst <= _LOSS_BOUND:
         out.fail("losses", f"they differ by {worst:.1e}, allowed {_LOSS_BOUND:.0e}")
+        return
     out.ok("losses", f"{done} steps, largest relative difference {worst:.1e}")
     out.headline(f"PyTorch's losses within {worst:.0e}")
 

@@ -20,6 +20,7 @@ from gpucnn.check.part import LOST, Task
 from gpucnn.check.report import PartReport, Report
 
 ROOT = Path(__file__).parents[2]  # of a checkout, or site-packages
+CHECKOUT = (ROOT / "pyproject.toml").is_file()
 _LOG = 40  # lines of a crashed part's standard error
 _WORTH = 2.0  # seconds: with less left, a part is not started again
 
@@ -209,7 +210,7 @@ class _Child:
 def environment(**more: str) -> dict[str, str]:
     """A child's environment, in which it imports this gpucnn."""
     env = {**os.environ, **more}
-    if (ROOT / "pyproject.toml").is_file():  # a checkout, wherever the working directory is
+    if CHECKOUT:  # wherever the working directory is
         before = env.get("PYTHONPATH")
         env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
     return env

@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 
 from gpucnn.check.part import Out
-from gpucnn.check.runner import ROOT, environment
+from gpucnn.check.runner import CHECKOUT, ROOT, environment
 from gpucnn.threads import usable_cores
 
 _MARGIN = 3.0  # seconds between the end of the tests and that of the part
@@ -20,7 +20,7 @@ _PARALLEL = re.compile(r"(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\s+(tests/\S+:
 
 
 def examine(out: Out) -> None:
-    if not (ROOT / "tests" / "conftest.py").is_file():
+    if not (CHECKOUT and (ROOT / "tests").is_dir()):
         out.skip("tests", "gpucnn is installed, and the tests are in a checkout", "git clone it")
     elif importlib.util.find_spec("pytest") is None:
         out.skip("tests", "pytest is not installed", 'pip install "gpucnn[test]"')
