@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from gpucnn.check.beside_cpu import host, largest, relative, results
 from gpucnn.check.kernels import bound, cases
 from gpucnn.check.measure import training_operations
 from gpucnn.check.part import Out
+from gpucnn.errors import KernelError
+from gpucnn.threads import usable_cores
 
 # A layer, the shape of its input and its multiply-adds, for one image
 Layer = tuple[nn.Module, tuple[int, ...], int]
@@ -24,6 +27,7 @@ _STEP_BOUND = 3e-5  # sums of at most 3456 terms, about sqrt(3456) * 2**-24, thr
 def examine(out: Out) -> None:
     # Winograd, on the CPU, has a rounding of its own, which would hide the kernels'.
     gpucnn.set_conv_algorithm("exact")
+    out.run("compiling", _compile, out)
     _every_kernel(out)
     out.run("whole step", _whole_step, out)
     names = [out.task.model]
@@ -41,6 +45,28 @@ def examine(out: Out) -> None:
         slowest = max(slowest, time.perf_counter() - start)
         _every_layer(out, name, layers, seen, pace)
     out.ok("layers", f"{pace.layers} of the models ran, forward and backward")
+
+
+def _compile(out: Out) -> None:
+    """Every file, so that no case waits for the compiler; the simulator's on all cores."""
+    files = sorted({kernel.file for kernel in cuda.kernels().values()})
+    device, start = out.device, time.perf_counter()
+
+    def compile_one(file: str) -> str:
+        try:
+            cuda.compile_file(device, file)
+        except KernelError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        errors = (pool.map if out.simulated else map)(compile_one, files)
+        for file, error in zip(files, errors, strict=True):
+            if error:
+                first, _, rest = error.partition("\n")
+                out.fail(f"compiling {file}", first, rest)
+    seconds = time.perf_counter() - start
+    out.note("compiling", f"{seconds:.1f} s for {len(files)} files, or for those not in the cache")
 
 
 def _every_kernel(out: Out) -> None:

@@ -145,16 +145,23 @@ def main() -> None:
     module, task = sys.argv[1], Task(**json.loads(sys.argv[2]))
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # prints of Python, and of kernels, are no events
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    end_with_the_parent()
     importlib.import_module(module).examine(Out(task, stream))
     stream.flush()
 
 
-def _end_with_the_parent() -> None:
-    """The parent holds the other end of standard input: it closes when the parent is killed."""
+def end_with_the_parent() -> None:
+    """From now on this process and its group end when the parent does, however it ends.
+
+    The parent holds the other end of standard input, which closes then.
+    """
+    threading.Thread(target=_wait_for_the_end, daemon=True).start()
+
+
+def _wait_for_the_end() -> None:
     os.read(0, 1)
     if hasattr(os, "killpg"):
-        os.killpg(0, signal.SIGKILL)  # with what this process has started
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 

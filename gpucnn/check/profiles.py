@@ -164,11 +164,9 @@ def _kernels_of(out: Out, events: Any, title: str) -> None:
 
 def _ncu(out: Out, path: str) -> None:
     program = ["-P", "-m", "gpucnn.check.program", "step", out.task.device, out.task.model]
-    done = output(
-        [path, "--profile-from-start", "off", "--target-processes", "all", "--csv", "--page", "raw",
-         "--metrics", ",".join(_METRICS), sys.executable, *program, str(_BATCH)],
-        out.left() - 2,
-    )  # fmt: skip
+    tool = [path, "--profile-from-start", "off", "--target-processes", "all"]
+    form = ["--csv", "--page", "raw", "--print-units", "base", "--metrics", ",".join(_METRICS)]
+    done = output([*tool, *form, sys.executable, *program, str(_BATCH)], out.left() - 2)
     if "ERR_NVGPUCTRPERM" in done.text:
         out.skip("ncu", "no permission to read the counters", _PERMISSION)
         return

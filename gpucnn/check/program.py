@@ -6,6 +6,7 @@ python -m gpucnn.check.program compile DEVICE FILE ...     {"file": ..., "second
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 import gpucnn
 from gpucnn import cuda, models, ops, optim
 from gpucnn.check.kernels import bound, cases
+from gpucnn.check.part import end_with_the_parent
 from gpucnn.device import Device
 
 
@@ -84,6 +86,8 @@ def training_step(device: Device, name: str, batch: int) -> Callable[[], gpucnn.
 
 
 if __name__ == "__main__":
+    if "GPUCNN_CHECK_PARENT" in os.environ:
+        end_with_the_parent()
     programs: dict[str, Callable[..., int]] = {
         "kernels": kernels,
         "step": step,

@@ -39,7 +39,7 @@ class Part:
 
 PARTS = (
     Part("machine", "Versions, driver, card and its ceilings", 30, 25),
-    Part("agreement", "Every kernel beside NumPy", 85, 40, 0.5),
+    Part("agreement", "Every kernel beside NumPy", 85, 60, 0.5),
     Part("compiled", "Compile times, registers and local memory", 50, 25),
     Part("suite", "The tests for GPUs", 120, 30),
     Part("sanitizer", "compute-sanitizer", 60, 20),
@@ -196,15 +196,20 @@ class _Child:
 
     def end(self) -> None:
         """End it with everything that it started; nothing happens if it has ended."""
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-        else:
-            self.process.kill()
-        self.process.wait()
+        end_group(self.process)
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+def end_group(process: subprocess.Popen[Any]) -> None:
+    """End a process that leads a group, and the group."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -4,8 +4,11 @@ import importlib.util
 import re
 import subprocess
 import sys
-import threading
+import tempfile
+import time
 from collections import Counter
+from pathlib import Path
+from typing import TextIO
 
 from gpucnn.check.part import Out
 from gpucnn.check.runner import CHECKOUT, ROOT, environment
@@ -14,9 +17,10 @@ from gpucnn.threads import usable_cores
 _MARGIN = 3.0  # seconds between the end of the tests and that of the part
 _WORKERS = 8  # each has a CUDA context of its own: about half a GiB
 _NAMED = 20  # failures
-_RESULT = re.compile(r"(tests/\S+::.*?)\s+(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
+_WORDS = "PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS"
+_RESULT = re.compile(rf"(?P<test>tests/\S+::.*?)\s+(?P<result>{_WORDS})\b")
 # pytest-xdist puts the result first
-_PARALLEL = re.compile(r"(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\s+(tests/\S+::.*?)\s*$")
+_PARALLEL = re.compile(rf"^\[gw\d+\].*?(?P<result>{_WORDS})\s+(?P<test>tests/\S+::.*?)\s*$")
 
 
 def examine(out: Out) -> None:
@@ -39,57 +43,73 @@ def _tests(out: Out) -> None:
         command += ["-m", "gpu and not slow"]
     if out.task.quick:
         command += ["tests/gpu"] if not out.simulated else ["tests/gpu", "-k", _FEW]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=environment(PYTEST_ADDOPTS=""),
-    )
-    timer = threading.Timer(max(out.left() - _MARGIN, 1), process.kill)
-    timer.start()
-    counts: Counter[str] = Counter()
-    failed: list[str] = []
-    lines: list[str] = []
-    last = ""
-    assert process.stdout is not None
-    for line in process.stdout:
-        lines.append(line.rstrip())
-        found = _RESULT.match(line) or _PARALLEL.search(line)
-        if found:
-            first, second = found.groups()
-            last, result = (second, first) if first.isupper() else (first, second)
-            counts[result] += 1
-            if result in ("FAILED", "ERROR"):
-                failed.append(last)
-    status = process.wait()
-    cut = not timer.is_alive()
-    timer.cancel()
-    _report(out, counts, failed, lines, last if cut else "", status)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "output")
+        with open(path, "w", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment(PYTEST_ADDOPTS=""),
+            )
+        results = _Results()
+        with open(path, encoding="utf-8", errors="replace") as file:
+            while process.poll() is None and out.left() > _MARGIN:
+                time.sleep(0.2)
+                results.read(file)
+            results.read(file)
+    # Tests that are still at work end with this process: the runner ends its group.
+    _report(out, results, process.poll())
+
+
+class _Results:
+    """What pytest has printed so far."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.failed: list[str] = []
+        self.lines: list[str] = []
+        self.last = ""  # the last test that has a result
+        self._rest = ""  # of a line that is not complete
+
+    def read(self, file: TextIO) -> None:
+        """Take what is new in its output."""
+        *lines, self._rest = (self._rest + file.read()).split("\n")
+        for line in lines:
+            self.lines.append(line.rstrip())
+            found = _RESULT.match(line) or _PARALLEL.search(line)
+            if found:
+                self.last = found["test"]
+                self.counts[found["result"]] += 1
+                if found["result"] in ("FAILED", "ERROR"):
+                    self.failed.append(self.last)
+
+    def __str__(self) -> str:
+        counts = sorted(self.counts.items())
+        return ", ".join(f"{n} {name.lower()}" for name, n in counts) or "none ran"
 
 
 # On the simulator, what a quick run has time for
 _FEW = "cudasim and (refuses or devices_do_not_meet or loader)"
 
 
-def _report(
-    out: Out, counts: Counter[str], failed: list[str], lines: list[str], cut: str, status: int
-) -> None:
-    text = ", ".join(f"{counts[name]} {name.lower()}" for name in sorted(counts)) or "none ran"
-    for name in failed[:_NAMED]:
-        out.fail(name, *_reason(name, lines))
-    if len(failed) > _NAMED:
-        out.fail("tests", f"{len(failed) - _NAMED} more failed")
-    if cut:
-        out.note("tests", f"{text}, and then there was no time left, at {cut}", "pytest -m gpu")
+def _report(out: Out, results: _Results, status: int | None) -> None:
+    """status: pytest's, or None if it is still at work."""
+    for name in results.failed[:_NAMED]:
+        out.fail(name, *_reason(name, results.lines))
+    if len(results.failed) > _NAMED:
+        out.fail("tests", f"{len(results.failed) - _NAMED} more failed")
+    if status is None:
+        found = f"{results}, and then there was no time left, after {results.last or 'none'}"
+        out.note("tests", found, "pytest -m gpu")
     elif status == 0:
-        out.ok("tests", text)
-    elif not failed:
-        out.fail("tests", f"pytest ended with status {status}: {text}", "\n".join(lines[-15:]))
-    out.headline(text + (", then cut" if cut else ""))
+        out.ok("tests", str(results))
+    elif not results.failed:
+        end = "\n".join(results.lines[-15:])
+        out.fail("tests", f"pytest ended with status {status}: {results}", end)
+    out.headline(f"{results}{', then cut' if status is None else ''}")
 
 
 def _reason(name: str, lines: list[str]) -> tuple[str, str]:

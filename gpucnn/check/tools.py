@@ -5,10 +5,11 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 
 from gpucnn.check.part import Out
-from gpucnn.check.runner import environment
+from gpucnn.check.runner import end_group, environment
 
 _FOLDERS = {
     "compute-sanitizer": ("compute-sanitizer", "extras/compute-sanitizer", "bin"),
@@ -58,20 +59,26 @@ def find_or_skip(out: Out, tool: str) -> str | None:
 
 
 def output(command: list[str], seconds: float, **env: str) -> Output:
-    """Run a command for at most so long; what it printed, both streams together."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=environment(**env),
-    )
-    try:
-        text, _ = process.communicate(timeout=max(seconds, 1))
-        return Output(text, process.returncode)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        text, _ = process.communicate()
-        return Output(text, None)
+    """Run a program of program.py, under a tool or not, for at most so long.
+
+    Its text is both streams together.  With the command ends everything that it started.
+    """
+    with tempfile.TemporaryFile() as file:  # a pipe would stay open in what it started
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,  # held open: end_with_the_parent waits for its end
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment(GPUCNN_CHECK_PARENT="1", **env),
+            start_new_session=True,
+        )
+        try:
+            status: int | None = process.wait(max(seconds, 1))
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            end_group(process)
+            if process.stdin is not None:
+                process.stdin.close()
+        file.seek(0)
+        return Output(file.read().decode(errors="replace"), status)

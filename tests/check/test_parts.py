@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import is_gone
 
 import gpucnn
 from gpucnn import cuda, models, nn
@@ -106,6 +107,16 @@ def test_a_kernel_that_does_not_compile_is_reported_with_the_compilers_words(fau
     assert states["relu"] == states["leaky_relu"] == "fail"
     assert "max_pool2d" in [row["cells"]["case"] for row in said.all("row")]
     assert "nonsense" in said.text()
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_file_that_does_not_compile_is_named_before_its_cases_run(fault, monkeypatch):
+    fault("activation.cu", "__global__", "__global__ nonsense")
+    declared = {name: cuda.kernel(name) for name in ("relu_forward", "max_pool2d_forward")}
+    monkeypatch.setattr(cuda, "kernels", lambda: declared)
+    said = Said()
+    agreement._compile(said.out)
+    assert said.states() == {"compiling activation.cu": "fail", "compiling": "note"}
 
 
 @pytest.mark.usefixtures("compiler")
@@ -342,25 +353,41 @@ def test_a_tool_that_is_missing_is_a_line_that_says_how_to_get_it(monkeypatch, t
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the tools are shell scripts")
-def test_a_tool_is_ended_at_its_limit_and_what_it_printed_is_kept(tmp_path):
-    script = "import time; print('so far', flush=True); time.sleep(600)"
+def test_a_tool_is_ended_at_its_limit_with_what_it_started_and_its_text_is_kept(tmp_path):
+    script = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(child.pid, flush=True); time.sleep(600)"
+    )
     found = tools.output([sys.executable, "-c", script], 1.0)
-    assert (found.text, found.status) == ("so far\n", None)
+    assert found.status is None
+    assert is_gone(int(found.text))
 
 
 # --- pytest's output ---
 
 
-def test_results_are_counted_with_and_without_xdist():
-    plain = "tests/gpu/test_on_a_gpu.py::test_a[cuda] PASSED                  [ 12%]"
-    parallel = "[gw1] [ 12%] FAILED tests/gpu/test_on_a_gpu.py::test_b[cuda]"
-    assert suite._RESULT.match(plain).groups() == (
-        "tests/gpu/test_on_a_gpu.py::test_a[cuda]",
-        "PASSED",
-    )
-    assert suite._PARALLEL.search(parallel).groups() == (
-        "FAILED", "tests/gpu/test_on_a_gpu.py::test_b[cuda]",
-    )  # fmt: skip
+@pytest.mark.parametrize("form", ["{test} {result}    [ 12%]", "[gw1] [ 12%] {result} {test}"])
+def test_results_are_counted_with_and_without_xdist_line_by_line(form):
+    test = "tests/gpu/test_on_a_gpu.py::test_{}[cuda]"
+    lines = [form.format(test=test.format(i), result="PASSED") for i in range(3)]
+    lines += [form.format(test=test.format("bad"), result="FAILED")]
+    lines += [f"FAILED {test.format('bad')} - assert 1 == 2", ""]  # pytest's summary: counted once
+    text = "\n".join(lines)
+    results = suite._Results()
+    for piece in (text[:50], text[50:]):  # a line that is not complete yet
+        results.read(io.StringIO(piece))
+    assert str(results) == "1 failed, 3 passed"
+    assert results.failed == [test.format("bad")]
+
+
+def test_tests_that_are_still_at_work_at_the_end_are_a_note():
+    said = Said()
+    results = suite._Results()
+    results.read(io.StringIO("tests/a.py::test_b PASSED\n"))
+    suite._report(said.out, results, None)
+    assert said.states() == {"tests": "note"}
+    assert "1 passed, and then there was no time left, after tests/a.py::test_b" in said.text()
 
 
 def test_a_failed_test_comes_with_its_own_part_of_pytests_report():

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import is_gone
 
 from gpucnn.check import runner
 from gpucnn.cli import main
@@ -35,20 +36,6 @@ def check(folder, monkeypatch, cases, part):
     status = runner.run("cudasim", True, "lenet5", folder, [part])
     report = json.loads((folder / "report.json").read_text())
     return status, report, (folder / "report.md").read_text()
-
-
-def is_gone(pid: int, within: float = 10.0) -> bool:
-    """Whether the process has ended, or ends soon; one that nobody waited for counts as ended."""
-    end = time.monotonic() + within
-    while time.monotonic() < end:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def states(report):
