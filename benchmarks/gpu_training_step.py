@@ -111,7 +111,9 @@ def queued(step: Callable[[], None], repeats: int, spin: Spin) -> float:
     """Milliseconds of the device for one call, of `repeats` that were queued behind a spin."""
     with cuda.count_launches() as launches:
         step()
-    time, covered = spin.milliseconds(step, 2 * sum(launches.values()) + 4, repeats)
+    # Twice, and four more: cuBLAS and CuPy launch too
+    count = 2 * sum(launches.values()) + 4
+    time, covered = spin.milliseconds(step, count, repeats, rounds=min(3, repeats))
     if not covered and not spin.simulated:
         print("warning: the device did not spin until all was queued: gaps are in the next row")
     return time

@@ -77,10 +77,9 @@ def _batch_if_it_fits(out: Out, device: Device, batch: int, spin: Spin, pace: _P
 
 def _batch(out: Out, device: Device, batch: int, spin: Spin, pace: _Pace) -> None:
     name = out.task.model
-    expected = pace.seconds(batch)
     room = out.left() * 0.4
-    if expected * 4 > room:
-        out.skip(f"batch {batch}", f"a step would take about {expected:.1f} s here")
+    if pace.seconds(batch) * 4 > room:
+        out.skip(f"batch {batch}", f"a step would take about {pace.seconds(batch):.1f} s here")
         return
     xp = device.xp
     pool = xp.get_default_memory_pool()
@@ -204,13 +203,14 @@ def _epoch(out: Out, device: Device, pace: _Pace) -> None:
     if not seen:
         out.note("epoch", "one step was all there was time for")
         return
+    if not np.isfinite(last):
+        out.fail("epoch", f"the loss is {last} after {len(losses)} steps")
+        return
     whole = "an epoch" if len(losses) == len(loader) else f"{len(losses)} of {len(loader)} steps"
     out.ok(
         "epoch",
         f"{whole} of {what}, batches of {batch}: {seconds:.2f} s, {seen / seconds:,.0f} images/s, "
         f"loss {gpucnn.Tensor(losses[0]).item():.3f} to {last:.3f}",
     )
-    if not np.isfinite(last):
-        out.fail("epoch", f"the loss is {last}")
     if not out.simulated:
         out.headline(f"training {seen / seconds:,.0f} images/s")
