@@ -164,7 +164,7 @@ class _Pace:
 
     def took(self, work: int, seconds: float) -> None:
         self.layers += 1
-        if work > 1e6:
+        if work > 3e7:  # less is mostly what a launch takes
             self._rate = seconds / work
 
 

@@ -122,9 +122,9 @@ class Spin:
         """The device's time of one call, and whether it is without gaps.
 
         launches: how many one call makes.  Each of the rounds queues `repeats` calls, or as many
-        as fit into the stream's queue; the median of the rounds counts.
+        as fit into the stream's queue; the median of the rounds counts.  Call step once before:
+        what it compiles and allocates is no part of its time.
         """
-        step()
         calls = max(min(repeats, _QUEUE // max(launches, 1)), 1)
 
         def work() -> None:

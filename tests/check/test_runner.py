@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,6 +120,12 @@ def test_an_earlier_report_is_kept(tmp_path, monkeypatch, pids):
     assert "ZeroDivisionError" in (tmp_path / "report.before.md").read_text()
     assert "ZeroDivisionError" not in (tmp_path / "report.md").read_text()
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_page_on_reports_has_every_part_in_its_order():
+    page = (runner.ROOT / "docs" / "check.md").read_text()
+    named = re.findall(r"^\*\*(\d) `(\w+)`", page, re.MULTILINE)
+    assert named == [(str(i), part.name) for i, part in enumerate(runner.PARTS, 1)]
 
 
 # --- the command ---
