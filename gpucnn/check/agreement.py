@@ -59,12 +59,15 @@ def _compile(out: Out) -> None:
             return str(error)
         return ""
 
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        errors = (pool.map if out.simulated else map)(compile_one, files)
-        for file, error in zip(files, errors, strict=True):
-            if error:
-                first, _, rest = error.partition("\n")
-                out.fail(f"compiling {file}", first, rest)
+    if out.simulated:
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            errors = list(pool.map(compile_one, files))
+    else:
+        errors = [compile_one(file) for file in files]
+    for file, error in zip(files, errors, strict=True):
+        if error:
+            first, _, rest = error.partition("\n")
+            out.fail(f"compiling {file}", first, rest)
     seconds = time.perf_counter() - start
     out.note("compiling", f"{seconds:.1f} s for {len(files)} files, or for those not in the cache")
 

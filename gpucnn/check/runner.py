@@ -163,8 +163,7 @@ class _Runner:
                 except queue.Empty:
                     break
             else:
-                child.process.wait()
-                return ""
+                return child.wait(self._left())
             self.found.seconds = time.monotonic() - self.start
             self.report.write()
 
@@ -193,6 +192,14 @@ class _Child:
                 continue
             self.events.put(event)
         self.events.put(None)
+
+    def wait(self, seconds: float) -> str:
+        """Wait for a process that has said all: "" when it has ended, or why it has to be."""
+        try:
+            self.process.wait(max(seconds, 0))
+        except subprocess.TimeoutExpired:
+            return "its process was done, and did not end"
+        return ""
 
     def end(self) -> None:
         """End it with everything that it started; nothing happens if it has ended."""

@@ -74,6 +74,13 @@ def test_to_be_ended_in_a_case_that_may_take_long_is_no_failure(tmp_path, monkey
     assert "ended at the part's limit of 2 s: others take as long" in text
 
 
+def test_a_process_that_is_done_and_does_not_end_is_ended(tmp_path, monkeypatch, pids):
+    status, report, text = check(tmp_path, monkeypatch, "lingers", victims(3))
+    assert status == 1
+    assert states(report) == {"done": "ok", "lingers": "fail"}
+    assert "its process was done, and did not end" in text
+
+
 def test_a_run_that_is_killed_has_told_what_it_saw_and_leaves_no_process(tmp_path, pids):
     program = (
         "from pathlib import Path; from gpucnn.check import runner; "

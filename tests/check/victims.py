@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -47,11 +48,16 @@ def excused(out: Out) -> None:
     time.sleep(600)
 
 
+def lingers(out: Out) -> None:
+    out.ok("done")
+    threading.Thread(target=time.sleep, args=[600]).start()
+
+
 def last(out: Out) -> None:
     out.ok("last", f"after all others, with {out.left():.0f} s left")
 
 
 CASES = {
     function.__name__: function
-    for function in (fine, raises, mistaken, crashes, hangs, excused, last)
+    for function in (fine, raises, mistaken, crashes, hangs, excused, lingers, last)
 }
