@@ -32,18 +32,23 @@ def examine(out: Out) -> None:
     out.run("whole step", _whole_step, out)
     names = [out.task.model]
     if not out.task.quick:
-        names += [name for name in models.BY_NAME if name not in (out.task.model, "mlp")]
+        others = [name for name in models.BY_NAME if name not in (out.task.model, "mlp")]
+        names += sorted(others, key=models.input_shape)  # small images first
     seen: set[str] = set()
     pace = _Pace(out)
-    slowest = 1.0  # seconds to build a model and to see what its layers are given
+    slowest = 2.0  # seconds to find out what a model launches
     for number, name in enumerate(names):
-        if out.left() < 3 * slowest + 2:
+        if out.left() < 3 * slowest:
             out.note("layers", f"no time for those of {', '.join(names[number:])}")
             break
         start = time.perf_counter()
         layers = _layers(name)
+        # The kernels that training really takes: those of a large batch
+        recorded = launches.of_model(name, 128, ("training",))["training"]
+        wanted = {launch.kernel.name for launch in recorded}
+        del recorded  # it keeps the arrays of a whole step
         slowest = max(slowest, time.perf_counter() - start)
-        _every_layer(out, name, layers, seen, pace)
+        _every_layer(out, name, layers, wanted, seen, pace)
     out.ok("layers", f"{pace.layers} of the models ran, forward and backward")
 
 
@@ -150,12 +155,13 @@ def _gradients(name: str, batch: int, device: str) -> dict[str, np.ndarray[Any, 
 
 
 class _Pace:
-    """Chooses batches by how long the layers so far took."""
+    """Chooses batches by how long the layers so far took, and keeps what ran."""
 
     def __init__(self, out: Out) -> None:
         self._out = out
         self._most = (0.3 if out.simulated else 1.0) if out.task.quick else 3.0  # seconds a layer
         self.layers = 0
+        self.ran: set[str] = set()  # kernels
         # Seconds of a multiply-add, forward and back, on the device and on the CPU
         self._rate = max(1e-8 if out.simulated else 2e-10, 3 * out.seconds(6))
 
@@ -171,11 +177,14 @@ class _Pace:
             self._rate = seconds / work
 
 
-def _every_layer(out: Out, name: str, layers: list[Layer], seen: set[str], pace: _Pace) -> None:
-    """Each layer of model `name` on random numbers, unless `seen` has one like it."""
-    # What the model asks for with a large batch: the kernels that training really takes.
-    wanted = {launch.kernel.name for launch in launches.of_model(name, 128)["training"]}
-    left_out, ran = 0, set()
+def _every_layer(
+    out: Out, name: str, layers: list[Layer], wanted: set[str], seen: set[str], pace: _Pace
+) -> None:
+    """Each layer of model `name` on random numbers, unless `seen` has one like it.
+
+    wanted: the kernels that training the model launches.
+    """
+    left_out = 0
     for module, shape, work in layers:
         case = f"{type(module).__name__} {module.extra()} on {shape}"
         if case in seen:
@@ -189,7 +198,7 @@ def _every_layer(out: Out, name: str, layers: list[Layer], seen: set[str], pace:
             start = time.perf_counter()
             out.run(case, _layer, out, name, case, module, (batch, *shape))
             pace.took(work * batch, time.perf_counter() - start)
-        ran |= set(counted)
+        pace.ran |= set(counted)
     if left_out:
         out.note(f"layers of {name}", f"{left_out} left out: they would take too long here")
     out.row(
@@ -197,8 +206,8 @@ def _every_layer(out: Out, name: str, layers: list[Layer], seen: set[str], pace:
         {
             "model": name,
             "kernels": len(wanted),
-            "run by the layers above": len(wanted & ran),
-            "others": ", ".join(sorted(wanted - ran)),
+            "run by the layers above": len(wanted & pace.ran),
+            "others": ", ".join(sorted(wanted - pace.ran)),
         },
     )
 
