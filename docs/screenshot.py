@@ -53,14 +53,18 @@ def photograph(page: Path, picture: Path, width: int, dark: bool) -> None:
     cut.quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)
 
 
-def main() -> int:
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("page", type=Path, metavar="PAGE")
     parser.add_argument("picture", type=Path, metavar="PICTURE")
     parser.add_argument("titles", nargs="*", metavar="TITLE")
     parser.add_argument("--width", type=int, default=960, metavar="PIXELS")
     parser.add_argument("--dark", action="store_true", help="for a reader whose system is dark")
-    options = parser.parse_args()
+    return parser.parse_intermixed_args(argv)  # titles may stand before or behind the options
+
+
+def main() -> int:
+    options = parse_arguments()
     page = options.page.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         shown = Path(folder) / "page.html"

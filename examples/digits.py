@@ -1,17 +1,16 @@
-"""Handwritten digits: create a network, train it, classify, plot.  Run me without arguments."""
+"""Handwritten digits: create a network, train it, classify, and plot it all into digits.png."""
 
 from pathlib import Path
 
 import numpy as np
 
-from gpucnn import data, nn, optim, train
+from gpucnn import data, errors, inspect, nn, optim, train
 
 table = np.loadtxt(Path(__file__).parent / "data" / "digits.csv.gz", np.int64, delimiter=",")
 np.random.default_rng(0).shuffle(table)
 images = (table[:, :64] * 15).astype(np.uint8).reshape(-1, 8, 8, 1)
 digits = data.Dataset(images, table[:, 64], tuple("0123456789"), "digits")
 training, test = digits[:1400], digits[1400:]
-
 model = nn.Sequential(
     nn.Conv2d(1, 16, 3, padding="same"), nn.BatchNorm(16), nn.ReLU(), nn.MaxPool2d(2),
     nn.Conv2d(16, 32, 3, padding="same"), nn.BatchNorm(32), nn.ReLU(), nn.MaxPool2d(2),
@@ -20,10 +19,12 @@ model = nn.Sequential(
 normalize = data.Normalize(*data.channel_statistics(training.images))
 loader = data.DataLoader(training, 32, shuffle=True, transform=normalize, device="cpu")
 test_loader = data.DataLoader(test, 500, transform=normalize, device="cpu")
-trainer = train.Trainer(
-    model, optim.SGD(model.parameters(), lr=0.05, momentum=0.9), loader, test_loader,
-    optim.OneCycle(lr=0.05, total=8 * len(loader)),
-    callbacks=[train.EpochLine(), train.Curves("digits.png")],
-)  # fmt: skip
+optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+rate = optim.OneCycle(lr=0.05, total=8 * len(loader))
+trainer = train.Trainer(model, optimizer, loader, test_loader, rate, callbacks=[train.EpochLine()])
 trainer.fit(epochs=8)
-print(f"{trainer.evaluation.accuracy:.1%} of {len(test)} digits right; curves in digits.png")
+print(f"{trainer.evaluation.accuracy:.1%} of {len(test)} digits right")
+try:
+    inspect.training_curves(trainer.history, "digits.png")
+except errors.MissingExtra as error:
+    print(f"digits.png was not drawn: {error}")

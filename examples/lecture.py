@@ -16,6 +16,8 @@ import numpy as np
 
 import gpucnn
 from gpucnn import ops
+from gpucnn.arguments import exit_status, output_folder
+from gpucnn.files import writing
 
 Grid = np.ndarray[Any, np.dtype[Any]]
 
@@ -143,8 +145,8 @@ def show(name: str, matrix: Grid) -> None:
         print("  " + " ".join(f"{int(number):{width}d}" for number in row))
 
 
-def draw(path: Path, panels: dict[str, Grid], columns: int) -> None:
-    """One PNG file with a panel for each matrix, its numbers written in the cells."""
+def draw(panels: dict[str, Grid], columns: int) -> Any:
+    """A matplotlib figure with a panel for each matrix, its numbers written in the cells."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -155,18 +157,16 @@ def draw(path: Path, panels: dict[str, Grid], columns: int) -> None:
         figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=True
     ):
         of_pixels = matrix.dtype == np.uint8  # else numbers, dark where they are large
-        axes.imshow(
+        image = axes.imshow(
             matrix, cmap="gray" if of_pixels else "Blues", vmin=0, vmax=255 if of_pixels else None
         )
         axes.set(title=name, xticks=[], yticks=[])
         if matrix.ndim == 2 and len(matrix) <= 12:
+            brightness = image.to_rgba(matrix)[..., :3] @ (0.2126, 0.7152, 0.0722)
             for (i, j), number in np.ndenumerate(matrix):
-                white = (number < matrix.max() / 2) == of_pixels
-                axes.text(
-                    j, i, int(number), ha="center", va="center", fontsize=8,
-                    color="white" if white else "black",
-                )  # fmt: skip
-    figure.savefig(path, dpi=120)
+                ink = "white" if brightness[i, j] < 0.55 else "black"
+                axes.text(j, i, int(number), ha="center", va="center", fontsize=8, color=ink)
+    return figure
 
 
 def figures() -> dict[str, tuple[dict[str, Grid], int]]:
@@ -221,18 +221,22 @@ def main(argv: list[str] | None = None) -> int:
         for name, matrix in part.items():
             show(name, matrix)
 
-    if out is None:
-        return 0
+    return 0 if out is None else exit_status(lambda: save_figures(out))
+
+
+def save_figures(folder: Path) -> None:
+    """Every picture as a PNG file in `folder`; or a line that says why there is none."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        print('error: --out needs matplotlib: pip install "gpucnn[plot]"', file=sys.stderr)
-        return 2
-    out.mkdir(parents=True, exist_ok=True)
-    for file, (panels, columns) in figures().items():
-        draw(out / f"{file}.png", panels, columns)
-        print(f"drawn: {out / file}.png")
-    return 0
+        print(f'{folder} has no PNG files: they need matplotlib: pip install "gpucnn[plot]"')
+        return
+    output_folder(folder)
+    for name, (panels, columns) in figures().items():
+        path = folder / f"{name}.png"
+        with writing(path):
+            draw(panels, columns).savefig(path, dpi=120)
+        print(f"drawn: {path}")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,11 @@ from gpucnn import data, inspect, nn, optim, train
 from gpucnn.arguments import exit_status, positive_int
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError, CheckpointError, DataError, DivergenceError
+from gpucnn.files import write_whole
 from gpucnn.inspect import draw, page
+from gpucnn.train.run_folder import newest_run
 
+SCRIPT = "train_alexnet_cifar10"  # whose runs it looks at
 CHANNELS = 32  # shown of each layer
 CLASSES = 20  # most classes to make an image for
 
@@ -325,18 +328,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def newest_checkpoint() -> Path:
-    found = sorted(Path("runs").glob("*/best.safetensors"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise CheckpointError("there is no run in runs/; name a checkpoint")
-    return found[-1]
-
-
 def run(argv: list[str] | None = None) -> None:
     options = parse_arguments(argv)
-    path = options.checkpoint or newest_checkpoint()
+    if options.checkpoint is None:
+        path, checkpoint = newest_run(SCRIPT, "best.safetensors")
+    else:
+        path, checkpoint = options.checkpoint, train.read_checkpoint(options.checkpoint)
     out = options.out or path.with_name("look_inside.html")
-    checkpoint = train.read_checkpoint(path)
+    writer = checkpoint.info.get("script", SCRIPT)
+    if writer != SCRIPT:
+        raise CheckpointError(f"{path} was written by {writer}.py; expected {SCRIPT}.py")
     missing = {"model", "settings", "classes", "normalize", "history"} - checkpoint.info.keys()
     if missing:
         raise CheckpointError(
@@ -361,10 +362,7 @@ def run(argv: list[str] | None = None) -> None:
     subject = Subject(checkpoint, model, classes, test.images, images, said)
     ratios = update_ratios(checkpoint, gpucnn.load(path, device), training, options.steps)
     written = report(subject, path, ratios)
-    try:
-        out.write_text(written, encoding="utf-8")
-    except OSError as error:
-        raise ArgumentError(f"--out: {out} cannot be written ({error.strerror})") from error
+    write_whole(out, written)
     print(f"{out}: {len(written) / 2**20:.1f} MiB, accuracy {said.evaluation.accuracy:.2%}")
 
 

@@ -1,6 +1,7 @@
 """Train an AlexNet on photographs of your own: one directory for each class.
 
     python examples/train_image_folder.py photos/train --test photos/test
+    python examples/train_image_folder.py --resume               # go on with the last run
 
 with photos/train/cat/1.jpg, photos/train/dog/2.jpg and so on.  The recipe is that of 2012: images
 of 256 pixels a side, random crops of what the network takes (227 or 224), flips, colour noise; SGD
@@ -8,43 +9,43 @@ with momentum 0.9 and weight decay 0.0005; a learning rate that falls to a tenth
 the steps, where the source watched the validation error; a test with ten views of each image.
 """
 
-import argparse
 import sys
 import warnings
-from typing import Any
 
 import numpy as np
 
-import gpucnn
-from gpucnn import data, models, optim, train
-from gpucnn.arguments import exit_status, output_folder, positive_int
-from gpucnn.device import Device
-from gpucnn.errors import DataError
+from gpucnn import data, models, train
+from gpucnn.errors import ArgumentError, DataError
+from gpucnn.train.script import WHERE, Job, Script
 
 SIDE = 256  # pixels that training images are scaled to, before the crop
 SAMPLE = 500  # images that mean, deviation and colour components are taken from
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train an AlexNet on directories of photographs.")
-    parser.add_argument("train", metavar="TRAIN", help="folder with a directory for each class")
-
-    def add(flag: str, text: str, default: Any = None, **how: Any) -> None:
-        shown = "" if default is None else f" (default: {default})"
-        parser.add_argument(flag, help=text + shown, default=default, **how)
-
-    add("--test", "folder with the same classes to test on (default: no test)", metavar="DIR")
+def command_line() -> Script:
+    script = Script(
+        "train_image_folder",
+        "Train an AlexNet on directories of photographs.",
+        epochs=90,
+        batch_size=128,
+        lr=0.01,
+        schedule="step",
+        augment="random crops, flips and colour noise of the training images",
+        limit="use N images of each split, spread over the classes",
+    )
     names = ("alexnet", "alexnet_torchvision", "alexnet_keras")
-    add("--model", "which AlexNet", "alexnet", choices=names)
-    add("--epochs", "passes over the images", 90, type=positive_int, metavar="N")
-    add("--batch-size", "images per step", 128, type=positive_int, metavar="N")
-    add("--lr", "the first learning rate", 0.01, type=float, metavar="X")
-    add("--workers", "threads that decode images ahead", 2, type=positive_int, metavar="N")
-    add("--on-error", "what to do with a damaged file", "raise", choices=("raise", "skip"))
-    add("--seed", "of weights, order, augmentation and dropout", 0, type=int, metavar="N")
-    add("--device", "auto, cpu, cuda or cuda:N", "auto")
-    add("--out", "folder for metrics.csv and checkpoints", "runs/image_folder", metavar="DIR")
-    return parser.parse_args(argv)
+    script.add("--model", "which AlexNet", "alexnet", choices=names)
+    text = "what to do with a damaged file"
+    script.add("--on-error", text, "raise", choices=("raise", "skip"))
+    for flag, text, shown in (
+        ("train", "folder with a directory for each class", "that of the resumed run"),
+        ("--test", "folder with the same classes to test on", "no test"),
+    ):
+        name = "DIR" if flag == "--test" else "TRAIN"
+        remedy = "name a folder with a directory of images for each class"
+        script.add(flag, text, shown=shown, group=WHERE, missing=remedy, metavar=name)
+    script.add_number("--workers", "threads that decode images ahead", 2, group=WHERE)
+    return script
 
 
 def pixels_of(folder: data.ImageFolder) -> np.ndarray:
@@ -53,15 +54,19 @@ def pixels_of(folder: data.ImageFolder) -> np.ndarray:
     return np.stack([item[0] for item in items if item is not None])
 
 
-def run(settings: argparse.Namespace) -> None:
-    device = Device.parse(settings.device)
-    gpucnn.manual_seed(settings.seed)
-    folder = data.ImageFolder(settings.train, SIDE, settings.on_error)
-    print(f"device: {device}\ndata: {folder}")
-    config = {"classes": len(folder.classes), "channels": 3}
-    side = models.input_shape(settings.model, **config)[0]
+def run(job: Job) -> None:
+    s, device = job.settings, job.device
+    if s.train is None:
+        raise ArgumentError("TRAIN: name the folder with a directory of images for each class")
+    side = models.input_shape(s.model)[0]
 
-    sample = pixels_of(folder)
+    def images(root: str, size: int) -> data.ImageFolder:
+        folder = data.ImageFolder(root, size, s.on_error)
+        return folder if s.limit is None else folder.take(s.limit)
+
+    training = images(s.train, SIDE if s.augment else side)
+    job.say(f"data: {training}")
+    sample = pixels_of(training)
     normalize = data.Normalize(*data.channel_statistics(sample))
     change = data.Compose(
         data.RandomCrop(side),
@@ -69,51 +74,43 @@ def run(settings: argparse.Namespace) -> None:
         data.ColorNoise(data.color_components(sample)),
         normalize,
     )
-    common = {"workers": settings.workers, "device": device}
+    common = {"workers": s.workers, "device": device}
     loader = data.DataLoader(
-        folder, settings.batch_size, shuffle=True, transform=change, seed=settings.seed, **common
+        training,
+        s.batch_size,
+        shuffle=True,
+        transform=change if s.augment else normalize,
+        seed=s.seed,
+        **common,
     )
 
     def test_loader(size: int) -> data.DataLoader:
-        test = data.ImageFolder(settings.test, size, settings.on_error)
-        if test.classes != folder.classes:
+        test = images(s.test, size)
+        if test.classes != training.classes:
             raise DataError(
-                f"--test: {settings.test} has the classes {', '.join(test.classes)}\n"
-                f"  expected those of {settings.train}: {', '.join(folder.classes)}"
+                f"--test: {s.test} has the classes {', '.join(test.classes)}\n"
+                f"  expected those of {s.train}: {', '.join(training.classes)}"
             )
         return data.DataLoader(test, 32, transform=normalize, **common)
 
-    model = models.build(settings.model, **config).to(device)
-    out = output_folder(settings.out)
-    steps = settings.epochs * len(loader)
-    trainer = train.Trainer(
+    config = {"classes": len(training.classes), "channels": 3}
+    model = models.build(s.model, **config).to(device)
+    job.train(
         model,
-        optim.SGD(model.parameters(), settings.lr, momentum=0.9, weight_decay=5e-4),
         loader,
-        test_loader(side) if settings.test else None,
-        optim.Step(settings.lr, every=max(steps // 3, 1)),
-        callbacks=[
-            train.ProgressBar(),
-            train.EpochLine(),
-            train.MetricsFile(out / "metrics.csv"),
-            train.Checkpoints(out),
-        ],
-        info={
-            "model": {"name": settings.model, "config": config},
-            "classes": list(folder.classes),
-            "normalize": {"mean": list(normalize.mean), "std": list(normalize.std)},
-        },
+        test_loader(side) if s.test else None,
+        optimizer=job.optimizer(model, nesterov=False),
+        config=config,
+        classes=training.classes,
+        normalize=normalize,
     )
-    trainer.fit(settings.epochs)
-    if settings.test:
+    if s.test:
         result = train.evaluate(models.TenViews(model, side), test_loader(SIDE))
         print(f"test accuracy with ten views {result.accuracy:.2%}")
-    print(f"classify images of your own: gpucnn predict {out / 'best.safetensors'} IMAGE...")
 
 
 def main(argv: list[str] | None = None) -> int:
-    settings = parse_arguments(argv)
-    return exit_status(lambda: run(settings))
+    return command_line().main(run, argv)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python examples/train_lenet.py                   # Fashion-MNIST: clothes
     python examples/train_lenet.py --dataset mnist   # handwritten digits
+    python examples/train_lenet.py --resume          # go on with the last run
 
 The images are read from idx files in --data (Debian's package dataset-fashion-mnist is found by
 itself), or downloaded.  SGD with Nesterov momentum 0.9; the learning rate rises in a straight line
@@ -9,123 +10,74 @@ over the first quarter of the steps and falls to nothing over the rest.  In trai
 flipped half of the time; digits, which have no mirror image, are shifted by up to 2 pixels.
 """
 
-import argparse
 import sys
-import time
 
-import gpucnn
-from gpucnn import data, models, optim, train
-from gpucnn.arguments import exit_status, output_folder, positive_int
-from gpucnn.device import Device
+from gpucnn import data, models
 from gpucnn.errors import ArgumentError
+from gpucnn.train.script import Job, Script
 
 SETS = {"fashion-mnist": data.FashionMNIST, "mnist": data.MNIST}
+CHANGES = {
+    "fashion-mnist": data.RandomFlip(),
+    "mnist": data.RandomCrop(28, padding=2, mode="constant"),
+}
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train LeNet on MNIST or Fashion-MNIST.")
-
-    def add(flag: str, text: str, default: object = None, **how: object) -> None:
-        shown = "" if default is None else f" (default: {default})"
-        parser.add_argument(flag, help=text + shown, default=default, **how)
-
-    add("--dataset", "what to learn", "fashion-mnist", choices=SETS)
-    add("--model", "lenet5 is that of 1998", "lenet", choices=("lenet", "lenet5"))
-    add("--epochs", "passes over the images", 8, type=positive_int, metavar="N")
-    add("--batch-size", "images per step", 64, type=positive_int, metavar="N")
-    add("--lr", "the highest learning rate", 0.04, type=float, metavar="X")
-    add("--weight-decay", "decay of every parameter", 5e-4, type=float, metavar="X")
-    add("--limit", "use the first N images of each split", type=positive_int, metavar="N")
-    add(
-        "--hold-out",
-        "test on the last N training images, kept out of training, in place of the test set: "
-        "to choose a recipe by",
-        type=positive_int,
-        metavar="N",
+def command_line() -> Script:
+    script = Script(
+        "train_lenet",
+        "Train LeNet on MNIST or Fashion-MNIST.",
+        epochs=8,
+        batch_size=64,
+        lr=0.04,
+        augment="random flips of clothes, random shifts of digits in training",
     )
-    add("--seed", "of weights, order and augmentation", 0, type=int, metavar="N")
-    add("--device", "auto, cpu, cuda or cuda:N", "auto")
-    add("--threads", "CPU threads (default: all cores)", type=positive_int, metavar="N")
-    add("--data", "folder with the idx files (default: the usual ones)", metavar="DIR")
-    add("--out", "folder for metrics.csv and checkpoints", "runs/lenet", metavar="DIR")
-    return parser.parse_args(argv)
-
-
-def run(settings: argparse.Namespace) -> None:
-    started = time.perf_counter()
-    device = Device.parse(settings.device)
-    if settings.threads is not None:
-        gpucnn.set_num_threads(settings.threads)
-    gpucnn.manual_seed(settings.seed)
-
-    training, test = (
-        SETS[settings.dataset](settings.data, train=split, download=True) for split in (True, False)
+    script.add("--model", "lenet5 is that of 1998", "lenet", choices=("lenet", "lenet5"))
+    script.add("--dataset", "what to learn", "fashion-mnist", choices=tuple(SETS))
+    text = (
+        "test on the last N training images, kept out of training, in place of the test set: to "
+        "choose a recipe by"
     )
-    if settings.hold_out is not None:
-        if settings.hold_out >= len(training):
+    script.add_number("--hold-out", text, None, "none")
+    script.add_data()
+    return script
+
+
+def load_data(job: Job) -> tuple[data.Dataset, data.Dataset]:
+    """(training set, test set), limited to --limit images each."""
+    s = job.settings
+    training, test = (SETS[s.dataset](s.data, train=part, download=True) for part in (True, False))
+    if s.hold_out is not None:
+        if s.hold_out >= len(training):
             raise ArgumentError(
-                f"--hold-out: {settings.hold_out} of {len(training)} training images leave none"
+                f"--hold-out: {s.hold_out} of {len(training)} training images leave none"
             )
-        training, test = training[: -settings.hold_out], training[-settings.hold_out :]
-    if settings.limit is not None:
-        training, test = training.take(settings.limit), test.take(settings.limit)
-    print(f"device: {device}\ndata: {training}, {test}")
+        training, test = training[: -s.hold_out], training[-s.hold_out :]
+    if s.limit is not None:
+        training, test = training.take(s.limit), test.take(s.limit)
+    job.say(f"data: {training}, {test}")
+    return training, test
 
+
+def run(job: Job) -> None:
+    s, device = job.settings, job.device
+    training, test = load_data(job)
+    model = models.build(s.model).to(device)
     normalize = data.Normalize(*data.channel_statistics(training.images))
-    change = {
-        "fashion-mnist": data.RandomFlip(),
-        "mnist": data.RandomCrop(28, padding=2, mode="constant"),
-    }[settings.dataset]
     loader = data.DataLoader(
         training,
-        settings.batch_size,
+        s.batch_size,
         shuffle=True,
-        transform=data.Compose(change, normalize),
-        seed=settings.seed,
+        transform=data.Compose(CHANGES[s.dataset], normalize) if s.augment else normalize,
+        seed=s.seed,
         device=device,
     )
     test_loader = data.DataLoader(test, 500, transform=normalize, device=device)
-
-    model = models.build(settings.model).to(device)
-    optimizer = optim.SGD(
-        model.parameters(),
-        settings.lr,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=settings.weight_decay,
-    )
-    out = output_folder(settings.out)
-    trainer = train.Trainer(
-        model,
-        optimizer,
-        loader,
-        test_loader,
-        optim.OneCycle(settings.lr, settings.epochs * len(loader)),
-        callbacks=[
-            train.ProgressBar(),
-            train.EpochLine(),
-            train.MetricsFile(out / "metrics.csv"),
-            train.Checkpoints(out),
-        ],
-        info={
-            "model": {"name": settings.model, "config": {}},
-            "classes": list(training.classes),
-            "normalize": {"mean": list(normalize.mean), "std": list(normalize.std)},
-        },
-    )
-    trainer.fit(settings.epochs)
-
-    result = trainer.evaluation
-    print(f"test accuracy {result.accuracy:.2%}, test loss {result.loss:.4f}")
-    for name, accuracy in zip(training.classes, result.per_class, strict=True):
-        print(f"  {name:<12} {accuracy:7.2%}")
-    print(f"wall time {time.perf_counter() - started:.1f} s")
-    print(f"classify images of your own: gpucnn predict {out / 'best.safetensors'} IMAGE...")
+    job.train(model, loader, test_loader, classes=training.classes, normalize=normalize)
 
 
 def main(argv: list[str] | None = None) -> int:
-    settings = parse_arguments(argv)
-    return exit_status(lambda: run(settings))
+    return command_line().main(run, argv)
 
 
 if __name__ == "__main__":

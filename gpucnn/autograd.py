@@ -247,4 +247,6 @@ def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:
     axes = tuple(range(extra)) + tuple(
         i + extra for i, n in enumerate(shape) if n == 1 and dy.shape[i + extra] != 1
     )
-    return dy.sum(axis=axes, keepdims=True).reshape(shape)
+    accumulator = np.float32 if dy.dtype == np.float16 else None  # float16 overflows
+    total = dy.sum(axis=axes, keepdims=True, dtype=accumulator)
+    return total.astype(dy.dtype, copy=False).reshape(shape)

@@ -51,12 +51,14 @@ __all__ = [
     "Timer",
     "assemble",
     "compile_file",
+    "compiling",
     "count_launches",
     "kernel",
     "kernels",
     "launch",
     "options",
     "record_launches",
+    "struct_values",
 ]
 
 OPTIONS = ("-std=c++17",)
@@ -112,7 +114,7 @@ class Launch:
     block: tuple[int, int, int]
     shared: int  # dynamic shared memory of a block, in bytes
     # As the kernel's parameters: arrays of the device (numpy.uint64(0) for a null pointer), NumPy
-    # scalars, structs as NumPy records.
+    # scalars, structs as raw bytes (`struct_values` names their fields).
     values: tuple[Any, ...]
 
 
@@ -179,7 +181,7 @@ class _Ready:
         self.device = device
         self.xp = device.xp
         self.source, self.module = _module(device, declared.file, self.defines)
-        self.shared = 48 * 1024  # what a function may have without asking
+        self.shared = 48 * 1024  # CUDA's default limit; more needs an opt-in
         self.structs: dict[Any, Any] = {}  # geometry by value: a program has few
         self.sizes: set[tuple[Any, ...]] = set()  # grid, block, shared: found to be allowed
         self.parameters = [
@@ -194,19 +196,20 @@ class _Ready:
 
     @functools.cached_property
     def function(self) -> Any:
-        with _compiling(self.device, self.declared.file):
+        with compiling(self.device, f"kernels/{self.declared.file}"):
             return self.module.get_function(self.declared.name)
 
     def run(
         self, grid: tuple[int, ...], block: tuple[int, ...], shared: int, values: tuple[Any, ...]
     ) -> None:
-        if shared > self.shared:
-            self.function.max_dynamic_shared_size_bytes = self.shared = shared
-        if self.xp.cuda.runtime.getDevice() == self.device.index:
-            self.function(grid, block, values, shared_mem=shared)
+        cuda = self.xp.cuda
+        if cuda.runtime.getDevice() != self.device.index:
+            with cuda.Device(self.device.index):
+                self.run(grid, block, shared, values)
             return
-        with self.xp.cuda.Device(self.device.index):
-            self.function(grid, block, values, shared_mem=shared)
+        if shared > self.shared:  # CuPy sets it for the current device's function
+            self.function.max_dynamic_shared_size_bytes = self.shared = shared
+        self.function(grid, block, values, shared_mem=shared)
 
     def check_size(self, grid: tuple[int, ...], block: tuple[int, ...], shared: int) -> None:
         name = self.declared.name
@@ -331,26 +334,50 @@ def _module(device: Device, file: str, defines: tuple[tuple[str, Define], ...]) 
 
 def compile_file(device: Device, file: str, defines: tuple[tuple[str, Define], ...] = ()) -> None:
     """Compile kernels/`file` for `device` now, rather than when the first of its kernels runs."""
-    with _compiling(device, file):
+    with compiling(device, f"kernels/{file}"):
         _module(device, file, defines)[1].compile()
 
 
 @contextmanager
-def _compiling(device: Device, file: str) -> Iterator[None]:
-    """`device` is the current one inside; what CuPy raises becomes an error with a way out."""
+def compiling(device: Device, what: str) -> Iterator[None]:
+    """`device` is the current one inside; what CuPy raises becomes an error with a way out.
+
+    what names the source for KernelError, such as kernels/pool2d.cu; DeviceError says which part of
+    CUDA CuPy could not load.
+    """
     try:
         with device.xp.cuda.Device(device.index):
             yield
-    except Exception as error:  # CuPy's classes cannot be named without CuPy
-        if type(error).__name__ == "CompileException":
-            raise KernelError(f"kernels/{file} does not compile for {device}:\n{error}") from error
-        if "nvrtc" in str(error).lower() and not isinstance(error, GpucnnError):
-            reason = " ".join(str(error).split())
-            raise DeviceError(
-                f"device {device} needs NVRTC, and CuPy could not load it ({reason})\n"
-                f"  install CuPy with it: {CUPY_INSTALL}"
-            ) from error
+    except GpucnnError:
         raise
+    except Exception as error:  # CuPy's classes cannot be named without CuPy
+        reason = " ".join(str(error).split())
+        known = reason.lower()
+        if any(word in known for word in _OTHER_ARCHITECTURE):
+            raise DeviceError(
+                f"device {device} needs a CuPy whose NVRTC compiles for this GPU ({reason})\n"
+                "  `gpucnn doctor` says which one does"
+            ) from error
+        if type(error).__name__ == "CompileException":
+            raise KernelError(f"{what} does not compile for {device}:\n{error}") from error
+        for word, missing in _PARTS_OF_CUDA.items():
+            if word in known:
+                raise DeviceError(
+                    f"device {device} needs {missing} ({reason})\n"
+                    f"  install CuPy with both: {CUPY_INSTALL}"
+                ) from error
+        raise
+
+
+# NVRTC's word for a GPU that it no longer knows, the driver's for one that it does not know yet.
+_OTHER_ARCHITECTURE = ("gpu-architecture", "no_binary_for_gpu")
+
+# What CuPy 14 needs to compile with, by a word of the error that says it is missing.  It wants the
+# headers for sources that include none, too.
+_PARTS_OF_CUDA = {
+    "cuda headers": "CUDA's headers, and CuPy found none",
+    "nvrtc": "NVRTC, and CuPy could not load it",
+}
 
 
 def options(defines: tuple[tuple[str, Define], ...]) -> tuple[str, ...]:
@@ -359,10 +386,22 @@ def options(defines: tuple[tuple[str, Define], ...]) -> tuple[str, ...]:
 
 
 def _struct(value: Any) -> np.ndarray[Any, Any]:
-    """The int32 fields of a frozen dataclass in their order, as CuPy passes a struct by value."""
+    """The int32 fields of a frozen dataclass in their order, as raw bytes.
+
+    CuPy passes both a record and its bytes by value, but asks for the array interface at each
+    launch, and NumPy describes every field of a record in it: 10 us for 17 fields, 1 us for bytes.
+    """
     names = [field.name for field in dataclasses.fields(value)]
     numbers = tuple(int(getattr(value, name)) for name in names)
-    return np.array(numbers, dtype=[(name, np.int32) for name in names])
+    record = np.array(numbers, dtype=[(name, np.int32) for name in names])
+    return record.view(f"V{record.nbytes}")
+
+
+def struct_values(raw: np.ndarray[Any, Any]) -> dict[str, int]:
+    """The fields of a struct among a launch's values, by name."""
+    record = raw.base  # the bytes are a view of it
+    assert record is not None
+    return {name: int(record[name]) for name in record.dtype.names or ()}
 
 
 @functools.cache

@@ -12,6 +12,7 @@ cores: gpucnn.cudasim stands in for CuPy there, and runs the same kernels.
 the function below; `from gpucnn.device import Device` still finds this module.
 """
 
+import os
 import re
 import sys
 import threading
@@ -27,6 +28,7 @@ from gpucnn.errors import DeviceError, OutOfMemory
 Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray: the two share no base class
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 
+_AUTO = "GPUCNN_DEVICE"  # the variable that says what "auto" takes
 CUPY_INSTALL = 'pip install "gpucnn[cuda12]" (or "gpucnn[cuda13]" for a CUDA 13 driver)'
 
 
@@ -119,7 +121,16 @@ def default_device() -> Device | None:
 
 
 def choose_device() -> tuple[Device, str]:
-    """The fastest usable device and, for people, the reason: what "auto" means."""
+    """What "auto" means and, for people, the reason: the fastest usable device.
+
+    The environment variable GPUCNN_DEVICE names another one; DeviceError if that cannot be used.
+    """
+    wish = os.environ.get(_AUTO, "auto")
+    if wish not in ("", "auto"):
+        try:
+            return Device.parse(wish), f"{_AUTO}={wish}"
+        except DeviceError as error:
+            raise DeviceError(f"{_AUTO}={wish}: {error}") from error
     try:
         return Device.parse("cuda"), "a CUDA device was found"
     except DeviceError as error:

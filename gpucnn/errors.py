@@ -5,6 +5,8 @@ Python's own exceptions, so that `except ValueError` keeps its meaning; the comm
 any GpucnnError into its text and exit status 2.
 """
 
+from typing import Any
+
 
 class GpucnnError(Exception):
     """The common ancestor: `except gpucnn.GpucnnError` catches every one of these."""
@@ -83,6 +85,10 @@ class CheckpointError(GpucnnError, ValueError):
     """A checkpoint or state that does not fit the model, or cannot be read."""
 
 
+class OutputError(GpucnnError, OSError):
+    """A file that cannot be written: the disk is full, the folder read-only, a name is taken."""
+
+
 class DivergenceError(GpucnnError, ArithmeticError):
     """Training whose loss is no longer a finite number."""
 
@@ -94,3 +100,16 @@ class MissingExtra(GpucnnError, ImportError):
 def missing_extra(what: str, package: str, extra: str) -> MissingExtra:
     """The error for `what`, which needs `package` from the extra `extra`."""
     return MissingExtra(f'{what} needs {package}: pip install "gpucnn[{extra}]"')
+
+
+def kind(value: Any) -> str:
+    """What `value` is, for an error's text: "None", "a list of 2", "a float64 ndarray (8, 3)"."""
+    if value is None:
+        return "None"
+    text = type(value).__name__
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if isinstance(shape, tuple) and str(dtype) not in (text, "None"):
+        text = f"{dtype} {text} {shape}"
+    elif isinstance(value, tuple | list):
+        text += f" of {len(value)}"
+    return f"{'an' if text[0].lower() in 'aeio' else 'a'} {text}"

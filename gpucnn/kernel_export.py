@@ -245,9 +245,8 @@ def _arrays(launch: Launch) -> list[tuple[Parameter, Any]]:
 
 def _argument(parameter: Parameter, value: Any, buffers: _Buffers) -> dict[str, Any]:
     name = parameter.name
-    if isinstance(value, np.ndarray):  # a record: what a struct by value is
-        fields = {field: int(value[field]) for field in value.dtype.names or ()}
-        return {"name": name, "kind": "struct", "fields": fields}
+    if isinstance(value, np.ndarray):  # a struct by value
+        return {"name": name, "kind": "struct", "fields": cuda.struct_values(value)}
     if isinstance(value, np.generic):
         if parameter.pointer:
             return {"name": name, "kind": "null"}

@@ -270,6 +270,19 @@ def _global_avg_pool2d(graph: _Graph, node: Any) -> tuple[str, str]:
     return "", graph.add("Flatten", [pooled], axis=1)
 
 
+def _adaptive_avg_pool2d(graph: _Graph, node: Any) -> tuple[str, str]:
+    """Means along the rows and then along the columns of each window, as products of matrices."""
+    _, h, w, _ = node.shape
+    means = []
+    for size, windows in ((h, node.rows), (w, node.columns)):
+        means.append(np.zeros((len(windows), size), np.float32))
+        for mean, window in zip(means[-1], windows, strict=True):
+            mean[window] = 1 / (window.stop - window.start)
+    rows, columns = graph.constant(means[0]), graph.constant(means[1].T)
+    by_row = graph.add("MatMul", [rows, graph.get(node.inputs[0], "nchw")])
+    return "nchw", graph.add("MatMul", [by_row, columns])
+
+
 def _batch_norm(graph: _Graph, node: Any) -> tuple[str, str]:
     x, gamma, beta = node.inputs
     if x.ndim not in (2, 4):
@@ -338,6 +351,7 @@ def _gelu(graph: _Graph, node: Any) -> tuple[str, str]:
 
 
 _OPS: dict[str, _Emit] = {
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "add": _binary("Add"),
     "avg_pool2d": _avg_pool2d,
     "batch_norm": _batch_norm,

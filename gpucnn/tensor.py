@@ -122,7 +122,7 @@ class Tensor:
             "dl_device": dl_device,
             "copy": copy,
         }
-        # An older NumPy knows the first of these alone.
+        # NumPy 2.0 knows the first of these alone.
         return self.data.__dlpack__(**{k: v for k, v in asked.items() if v is not None})
 
     @property
@@ -308,9 +308,10 @@ def from_dlpack(x: Any) -> Tensor:
     """A Tensor of x's own memory: an array of any library that speaks DLPack, on the CPU or CUDA.
 
     Nothing is copied: shape, strides, dtype and device are x's, and so is whether it may be
-    written.  Raises ArgumentError if x does not speak DLPack; DeviceError for a device that gpucnn
-    does not have; DtypeError for a dtype that it does not have (bfloat16, complex); GraphError if
-    x requires a gradient in its own library.
+    written, except that NumPy 2.0 makes read-only what it takes and does not pass that on.
+    Raises ArgumentError if x does not speak DLPack; DeviceError for a device that gpucnn does not
+    have; DtypeError for a dtype that it does not have (bfloat16, complex); GraphError if x
+    requires a gradient in its own library.
     Source: the array API standard, data interchange mechanisms.
     """
     return Tensor(array_from_dlpack("from_dlpack", x.data if isinstance(x, Tensor) else x))

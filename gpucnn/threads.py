@@ -187,9 +187,11 @@ class _Job:
         self.function = function
         self.todo = deque(pieces)
         self.count = len(pieces)
+        self.errors: dict[str, Any] = dict(np.geterr())  # the caller's np.errstate, for helpers too
         self.done: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def help(self) -> None:
+        np.seterr(**self.errors)
         while True:
             try:
                 piece = self.todo.popleft()

@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gpucnn import cuda, launches
-from gpucnn.cudasim import compiler
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError
 
 Timed = list[tuple[str, float]]  # what was made, in how many seconds
+
+_T = TypeVar("_T")
 
 _IN_MEMORY = "CUPY_CACHE_IN_MEMORY"
 _REST = "CuPy's own kernels"
@@ -28,8 +29,8 @@ def warm_up(
     """Compile what training and inference of `model` launch on `device` with `batch` images.
 
     Returns what was compiled, and what was found compiled.  progress wraps what is gone through, as
-    tqdm does.  On cuda one batch, step and inference run at the end, because CuPy has kernels of
-    its own for sums and the like, which it compiles when they are first used.
+    tqdm does.  On cuda one batch, step and inference come first, without our kernels: that finds
+    out what to compile, and makes CuPy compile kernels of its own for sums and the like.
 
     Raises DeviceError for a device that cannot be used, ArgumentError for the CPU, for an unknown
     model, or if CuPy is told to keep nothing.
@@ -38,19 +39,24 @@ def warm_up(
     if place.kind == "cpu":
         raise ArgumentError(f"warmup: device {device} compiles nothing; expected cuda or cudasim")
     folder = _folder(place)
-    jobs: list[tuple[str, Callable[[], object]]] = [
-        (_name(*found), partial(cuda.compile_file, place, *found))
-        for found in launches.specialisations(launches.of_model(model, batch))
-    ]
-    if place.kind == "cuda":
-        jobs.append((_REST, partial(launches.of_model, model, batch, device=place, run=True)))
     compiled: Timed = []
     cached: Timed = []
-    for name, job in progress(jobs):
+
+    def timed(name: str, job: Callable[[], _T]) -> _T:
         before, start = _files(folder), time.perf_counter()
-        job()
+        result = job()
         seconds = time.perf_counter() - start
         (compiled if _files(folder) - before else cached).append((name, seconds))
+        return result
+
+    record = partial(launches.of_model, model, batch, device=place)
+    if place.kind == "cuda":
+        with cuda.compiling(place, _REST):
+            found = timed(_REST, record)
+    else:
+        found = record()
+    for specialisation in progress(launches.specialisations(found)):
+        timed(_name(*specialisation), partial(cuda.compile_file, place, *specialisation))
     return compiled, cached
 
 
@@ -61,6 +67,8 @@ def _name(file: str, defines: tuple[tuple[str, Any], ...]) -> str:
 def _folder(device: Device) -> Path:
     """Where what is compiled for `device` is kept."""
     if device.kind == "cudasim":
+        from gpucnn.cudasim import compiler  # not for cuda: on Windows there is no simulator
+
         return compiler.cache_folder()
     if os.environ.get(_IN_MEMORY, "0") not in ("", "0"):
         raise ArgumentError(

@@ -13,11 +13,11 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void relu_forward(
     if (i < size) y[i] = x[i] < 0.0f ? 0.0f : x[i];  // a NaN stays a NaN
 }
 
-// y is the result of the forward pass: it is positive where x was, and saves keeping x.
+// y is the result of the forward pass: positive, 0 or NaN.  It saves keeping x.
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void relu_backward(
     const float* dy, const float* y, float* dx, int64 size) {
     int64 i = global_thread();
-    if (i < size) dx[i] = y[i] > 0.0f ? dy[i] : 0.0f;
+    if (i < size) dx[i] = y[i] == 0.0f ? 0.0f : dy[i];
 }
 
 // v where x is positive, slope * v elsewhere.  Forward v is x itself, backward it is dy.

@@ -73,8 +73,8 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void max_pool2d_for
         int winner = -1;
         each_in_window(at, g, [&](int row, int column, int place) {
             float value = pixels[(row * g.w + column) * g.c];
-            // `>` keeps the first of equals; the first NaN wins over all numbers.
-            if (winner < 0 || value > best || (isnan(value) && !isnan(best))) {
+            // `>` keeps the first of equals; the last NaN wins over all numbers.
+            if (winner < 0 || value > best || isnan(value)) {
                 best = value;
                 winner = place;
             }

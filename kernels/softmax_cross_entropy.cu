@@ -47,8 +47,10 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void softmax_cross_
 
     if (lane == 0) {
         float hit = exists ? log_sum - (x[label] - largest) : nan_value();
-        float spread = (log_sum * weight_sum - smooth) / classes;
-        row_loss[row] = (1.0f - smoothing) * weight * hit + smoothing * spread;
+        float loss = (1.0f - smoothing) * weight * hit;
+        // Not 0 * spread: that is infinite where a class is masked by a logit of -infinity.
+        if (smoothing > 0.0f) loss += smoothing * ((log_sum * weight_sum - smooth) / classes);
+        row_loss[row] = loss;
         row_weight[row] = weight;
     }
     if (!gradient) return;
@@ -87,8 +89,9 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void mean_of_rows(
 }
 
 // dx = gradient * dy / total; dy (1) is the gradient that the loss was given, 1 most often.
+// NaN where all weights are 0, as the loss is.
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void scale_gradient(
     const float* gradient, const float* dy, const float* total, float* dx, int64 size) {
     int64 i = global_thread();
-    if (i < size) dx[i] = gradient[i] * (*dy / *total);
+    if (i < size) dx[i] = gradient[i] * (*total == 0.0f ? nan_value() : *dy / *total);
 }

@@ -11,6 +11,11 @@ from gpucnn.device import CPU, Device, array_module, by_device, choose_device, d
 from gpucnn.errors import DeviceError, DeviceMismatch
 
 
+@pytest.fixture(autouse=True)
+def _auto_is_not_told_what_to_take(monkeypatch):
+    monkeypatch.delenv("GPUCNN_DEVICE", raising=False)
+
+
 @pytest.fixture
 def without_cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)  # import cupy raises ImportError
@@ -45,6 +50,19 @@ def test_auto_falls_back_to_the_cpu_and_says_why(without_cupy):
     assert device == CPU
     assert "CuPy" in reason
     assert Device.parse("auto") == CPU
+
+
+def test_the_environment_can_say_what_auto_takes(without_cupy, monkeypatch):
+    for wish, chosen in (("", CPU), ("auto", CPU), ("cpu", CPU), ("cudasim", Device("cudasim"))):
+        monkeypatch.setattr("gpucnn.cudasim.require_compiler", lambda: None)
+        monkeypatch.setenv("GPUCNN_DEVICE", wish)
+        assert Device.parse("auto") == chosen
+    assert choose_device()[1] == "GPUCNN_DEVICE=cudasim"
+    assert Device.parse("cpu") == Device.parse(None) == CPU
+    for wish, message in (("tpu", "device 'tpu' is unknown"), ("cuda:1", "device cuda needs CuPy")):
+        monkeypatch.setenv("GPUCNN_DEVICE", wish)
+        with pytest.raises(DeviceError, match=f"^GPUCNN_DEVICE={wish}: {message}"):
+            Device.parse("auto")
 
 
 def test_a_device_that_does_not_exist_is_named_with_those_that_do(monkeypatch):

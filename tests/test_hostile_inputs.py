@@ -84,6 +84,16 @@ MISTAKES = {
     "a model by an unknown name": (lambda: models.build("alexnet_cifar11"), ArgumentError, "expected one of"),
     "batches of no images": (
         lambda: data.DataLoader(data.Synthetic(n=4), 0), ArgumentError, "at least 1"),
+    "half an image in a batch": (
+        lambda: data.DataLoader(data.Synthetic(n=4), 0.5), ArgumentError, "an int of at least 1, got 0.5"),
+    "arrays instead of a data set": (
+        lambda: list(data.DataLoader(np.zeros((4, 8, 8, 3), np.uint8), 2)), DataError, "expected (image, label)"),
+    "lists as a data set": (
+        lambda: data.Dataset([[0]], [0], ("a",)), DtypeError, "images must be an array, got a list of 1"),
+    "a label without a class": (
+        lambda: data.Dataset(np.zeros((1, 8, 8, 3), np.uint8), np.array([1]), ("a",)), DataError, "not in 0 to 0"),
+    "a model saved under another one's name": (
+        lambda: gpucnn.save("none", models.lenet5(), "lenet"), ArgumentError, "is not the model to be saved"),
     # devices and graphs
     "a device that does not exist": (lambda: gpucnn.tensor([1.0], device="cuda:99"), DeviceError, "cuda"),
     "a device by a wrong name": (lambda: nn.ReLU().to("gpu"), DeviceError, "expected auto, cpu"),

@@ -1,9 +1,14 @@
 """What importing gpucnn costs, and what it leaves alone; CuPys that are there and do not work."""
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from gpucnn import cuda, kernel_source
 
 LATER = ("cupy", "torch", "matplotlib", "PIL", "onnx", "urllib.request", "gpucnn.cudasim")
 
@@ -24,6 +29,7 @@ class RawModule:
     def compile(self):
         raise DynamicLibNotFoundError('Failure finding "libnvrtc.so.13 or libnvrtc.so.12"')
 class cuda:
+    using_allocator = get_allocator = RawModule(None, None).compile  # as any of CuPy's own kernels
     class runtime:
         getDeviceCount = getDevice = staticmethod(lambda: 1)
     class Device:
@@ -31,6 +37,8 @@ class cuda:
         def __enter__(self): return self
         def __exit__(self, *exc): return False
 """
+NO_HEADERS = NO_NVRTC.replace("Failure finding", "Failed to find CUDA headers. Please install")
+NO_HEADERS = NO_HEADERS.replace("libnvrtc.so.13 or libnvrtc.so.12", "CUDA toolkit headers")
 BROKEN = "raise ImportError('libcudart.so.12: cannot open shared object file')"
 UNTOUCHABLE = "raise SystemExit('cupy was imported')"
 
@@ -42,7 +50,10 @@ def run(tmp_path, cupy, *arguments):
     (package / "__init__.py").write_text(cupy)
     program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); " + arguments[0]
     command = [sys.executable, "-c", program, *arguments[1:]]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    environment = {name: value for name, value in os.environ.items() if name != "GPUCNN_DEVICE"}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, env=environment
+    )
 
 
 COMMAND = "from gpucnn.cli import main; sys.exit(main())"
@@ -71,8 +82,9 @@ def test_everything_on_the_cpu_leaves_an_installed_cupy_alone(tmp_path):
         (NO_DRIVER, "needs an NVIDIA driver, and CuPy found none (cudaErrorInsufficientDriver"),
         (BROKEN, "needs CuPy, which does not load (libcudart.so.12: cannot open"),
         (NO_NVRTC, "needs NVRTC, and CuPy could not load it (Failure finding"),
+        (NO_HEADERS, "needs CUDA's headers, and CuPy found none (Failed to find CUDA headers"),
     ],
-    ids=["no driver", "does not load", "no NVRTC"],
+    ids=["no driver", "does not load", "no NVRTC", "no headers"],
 )
 def test_a_cupy_that_cannot_compile_is_one_clear_text(tmp_path, cupy, message):
     done = run(tmp_path, cupy, COMMAND, "warmup", "--model", "lenet5", "--batch", "2")
@@ -88,3 +100,37 @@ def test_auto_takes_the_cpu_without_a_driver_and_says_why(tmp_path):
     done = run(tmp_path, NO_DRIVER, program)
     assert done.stdout.startswith("cpu|device cuda needs an NVIDIA driver")
     assert done.stderr == ""
+
+
+# --- the kernels beside it ---
+
+
+def test_importing_gpucnn_touches_neither_cupy_nor_the_simulator():
+    code = (
+        "import sys, gpucnn, gpucnn.cuda; "
+        "print([m for m in sys.modules if m.split('.')[0] == 'cupy' or 'cudasim' in m])"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "[]"
+
+
+def test_the_kernels_are_in_the_package():
+    assert (kernel_source.KERNELS / "ptx.cuh").is_file()
+
+
+def test_a_checkout_on_pythonpath_runs_its_own_kernels(tmp_path):
+    shutil.copytree(Path(cuda.__file__).parent, tmp_path / "gpucnn")
+    shutil.copytree(kernel_source.KERNELS, tmp_path / "kernels")
+    (tmp_path / "kernels" / "mine.cu").write_text('extern "C" __global__ void mine(int n) {}')
+    code = "from gpucnn import cuda; print('mine' in cuda.kernels())"
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+    )
+    assert answer.stdout.strip() == "True"

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn import data, models, ops, train
+from gpucnn import data, models, nn, ops, train
+from gpucnn.cli import main
 from gpucnn.errors import ArgumentError, CheckpointError, DataError
 from gpucnn.predict import Classifier, Guess, bars
 
@@ -114,6 +115,15 @@ def test_a_model_of_vectors_or_of_two_channels_cannot_look_at_files(tmp_path):
     gpucnn.save(path, models.lenet5(channels=2), "lenet5", {"channels": 2})
     with pytest.raises(CheckpointError, match=r"takes examples of shape \(28, 28, 2\)"):
         Classifier(path)
+
+
+def test_a_model_of_ones_own_cannot_be_rebuilt_to_look_at_files(tmp_path, capsys):
+    path = tmp_path / "own.safetensors"
+    gpucnn.save(path, nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+    with pytest.raises(CheckpointError, match="a model of your own, Sequential"):
+        Classifier(path)
+    assert main(["predict", str(path), "a.png"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: checkpoint {path}: holds the weights of a")
 
 
 def test_bars_grow_with_the_probability_in_eighths_of_a_character():

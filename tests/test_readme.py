@@ -5,19 +5,36 @@ import tomllib
 from pathlib import Path
 
 import gpucnn
+from gpucnn.device import Device, choose_device
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_twenty_line_program_runs_as_it_stands_and_learns(capsys):
-    program = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
-    lines = [line for line in program.splitlines() if line.strip()]
+PROGRAM = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+
+
+def test_the_twenty_line_program_runs_as_it_stands_and_learns(capsys, monkeypatch):
+    if choose_device()[0].kind == "cudasim":  # minutes
+        monkeypatch.setenv("GPUCNN_DEVICE", "cpu")
+    lines = [line for line in PROGRAM.splitlines() if line.strip()]
     assert len(lines) <= 24
     names: dict = {}
-    exec(compile(program, "README.md", "exec"), names)
+    exec(compile(PROGRAM, "README.md", "exec"), names)
     assert names["accuracy"] > 0.5
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_the_program_runs_on_a_gpu_when_auto_takes_one(gpu, capsys, monkeypatch):
+    monkeypatch.setenv("GPUCNN_DEVICE", gpu)
+    program = PROGRAM
+    for whole, part in (("n=3000", "n=16"), ("n=500", "n=10"), ("range(6)", "range(1)")):
+        assert program.count(whole) == 1
+        program = program.replace(whole, part)
+    names: dict = {}
+    exec(compile(program, "README.md", "exec"), names)
+    assert names["model"].parameters()[0].device == Device.parse(gpu)
+    assert "the first image is a" in capsys.readouterr().out
 
 
 def test_the_two_commands_stand_in_the_readme():

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn import data, models, optim, train
-from gpucnn.errors import ArgumentError, CheckpointError
+from gpucnn import data, models, nn, optim, train
+from gpucnn.device import Device
+from gpucnn.errors import ArgumentError, CheckpointError, OutputError
 
 
 def same_state(one, other):
@@ -68,7 +69,11 @@ def test_saving_refuses_what_could_not_be_loaded(tmp_path):
         gpucnn.save(tmp_path / "x", model, "lenet6")
     with pytest.raises(ArgumentError, match="plain data"):
         gpucnn.save(tmp_path / "x", model, "lenet5", {"classes": object()})
-    with pytest.raises(CheckpointError, match=r"cannot be written \(No such file or directory\)"):
+    with pytest.raises(ArgumentError, match="plain data"):
+        gpucnn.save(tmp_path / "x", model, "lenet5", 10)
+    with pytest.raises(ArgumentError, match="plain data"):
+        gpucnn.save(tmp_path / "x", model, "lenet5", classes=10)
+    with pytest.raises(OutputError, match=r"cannot be written \(No such file or directory\)"):
         gpucnn.save(tmp_path / "none" / "x", model, "lenet5")
     assert not list(tmp_path.iterdir())
 
@@ -100,3 +105,149 @@ def test_a_checkpoint_that_cannot_be_rebuilt_says_why(info, message, tmp_path):
 def test_a_missing_file_is_a_checkpoint_error(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         gpucnn.load(tmp_path / "none.safetensors")
+
+
+# --- saving checks that the file could be loaded ---
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "config", "message"),
+    [
+        (models.lenet5(classes=3), "lenet5", None, r"11\.w: \(10, 84\) float32 built, \(3, 84\)"),
+        (models.lenet5(), "lenet", None, r"0\.w: \(20, 5, 5, 1\)"),
+        (models.lenet5(), "lenet5", {"depth": 3}, "cannot be built"),
+        (models.lenet5(), "lenet5", {"generator": 3}, "cannot be built"),
+        (models.mlp([4, 6, 1]), "mlp", {"sizes": 7}, "cannot be built"),
+        (models.mlp([4, 6, 1], "tanh"), "mlp", {"sizes": [4, 6, 1]}, "2: ReLU built, Tanh here"),
+        (models.mlp([4, 6]), "mlp", {"sizes": [4, 6, 1]}, r"3\.w: \(1, 6\) float32 built, nothing"),
+        (models.lenet5().astype(np.float64), "lenet5", None, "float32 built, .* float64 here"),
+        (models.lenet5(), None, {"classes": 10}, "goes with the name"),
+        ({"w": np.zeros(3)}, "lenet5", None, "expected a Module"),
+    ],
+)
+def test_saving_refuses_a_name_and_config_that_do_not_rebuild_the_model(
+    model, name, config, message, tmp_path
+):
+    with pytest.raises(ArgumentError, match=message):
+        gpucnn.save(tmp_path / "x", model, name, config)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", models.BY_NAME)
+def test_an_outline_has_the_modules_shapes_and_dtypes_of_the_model_and_draws_nothing(name):
+    config = {"sizes": [4, 6, 3], "activation": "tanh"} if name == "mlp" else {"classes": 4}
+    before = repr(gpucnn.random.get_state())
+    outline = models.outline(name, **config)
+    assert repr(gpucnn.random.get_state()) == before
+    model = models.build(name, generator=np.random.default_rng(0), **config)
+    assert repr(outline) == repr(model)
+    assert [(key, x.shape, x.dtype) for key, x in outline.state_dict().items()] == [
+        (key, x.shape, x.dtype) for key, x in model.state_dict().items()
+    ]
+
+
+def test_an_outline_takes_nothing_of_a_devices_memory(device):
+    with gpucnn.device(device):
+        outline = models.outline("lenet5")
+    assert {str(p.device) for p in outline.parameters()} == {"cpu"}
+
+
+def test_an_outline_takes_no_memory():
+    huge = models.outline("mlp", sizes=[300_000, 300_000, 2], activation="sigmoid")  # 360 GB
+    assert huge.parameters()[0].shape == (300_000, 300_000)
+
+
+# --- models of one's own ---
+
+
+class Own(nn.Module):
+    """What models.build knows nothing of: a branch, a buffer, a parameter without axes."""
+
+    def __init__(self, width=5):
+        self.first = nn.Linear(4, width)
+        self.norm = nn.BatchNorm(width)
+        self.branches = [nn.Linear(width, 3), nn.Linear(width, 3)]
+        self.temperature = nn.Parameter(np.array(2.0, np.float32))
+
+    def forward(self, x):
+        x = self.norm(self.first(x))
+        return (self.branches[0](x) + self.branches[1](x)) * self.temperature
+
+
+def test_a_model_of_ones_own_comes_back_into_one_like_it(tmp_path, rng):
+    model = Own()
+    x = gpucnn.tensor(rng.standard_normal((6, 4), dtype=np.float32))
+    model(x)  # moves the running statistics
+    gpucnn.save(tmp_path / "own.safetensors", model)
+    other = Own()
+    assert not same_state(model, other)
+    assert gpucnn.load(tmp_path / "own.safetensors", other) is other
+    assert same_state(model, other)
+    assert not any(module.training for _, module in other.named_modules())
+    assert np.array_equal(other(x).numpy(), model.eval()(x).numpy())
+
+
+def test_a_file_of_a_model_of_ones_own_keeps_classes_and_normalisation(tmp_path):
+    path = tmp_path / "own.safetensors"
+    gpucnn.save(path, Own(), classes=("a", "b", "c"), normalize=data.Normalize((0.5,), (0.2,)))
+    info = train.read_checkpoint(path).info
+    assert info["model"] == {"class": "Own"}
+    assert info["classes"] == ["a", "b", "c"]
+    assert info["normalize"] == {"mean": [0.5], "std": [0.2]}
+
+
+def test_a_named_model_and_a_training_run_load_into_a_model_too(tmp_path):
+    model = models.lenet5(classes=3)
+    gpucnn.save(tmp_path / "named.safetensors", model, "lenet5", {"classes": 3})
+    assert same_state(model, gpucnn.load(tmp_path / "named.safetensors", models.lenet5(classes=3)))
+    images = data.Dataset(np.zeros((4, 2, 2, 3), np.uint8), np.array([0, 1, 0, 1]), ("a", "b"))
+    normalize = data.Normalize((0.1,) * 3, (0.3,) * 3)
+    loader = data.DataLoader(images, 2, transform=normalize, device="cpu")
+    own = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    trainer = train.Trainer(own, optim.SGD(own.parameters(), 0.1), loader)
+    trainer.fit(1)
+    trainer.save(tmp_path / "last.safetensors")
+    with pytest.raises(CheckpointError, match=r"load it into one: gpucnn\.load\(path, model\)"):
+        gpucnn.load(tmp_path / "last.safetensors")
+    other = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    assert same_state(own, gpucnn.load(tmp_path / "last.safetensors", other))
+
+
+@pytest.mark.parametrize("how", ["second", "keyword"])
+def test_load_puts_a_model_on_the_device_that_it_is_given(how, device, tmp_path):
+    gpucnn.save(tmp_path / "own.safetensors", models.lenet5(), "lenet5")
+    where = (device,) if how == "second" else ()
+    options = {} if how == "second" else {"device": device}
+    path = tmp_path / "own.safetensors"
+    for model in (
+        gpucnn.load(path, *where, **options),
+        gpucnn.load(path, models.lenet5(), device=device),
+    ):
+        assert {p.device for p in model.parameters()} == {Device.parse(device)}
+
+
+def test_without_a_model_to_load_into_the_error_says_how(tmp_path):
+    path = tmp_path / "own.safetensors"
+    gpucnn.save(path, Own())
+    with pytest.raises(CheckpointError, match=r"of your own, Own, .*\n.*gpucnn\.load\(.*, model\)"):
+        gpucnn.load(path)
+    with pytest.raises(ArgumentError, match="expected a Module to load into, got a dict"):
+        gpucnn.load(path, {})
+    train.write_checkpoint(path, {"optimizer.v": np.ones(3)}, {})
+    with pytest.raises(CheckpointError, match=r"own\.safetensors: holds no model"):
+        gpucnn.load(path, Own())
+
+
+def test_a_model_that_does_not_fit_is_named_tensor_by_tensor_and_stays_as_it_was(tmp_path):
+    path = tmp_path / "own.safetensors"
+    gpucnn.save(path, Own(width=7))
+    other = Own()
+    before = {key: array.copy() for key, array in other.state_dict().items()}
+    with pytest.raises(
+        CheckpointError, match=r"first\.w: expected \(5, 4\), got \(7, 4\)"
+    ) as caught:
+        gpucnn.load(path, other)
+    assert str(path) in str(caught.value)
+    assert all(np.array_equal(before[key], x) for key, x in other.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"(?s)missing: 0\.w.*unexpected: first\.w"):
+        gpucnn.load(path, nn.Sequential(nn.Linear(4, 5)))

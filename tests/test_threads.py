@@ -51,6 +51,25 @@ def test_pieces_run_at_the_same_time():
     parallel(lambda _: meeting.wait(), range(3))  # hangs and breaks unless three run at once
 
 
+def test_the_callers_errstate_holds_in_every_thread():
+    gpucnn.set_num_threads(3)
+    meeting = threading.Barrier(3, timeout=20)
+
+    def seen():
+        found = []
+
+        def look(_):
+            meeting.wait()
+            found.append(np.geterr()["over"])
+
+        parallel(look, range(3))
+        return found
+
+    with np.errstate(over="raise"):
+        assert seen() == ["raise"] * 3
+    assert seen() == ["warn"] * 3
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_an_exception_in_a_piece_reaches_the_caller_and_the_pool_lives_on(threads):
     gpucnn.set_num_threads(threads)

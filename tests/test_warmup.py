@@ -1,14 +1,20 @@
 """gpucnn warmup: what it compiles ahead, what it finds compiled, and what it says without CUDA."""
 
+import os
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
+import gpucnn
 from gpucnn import cli, cuda, cudasim, launches, warmup
 from gpucnn.cudasim import compiler
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError, DeviceError
+
+ROOT = Path(gpucnn.__file__).parents[1]
 
 
 @pytest.fixture
@@ -117,7 +123,10 @@ class CompileException(Exception):
 
 @pytest.fixture
 def cupy(monkeypatch, tmp_path):
-    """A CuPy with a driver; `cupy.failure` is what its compiler raises."""
+    """A CuPy with a driver; `cupy.failure` is what its compiler raises.
+
+    It has no arrays: what `cupy.recorded` says was asked for is recorded on the simulator.
+    """
     folder = tmp_path / "kernels"
     folder.mkdir()
     monkeypatch.setenv("CUPY_CACHE_DIR", str(folder))
@@ -140,7 +149,16 @@ def cupy(monkeypatch, tmp_path):
         RawModule=RawModule,
         ndarray=type("ndarray", (), {}),
         failure=None,
+        recorded=[],
     )
+    original = launches.of_model
+
+    def of_model(model, batch, device):
+        fake.recorded.append((model, batch, device))
+        (folder / "cupys own sum.cubin").touch()
+        return original(model, batch)
+
+    monkeypatch.setattr(launches, "of_model", of_model)
     monkeypatch.setitem(sys.modules, "cupy", fake)
     cuda._module.cache_clear()
     yield fake
@@ -148,29 +166,81 @@ def cupy(monkeypatch, tmp_path):
     cuda._prepare.cache_clear()
 
 
-@pytest.fixture
-def without_a_step(monkeypatch):
-    """The step at the end needs CuPy's arrays, which the stand-in has not."""
-    original, ran = launches.of_model, []
-
-    def of_model(model, batch, device=None, run=False):
-        if run:
-            ran.append((model, batch, device))
-            return {}
-        return original(model, batch)
-
-    monkeypatch.setattr(launches, "of_model", of_model)
-    return ran
-
-
-def test_on_cuda_cupys_cache_tells_what_is_new_and_one_step_runs_at_the_end(cupy, without_a_step):
+def test_on_cuda_cupys_cache_tells_what_is_new_and_recording_fills_it_with_cupys_own(cupy):
     compiled, cached = warmup.warm_up("alexnet_cifar10", "cuda", 4)
-    assert "conv2d_forward.cu" in [name for name, _ in compiled]
-    assert [name for name, _ in cached] == ["CuPy's own kernels"]
-    assert without_a_step == [("alexnet_cifar10", 4, Device("cuda"))]
+    names = [name for name, _ in compiled]
+    assert names[0] == "CuPy's own kernels"
+    assert "conv2d_forward.cu" in names
+    assert cached == []
+    assert cupy.recorded == [("alexnet_cifar10", 4, Device("cuda"))]
     compiled, cached = warmup.warm_up("alexnet_cifar10", "cuda", 4)
     assert compiled == []
-    assert len(cached) == 11
+    assert [name for name, _ in cached] == names
+
+
+WITHOUT_THE_SIMULATOR = """
+import sys
+for name in ("gpucnn.cudasim", "fcntl", "resource", "pwd"):
+    sys.modules[name] = None
+from gpucnn.cli import main
+"""
+
+
+def test_warming_up_a_gpu_takes_nothing_of_the_simulator(tmp_path):
+    """Windows has no simulator: its modules cannot be imported here either."""
+    (tmp_path / "cupy.py").write_text("""
+import contextlib, os, types
+class ndarray: pass
+class RawModule:
+    def __init__(self, code, options):
+        self.name = str(abs(hash(code)))
+    def compile(self):
+        open(os.path.join(os.environ["CUPY_CACHE_DIR"], self.name), "w").close()
+one = lambda index=0: contextlib.nullcontext()
+runtime = types.SimpleNamespace(getDeviceCount=lambda: 1)
+cuda = types.SimpleNamespace(Device=one, runtime=runtime)
+""")
+    program = f"""{WITHOUT_THE_SIMULATOR}
+import types
+from gpucnn import launches
+kernel = types.SimpleNamespace(file="pool2d.cu")
+launch = types.SimpleNamespace(kernel=kernel, defines=())
+launches.of_model = lambda *_, device: {{"training": [launch]}}
+sys.exit(main(["warmup"]))
+"""
+    done = run(program, PYTHONPATH=f"{tmp_path}:{ROOT}", CUPY_CACHE_DIR=str(tmp_path))
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert "pool2d.cu" in done.stdout
+    assert done.stdout.endswith("alexnet_cifar10 on cuda: 1 compiled, 1 were cached\n")
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_is_warmed_up_without_the_simulator(tmp_path):
+    skip_without_cuda()
+    program = f"{WITHOUT_THE_SIMULATOR}sys.exit(main(['warmup', '--model', 'lenet5']))"
+    done = run(program, CUPY_CACHE_DIR=str(tmp_path))
+    assert (done.stderr, done.returncode) == ("", 0)
+    names = [line.split("  ")[1] for line in done.stdout.splitlines()[:-1]]
+    files = launches.specialisations(launches.of_model("lenet5", 128))
+    assert names == ["CuPy's own kernels", *(name for name, _ in files)]
+    assert "0 were cached" in done.stdout
+
+
+def run(program, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def skip_without_cuda():
+    try:
+        Device.parse("cuda")
+    except DeviceError as error:
+        pytest.skip(str(error).splitlines()[0])
 
 
 def test_cupy_without_nvrtc_is_told_with_the_way_out(cupy, capsys):
@@ -178,7 +248,44 @@ def test_cupy_without_nvrtc_is_told_with_the_way_out(cupy, capsys):
     assert cli.main(["warmup"]) == 2
     error = capsys.readouterr().err
     assert "device cuda:0 needs NVRTC, and CuPy could not load it (Failure finding" in error
-    assert '\n  install CuPy with it: pip install "gpucnn[cuda12]"' in error
+    assert '\n  install CuPy with both: pip install "gpucnn[cuda12]"' in error
+
+
+def test_cupy_without_cudas_headers_is_told_the_same_way_out(cupy, capsys):
+    cupy.failure = RuntimeError("Failed to find CUDA headers. Please install CUDA toolkit headers")
+    assert cli.main(["warmup"]) == 2
+    error = capsys.readouterr().err
+    assert "device cuda:0 needs CUDA's headers, and CuPy found none (Failed to find" in error
+    assert '\n  install CuPy with both: pip install "gpucnn[cuda12]"' in error
+
+
+@pytest.mark.gpu
+def test_a_real_cupy_that_finds_no_headers_is_told_the_way_out():
+    skip_without_cuda()
+    done = run(
+        "import sys; from cuda import pathfinder; from gpucnn.cli import main; "
+        "pathfinder.find_nvidia_header_directory = lambda _: None; "
+        "sys.exit(main(['warmup', '--model', 'lenet5']))"
+    )
+    assert done.returncode == 2
+    assert "needs CUDA's headers, and CuPy found none" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        CompileException("nvrtc: error: invalid value for --gpu-architecture (-arch)"),
+        RuntimeError("CUDA_ERROR_NO_BINARY_FOR_GPU: no kernel image is available"),
+    ],
+    ids=["too old", "too new"],
+)
+def test_a_gpu_that_cupys_nvrtc_does_not_know_is_told_who_knows(cupy, capsys, failure):
+    cupy.failure = failure
+    assert cli.main(["warmup"]) == 2
+    error = capsys.readouterr().err
+    assert "device cuda:0 needs a CuPy whose NVRTC compiles for this GPU" in error
+    assert "`gpucnn doctor` says which one does" in error
 
 
 def test_a_kernel_that_cupy_cannot_compile_shows_the_compilers_words(cupy, capsys):

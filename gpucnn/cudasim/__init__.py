@@ -2,15 +2,19 @@
 
     gpucnn.tensor(x, device="cudasim")
 
-Everything in this module has CuPy's name and meaning, but for the three functions at its end;
+Everything in this module has CuPy's name and meaning, but for the two functions at its end;
 README.md tells how to use it.
 """
+
+from types import SimpleNamespace as _SimpleNamespace
+from typing import Any as _Any
 
 import numpy as _np
 
 from gpucnn.cudasim import compiler as _compiler
 from gpucnn.cudasim import driver as cuda
 from gpucnn.cudasim import memory as _memory
+from gpucnn.cudasim import signatures as _signatures
 from gpucnn.cudasim.arrays import lift as _lift
 from gpucnn.cudasim.arrays import ndarray
 from gpucnn.cudasim.creation import (
@@ -30,31 +34,24 @@ from gpucnn.cudasim.creation import (
 )
 from gpucnn.cudasim.module import RawModule
 
-_FUNCTIONS = """
-    abs absolute add all any argmax argmin argsort array_equal bincount broadcast_to ceil clip
-    concatenate copyto cos cumsum divide dot einsum equal exp expand_dims expm1 flip floor
-    floor_divide greater greater_equal isfinite isinf isnan less less_equal log log1p logical_and
-    logical_not logical_or matmul max maximum mean min minimum moveaxis multiply negative not_equal
-    pad power prod ravel repeat reshape roll rint sign sin sqrt square squeeze stack std subtract
-    sum swapaxes take take_along_axis tanh tensordot tile transpose true_divide unique var where
-"""
-for _name in _FUNCTIONS.split():
-    globals()[_name] = _lift(_name)
+for _name, _signature in (_signatures.ufuncs() | _signatures.table(_signatures.FUNCTIONS)).items():
+    globals()[_name] = _lift(_name, _signature)
 
 _NAMES = """
     bool_ dtype e finfo float16 float32 float64 floating generic iinfo inf int8 int16 int32 int64
-    integer nan newaxis pi promote_types result_type uint8 uint16 uint32 uint64
+    integer nan newaxis pi promote_types uint8 uint16 uint32 uint64
 """
 for _name in _NAMES.split():
     globals()[_name] = getattr(_np, _name)
 
 
-class lib:  # a namespace, named as numpy.lib
-    """Views that slide over an array."""
+def _namespace(module: _Any, signatures: str) -> _SimpleNamespace:
+    table = _signatures.table(signatures)
+    return _SimpleNamespace(**{name: _lift(name, table[name], module) for name in table})
 
-    class stride_tricks:
-        as_strided = staticmethod(_lift("as_strided", _np.lib.stride_tricks))
-        sliding_window_view = staticmethod(_lift("sliding_window_view", _np.lib.stride_tricks))
+
+linalg = _namespace(_np.linalg, _signatures.LINALG)
+lib = _SimpleNamespace(stride_tricks=_namespace(_np.lib.stride_tricks, _signatures.STRIDE_TRICKS))
 
 
 def get_default_memory_pool() -> _memory.MemoryPool:
@@ -85,10 +82,14 @@ __all__ = [
     "full",
     "full_like",
     "get_default_memory_pool",
+    "kernel_headers",
     "lib",
+    "linalg",
     "ndarray",
     "ones",
     "ones_like",
+    "require_compiler",
     "zeros",
     "zeros_like",
 ]
+__all__ += [*_signatures.ufuncs(), *_signatures.table(_signatures.FUNCTIONS), *_NAMES.split()]

@@ -99,8 +99,8 @@ def _value(kernel: str, arg: Any) -> np.ndarray[Any, Any]:
         return np.array(arg.data.ptr, np.uint64)
     if isinstance(arg, np.generic):
         return np.array(arg)
-    if isinstance(arg, np.ndarray) and arg.dtype.names is not None and arg.ndim == 0:
-        return arg  # a struct by value
+    if isinstance(arg, np.ndarray) and arg.dtype.kind == "V" and arg.ndim == 0:
+        return arg  # a struct by value: a record, or its raw bytes
     if isinstance(arg, np.ndarray):
         raise TypeError(
             f"{kernel}: an array of the host where the kernel expects device memory; "

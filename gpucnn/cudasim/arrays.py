@@ -4,23 +4,27 @@ It behaves as CuPy's where gpucnn uses it, and refuses what CuPy refuses: NumPy 
 without `.get()`, and no operation takes a NumPy array beside it.
 """
 
+import inspect
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from gpucnn.cudasim import driver, memory
+from gpucnn.cudasim import driver, memory, signatures
 from gpucnn.cudasim.memory import Host
 
 
 class ndarray:
     """An array in the simulated device's memory."""
 
-    __slots__ = ("__weakref__", "_host")
+    __slots__ = ("__weakref__", "_host", "base")
+
+    base: "ndarray | None"  # the array whose memory this one looks at; None if it has its own
 
     def __init__(self, shape: Any, dtype: Any = float) -> None:
         self._host = memory.allocate(shape, dtype)
+        self.base = memory.first_array(self._host, self)
 
     # --- what it is ---
 
@@ -47,15 +51,25 @@ class ndarray:
 
     # --- to the host: each of these waits for the device ---
 
-    def get(self) -> Host:
-        """A copy in host memory."""
-        driver.counters.host_syncs += 1
-        return self._host.copy()
+    def get(self, *, out: Host | None = None, blocking: bool = True) -> Host:
+        """A copy in host memory, in `out` if it is given.
 
-    def item(self, *index: int) -> Any:
-        """The only element, or the one at `index`, as a Python number."""
+        With blocking=False the host does not wait for it.  As all work on the current stream, the
+        copy is done before the call returns.
+        """
+        if blocking:
+            driver.counters.host_syncs += 1
+        if out is None:
+            return self._host.copy()
+        if out.shape != self.shape or out.dtype != self.dtype:
+            raise ValueError(f"get: {self.dtype} {self.shape} into {out.dtype} {out.shape}")
+        out[...] = self._host
+        return out
+
+    def item(self) -> Any:
+        """The only element, as a Python number."""
         driver.counters.host_syncs += 1
-        return self._host.item(*index)
+        return self._host.item()
 
     def tolist(self) -> Any:
         return self.get().tolist()
@@ -69,17 +83,18 @@ class ndarray:
     def __float__(self) -> float:
         return float(self.get())
 
-    def __index__(self) -> int:
-        return int(self.get().__index__())
-
-    def set(self, host: Host, stream: driver.Stream | None = None) -> None:
+    def set(self, arr: Host, stream: driver.Stream | None = None) -> None:
         """Copy an array of the host, of the same shape and dtype, into this one, on `stream`."""
-        if not isinstance(host, np.ndarray):
-            raise TypeError(f"set takes a NumPy array, got {type(host).__name__}")
-        if host.shape != self.shape or host.dtype != self.dtype:
-            raise ValueError(f"set: {host.dtype} {host.shape} into {self.dtype} {self.shape}")
+        if not isinstance(arr, np.ndarray):
+            raise TypeError(f"set takes a NumPy array, got {type(arr).__name__}")
+        if arr.dtype != self.dtype:
+            raise TypeError(f"set: {arr.dtype} into {self.dtype}")
+        if arr.shape != self.shape:
+            raise ValueError(f"set: {arr.shape} into {self.shape}")
+        if not (self.flags.c_contiguous or self.flags.f_contiguous):
+            raise RuntimeError(f"set: into an array {self.shape} that is not contiguous")
         stream = driver.get_current_stream() if stream is None else stream
-        stream.copy(self._host, host, memory.made(self._host))
+        stream._copy(self._host, arr, memory.made(self._host))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         raise TypeError(
@@ -100,11 +115,13 @@ class ndarray:
 
     # --- NumPy's protocols: np.add(x, y) and np.sum(x) give arrays of the device ---
 
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        return run(getattr(ufunc, method), inputs, options)
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        ours = getattr(lifted.get(ufunc.__name__), method, None)
+        return NotImplemented if ours is None else ours(*inputs, **kwargs)
 
-    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
-        return run(function, args, options)
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        ours = lifted.get(func.__name__)
+        return NotImplemented if ours is None else ours(*args, **kwargs)
 
     # --- elements ---
 
@@ -116,7 +133,7 @@ class ndarray:
 
     # --- methods that NumPy has too; most are added below ---
 
-    def astype(self, dtype: Any, copy: bool = True) -> Any:
+    def astype(self, dtype: Any, *, copy: bool = True) -> Any:
         return (
             self if not copy and self.dtype == np.dtype(dtype) else wrap(self._host.astype(dtype))
         )
@@ -133,6 +150,7 @@ def wrap(result: Any) -> Any:
     if isinstance(result, np.ndarray | np.generic):
         array = ndarray.__new__(ndarray)
         array._host = memory.on_device(np.asarray(result))
+        array.base = memory.first_array(array._host, array)
         return array
     if isinstance(result, tuple | list):
         return type(result)(wrap(item) for item in result)
@@ -163,27 +181,40 @@ def run(function: Any, args: Any, options: dict[str, Any]) -> Any:
     return wrap(result)
 
 
-def lift(name: str, module: ModuleType | Any = np) -> Any:
-    """NumPy's function `name` for device arrays."""
-    function = getattr(module, name)
+lifted: dict[str, Any] = {}  # the functions that `lift` made, by name
 
-    def lifted(*args: Any, **options: Any) -> Any:
+
+def lift(name: str, signature: inspect.Signature, module: ModuleType | Any = np) -> Any:
+    """NumPy's function `name` for device arrays; TypeError for arguments beyond `signature`."""
+    function = getattr(module, name)
+    refuse = signatures.refusal(name, signature)
+
+    def on_the_device(*args: Any, **options: Any) -> Any:
+        refuse(args, options)
         return run(function, args, options)
 
-    lifted.__name__ = lifted.__qualname__ = name
-    lifted.__doc__ = f"numpy.{name} for arrays of device cudasim."
-    if isinstance(function, np.ufunc):
-        lifted.at = lambda *args: run(function.at, args, {})  # type: ignore[attr-defined]
-    return lifted
+    on_the_device.__name__ = on_the_device.__qualname__ = name
+    on_the_device.__doc__ = f"numpy.{name} for arrays of device cudasim."
+    on_the_device.__signature__ = signature  # type: ignore[attr-defined]
+    if name in signatures.SCATTERS:
+        on_the_device.at = lambda a, indices, b: run(function.at, (a, indices, b), {})  # type: ignore[attr-defined]
+    lifted[name] = on_the_device
+    return on_the_device
 
 
-def _method(name: str) -> Any:
+def _method(name: str, signature: inspect.Signature) -> Any:
     """The method `name` of numpy.ndarray for this class."""
+    refuse = signatures.refusal(name, signature)
 
     def method(self: ndarray, *args: Any, **options: Any) -> Any:
+        refuse(args, options)
         return run(getattr(self._host, name), args, options)
 
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     method.__name__ = method.__qualname__ = name
+    method.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[itself, *signature.parameters.values()]
+    )
     return method
 
 
@@ -204,19 +235,16 @@ def _is_operand(value: Any) -> bool:
     return isinstance(value, ndarray | np.ndarray | np.generic | int | float)
 
 
-_METHODS = """
-    all any argmax argmin argsort clip cumsum dot flatten max mean min prod ravel repeat reshape
-    round squeeze std sum swapaxes take transpose var view
-"""
 _COMPARISONS = "lt le gt ge eq ne"
 _UNARY = "neg pos abs invert"
 _BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
 
-for _name in _METHODS.split():
-    setattr(ndarray, _name, _method(_name))
+for _name, _signature in signatures.table(signatures.METHODS).items():
+    setattr(ndarray, _name, _method(_name, _signature))
 for _name in f"{_COMPARISONS} {_UNARY} {_BINARY}".split():
     setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))
 for _name in _BINARY.split():
     setattr(ndarray, f"__r{_name}__", _operator(f"__r{_name}__"))
-    setattr(ndarray, f"__i{_name}__", _operator(f"__i{_name}__"))
+    if _name != "matmul":  # CuPy has no a @= b
+        setattr(ndarray, f"__i{_name}__", _operator(f"__i{_name}__"))
 ndarray.__hash__ = None  # type: ignore[assignment]  # as NumPy's: == compares elements

@@ -36,7 +36,7 @@ _COMMON = (
     "-std=c++17",
     "-fPIC",
     "-fvisibility=hidden",
-    "-g",
+    "-gdwarf-4",  # addr2line 2.40 takes one file of a DWARF 5 table for another
     "-fno-strict-aliasing",
     "-Wno-unknown-pragmas",
     f"-I{NATIVE}",
@@ -79,6 +79,11 @@ def _process_folder() -> Path:
 @functools.cache
 def compiler() -> tuple[str, str]:
     """The C++ compiler and its version; DeviceError says how to get one if there is none."""
+    if sys.platform == "win32":
+        raise DeviceError(
+            "device cudasim needs Linux or macOS: Windows has no memory maps as it makes them\n"
+            "  use it in WSL, or device cpu"
+        )
     for name in filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++")):
         path = shutil.which(name)
         if path is not None:

@@ -13,22 +13,22 @@ def empty(shape: Any, dtype: Any = float) -> ndarray:
     return ndarray(shape, dtype)
 
 
-def empty_like(x: Any, dtype: Any = None) -> ndarray:
-    """Fresh memory of x's shape."""
-    return ndarray(x.shape, x.dtype if dtype is None else dtype)
+def empty_like(prototype: Any, dtype: Any = None) -> ndarray:
+    """Fresh memory of prototype's shape."""
+    return ndarray(prototype.shape, prototype.dtype if dtype is None else dtype)
 
 
-def full(shape: Any, value: Any, dtype: Any = None) -> Any:
-    """An array of `value`."""
-    value = unwrap(value)
-    result = memory.allocate(shape, np.asarray(value).dtype if dtype is None else dtype)
-    result[...] = value
+def full(shape: Any, fill_value: Any, dtype: Any = None) -> Any:
+    """An array of `fill_value`."""
+    fill_value = unwrap(fill_value)
+    result = memory.allocate(shape, np.asarray(fill_value).dtype if dtype is None else dtype)
+    result[...] = fill_value
     return wrap(result)
 
 
-def full_like(x: Any, value: Any, dtype: Any = None) -> Any:
-    """An array of `value`, of x's shape."""
-    return full(x.shape, value, x.dtype if dtype is None else dtype)
+def full_like(a: Any, fill_value: Any, dtype: Any = None) -> Any:
+    """An array of `fill_value`, of a's shape."""
+    return full(a.shape, fill_value, a.dtype if dtype is None else dtype)
 
 
 def zeros(shape: Any, dtype: Any = float) -> Any:
@@ -36,9 +36,9 @@ def zeros(shape: Any, dtype: Any = float) -> Any:
     return full(shape, 0, dtype)
 
 
-def zeros_like(x: Any, dtype: Any = None) -> Any:
-    """An array of zeros, of x's shape."""
-    return full_like(x, 0, dtype)
+def zeros_like(a: Any, dtype: Any = None) -> Any:
+    """An array of zeros, of a's shape."""
+    return full_like(a, 0, dtype)
 
 
 def ones(shape: Any, dtype: Any = float) -> Any:
@@ -46,37 +46,38 @@ def ones(shape: Any, dtype: Any = float) -> Any:
     return full(shape, 1, dtype)
 
 
-def ones_like(x: Any, dtype: Any = None) -> Any:
-    """An array of ones, of x's shape."""
-    return full_like(x, 1, dtype)
+def ones_like(a: Any, dtype: Any = None) -> Any:
+    """An array of ones, of a's shape."""
+    return full_like(a, 1, dtype)
 
 
-def array(source: Any, dtype: Any = None, copy: bool = True) -> Any:
+def array(obj: Any, dtype: Any = None, copy: bool = True) -> Any:
     """A copy on the device of the host's arrays, lists and numbers, or of the device's arrays."""
-    host = np.asarray(source._host if isinstance(source, ndarray) else source, dtype)
-    if not copy and isinstance(source, ndarray) and host is source._host:
-        return source
+    host = np.asarray(obj._host if isinstance(obj, ndarray) else obj, dtype)
+    if not copy and isinstance(obj, ndarray) and host is obj._host:
+        return obj
     result = memory.allocate(host.shape, host.dtype)
     result[...] = host
     return wrap(result)
 
 
-def asarray(source: Any, dtype: Any = None) -> Any:
-    """`source` itself if it is an array of the device and of this dtype, else a copy there."""
-    return array(source, dtype, copy=False)
+def asarray(a: Any, dtype: Any = None) -> Any:
+    """`a` itself if it is an array of the device and of this dtype, else a copy there."""
+    return array(a, dtype, copy=False)
 
 
-def ascontiguousarray(x: Any, dtype: Any = None) -> Any:
-    """x itself if its rows follow each other without gaps, else a copy."""
-    x = asarray(x, dtype)
-    return x if x.flags.c_contiguous else array(x)
+def ascontiguousarray(a: Any, dtype: Any = None) -> Any:
+    """`a` itself if its rows follow each other without gaps, else a copy."""
+    a = asarray(a, dtype)
+    return a if a.flags.c_contiguous else array(a)
 
 
-def arange(*bounds: Any, dtype: Any = None) -> Any:
+def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> Any:
     """Evenly spaced numbers: numpy.arange."""
-    return array(np.arange(*bounds, dtype=dtype))
+    begin, end = (0, start) if stop is None else (start, stop)
+    return array(np.arange(begin, end, step, dtype=dtype))
 
 
-def asnumpy(x: Any) -> memory.Host:
+def asnumpy(a: Any) -> memory.Host:
     """A copy on the host."""
-    return x.get() if isinstance(x, ndarray) else np.asarray(x)
+    return a.get() if isinstance(a, ndarray) else np.asarray(a)

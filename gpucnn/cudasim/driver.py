@@ -90,7 +90,7 @@ class Device:
 class MemoryPointer:
     """Where an array starts: `array.data.ptr`."""
 
-    def __init__(self, ptr: int) -> None:
+    def __init__(self, ptr: int, /) -> None:
         self.ptr = ptr
 
 

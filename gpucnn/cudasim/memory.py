@@ -12,10 +12,11 @@ import math
 import mmap
 import os
 import threading
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from gpucnn.cudasim import settings
 from gpucnn.cudasim.streams import Made
 
 Host = np.ndarray[Any, Any]
+_Array = TypeVar("_Array")
 
 GRAIN = 512  # cupy's allocations are counted in multiples of this many bytes
 # Every 16 bits are a NaN as float16 and bfloat16, every 32 as float32, every 64 as float64; as an
@@ -43,13 +45,14 @@ class OutOfMemoryError(MemoryError):
 class _Block:
     """One piece of the device's memory, which NumPy reads in place; back to the pool at its end."""
 
-    __slots__ = ("address", "made", "pool", "size")
+    __slots__ = ("address", "first", "made", "pool", "size")
 
     def __init__(self, pool: "MemoryPool", address: int, size: int) -> None:
         self.pool = pool
         self.address = address
         self.size = size
         self.made = Made.now()
+        self.first: Any = None  # a weak reference to the first array here
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -204,6 +207,18 @@ def made(array: Host) -> Made:
     """When the device gave out the memory of `array`."""
     moment: Made = _owner(array).made
     return moment
+
+
+def first_array(host: Host, array: _Array) -> _Array | None:
+    """The first array in the memory of `host`, for one that came later; None for the first itself.
+
+    Later ones are views, and keep what this returns alive.
+    """
+    block = _owner(host)
+    first: _Array | None = block.first and block.first()
+    if first is None:
+        block.first = weakref.ref(array)
+    return first
 
 
 def on_device(result: Host) -> Host:

@@ -37,7 +37,7 @@ class _Request(ctypes.Structure):  # Request in native/worker.h
 class RawModule:
     """Compiled CUDA source.  Compiled at the first launch, and again if the settings want it."""
 
-    def __init__(self, *, code: str, options: tuple[str, ...] = (), **unused: Any) -> None:
+    def __init__(self, *, code: str, options: tuple[str, ...] = ()) -> None:
         self._options = tuple(option for option in options if option.startswith("-D"))
         names = source.kernels(code)
         stubs = "".join(f"CUDASIM_ENTRY({name})\n" for name in names)
@@ -45,21 +45,21 @@ class RawModule:
             f'{source.rewrite(code)}\n#line 1 "cudasim"\n{stubs}'
             "CUDASIM_EXPORT const size_t* cudasim_shared_used() { return &cudasim::shared_used; }\n"
         )
-        self.parameters = names
+        self._parameters = names
         self._libraries: dict[tuple[bool, bool], ctypes.CDLL] = {}
 
     def get_function(self, name: str) -> "Function":
-        if name not in self.parameters:
+        if name not in self._parameters:
             raise KernelError(
-                f"cudasim: the module has no kernel {name}; it has {sorted(self.parameters)}"
+                f"cudasim: the module has no kernel {name}; it has {sorted(self._parameters)}"
             )
         return Function(self, name)
 
     def compile(self) -> None:
         """Compile now, rather than at the first launch."""
-        self.library(settings.current())
+        self._library(settings.current())
 
-    def library(self, how: settings.Settings) -> ctypes.CDLL:
+    def _library(self, how: settings.Settings) -> ctypes.CDLL:
         """The compiled code, of the build that `how` needs."""
         key = how.checked, how.debug
         library = self._libraries.get(key)
@@ -71,9 +71,9 @@ class RawModule:
         return library
 
     @functools.cache  # noqa: B019  modules live as long as the process
-    def entry(self, name: str, how: settings.Settings) -> tuple[int, int]:
+    def _entry(self, name: str, how: settings.Settings) -> tuple[int, int]:
         """Addresses: the function that runs one thread, and the module's count of shared bytes."""
-        library = self.library(how)
+        library = self._library(how)
         run = ctypes.cast(getattr(library, f"cudasim_run_{name}"), ctypes.c_void_p).value
         assert run is not None  # getattr would have failed
         return run, library.cudasim_shared_used()
@@ -98,8 +98,8 @@ class Function:
         how = settings.current()
         grid, block = _triple("grid", grid), _triple("block", block)
         self._check_limits(grid, block, shared_mem)
-        run, shared_used = self._module.entry(self._name, how)
-        arguments = Arguments(self._name, self._module.parameters[self._name], args)
+        run, shared_used = self._module._entry(self._name, how)
+        arguments = Arguments(self._name, self._module._parameters[self._name], args)
         if how.checked:
             arguments.fence()
         request = _Request(
@@ -125,7 +125,7 @@ class Function:
             raise KeyboardInterrupt
         if result:
             text = message.value.decode(errors="replace")
-            raise KernelError(compiler.explain(self._module.library(how), text))
+            raise KernelError(compiler.explain(self._module._library(how), text))
         arguments.copy_back()
 
     def _check_limits(self, grid: tuple[int, ...], block: tuple[int, ...], shared: int) -> None:

@@ -69,7 +69,7 @@ class Stream:
         event.record(self)
         return event
 
-    def copy(self, target: Host, source: Host, made: "Made") -> None:
+    def _copy(self, target: Host, source: Host, made: "Made") -> None:
         """Copy memory of the host to the device; `made` is when the target's memory was given out.
 
         Raises RuntimeError if another stream may still be using that memory.
@@ -145,13 +145,13 @@ class Event:
             self._stream._arrive(self._number)
 
 
-def get_elapsed_time(start: Event, end: Event) -> float:
+def get_elapsed_time(start_event: Event, end_event: Event) -> float:
     """Milliseconds between two recorded events."""
-    if start._seconds is None or end._seconds is None:
+    if start_event._seconds is None or end_event._seconds is None:
         raise ValueError("get_elapsed_time: both events must have been recorded")
-    if not (start._timed and end._timed):
+    if not (start_event._timed and end_event._timed):
         raise ValueError("get_elapsed_time: an event was made with disable_timing=True")
-    return (end._seconds - start._seconds) * 1e3
+    return (end_event._seconds - start_event._seconds) * 1e3
 
 
 # --- memory ---

@@ -19,7 +19,7 @@ import numpy as np
 
 from gpucnn.data import cifar_names
 from gpucnn.data.dataset import DataNotFound, Dataset, check_labels, root_folder
-from gpucnn.data.download import fetch, sha256_of
+from gpucnn.data.download import fetch, refuse_missing_folder, sha256_of
 from gpucnn.data.pickles import read_arrays
 from gpucnn.device import Array
 from gpucnn.errors import DataError
@@ -111,7 +111,8 @@ def CIFAR10(
     root is a folder that holds cifar-10-batches-py, cifar-10-batches-bin or one of the official
     archives, or is itself one of these; None means `default_root()`.  An archive's SHA-256 is
     checked and its files are unpacked beside it if that can be written.  With download, what is
-    missing is fetched into root.
+    missing is fetched into root, which is made if need be; a folder that GPUCNN_DATA names must
+    exist.
 
     Raises DataNotFound if there is nothing to read, DataError if a file is damaged.
     """
@@ -145,6 +146,8 @@ def find_cifar10(
     folder = root_folder(root)
     try:
         source = _find(_CIFAR10, folder)
+        if source is None:
+            refuse_missing_folder(root)
         if source is None and download:
             source = _download(_CIFAR10[0], folder, quiet)
         if source is None:
@@ -190,6 +193,8 @@ def _load(
 ) -> Dataset:
     folder = root_folder(root)
     source = _find(versions, folder)
+    if source is None:
+        refuse_missing_folder(root)
     if source is None and download:
         source = _download(versions[0], folder)
     if source is None:

@@ -2,15 +2,15 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpucnn.device import Array
-from gpucnn.errors import ArgumentError, DataError, DtypeError, ShapeError
+from gpucnn.device import Array, array_module
+from gpucnn.errors import ArgumentError, DataError, DtypeError, ShapeError, kind
 
 
 class DataNotFound(DataError):
@@ -27,8 +27,8 @@ class Dataset:
     name     what error messages and logs call it
 
     dataset[3] is (image, label); dataset[10:20] and dataset[array] are Datasets of those images.
-    Raises ShapeError or DtypeError for arrays that are not these, DataError for a label outside
-    the classes.
+    Raises ShapeError or DtypeError for arrays that are not these, ArgumentError for classes that
+    are no list of names, DataError for a label outside the classes.
     """
 
     images: Array
@@ -38,17 +38,31 @@ class Dataset:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
+        for what, value, dtype in (("images", images, "uint8"), ("labels", labels, "int64")):
+            if not _is_array(value):
+                raise DtypeError(
+                    f"{self.name}: {what} must be an array, got {kind(value)}\n"
+                    f"  convert them with numpy.asarray({what}, numpy.{dtype})"
+                )
         if images.ndim != 4 or labels.shape != images.shape[:1]:
             raise ShapeError(
                 f"{self.name}: expected images (N, H, W, C) and labels (N,), "
                 f"got {tuple(images.shape)} and {tuple(labels.shape)}"
             )
+        if 0 in images.shape[1:]:
+            raise ShapeError(f"{self.name}: images {tuple(images.shape)} have no pixels")
         if images.dtype != np.uint8 or labels.dtype != np.int64:
             raise DtypeError(
                 f"{self.name}: expected uint8 images and int64 labels, "
                 f"got {images.dtype} and {labels.dtype}; convert with .astype"
             )
-        check_labels(labels, len(self.classes), self.name)
+        if isinstance(self.classes, str) or not isinstance(self.classes, Sequence | np.ndarray):
+            raise ArgumentError(
+                f"{self.name}: classes must be the classes' names, got {self.classes!r}"
+            )
+        check_labels(
+            labels, len(self.classes), self.name, "labels are indices into classes, from 0 on"
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,20 +83,33 @@ class Dataset:
         """The first n images, or all if there are fewer.
 
         They are taken as they lie: the classes are only as balanced as the order is mixed.
-        Raises ArgumentError if n is less than 1.
+        Raises ArgumentError unless n is an int of at least 1.
         """
-        if n < 1:
-            raise ArgumentError(f"take: expected at least 1 image, got {n}")
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+            raise ArgumentError(f"take: expected an int of at least 1 image, got {n!r}")
         return self[:n]  # type: ignore[no-any-return]
 
 
-def check_labels(labels: Array, classes: int, source: Any) -> None:
+def _is_array(value: Any) -> bool:
+    try:
+        array_module(value)
+    except TypeError:
+        return False
+    return True
+
+
+def check_labels(
+    labels: Array,
+    classes: int,
+    source: Any,
+    remedy: str = "the file is damaged or of another data set; get a fresh copy",
+) -> None:
     """DataError, naming `source`, if a label is not in 0 .. classes - 1."""
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        bad = int(np.argmax((labels < 0) | (labels >= classes)))
+        bad = int(((labels < 0) | (labels >= classes)).argmax())
+        allowed = f"in 0 to {classes - 1}" if classes else "allowed: there are no classes"
         raise DataError(
-            f"{source}: label {int(labels[bad])} of image {bad} is not in 0 to {classes - 1}\n"
-            "  the file is damaged or of another data set; get a fresh copy"
+            f"{source}: label {int(labels[bad])} of image {bad} is not {allowed}\n  {remedy}"
         )
 
 

@@ -5,6 +5,7 @@ downloaders check a hash but start a cut transfer from nothing.  Its modules for
 when they are needed: they are a tenth of what `import gpucnn` would take, and few runs download.
 """
 
+import errno
 import hashlib
 import os
 import time
@@ -21,6 +22,21 @@ PATIENCE = 15.0  # seconds without a sign of life from any mirror
 MINIMUM_SPEED = 250e3  # bytes a second, below which another mirror is tried first
 SPEED_WINDOW = 10.0  # seconds before a speed is judged
 _CHUNK = 1 << 18
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no mirror will help
+
+
+def refuse_missing_folder(root: "str | os.PathLike[str] | None") -> None:
+    """Raises DataNotFound if root is None and GPUCNN_DATA names a folder that does not exist.
+
+    The usual reason is a misspelt name, under which nothing must be made: of default folders only
+    the one in the user's cache is made for a download.
+    """
+    chosen = os.environ.get("GPUCNN_DATA")
+    if root is None and chosen and not Path(chosen).expanduser().exists():
+        raise DataNotFound(
+            f"GPUCNN_DATA: {chosen} does not exist\n"
+            "  correct the name, or make the folder (mkdir) to have the data downloaded there"
+        )
 
 
 def sha256_of(path: Path) -> str:
@@ -35,8 +51,9 @@ def fetch(urls: Sequence[str], path: Path, sha256: str, quiet: bool = False) -> 
     The mirrors in `urls` serve the same bytes and are tried in order: first each that is fast,
     then each that works.  What has arrived stays in `path`.part, from which any later call goes on;
     `path` itself appears only when complete and correct.  A progress bar goes to stderr unless
-    quiet.  Raises DataNotFound if the folder cannot be written, or, with a word on each mirror, if
-    none served the file; without a network that takes PATIENCE seconds at most, and a TIMEOUT.
+    quiet.  Raises DataNotFound if the folder cannot be written or is full, or, with a word on each
+    mirror, if none served the file; without a network that takes PATIENCE seconds at most, and a
+    TIMEOUT.
     """
     import urllib.error
     from http.client import HTTPException
@@ -47,10 +64,7 @@ def fetch(urls: Sequence[str], path: Path, sha256: str, quiet: bool = False) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         part.open("ab").close()
     except OSError as error:
-        raise DataNotFound(
-            f"{path}: cannot be written ({error.strerror})\n"
-            "  choose a folder that can be, with GPUCNN_DATA or --data"
-        ) from error
+        raise _unwritable(path, error) from error
     failures: dict[str, str] = {}
     useless = set()
     sign_of_life = time.monotonic()
@@ -74,6 +88,8 @@ def fetch(urls: Sequence[str], path: Path, sha256: str, quiet: bool = False) -> 
             useless.add(url)
             error.close()
         except (OSError, HTTPException, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise _unwritable(path, error) from error
             failures[url] = str(getattr(error, "reason", error)) or type(error).__name__
         if part.stat().st_size != size or url in useless:
             sign_of_life = time.monotonic()
@@ -83,6 +99,13 @@ def fetch(urls: Sequence[str], path: Path, sha256: str, quiet: bool = False) -> 
     raise DataNotFound(
         f"{path.name} could not be downloaded ({reasons})\n"
         f"  try again later (it goes on where it stopped), or put {urls[-1]} into {path.parent}"
+    )
+
+
+def _unwritable(path: Path, error: OSError) -> DataNotFound:
+    return DataNotFound(
+        f"{path}: cannot be written ({error.strerror})\n"
+        "  choose a folder that can be, with GPUCNN_DATA or --data"
     )
 
 

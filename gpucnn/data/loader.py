@@ -1,5 +1,6 @@
 """DataLoader: batches of a data set, in an order and with a chance that can be resumed exactly."""
 
+import operator
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +13,16 @@ from gpucnn.data.dataset import Dataset
 from gpucnn.data.on_device import OnDevice
 from gpucnn.data.upload import Uploader
 from gpucnn.device import Array, Device, default_device
-from gpucnn.errors import ArgumentError, CheckpointError, DataError, ShapeError
+from gpucnn.errors import (
+    ArgumentError,
+    CheckpointError,
+    DataError,
+    DtypeError,
+    ShapeError,
+    kind,
+)
+
+_NUMBERS = "buif"  # kinds of dtype
 
 
 class ItemDataset(Protocol):
@@ -48,8 +58,10 @@ class DataLoader:
     which loads it hands out the rest of that epoch first, to the bit.  An epoch that is left early
     is over: the next loop begins the next epoch.
 
-    Raises ArgumentError for arguments that make no sense; errors of the data set or transform
-    arrive in the loop that asks for the batch.
+    Raises ArgumentError for arguments that make no sense.  Errors of the data set or transform
+    arrive in the loop that asks for the batch: DtypeError, ShapeError or DataError for an item that
+    is not what ItemDataset says, ArgumentError or ShapeError for a transform that does not return
+    as many images as it was given.
     """
 
     def __init__(
@@ -64,12 +76,22 @@ class DataLoader:
         workers: int = 1,
         device: str | Device | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ArgumentError(f"DataLoader: batch_size must be at least 1, got {batch_size}")
-        if prefetch < 0 or workers < 1:
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise ArgumentError(
-                "DataLoader: prefetch must be at least 0 and workers at least 1, "
-                f"got {prefetch} and {workers}"
+                f"DataLoader: expected a Dataset, or what has len() and [i], "
+                f"got {kind(dataset)}\n  for arrays: data.Dataset(images, labels, classes)"
+            )
+        batch_size = _whole("batch_size", batch_size, 1)
+        prefetch, workers = _whole("prefetch", prefetch, 0), _whole("workers", workers, 1)
+        if transform is not None and not callable(transform):
+            raise ArgumentError(
+                f"DataLoader: transform must be callable as transform(images, generator), "
+                f"got {transform!r}"
+            )
+        if isinstance(dataset, Dataset) and not isinstance(dataset.images, np.ndarray):
+            raise ArgumentError(
+                "DataLoader: the data set's images are not NumPy arrays\n"
+                "  leave them on the host; device= says where batches go"
             )
         if len(dataset) == 0:
             raise ArgumentError(f"DataLoader: {dataset!r} has no images")
@@ -80,14 +102,12 @@ class DataLoader:
             )
         if isinstance(seed, np.random.Generator):
             seed = int(seed.integers(1 << 63))
-        if seed < 0:
-            raise ArgumentError(f"DataLoader: seed must not be negative, got {seed}")
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.transform = transform
-        self.seed = int(seed)
+        self.seed = _whole("seed", seed, 0)
         self.prefetch = prefetch
         self.workers = workers
         self.device = default_device() if device is None else Device.parse(device)
@@ -196,7 +216,9 @@ class DataLoader:
         else:
             images, labels = _gather(self.dataset, chosen)
         if self.transform is not None and len(labels):
-            images = self.transform(images, self._generator(epoch, 1, number))
+            before = images
+            images = self.transform(before, self._generator(epoch, 1, number))
+            _check_transformed(self.transform, before, images)
         return images, labels
 
     def _deliver(self, images: Array, labels: Array) -> tuple[Any, Any]:
@@ -209,9 +231,30 @@ class DataLoader:
         return tensor(images, self.device), tensor(labels, self.device)
 
 
+def _whole(name: str, value: Any, least: int) -> int:
+    """`value` as an int; ArgumentError unless it is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ArgumentError(f"DataLoader: {name} must be an int of at least {least}, got {value!r}")
+    return int(value)
+
+
+def _check_transformed(transform: Transform, before: Array, after: Any) -> None:
+    """An error unless `after`, which the transform made of `before`, is as many images."""
+    if not isinstance(after, np.ndarray) or after.dtype.kind not in _NUMBERS:
+        raise ArgumentError(
+            f"DataLoader: the transform {transform!r} returned {kind(after)} for images "
+            f"{before.shape}\n  it must return the changed images, a NumPy array of numbers"
+        )
+    if after.shape[:1] != before.shape[:1]:
+        raise ShapeError(
+            f"DataLoader: the transform {transform!r} returned shape {after.shape} for images "
+            f"{before.shape}\n  it must return as many images as it was given"
+        )
+
+
 def _gather(dataset: ItemDataset, chosen: Array) -> tuple[Array, Array]:
     """The chosen images as one array, those left out by the data set excepted."""
-    items = [item for item in (dataset[int(i)] for i in chosen) if item is not None]
+    items = [item for i in chosen if (item := _item(dataset, int(i))) is not None]
     labels = np.array([label for _, label in items], np.int64)
     if not items:
         return np.empty((0, 0, 0, 0), np.uint8), labels
@@ -222,6 +265,36 @@ def _gather(dataset: ItemDataset, chosen: Array) -> tuple[Array, Array]:
             "\n  a data set must give all its images one size"
         )
     return np.stack([image for image, _ in items]), labels
+
+
+def _item(dataset: ItemDataset, index: int) -> tuple[Array, int] | None:
+    """dataset[index], if it is what ItemDataset says."""
+    item: Any = dataset[index]
+    if item is None:
+        return None
+    where = f"DataLoader: item {index} of {type(dataset).__name__}"
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise DataError(
+            f"{where} is {kind(item)}; expected (image, label), or None to leave it out"
+        )
+    image, label = item
+    if not isinstance(image, np.ndarray) or image.dtype.kind not in _NUMBERS:
+        raise DtypeError(
+            f"{where}: its image is {kind(image)}; expected a NumPy array uint8 (H, W, C)"
+        )
+    try:
+        label = operator.index(label)
+    except TypeError:
+        raise DtypeError(f"{where}: its label is {label!r}; expected an int") from None
+    classes = getattr(dataset, "classes", None)
+    limit = len(classes) if isinstance(classes, tuple | list) else 2**63
+    if not 0 <= label < limit:
+        raise DataError(
+            f"{where}: label {label} is not "
+            + (f"in 0 to {limit - 1}" if limit < 2**63 else "0 or more")
+            + "\n  labels are indices into the classes, from 0 on"
+        )
+    return image, label
 
 
 def _ahead(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from gpucnn.data.dataset import DataNotFound, Dataset, check_labels, root_folder
-from gpucnn.data.download import fetch
+from gpucnn.data.download import fetch, refuse_missing_folder
 from gpucnn.device import Array
 from gpucnn.errors import DataError
 
@@ -108,7 +108,8 @@ def MNIST(
     """MNIST: 60,000 training or 10,000 test images (N, 28, 28, 1) of handwritten digits.
 
     The idx files, plain or with .gz, lie in root or its folders mnist, MNIST/raw or MNIST; root
-    None means `default_root()`.  With download, what is missing is fetched into root/mnist.
+    None means `default_root()`.  With download, what is missing is fetched into root/mnist, which
+    is made if need be; a folder that GPUCNN_DATA names must exist.
 
     Raises DataNotFound if there is nothing to read, DataError if a file is damaged.
     """
@@ -137,7 +138,7 @@ def _load(
     if root is None and collection.system_folder is not None:
         folders.append(Path(collection.system_folder))
     images_path, labels_path = (
-        _file(collection, name, folders, base, download) for name in _FILES[train]
+        _file(collection, name, folders, root, download) for name in _FILES[train]
     )
     images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1).astype(np.int64)
     if len(images) != len(labels):
@@ -151,12 +152,18 @@ def _load(
 
 
 def _file(
-    collection: _Collection, name: str, folders: list[Path], base: Path, download: bool
+    collection: _Collection,
+    name: str,
+    folders: list[Path],
+    root: "str | os.PathLike[str] | None",
+    download: bool,
 ) -> Path:
     for folder in folders:
         for path in (folder / name, folder / f"{name}.gz"):
             if path.is_file():
                 return path
+    refuse_missing_folder(root)
+    base = root_folder(root)
     urls = [f"{mirror}{name}.gz" for mirror in collection.mirrors]
     if not download:
         raise DataNotFound(

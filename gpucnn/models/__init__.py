@@ -4,6 +4,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from gpucnn.device import device
 from gpucnn.errors import ArgumentError
 from gpucnn.models.alexnet import (
     alexnet,
@@ -43,6 +46,43 @@ def build(name: str, **config: Any) -> Module:
     """
     _bind(name, config)
     return BY_NAME[name](**config)
+
+
+def outline(name: str, **config: Any) -> Module:
+    """The model as `build` makes it on the CPU, its weights zeros that take no memory.
+
+    It tells modules, names, shapes and dtypes at no cost, and draws no random number; it cannot
+    be used for anything else.  Errors: as build.
+    """
+    with device("cpu"):
+        return build(name, generator=_Undrawn(), **config)
+
+
+class _Undrawn(np.random.Generator):
+    """A generator for `outline`: whatever is drawn from it is zeros that take no memory."""
+
+    def __init__(self) -> None:
+        super().__init__(np.random.PCG64(0))
+
+    def standard_normal(self, size: Any = None, dtype: Any = float, out: Any = None) -> Any:
+        return _zeros(size, dtype)
+
+    def random(self, size: Any = None, dtype: Any = float, out: Any = None) -> Any:
+        return _zeros(size, dtype)
+
+
+class _Zeros(np.ndarray[Any, Any]):
+    """Zeros of any shape in the memory of one; arithmetic with them gives such zeros again."""
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        return _zeros(np.broadcast_shapes(*map(np.shape, inputs)), self.dtype)
+
+    def astype(self, dtype: Any, *_: Any, **options: Any) -> Any:
+        return _zeros(self.shape, dtype)
+
+
+def _zeros(shape: Any, dtype: Any) -> Any:
+    return np.broadcast_to(np.zeros((), dtype), shape).view(_Zeros)
 
 
 def input_shape(name: str, **config: Any) -> tuple[int, ...]:

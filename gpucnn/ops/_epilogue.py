@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.device import Array
+from gpucnn.ops._exact import select
 from gpucnn.ops._pool2d_numpy import Places
 from gpucnn.ops.pool2d import _max_backward, _max_forward
 from gpucnn.ops.window import Window
@@ -77,8 +78,9 @@ class Epilogue:
         """The gradient of what `room` held: of the parts that `finish` had, and no others."""
         d = dy[images]
         if self.relu:
-            alive = np.greater(self.y[images], 0, out=scratch("epilogue alive", d.shape, bool))
-            d = np.multiply(d, alive, out=scratch("epilogue gradient", d.shape, d.dtype))
+            alive = np.not_equal(self.y[images], 0, out=scratch("epilogue alive", d.shape, bool))
+            given, d = d, scratch("epilogue gradient", d.shape, d.dtype)
+            select(given, alive, d)
         if self.pool is not None:
             d = _max_backward(d, self.kept[images.start], replace(self.pool, n=len(d)))
         return d

@@ -22,6 +22,7 @@ import numpy as np
 
 from gpucnn.device import Array
 from gpucnn.ops._epilogue import Epilogue
+from gpucnn.ops._exact import narrowed, wide
 from gpucnn.ops.window import Window
 from gpucnn.threads import empty, parallel, scratch, spans
 
@@ -96,20 +97,22 @@ def _blocks(rows: Array) -> list[Array]:
 
 
 def add_rows(rows: Array) -> Array:
-    """The sum of rows (M, C) that are in the cache: BLAS adds 5 times faster than sum()."""
-    return np.ones(len(rows), rows.dtype) @ rows
+    """The sum of rows (M, C) that are in the cache: BLAS adds 5 times faster than sum().
+
+    That of float16 is a float32."""
+    return np.ones(len(rows), wide(rows.dtype)) @ rows
 
 
 def sum_rows(rows: Array) -> Array:
     """The sum of rows (M, C), for a bias: (C,)."""
     step = 4096
-    parts = np.zeros((max(1, -(-len(rows) // step)), rows.shape[1]), rows.dtype)
+    parts = np.zeros((max(1, -(-len(rows) // step)), rows.shape[1]), wide(rows.dtype))
 
     def add(span: slice) -> None:
         parts[span.start // step] = add_rows(rows[span])
 
     parallel(add, list(spans(len(rows), step)))
-    return parts[0] if len(parts) == 1 else parts.sum(axis=0)
+    return narrowed(parts[0] if len(parts) == 1 else parts.sum(axis=0), rows.dtype)
 
 
 def _backward_weight(
@@ -121,7 +124,7 @@ def _backward_weight(
     chunks = columns_of.chunks()
     runs = [chunks[i::_SUM_PARTS] for i in range(min(_SUM_PARTS, len(chunks)))]
     parts = np.zeros((max(len(runs), 1), groups, oc // groups, k + planar), x.dtype)
-    sums = np.zeros((len(parts), oc), x.dtype)
+    sums = np.zeros((len(parts), oc), wide(x.dtype))
 
     def add(i: int) -> None:
         for images in runs[i]:
@@ -141,7 +144,7 @@ def _backward_weight(
     total = parts.sum(axis=0)
     if planar:
         return np.ascontiguousarray(total[..., :k]).reshape(w.shape), total[0, :, k].copy()
-    return total.reshape(w.shape), sums.sum(axis=0)
+    return total.reshape(w.shape), narrowed(sums.sum(axis=0), x.dtype)
 
 
 def _backward_input(dy: Array, w: Array, v: Window, epilogue: Epilogue) -> Array:

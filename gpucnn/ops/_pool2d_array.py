@@ -36,22 +36,38 @@ def _positions(v: Window) -> list[tuple[slice, slice]]:
 
 
 def max_forward(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Array, ...]]:
-    xp = array_module(x)
-    padded = _padded(x, v, -xp.inf)
-    y = xp.full((v.n, v.oh, v.ow, v.c), -xp.inf, x.dtype)
-    winner = xp.zeros(y.shape, xp.int16 if v.kh * v.kw < 2**15 else xp.int32)
-    for i, (rows, columns) in enumerate(_positions(v)):
-        candidate = padded[:, rows, columns]
-        winner[candidate > y] = i
-        y = xp.maximum(y, candidate)
+    padded = _padded(x, v, -array_module(x).inf)
+    y, winner = largest([padded[:, rows, columns] for rows, columns in _positions(v)], first(x, v))
     return y, (winner,) if keep else ()
+
+
+def largest(candidates: list[Array], first: Array) -> tuple[Array, Array]:
+    """The largest candidate, and its position among them: the first on a tie, the last NaN if there
+    are any, and `first` where all are -infinity."""
+    xp = array_module(candidates[0])
+    y = xp.full(candidates[0].shape, -xp.inf, candidates[0].dtype)
+    winner = xp.empty(y.shape, first.dtype)
+    winner[...] = first
+    for i, candidate in enumerate(candidates):
+        winner = xp.where((candidate > y) | xp.isnan(candidate), winner.dtype.type(i), winner)
+        y = xp.maximum(y, candidate)
+    return y, winner
+
+
+def first(x: Array, v: Window) -> Array:
+    """The position inside each window of its first pixel on the image: (OH, OW, 1)."""
+    xp = array_module(x)
+    row = xp.maximum(v.top - xp.arange(v.oh) * v.stride_h, 0)
+    column = xp.maximum(v.left - xp.arange(v.ow) * v.stride_w, 0)
+    position = (row[:, None] * v.kw + column)[..., None]
+    return position.astype(xp.int16 if v.kh * v.kw < 2**15 else xp.int32)
 
 
 def max_backward(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
     xp, (winner,) = array_module(dy), kept
     dx = xp.zeros((v.n, v.h + v.top + v.bottom, v.w + v.left + v.right, v.c), dy.dtype)
     for i, (rows, columns) in enumerate(_positions(v)):
-        dx[:, rows, columns] += dy * (winner == i)
+        dx[:, rows, columns] += xp.where(winner == i, dy, dy.dtype.type(0))
     return _cropped(dx, v)
 
 

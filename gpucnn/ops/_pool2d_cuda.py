@@ -7,6 +7,7 @@ import numpy as np
 from gpucnn import cuda
 from gpucnn.device import Array, array_module
 from gpucnn.ops import _pool2d_array
+from gpucnn.ops._kernels import takes
 from gpucnn.ops.window import Window
 
 _THREADS = 256
@@ -15,7 +16,7 @@ _ROWS = 65535  # of a grid: the kernels go round if there are more images
 
 def _takes(x: Array, v: Window) -> bool:
     """Whether the kernels take this: float32, and offsets inside an image have 31 bits."""
-    return x.dtype == np.float32 and max(v.h * v.w, v.oh * v.ow) * v.c < 2**31
+    return takes("pool2d", x) and max(v.h * v.w, v.oh * v.ow) * v.c < 2**31
 
 
 def _launch(kernel: str, numbers: int, given: Array, v: Window, *rest: Any) -> None:

@@ -5,6 +5,7 @@ Where they overlap it adds each gradient at the index of its winner.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from gpucnn.device import Array
 from gpucnn.ops import _pool2d_array
+from gpucnn.ops._exact import bits, select
 from gpucnn.ops.window import Window
 from gpucnn.threads import empty, parallel, scratch, spans
 
@@ -93,6 +95,13 @@ def max_forward(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Array, ..
         _largest(rows, y[chunk], row)
         if not _apart(v):
             _number(column, row, kept[0][chunk], v)
+        if _unusual(y[chunk]):
+            part = replace(v, n=len(y[chunk]))
+            winner = _pool2d_array.max_forward(x[chunk], part, True)[1][0]
+            if _apart(v):
+                _split(winner, _along(column, 1, v), row, v.kw)
+            else:
+                kept[0][chunk] = winner
 
     parallel(pool, _chunks(v, x.dtype))
     return y, kept
@@ -112,6 +121,19 @@ def _largest(candidates: list[Array], best: Array, winner: Array) -> None:
         np.maximum(candidate, best, out=best)
         np.multiply(wins, i, out=wins)
         np.maximum(winner, wins, out=winner)  # a later winner has a larger number
+
+
+def _unusual(y: Array) -> bool:
+    """Whether a maximum is NaN or -infinity: _largest compares, and takes position 0 then.  One
+    minimum finds both; it is read from the cache."""
+    return y.size > 0 and not y.min() > -np.inf
+
+
+def _split(winner: Array, columns: list[Array], row: Array, width: int) -> None:
+    """Set the winning row, and in it the winning column, from the position in row order."""
+    np.floor_divide(winner, width, out=row, casting="unsafe")
+    for r, column in enumerate(columns):
+        np.copyto(column, winner % width, where=row == r, casting="unsafe")
 
 
 def _number(column: Array, row: Array, into: Array, v: Window) -> None:
@@ -142,20 +164,19 @@ def max_backward(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
 
 def _to_winner(d: Array, winner: Array, parts: list[Array]) -> None:
     """The adjoint of _largest: d to the part that won."""
-    if len(parts) == 2 and parts[1].flags.c_contiguous:
-        np.multiply(d, winner.view(bool), out=parts[1])
-        np.subtract(d, parts[1], out=parts[0])
-        return
     product = scratch("pool product", d.shape, d.dtype)  # contiguous: ufuncs cast slowly in runs
     if len(parts) == 2:
-        np.multiply(d, winner.view(bool), out=product)
-        np.copyto(parts[1], product)
-        np.subtract(d, product, out=parts[0])
+        if parts[1].flags.c_contiguous:
+            product = parts[1]
+        select(d, winner.view(bool), product)
+        if product is not parts[1]:
+            np.copyto(parts[1], product)
+        np.subtract(bits(d), bits(product), out=bits(parts[0]))  # of bits: inf - inf would be NaN
         return
     mine = scratch("pool wins", d.shape, bool)
     for i, part in enumerate(parts):
         np.equal(winner, i, out=mine)
-        np.multiply(d, mine, out=product)
+        select(d, mine, product)
         np.copyto(part, product)
 
 
@@ -235,8 +256,13 @@ class Places:
             return
         by_row = scratch("pool rows", values.shape[:1] + into.shape, values.dtype)
         self.kept[part] = empty(by_row.shape, np.uint8), empty(into.shape, np.uint8)
-        _largest([values[:, j] for j in range(values.shape[1])], by_row, self.kept[part][0])
-        _largest(list(by_row), into, self.kept[part][1])
+        columns, row = self.kept[part]
+        _largest([values[:, j] for j in range(values.shape[1])], by_row, columns)
+        _largest(list(by_row), into, row)
+        if _unusual(into):
+            by_place = values.reshape(-1, *into.shape)
+            winner = _pool2d_array.largest(list(by_place), np.zeros((), np.int32))[1]
+            _split(winner, list(columns), row, values.shape[1])
         if clip:
             np.clip(into, 0, np.inf, out=into)
 

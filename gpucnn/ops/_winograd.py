@@ -31,7 +31,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpucnn.device import Array
-from gpucnn.ops import _products, _winograd_filters
+from gpucnn.ops import _exact, _products, _winograd_filters
 from gpucnn.ops._epilogue import Epilogue
 from gpucnn.ops._im2col import add_rows
 from gpucnn.ops._winograd_tiles import Tiles, by_position
@@ -161,7 +161,7 @@ def backward(
         parts = tiles.parts(slice(0, window.n), oc)
         runs = [parts[i::_SUM_PARTS] for i in range(min(_SUM_PARTS, len(parts)))]
         dus = empty((len(runs) if needs[1] else 0, n2, oc, window.c), dy.dtype)
-        sums = np.zeros((len(runs), oc), dy.dtype)
+        sums = np.zeros((len(runs), oc), _exact.wide(dy.dtype))
 
         def add(i: int) -> None:
             for part in runs[i]:
@@ -195,7 +195,7 @@ def backward(
         dv = v_span
         if u is not None and not last_use:
             dv = by_position(v_span.shape, dy.dtype, "winograd v")
-        sums = np.zeros((len(parts), oc), dy.dtype)
+        sums = np.zeros((len(parts), oc), _exact.wide(dy.dtype))
 
         def transform_part(i: int) -> None:
             transform(parts[i], dm[:, tiles.rows(parts[i], images.start)], sums[i])

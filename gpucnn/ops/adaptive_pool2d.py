@@ -1,22 +1,24 @@
 """Adaptive pooling: windows as large as they must be for an output of a given size."""
 
-import math
-
 import numpy as np
 
-from gpucnn.device import Array, to_device
+from gpucnn.autograd import Function
+from gpucnn.device import Array, array_module
 from gpucnn.errors import ArgumentError, ShapeError
-from gpucnn.ops.matmul import matmul
-from gpucnn.ops.shape import reshape
+from gpucnn.ops._exact import narrowed, wide, widened
+from gpucnn.ops.pool2d import avg_pool2d
 from gpucnn.tensor import Tensor
+
+Windows = list[slice]  # of pixels along one axis, one for each output
 
 
 def adaptive_avg_pool2d(x: Tensor, size: tuple[int, int]) -> Tensor:
     """The means of OH x OW windows that cover the image: (N, H, W, C) -> (N, OH, OW, C).
 
     size is (OH, OW).  Window i takes rows floor(i H / OH) up to ceil((i + 1) H / OH) - 1, and
-    columns alike: neighbours overlap where OH does not divide H.  An image of that size already
-    comes back as it is.
+    columns alike: neighbours overlap where OH does not divide H.  An infinite pixel or a NaN is
+    seen in the windows that hold it, and in no other.  An image of that size already comes back
+    as it is.
 
     Raises ShapeError if x has no pixels or is not of images, ArgumentError for a size below 1.
     """
@@ -25,17 +27,54 @@ def adaptive_avg_pool2d(x: Tensor, size: tuple[int, int]) -> Tensor:
     oh, ow = size
     if oh < 1 or ow < 1:
         raise ArgumentError(f"adaptive_avg_pool2d: size must be at least 1, got {size}")
-    n, h, w, c = x.shape
+    _, h, w, _ = x.shape
     if (h, w) == (oh, ow):
         return x
-    rows = matmul(_means(x, h, oh), reshape(x, (n, h, w * c)))  # (N, OH, W C)
-    return matmul(_means(x, w, ow), reshape(rows, (n, oh, w, c)))
+    if h % oh == w % ow == 0:  # windows side by side, all alike
+        return avg_pool2d(x, (h // oh, w // ow))
+    return _AdaptiveAvgPool2d(_windows(h, oh), _windows(w, ow))(x)
 
 
-def _means(x: Tensor, size: int, outputs: int) -> Tensor:
-    """The matrix (outputs, size) that takes the mean of each window along one axis."""
-    matrix: Array = np.zeros((outputs, size), x.dtype)
-    for i in range(outputs):
-        first, end = i * size // outputs, math.ceil((i + 1) * size / outputs)
-        matrix[i, first:end] = 1 / (end - first)
-    return Tensor(to_device(matrix, x.device))
+def _windows(size: int, outputs: int) -> Windows:
+    return [slice(i * size // outputs, -(-(i + 1) * size // outputs)) for i in range(outputs)]
+
+
+class _AdaptiveAvgPool2d(Function):
+    """Sums along the rows of each window, then along its columns: slices, so that nothing is
+    multiplied by 0, which would make NaN of an infinity."""
+
+    name = "adaptive_avg_pool2d"
+
+    def __init__(self, rows: Windows, columns: Windows) -> None:
+        self.rows, self.columns = rows, columns
+
+    def forward(self, x: Array) -> Array:
+        xp, (n, _, w, c), dtype = array_module(x), x.shape, wide(x.dtype)
+        self.shape = x.shape
+        by_row = xp.empty((n, len(self.rows), w, c), dtype)
+        for i, rows in enumerate(self.rows):
+            by_row[:, i] = x[:, rows].sum(axis=1, dtype=dtype)
+        y = xp.empty((n, len(self.rows), len(self.columns), c), dtype)
+        for j, columns in enumerate(self.columns):
+            y[:, :, j] = by_row[:, :, columns].sum(axis=2)
+        y /= self._pixels(y)
+        return narrowed(y, x.dtype)
+
+    def backward(self, dy: Array) -> Array:
+        xp, (n, _, w, c) = array_module(dy), self.shape
+        share = widened(dy) / self._pixels(widened(dy))
+        by_row = xp.zeros((n, len(self.rows), w, c), share.dtype)
+        for j, columns in enumerate(self.columns):
+            by_row[:, :, columns] += share[:, :, j, None]
+        dx = xp.zeros(self.shape, share.dtype)
+        for i, rows in enumerate(self.rows):
+            dx[:, rows] += by_row[:, i, None]
+        return narrowed(dx, dy.dtype)
+
+    def _pixels(self, y: Array) -> Array:
+        """How many pixels each mean is over: (OH, OW, 1)."""
+        rows, columns = (
+            np.array([window.stop - window.start for window in windows], y.dtype)
+            for windows in (self.rows, self.columns)
+        )
+        return array_module(y).asarray((rows[:, None] * columns)[..., None])

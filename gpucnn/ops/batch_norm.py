@@ -9,6 +9,7 @@ from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import DtypeError, ShapeError
 from gpucnn.ops import _batch_norm_cuda
+from gpucnn.ops._exact import narrowed, wide, widened
 from gpucnn.tensor import Tensor
 from gpucnn.threads import empty, parallel, scratch, spans
 
@@ -29,6 +30,7 @@ def batch_norm(
     var are those of the batch, over all axes but the last (var divides by the count M), and the
     running arrays are updated in place: running = (1 - momentum) * running + momentum * batch,
     where the batch's variance divides by M - 1.  Otherwise mean and var are the running arrays.
+    float16 is computed in float32, and only y and the gradients are rounded.
 
     Raises ShapeError if shapes do not fit, or in training for fewer than two values a channel.
     Source: Ioffe and Szegedy 2015, algorithms 1 and 2.
@@ -69,17 +71,18 @@ class _BatchNorm(Function):
         self.eps = eps
 
     def forward(self, x: Array, gamma: Array, beta: Array) -> Array:
-        y, mean, var, scale = _forward(x, gamma, beta, self.eps)
+        y, mean, var, scale = _forward(*map(widened, (x, gamma, beta)), self.eps)
         count = x.size // x.shape[-1]
         for running, batch in zip(self.running, (mean, var * (count / (count - 1))), strict=True):
             running *= 1 - self.momentum
             running += self.momentum * batch
         self.saved = (x, gamma, mean, scale)
-        return y
+        return narrowed(y, x.dtype)
 
-    def backward(self, dy: Array) -> tuple[Array, Array, Array]:
+    def backward(self, dy: Array) -> tuple[Array, ...]:
         assert self.saved is not None
-        return _backward(dy, *self.saved)  # type: ignore[no-any-return]
+        gradients = _backward(*map(widened, (dy, *self.saved)))
+        return tuple(narrowed(gradient, dy.dtype) for gradient in gradients)
 
 
 class _Normalize(Function):
@@ -91,17 +94,19 @@ class _Normalize(Function):
         self.mean, self.var, self.eps = mean, var, eps
 
     def forward(self, x: Array, gamma: Array, beta: Array) -> Array:
-        xp = array_module(x)
+        xp, dtype = array_module(x), wide(x.dtype)
         x = xp.ascontiguousarray(x)
-        mean = self.mean.astype(x.dtype)
-        scale = (1 / xp.sqrt(self.var + self.eps)).astype(x.dtype)
+        mean = self.mean.astype(dtype)
+        scale = (1 / xp.sqrt(widened(self.var) + self.eps)).astype(dtype)
         self.saved = (x, gamma, mean, scale)
-        return _scale_shift(x, scale * gamma, beta - mean * scale * gamma)
+        wide_gamma, wide_beta = widened(gamma), widened(beta)
+        y = _scale_shift(widened(x), scale * wide_gamma, wide_beta - mean * scale * wide_gamma)
+        return narrowed(y, x.dtype)
 
-    def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
         assert self.saved is not None
-        x, gamma, mean, scale = self.saved
-        xp = array_module(dy)
+        x, gamma, mean, scale = map(widened, self.saved)
+        xp, given, dy = array_module(dy), dy.dtype, widened(dy)
         dx = dgamma = dbeta = None
         if self.needs[0]:
             dx = _scale_shift(dy, gamma * scale, xp.zeros_like(gamma))
@@ -110,7 +115,7 @@ class _Normalize(Function):
             dgamma = (dy * ((x - mean) * scale)).sum(axis=axes)
         if self.needs[2]:
             dbeta = dy.sum(axis=axes)
-        return dx, dgamma, dbeta
+        return tuple(None if d is None else narrowed(d, given) for d in (dx, dgamma, dbeta))
 
 
 # --- any array module ---

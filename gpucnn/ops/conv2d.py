@@ -13,6 +13,8 @@ from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.ops import _conv2d_cuda, _im2col, _lattice
 from gpucnn.ops._epilogue import Epilogue
+from gpucnn.ops._exact import total
+from gpucnn.ops._kernels import takes
 from gpucnn.ops.pool2d import _max_backward, _max_forward, max_window
 from gpucnn.ops.relu import _relu, _relu_backward
 from gpucnn.ops.window import Padding, Size, Window
@@ -43,6 +45,9 @@ def conv2d(
     its first, (window, stride, padding, ceil), and does what that would do next.  On the CPU both
     are done while a part of the result is still in the cache, so that what is pooled never lies in
     memory as a whole; on a GPU the convolution's kernel clips, and the pool's own follows.
+
+    On the CPU most layers are computed by Winograd's algorithm, where one extreme pixel costs its
+    whole tile digits, and one that is not finite makes it NaN: set_conv_algorithm gives the bound.
 
     Raises ShapeError if channels, groups or filters do not fit, DtypeError if dtypes differ.
     """
@@ -158,12 +163,13 @@ def _backward_array(
         dw_g = dy_g.transpose(0, 2, 1) @ _columns(x, v)
         dw = dw_g.reshape(w.shape)
     if needs[2]:
-        db = dy.sum(axis=(0, 1, 2))
+        db = total(dy, (0, 1, 2))
     return dx, dw, db
 
 
 def _filters(w: Array, window: Window) -> Array:
     """The filters as (groups, OC / groups, KH * KW * C / groups)."""
+    w = array_module(w).ascontiguousarray(w)  # NumPy 2.0 keeps other arrays from BLAS
     return w.reshape(window.groups, w.shape[0] // window.groups, w[0].size)
 
 
@@ -224,6 +230,18 @@ def set_conv_algorithm(name: str) -> None:
                 plain sum: 5e-7 of the largest value over 384 channels, Winograd's 5e-6
     "plain"     on a GPU the kernel to read first, one thread for each number, in place of the
                 tiled ones, which every other name means there; on the CPU the same as "im2col"
+
+    Winograd's error is a share of the largest value in a tile, not of the result, and nothing is
+    checked: ask for "exact" where values are orders of magnitude apart.  It stays below
+
+        s * sum over the channels of (largest |x| in the tile) * (sum of the filter's |w|)
+
+    in float32 with s = 6.5e-6 for tiles of 4 x 4 results, which see 6 x 6 pixels, and for filters
+    of 5 x 5, s = 7.2e-7 for tiles of 2 x 2 with filters of 3 x 3.  That is 3 a 2**-24: a = 36 or 4
+    is the most by which the transforms magnify a pixel on its way to a result, and each of three
+    steps (of the image, over the channels, of the results) rounds once; of random extremes the
+    worst reached a third of it.  An infinite pixel or a NaN makes NaN of every result of the tiles
+    that see it: up to 64 for each filter of 3 x 3, where the plain sum has 9.
 
     Raises ArgumentError for another name.
     """
@@ -338,7 +356,7 @@ def _forward_cuda(
     relu: bool = False,
     pool: Window | None = None,
 ) -> tuple[Array, tuple[Any, ...]]:
-    if x.dtype != np.float32:  # the kernels are float32; float64 is for gradient checks
+    if not takes("conv2d", x):
         return _forward_array(x, w, b, window, needs, relu, pool)
     xp = array_module(x)
     x, w, b = (None if a is None else xp.ascontiguousarray(a) for a in (x, w, b))
@@ -356,7 +374,7 @@ def _backward_cuda(
     needs: tuple[bool, ...],
     last_use: bool = False,
 ) -> Gradients:
-    if dy.dtype != np.float32:
+    if not takes("conv2d", dy):
         return _backward_array(dy, kept, window, needs)
     x, w, finished = kept
     dy = _unfinish(dy, finished)
@@ -368,7 +386,7 @@ def _backward_cuda(
     if needs[1]:
         dw, db = _conv2d_cuda.grad_weight(x, dy, w.shape[0], window, needs[2], plain)
     elif needs[2]:
-        db = dy.sum(axis=(0, 1, 2))
+        db = total(dy, (0, 1, 2))
     return dx, dw, db
 
 

@@ -8,6 +8,8 @@ from gpucnn import cuda
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError
+from gpucnn.ops._exact import select
+from gpucnn.ops._kernels import takes
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
 from gpucnn.threads import blocks, empty, flat, parallel
@@ -18,9 +20,10 @@ def dropout(
 ) -> Tensor:
     """Set each element to 0 with probability p, and divide the others by 1 - p.
 
-    The mean stays what it was, so that nothing is left to do when training is False: x itself
-    comes back.  Random numbers come from generator, or from the one that `gpucnn.manual_seed`
-    seeds; they have 16 bits, so that p counts in steps of 1 / 65536.
+    A dropped element is 0 even if it was infinite or NaN, and so is its gradient (PyTorch
+    multiplies by 0, and has NaN there).  The mean stays what it was, so that nothing is left to do
+    when training is False: x itself comes back.  Random numbers come from generator, or from the
+    one that `gpucnn.manual_seed` seeds; they have 16 bits, so that p counts in steps of 1 / 65536.
 
     Raises ArgumentError unless 0 <= p < 1.
     Source: Srivastava et al. 2014 ("inverted" form).
@@ -61,9 +64,8 @@ def _draw_array(x: Array, threshold: int, generator: np.random.Generator) -> Arr
 
 
 def _masked_array(x: Array, mask: Array, threshold: int) -> Array:
-    y = x * x.dtype.type(_scale(threshold))
-    y *= mask
-    return y
+    zero, scale = x.dtype.type(0), x.dtype.type(_scale(threshold))
+    return array_module(x).where(mask, x * scale, zero)
 
 
 def _scale(threshold: int) -> float:
@@ -79,7 +81,7 @@ def _masked_numpy(x: Array, mask: Array, threshold: int) -> Array:
 
     def apply(block: slice) -> None:
         np.multiply(source[block], scale, out=into[block])
-        into[block] *= kept[block]
+        select(into[block], kept[block], into[block])
 
     parallel(apply, blocks(x.size))
     return y
@@ -93,7 +95,7 @@ _THREADS = 256
 def _draw_cuda(x: Array, threshold: int, generator: np.random.Generator) -> Array:
     """Where the generator stood, as kernels/dropout.cu takes it; or the mask itself, if the
     generator is not Philox, whose numbers alone can be computed in any order."""
-    if x.dtype != np.float32 or not isinstance(generator.bit_generator, np.random.Philox):
+    if not takes("dropout", x) or not isinstance(generator.bit_generator, np.random.Philox):
         return _draw_array(x, threshold, generator)
     return _take(generator.bit_generator, -(-x.size // 4))
 

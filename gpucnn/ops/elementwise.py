@@ -12,6 +12,7 @@ import numpy as np
 from gpucnn.autograd import Function, unbroadcast
 from gpucnn.device import Array, array_module
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
+from gpucnn.ops._exact import narrowed, widened
 from gpucnn.tensor import Tensor, tensor
 
 Value = Tensor | int | float
@@ -42,7 +43,12 @@ def divide(a: Any, b: Any) -> Tensor:
 
 
 def power(x: Any, exponent: int | float) -> Tensor:
-    """x ** exponent, for a number as exponent."""
+    """x ** exponent, for a number as exponent.
+
+    The gradient is dy * exponent * x ** (exponent - 1), and 0 everywhere for the exponent 0.  At
+    x = 0 that is 1 for the exponent 1, 0 for larger ones and infinite for those below 1.  Negative
+    x have no power that is not whole: NaN.  All as in PyTorch, on every device.
+    """
     if not isinstance(exponent, int | float):
         raise ArgumentError(f"power: expected a number as exponent, got {type(exponent).__name__}")
     return _Power(exponent)(_float_tensor("power", x))
@@ -69,7 +75,11 @@ def sqrt(x: Any) -> Tensor:
 
 
 def sigmoid(x: Any) -> Tensor:
-    """1 / (1 + e**-x), without overflow for any x."""
+    """1 / (1 + e**-x), without overflow, and accurate wherever the result is not 0.
+
+    The gradient, e**-x / (1 + e**-x)**2, is so too: it comes from x, as 1 - y has no digits left
+    where y is nearly 1.
+    """
     return _Sigmoid()(_float_tensor("sigmoid", x))
 
 
@@ -81,7 +91,8 @@ def tanh(x: Any) -> Tensor:
 def gelu(x: Any) -> Tensor:
     """x times the normal distribution's share below x, in its tanh form (within 1e-3 of the exact).
 
-    0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x**3))).  Source: Hendrycks and Gimpel 2016, section 2.
+    0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x**3))), and accurate for negative x too.
+    Source: Hendrycks and Gimpel 2016, section 2.
     """
     return _Gelu()(_float_tensor("gelu", x))
 
@@ -222,7 +233,8 @@ class _Where(_Binary):
         return xp.where(self.condition, xp.asarray(a, dtype=dtype), xp.asarray(b, dtype=dtype))
 
     def partials(self, dy: Array) -> tuple[Array, Array]:
-        return dy * self.condition, dy * ~self.condition
+        xp, zero = array_module(dy), dy.dtype.type(0)  # not a product: inf * 0 is NaN
+        return xp.where(self.condition, dy, zero), xp.where(self.condition, zero, dy)
 
 
 class _Negative(Function):
@@ -243,11 +255,22 @@ class _Power(Function):
 
     def forward(self, x: Array) -> Array:
         self.saved = (x,)
-        return x**self.exponent
+        return _power(x, self.exponent)
 
     def backward(self, dy: Array) -> Array:
         (x,) = self.saved or ()
-        return dy * (self.exponent * x ** (self.exponent - 1))
+        if self.exponent == 0:
+            return array_module(x).zeros_like(x)
+        return dy * (self.exponent * _power(x, self.exponent - 1))
+
+
+@np.errstate(divide="ignore", invalid="ignore")
+def _power(x: Array, exponent: int | float) -> Array:
+    """x ** exponent.  The square root itself where it is one: CuPy's power of -inf would be inf."""
+    if exponent in (0.5, -0.5):
+        root = array_module(x).sqrt(x)
+        return root if exponent > 0 else 1 / root
+    return x**exponent
 
 
 class _FromResult(Function):
@@ -285,24 +308,60 @@ class _Sqrt(_FromResult):
         return 0.5 / y
 
 
-class _Sigmoid(_FromResult):
+class _Smooth(Function):
+    """A function whose derivative is computed from its argument, both of them in float32 at least:
+    float16 has neither the range nor the digits for what is in between."""
+
+    def value(self, x: Array) -> Array:
+        raise NotImplementedError
+
+    def derivative(self, x: Array) -> Array:
+        raise NotImplementedError
+
+    def forward(self, x: Array) -> Array:
+        self.saved = (x,)
+        return narrowed(self.value(widened(x)), x.dtype)
+
+    def backward(self, dy: Array) -> Array:
+        (x,) = self.saved or ()
+        return narrowed(widened(dy) * self.derivative(widened(x)), dy.dtype)
+
+
+class _Sigmoid(_Smooth):
     name = "sigmoid"
 
-    def forward(self, x: Array) -> Array:
-        return self.keep(0.5 * (1 + array_module(x).tanh(0.5 * x)))
+    def value(self, x: Array) -> Array:
+        return _sigmoid(array_module(x), x)
 
-    def derivative(self, y: Array) -> Array:
-        return y * (1 - y)
+    def derivative(self, x: Array) -> Array:
+        return _sigmoid_slope(array_module(x), x)
 
 
-class _Tanh(_FromResult):
+class _Tanh(_Smooth):
     name = "tanh"
 
-    def forward(self, x: Array) -> Array:
-        return self.keep(array_module(x).tanh(x))
+    def value(self, x: Array) -> Array:
+        return array_module(x).tanh(x)
 
-    def derivative(self, y: Array) -> Array:
-        return 1 - y * y
+    def derivative(self, x: Array) -> Array:
+        return 4 * _sigmoid_slope(array_module(x), 2 * x)  # tanh(x) is 2 * sigmoid(2 * x) - 1
+
+
+def _sigmoid(xp: Any, x: Array) -> Array:
+    """1 / (1 + e**-x), by e**-|x|, which never overflows and keeps the digits of a small result."""
+    small = xp.exp(-abs(x))
+    return _rise(xp, x, small) / (1 + small)
+
+
+def _rise(xp: Any, x: Array, small: Array) -> Array:
+    """e**x for negative x, where that is `small`, and 1 for the others; NaN for NaN."""
+    return xp.maximum(small, x >= 0)  # xp.where would branch for every element
+
+
+def _sigmoid_slope(xp: Any, x: Array) -> Array:
+    """The derivative of _sigmoid: even, so that the smaller power serves both sides."""
+    small = xp.exp(-abs(x))
+    return small / ((1 + small) * (1 + small))
 
 
 class _Log(Function):
@@ -317,17 +376,26 @@ class _Log(Function):
         return dy / x
 
 
-class _Gelu(Function):
+class _Gelu(_Smooth):
+    """x * sigmoid(2 u) for u = scale * (x + cubic * x**3): 1 + tanh(u), as the definition has it,
+    would cancel where x is negative."""
+
     name = "gelu"
     scale = math.sqrt(2 / math.pi)
     cubic = 0.044715
+    limit = 25.0  # the sigmoid of -2 u is 0 there, in float64 too; further out x**3 may overflow
 
-    def forward(self, x: Array) -> Array:
-        t = array_module(x).tanh(self.scale * (x + self.cubic * (x * x * x)))
-        self.saved = (x, t)
-        return 0.5 * x * (1 + t)
+    def value(self, x: Array) -> Array:
+        xp = array_module(x)
+        near = xp.clip(x, -self.limit, self.limit)
+        u = near * (self.scale + self.scale * self.cubic * (near * near))
+        return xp.maximum(x, x.dtype.type(-self.limit)) * _sigmoid(xp, 2 * u)
 
-    def backward(self, dy: Array) -> Array:
-        x, t = self.saved or ()
-        slope = self.scale * (1 + 3 * self.cubic * (x * x))
-        return dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope)
+    def derivative(self, x: Array) -> Array:
+        xp = array_module(x)
+        near = xp.clip(x, -self.limit, self.limit)
+        square = near * near
+        u = near * (self.scale + self.scale * self.cubic * square)
+        small = xp.exp(-2 * abs(u))
+        steep = near * (2 * self.scale + 6 * self.scale * self.cubic * square)  # x times 2 du/dx
+        return (_rise(xp, u, small) + steep * small / (1 + small)) / (1 + small)

@@ -7,6 +7,7 @@ import numpy as np
 from gpucnn.autograd import Function
 from gpucnn.device import Array, by_device
 from gpucnn.errors import DtypeError, ShapeError
+from gpucnn.ops._exact import total
 from gpucnn.ops._im2col import sum_rows
 from gpucnn.tensor import Tensor
 from gpucnn.threads import empty, parallel, spans
@@ -68,7 +69,7 @@ def _forward_array(x: Array, w: Array, b: Array | None) -> Array:
 def _backward_array(dy: Array, x: Array, w: Array, needs: tuple[bool, ...]) -> Gradients:
     dx = dy @ w if needs[0] else None
     dw = dy.T @ x if needs[1] else None
-    db = dy.sum(axis=0) if needs[2] else None
+    db = total(dy, 0) if needs[2] else None
     return dx, dw, db
 
 

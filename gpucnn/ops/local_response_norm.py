@@ -8,6 +8,7 @@ from gpucnn import cuda
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError
+from gpucnn.ops._kernels import takes
 from gpucnn.tensor import Tensor
 from gpucnn.threads import empty, parallel, scratch, spans
 
@@ -176,7 +177,7 @@ _THREADS = 256
 
 
 def _forward_cuda(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
-    if x.dtype != np.float32:
+    if not takes("local_response_norm", x):
         return _forward_array(x, size, alpha, beta, k)
     xp = array_module(x)
     x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
@@ -198,7 +199,7 @@ def _forward_cuda(x: Array, size: int, alpha: float, beta: float, k: float) -> A
 
 
 def _backward_cuda(dy: Array, x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
-    if dy.dtype != np.float32:
+    if not takes("local_response_norm", dy):
         return _backward_array(dy, x, size, alpha, beta, k)
     xp = array_module(dy)
     dy, x = xp.ascontiguousarray(dy), xp.ascontiguousarray(x)

@@ -1,19 +1,25 @@
 """Matrix products."""
 
+import itertools
+import math
 from typing import Any
 
+import numpy as np
+
 from gpucnn.autograd import Function, unbroadcast
-from gpucnn.device import Array
+from gpucnn.device import Array, by_device
 from gpucnn.errors import DtypeError, ShapeError
 from gpucnn.ops.elementwise import as_tensor
 from gpucnn.ops.shape import reshape
 from gpucnn.tensor import Tensor
+from gpucnn.threads import empty, parallel, spans
 
 
 def matmul(a: Any, b: Any) -> Tensor:
     """a @ b: (..., M, K) times (..., K, N) is (..., M, N); leading axes broadcast.
 
-    A vector stands for one row on the left, one column on the right, as in NumPy.
+    A vector stands for one row on the left, one column on the right, as in NumPy.  On the CPU the
+    result and both gradients are the same bits on any number of threads, of ours or of BLAS.
     Raises ShapeError if the inner sizes differ, DtypeError if the dtypes do.
     """
     a, b = as_tensor(a), as_tensor(b)
@@ -39,13 +45,70 @@ class _Matmul(Function):
     def forward(self, a: Array, b: Array) -> Array:
         self.saved = (a, b)
         try:
-            return a @ b
+            return _product(a, b)
         except ValueError:
             raise ShapeError(f"matmul: {a.shape} and {b.shape} do not broadcast") from None
 
     def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
         a, b = self.saved or ()
-        return (
-            unbroadcast(dy @ b.swapaxes(-1, -2), a.shape) if self.needs[0] else None,
-            unbroadcast(a.swapaxes(-1, -2) @ dy, b.shape) if self.needs[1] else None,
-        )
+        da = unbroadcast(_product(dy, b.swapaxes(-1, -2)), a.shape) if self.needs[0] else None
+        if not self.needs[1]:
+            return da, None
+        if b.ndim == 2:  # one product over all rows, where a stack of them would be added up
+            a, dy = _rows(a), _rows(dy)
+        return da, unbroadcast(_product(a.swapaxes(-1, -2), dy), b.shape)
+
+
+def _rows(x: Array) -> Array:
+    """A stack of matrices as one: (..., M, K) as (all the rows, K)."""
+    return x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+# --- any array module ---
+
+
+def _product_array(a: Array, b: Array) -> Array:
+    return a @ b
+
+
+# --- NumPy: the products cut into pieces by shape, so that every number of threads gives the
+# same bits; BLAS's own cutting depends on the number of its threads ---
+
+# Rows and columns of one piece, enough for BLAS to multiply at full speed; and multiplications of
+# a piece of a stack, enough to be worth a thread.
+_PIECE, _WORK = (512, 512), 1 << 20
+
+
+def _product_numpy(a: Array, b: Array) -> Array:
+    (*_, m, k), n = a.shape, b.shape[-1]
+    if b.ndim == 2 and a.ndim > 2:  # the stack's rows are those of one large matrix
+        return _product_numpy(_rows(a), b).reshape(*a.shape[:-1], n)
+    stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    y = empty((*stack, m, n), a.dtype)
+    a, b = np.broadcast_to(a, (*stack, m, k)), np.broadcast_to(b, (*stack, k, n))
+
+    def multiply(piece: tuple[tuple[slice, ...], slice, slice]) -> None:
+        some, rows, columns = piece
+        into = y[some][..., rows, columns]
+        np.matmul(a[some][..., rows, :], b[some][..., columns], out=into)
+
+    parallel(
+        multiply,
+        itertools.product(_parts(stack, m * k * n), spans(m, _PIECE[0]), spans(n, _PIECE[1])),
+    )
+    return y
+
+
+def _parts(stack: tuple[int, ...], work: int) -> list[tuple[slice, ...]]:
+    """A stack cut along its longest axis, each part of _WORK multiplications or one matrix."""
+    if not stack:
+        return [()]
+    longest = max(stack)
+    axis = stack.index(longest)
+    of_one = work * math.prod(stack) // max(longest, 1)
+    return [
+        (slice(None),) * axis + (part,) for part in spans(longest, max(1, _WORK // max(of_one, 1)))
+    ]
+
+
+_product: Any = by_device(cpu=_product_numpy, cuda=_product_array)

@@ -6,6 +6,7 @@ from gpucnn.autograd import Function
 from gpucnn.device import Array, by_device
 from gpucnn.errors import ShapeError
 from gpucnn.ops import _pool2d_array, _pool2d_cuda, _pool2d_numpy
+from gpucnn.ops._exact import narrowed, widened
 from gpucnn.ops.window import Padding, Size, Window
 from gpucnn.tensor import Tensor
 
@@ -22,7 +23,9 @@ def max_pool2d(
     x is (N, H, W, C); the result is (N, OH, OW, C) with
     OH = (H + top + bottom - window) // stride + 1.  Sizes are in pixels; stride None means
     window.  Padding is -infinity: it never wins.  With ceil the last window may hang over the
-    edge.  On a tie the first element in row order takes the gradient.
+    edge.  On a tie the first element in row order takes the gradient; where all is -infinity that
+    is the first pixel of the image.  A NaN wins over every number, and of several the last in row
+    order takes the gradient, as in PyTorch.
 
     Raises ShapeError if a window is larger than the padded image, or sees padding alone.
     Source: Krizhevsky et al. 2012, section 3.4 (overlapping pooling).
@@ -53,7 +56,7 @@ def avg_pool2d(
 
     Shapes are max_pool2d's.  Padding is zero; with count_padding it counts as pixels of the mean,
     without it the mean is over pixels of the image alone.  What ceil adds beyond the padding
-    never counts.
+    never counts.  Sums of float16 are float32's.
 
     Raises ShapeError if a window is larger than the padded image, or sees padding alone.
     """
@@ -115,10 +118,10 @@ class _AvgPool2d(Function):
         self.area = (count_padding, bottom, right)
 
     def forward(self, x: Array) -> Array:
-        return _avg_forward(x, self.window, self.area)
+        return narrowed(_avg_forward(widened(x), self.window, self.area), x.dtype)
 
     def backward(self, dy: Array) -> Array:
-        return _avg_backward(dy, self.window, self.area)
+        return narrowed(_avg_backward(widened(dy), self.window, self.area), dy.dtype)
 
 
 class _GlobalAvgPool2d(Function):
@@ -126,10 +129,10 @@ class _GlobalAvgPool2d(Function):
 
     def forward(self, x: Array) -> Array:
         self.shape = x.shape
-        return _global_forward(x)
+        return narrowed(_global_forward(widened(x)), x.dtype)
 
     def backward(self, dy: Array) -> Array:
-        return _global_backward(dy, self.shape)
+        return narrowed(_global_backward(widened(dy), self.shape), dy.dtype)
 
 
 _max_forward: Any = by_device(cpu=_pool2d_numpy.max_forward, cuda=_pool2d_cuda.max_forward)

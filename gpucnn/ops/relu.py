@@ -7,17 +7,20 @@ import numpy as np
 from gpucnn import cuda
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
+from gpucnn.ops._exact import select
+from gpucnn.ops._kernels import takes
 from gpucnn.tensor import Tensor
 from gpucnn.threads import blocks, empty, flat, parallel, scratch
 
 
 def relu(x: Tensor) -> Tensor:
-    """max(x, 0), element by element.  The gradient at 0 is 0."""
+    """max(x, 0), element by element.  The gradient is dy where x > 0, and 0 where x <= 0 for an
+    infinite dy too.  NaN stays NaN, and passes dy, as in PyTorch."""
     return _ReLU()(x)
 
 
 def leaky_relu(x: Tensor, slope: float = 0.01) -> Tensor:
-    """x where x > 0, else slope * x.  The gradient at 0 is slope."""
+    """x where x > 0, else slope * x.  The gradient at 0, and of NaN, is slope * dy."""
     return _LeakyReLU(slope)(x)
 
 
@@ -57,7 +60,7 @@ def _relu_array(x: Array) -> Array:
 
 
 def _relu_backward_array(dy: Array, y: Array) -> Array:
-    return dy * (y > 0)
+    return array_module(dy).where(y == 0, dy.dtype.type(0), dy)  # y is positive, 0 or NaN
 
 
 def _leaky_array(v: Array, x: Array, slope: float) -> Array:
@@ -85,8 +88,8 @@ def _relu_backward_numpy(dy: Array, y: Array) -> Array:
 
     def pass_on(block: slice) -> None:
         alive = scratch("relu alive", (block.stop - block.start,), bool)
-        np.greater(result[block], 0, out=alive)
-        np.multiply(given[block], alive, out=into[block])
+        np.not_equal(result[block], 0, out=alive)  # it is positive, 0 or NaN
+        select(given[block], alive, into[block])
 
     parallel(pass_on, blocks(y.size))
     return dx
@@ -115,7 +118,7 @@ _THREADS = 256
 
 
 def _relu_cuda(x: Array) -> Array:
-    if x.dtype != np.float32:
+    if not takes("relu", x):
         return _relu_array(x)
     xp = array_module(x)
     x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
@@ -131,7 +134,7 @@ def _relu_cuda(x: Array) -> Array:
 
 
 def _relu_backward_cuda(dy: Array, y: Array) -> Array:
-    if dy.dtype != np.float32:
+    if not takes("relu", dy):
         return _relu_backward_array(dy, y)
     xp = array_module(dy)
     dy, dx = xp.ascontiguousarray(dy), xp.empty(dy.shape, np.float32)
@@ -148,7 +151,7 @@ def _relu_backward_cuda(dy: Array, y: Array) -> Array:
 
 
 def _leaky_cuda(v: Array, x: Array, slope: float) -> Array:
-    if v.dtype != np.float32:
+    if not takes("leaky_relu", v):
         return _leaky_array(v, x, slope)
     xp = array_module(v)
     v, x, result = xp.ascontiguousarray(v), xp.ascontiguousarray(x), xp.empty(v.shape, np.float32)

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from gpucnn.autograd import Function
 from gpucnn.device import Array, Device, array_module, device_of
 from gpucnn.device import to_device as copy_to
@@ -76,7 +78,13 @@ def pad(x: Any, widths: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor
 
 
 def getitem(x: Any, index: Any) -> Tensor:
-    """x[index]: integers, slices, None, Ellipsis, integer and boolean arrays, as in NumPy."""
+    """x[index]: integers, slices, None, Ellipsis, integer and boolean arrays, as in NumPy.
+
+    The gradients of an element that is picked several times are added up in an order that depends
+    on the index alone: the same bits every time, on a GPU too.  There the backward pass of index
+    arrays sorts them on the host, and waits for those that are on the GPU; integers and slices
+    wait for nothing.
+    """
     x = as_tensor(x)
     if isinstance(index, tuple):
         index = tuple(i.data if isinstance(i, Tensor) else i for i in index)
@@ -194,11 +202,66 @@ class _GetItem(Function):
         xp = array_module(dy)
         dx = xp.zeros(self.shape, dtype=dy.dtype)
         parts = self.index if isinstance(self.index, tuple) else (self.index,)
-        if all(i is None or i is Ellipsis or isinstance(i, int | slice) for i in parts):
+        if all(isinstance(i, _PLAIN) for i in parts):
             dx[self.index] = dy  # each element at most once
-        else:
-            xp.add.at(dx, self.index, dy)
+        elif xp is np:
+            np.add.at(dx, self.index, dy)
+        elif dy.size:
+            places, trailing = _places(self.shape, self.index)
+            _add_at(dx.reshape(-1, trailing), places, dy.reshape(-1, trailing))
         return dx
+
+
+# --- a GPU's add.at is an atomic for each number, in no order: sums of pairs instead ---
+
+_PLAIN = int | np.integer | slice | type(None) | type(Ellipsis)
+
+
+def _places(shape: tuple[int, ...], index: Any) -> tuple[Any, int]:
+    """Where each part of x[index] came from in x (lead, trailing), by row, in order; and trailing.
+
+    Trailing axes that the index does not mention are whole in every part.
+    """
+    parts = [
+        part.get() if hasattr(part, "get") else part
+        for part in (index if isinstance(index, tuple) else (index,))
+    ]
+    parts = [np.asarray(part) if isinstance(part, list) else part for part in parts]
+    lead = len(shape)
+    if not any(part is Ellipsis for part in parts):
+        lead = sum(part.ndim if _is_mask(part) else part is not None for part in parts)
+    rows = np.arange(math.prod(shape[:lead])).reshape(shape[:lead])
+    try:
+        return rows[tuple(parts)].reshape(-1), math.prod(shape[lead:])
+    except IndexError as error:  # CuPy wraps such an index round and says nothing
+        raise ShapeError(f"getitem: {error}; x has shape {shape}") from None
+
+
+def _is_mask(part: Any) -> bool:
+    return hasattr(part, "dtype") and part.dtype.kind == "b"
+
+
+def _add_at(dx: Array, places: Any, dy: Array) -> None:
+    """Add dy (n, trailing) to dx[places], places (n,) of the host, where dx is 0.
+
+    The rows of one place are put side by side, and added up in pairs until one of each is left:
+    as many rounds as the largest number of them has bits.
+    """
+    xp = array_module(dx)
+    order = np.argsort(places, kind="stable")
+    found, starts, counts = np.unique(places[order], return_index=True, return_counts=True)
+    dy = dy[xp.asarray(order)]
+    while counts.max() > 1:
+        halves = (counts + 1) // 2
+        firsts = np.cumsum(halves) - halves
+        of_run = np.arange(halves.sum()) - np.repeat(firsts, halves)
+        left = np.repeat(starts, halves) + of_run
+        paired = np.flatnonzero(of_run + np.repeat(halves, halves) < np.repeat(counts, halves))
+        right = left[paired] + np.repeat(halves, halves)[paired]
+        total = dy[xp.asarray(left)]
+        total[xp.asarray(paired)] += dy[xp.asarray(right)]
+        dy, starts, counts = total, firsts, halves
+    dx[xp.asarray(found)] = dy
 
 
 class _AsType(Function):

@@ -8,18 +8,25 @@ from gpucnn import cuda
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device, device_of, to_device
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
+from gpucnn.ops._exact import narrowed, wide, widened
 from gpucnn.ops.elementwise import _float_tensor
 from gpucnn.tensor import Tensor
 
 
 def softmax(x: Any, axis: int = -1) -> Tensor:
-    """e**x over its sum along `axis`: positive, and 1 in all."""
+    """e**x over its sum along `axis`: 0 to 1, and 1 in all.
+
+    -infinity, a masked class, has 0.  Where all are masked, or one is +infinity, all are NaN.
+    """
     x = _checked("softmax", x, axis)
     return _Softmax(axis)(x)
 
 
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
-    """The logarithm of softmax, computed without rounding small probabilities to zero."""
+    """The logarithm of softmax, computed without rounding small probabilities to zero.
+
+    That of a masked class, -infinity, is -infinity.
+    """
     x = _checked("log_softmax", x, axis)
     return _LogSoftmax(axis)(x)
 
@@ -34,6 +41,10 @@ def softmax_cross_entropy(
     class_weights (K,) weighs each example by its label, and the mean is then the weighted one;
     the smoothed part is weighted class by class.
 
+    A class whose logit is -infinity is masked: it has no probability and no gradient.  The loss is
+    infinite where it is the label, or where smoothing gives it a share of the target (its gradient
+    is that share then), and NaN where 0 weighs it or all weights: as in PyTorch.
+
     Raises ShapeError, DtypeError or ArgumentError for what does not fit.  Labels out of range are
     found on the CPU; on a GPU, where the check would make every step wait, the loss is NaN.
     Source: Szegedy et al. 2016, section 7 (label smoothing).
@@ -46,7 +57,7 @@ def softmax_cross_entropy(
         )
     if class_weights is not None:
         class_weights = class_weights.data if isinstance(class_weights, Tensor) else class_weights
-        class_weights = array_module(logits.data).asarray(class_weights, dtype=logits.dtype)
+        class_weights = array_module(logits.data).asarray(class_weights, dtype=wide(logits.dtype))
         if class_weights.shape != logits.shape[-1:]:
             raise ShapeError(
                 f"softmax_cross_entropy: expected {logits.shape[-1]} class weights, "
@@ -86,6 +97,11 @@ def _labels(logits: Tensor, labels: Any) -> Array:
     return labels
 
 
+# Infinities and NaN are results here, and no reason to warn: GPUs do not.
+_quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+
+@_quiet
 def _log_softmax(x: Array, axis: int) -> Array:
     xp = array_module(x)
     shifted = x - x.max(axis=axis, keepdims=True)
@@ -98,15 +114,19 @@ class _Softmax(Function):
     def __init__(self, axis: int) -> None:
         self.axis = axis
 
+    @_quiet
     def forward(self, x: Array) -> Array:
+        given, x = x.dtype, widened(x)
         y = array_module(x).exp(x - x.max(axis=self.axis, keepdims=True))
         y /= y.sum(axis=self.axis, keepdims=True)
+        y = narrowed(y, given)
         self.saved = (y,)
         return y
 
     def backward(self, dy: Array) -> Array:
         (y,) = self.saved or ()
-        return y * (dy - (dy * y).sum(axis=self.axis, keepdims=True))
+        given, dy, y = dy.dtype, widened(dy), widened(y)
+        return narrowed(y * (dy - (dy * y).sum(axis=self.axis, keepdims=True)), given)
 
 
 class _LogSoftmax(Function):
@@ -116,13 +136,15 @@ class _LogSoftmax(Function):
         self.axis = axis
 
     def forward(self, x: Array) -> Array:
-        y = _log_softmax(x, self.axis)
+        y = narrowed(_log_softmax(widened(x), self.axis), x.dtype)
         self.saved = (y,)
         return y
 
     def backward(self, dy: Array) -> Array:
         (y,) = self.saved or ()
-        return dy - array_module(dy).exp(y) * dy.sum(axis=self.axis, keepdims=True)
+        given, dy, y = dy.dtype, widened(dy), widened(y)
+        dx = dy - array_module(dy).exp(y) * dy.sum(axis=self.axis, keepdims=True)
+        return narrowed(dx, given)
 
 
 class _SoftmaxCrossEntropy(Function):
@@ -134,19 +156,20 @@ class _SoftmaxCrossEntropy(Function):
 
     def forward(self, logits: Array) -> Array:
         self.shape = logits.shape
-        rows = logits.reshape(-1, logits.shape[-1])
+        rows = widened(logits.reshape(-1, logits.shape[-1]))
         loss, self.saved = _loss(rows, self.labels.reshape(-1), *self.settings, self.needs[0])
-        return loss
+        return narrowed(loss, logits.dtype)
 
     def backward(self, dy: Array) -> Array:
         assert self.saved is not None
-        dx = _loss_backward(dy, self.saved, self.labels.reshape(-1), *self.settings)
-        return dx.reshape(self.shape)
+        dx = _loss_backward(widened(dy), self.saved, self.labels.reshape(-1), *self.settings)
+        return narrowed(dx, dy.dtype).reshape(self.shape)
 
 
 # --- any array module ---
 
 
+@_quiet
 def _loss_array(
     logits: Array, labels: Array, smoothing: float, class_weights: Array | None, needed: bool
 ) -> tuple[Array, tuple[Any, ...]]:
@@ -168,6 +191,7 @@ def _loss_array(
     return loss.astype(logits.dtype), (log_p, weights, total)
 
 
+@_quiet
 def _loss_backward_array(
     dy: Array,
     kept: tuple[Any, ...],
@@ -186,7 +210,10 @@ def _loss_backward_array(
     dx[xp.arange(len(log_p)), labels] -= (1 - smoothing) * (1.0 if weights is None else weights)
     if smoothing:
         dx -= smoothing / classes * (1.0 if class_weights is None else class_weights)
-    dx *= dy / total
+    share = dy / total
+    if class_weights is not None:
+        share = xp.where(total == 0, share.dtype.type(np.nan), share)  # 0 / 0 in every element
+    dx *= share
     return dx
 
 

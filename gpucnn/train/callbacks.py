@@ -1,14 +1,15 @@
 """What watches a training run: bars, lines, files, checkpoints, curves."""
 
 import csv
+import io
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from gpucnn.errors import ArgumentError, missing_extra
+from gpucnn.files import write_whole
 from gpucnn.train.trainer import Trainer
 
 COLUMNS = (
@@ -44,6 +45,9 @@ class Callback:
 
     def on_interrupt(self, trainer: Trainer) -> None:
         """When Ctrl-C or SIGTERM stops the run; the trainer stands between two steps."""
+
+    def on_error(self, trainer: Trainer) -> None:
+        """When an error ends the run, before it is raised."""
 
 
 class ProgressBar(Callback):
@@ -88,6 +92,9 @@ class ProgressBar(Callback):
     def on_interrupt(self, trainer: Trainer) -> None:
         self._close()
 
+    def on_error(self, trainer: Trainer) -> None:
+        self._close()
+
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
@@ -118,25 +125,34 @@ class EpochLine(Callback):
 class MetricsFile(Callback):
     """metrics.csv: a row per epoch, accuracies as fractions, rewritten whole each time.
 
-    Rewriting keeps the file true after a resume, which may repeat an epoch.
+    Rewriting, at the start of a resumed run too, keeps the file true whenever the run before
+    ended.  Raises OutputError if it cannot be written; the file before stays whole.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
+    def on_start(self, trainer: Trainer, epochs: int) -> None:
+        if trainer.history:
+            self._write(trainer)
+
     def on_epoch_end(self, trainer: Trainer) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.part")
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(trainer.history)
-        os.replace(temporary, self.path)
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(trainer.history)
+        write_whole(self.path, text.getvalue())
 
 
 class Checkpoints(Callback):
     """last.safetensors after each epoch, every `every` steps if above 0, and at a stop.
 
     best.safetensors whenever the test accuracy (without a test set, the training loss) improves.
+
+    Raises OutputError if a file cannot be written; the one before it stays whole.
     """
 
     def __init__(self, folder: str | Path, every: int = 0) -> None:
@@ -147,15 +163,18 @@ class Checkpoints(Callback):
 
     def on_batch_end(self, trainer: Trainer) -> None:
         if self.every and trainer.step % self.every == 0:
-            trainer.save(self.folder / "last.safetensors")
+            self._save(trainer, "last.safetensors")
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         if _score(trainer.history[-1]) > max(map(_score, trainer.history[:-1]), default=-math.inf):
-            trainer.save(self.folder / "best.safetensors")
-        trainer.save(self.folder / "last.safetensors")
+            self._save(trainer, "best.safetensors")
+        self._save(trainer, "last.safetensors")
 
     def on_interrupt(self, trainer: Trainer) -> None:
-        trainer.save(self.folder / "last.safetensors")
+        self._save(trainer, "last.safetensors")
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        trainer.save(self.folder / name)
 
 
 def _score(row: dict[str, Any]) -> float:
@@ -164,7 +183,10 @@ def _score(row: dict[str, Any]) -> float:
 
 
 class Curves(Callback):
-    """curves.png: loss and accuracy over the epochs.  Needs matplotlib."""
+    """curves.png: loss and accuracy over the epochs.  Needs matplotlib.
+
+    Raises OutputError if it cannot be written; the picture before stays whole.
+    """
 
     def __init__(self, path: str | Path) -> None:
         try:
@@ -173,7 +195,14 @@ class Curves(Callback):
             raise missing_extra("Curves", "matplotlib", "plot") from error
         self.path = Path(path)
 
+    def on_start(self, trainer: Trainer, epochs: int) -> None:
+        if trainer.history:
+            self._draw(trainer)
+
     def on_epoch_end(self, trainer: Trainer) -> None:
+        self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -192,4 +221,6 @@ class Curves(Callback):
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=0.3)
             axes.legend()
-        figure.savefig(self.path, dpi=120)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=120)
+        write_whole(self.path, picture.getvalue())

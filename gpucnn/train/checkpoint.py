@@ -5,8 +5,6 @@ says what they belong to.  A file appears under its name only when it is complet
 """
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from safetensors.numpy import save
 
 from gpucnn.device import Array
 from gpucnn.errors import CheckpointError
+from gpucnn.files import write_whole
 
 FORMAT = 1
 
@@ -37,25 +36,13 @@ class Checkpoint:
 def write_checkpoint(path: str | Path, tensors: dict[str, Array], info: dict[str, Any]) -> None:
     """Write `tensors` and `info` (plain JSON data) to `path`, all or nothing.
 
-    A reader, or a run after a crash, finds the old file or the new one, never a part of it.
+    Raises OutputError if it cannot be written; an earlier file of that name is whole then.
     """
-    path = Path(path)
     host = {
-        name: np.ascontiguousarray(x if isinstance(x, np.ndarray) else x.get())
+        name: np.asarray(x if isinstance(x, np.ndarray) else x.get(), order="C")
         for name, x in tensors.items()
     }
-    encoded = save(host, {"gpucnn": json.dumps({"format": FORMAT, **info})})
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(encoded)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(path, save(host, {"gpucnn": json.dumps({"format": FORMAT, **info})}))
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -88,10 +75,3 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             "use the gpucnn that wrote it"
         )
     return Checkpoint(tensors, info)
-
-
-def _umask() -> int:
-    """The process's mask for new files, which only setting it can tell."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

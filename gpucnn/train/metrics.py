@@ -11,6 +11,7 @@ from gpucnn.errors import ArgumentError
 from gpucnn.nn import Module
 from gpucnn.ops import softmax_cross_entropy
 from gpucnn.tensor import Tensor
+from gpucnn.train.batches import check_loader, check_logits, checked_batch, device_of_model
 
 
 class RunningMetrics:
@@ -75,19 +76,28 @@ def evaluate(model: Module, loader: Any) -> Evaluation:
 
     loader yields (images, labels) on the model's device; the model's logits are (N, K).  The loss
     is softmax cross entropy.  Modes are put back as they were.
+
+    Raises ArgumentError, ShapeError, DtypeError or DeviceMismatch for batches, logits or labels
+    that are none of this, and if loader.dataset has other classes than the model outputs.
     """
+    check_loader("evaluate", loader)
+    device = device_of_model(model)
     modes = [(module, module.training) for _, module in model.named_modules()]
     model.eval()
     metrics = RunningMetrics()
     confusion: Any = 0
     try:
         with no_grad():
-            for images, labels in loader:
+            for batch in loader:
+                images, labels = checked_batch("evaluate", batch, device)
                 with working_on(images.device):
                     logits = model(images)
+                    check_logits("evaluate", logits, images, loader)
                     targets = labels.data
                     metrics.add(softmax_cross_entropy(logits, targets), logits, targets)
                     xp, k = array_module(targets), logits.shape[1]
+                    if not bool(((targets >= 0) & (targets < k)).all()):  # bincount waits anyway
+                        raise ArgumentError(f"evaluate: labels must be in 0..{k - 1}")
                     pairs = targets * k + logits.data.argmax(axis=1)
                     confusion = confusion + xp.bincount(pairs, minlength=k * k).reshape(k, k)
     finally:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from gpucnn import cudasim
+from gpucnn import cuda, cudasim, kernel_source
 from gpucnn.errors import KernelError
+from gpucnn.ops.window import Window
 
 
 def kernel(body: str, parameters: str = "float* x, float* y") -> str:
@@ -40,6 +41,36 @@ def floats(n: int) -> np.ndarray:
 def test_an_access_outside_is_named_with_array_element_and_line(simulate, body, message, mode):
     with pytest.raises(KernelError, match=message):
         simulate(kernel(body), "kernel", 1, 32, floats(32), floats(32), mode=mode, shared=128)
+
+
+def test_the_file_that_is_named_is_the_one_of_the_line(monkeypatch):
+    """In pool2d.cu lambdas and a header stand between: the place of the fault is the .cu file's."""
+    monkeypatch.setenv("GPUCNN_CUDASIM", "address")
+    lines = (kernel_source.KERNELS / "pool2d.cu").read_text().splitlines()
+    written = lines.index("        y[n * image + index] = best;") + 1
+    read = next(i for i, line in enumerate(lines, 1) if "float value = pixels[" in line)
+    window = Window.of("test", (1, 8, 8, 4), 2, 2, 0)
+    for x_rows, y_rows, place in (
+        (8, 2, rf"writes .* of y, which has 32 elements at pool2d\.cu:{written}$"),
+        (7, 4, rf"reads .* of x, which has 224 elements at pool2d\.cu:{read}$"),
+    ):
+        x = cudasim.zeros((1, x_rows, 8, 4), np.float32)
+        y = cudasim.empty((1, y_rows, 4, 4), np.float32)
+        with pytest.raises(KernelError, match=place):
+            cuda.launch("max_pool2d_forward", 1, 64, x, y, None, window)
+
+
+@pytest.mark.parametrize(
+    ("body", "place"), [("put(y, t);", r"inner\.cuh:3$"), ("y[t + 1] = 0;", r"mine\.cu:4$")]
+)
+def test_a_fault_in_a_header_names_the_header(simulate, body, place):
+    code = (
+        '#line 1 "/a/folder/mine.cu"\n\n#line 1 "/a/folder/inner.cuh"\n\n'
+        "__device__ void put(float* p, int i) {\n    p[i + 1] = 0;\n}\n"
+        f'#line 3 "/a/folder/mine.cu"\n{kernel(body)}'
+    )
+    with pytest.raises(KernelError, match=f"element 32 of y, which has 32 elements at {place}"):
+        simulate(code, "kernel", 1, 32, floats(32), floats(32), mode="address")
 
 
 def test_a_write_through_a_const_pointer_is_named(simulate):

@@ -2,6 +2,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import tarfile
 from dataclasses import replace
 
@@ -125,6 +126,34 @@ def test_root_none_is_gpucnn_data(cifar10_python, monkeypatch):
     root, truth = cifar10_python
     monkeypatch.setenv("GPUCNN_DATA", str(root))
     assert_holds(data.CIFAR10(train=False), [truth["test_batch"]])
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_a_missing_folder_in_gpucnn_data_is_named_and_not_made(tmp_path, monkeypatch, download):
+    monkeypatch.setenv("GPUCNN_DATA", str(tmp_path / "mispelt"))
+    message = f"GPUCNN_DATA: {tmp_path / 'mispelt'} does not exist"
+    with pytest.raises(data.DataNotFound, match=re.escape(message)):
+        data.CIFAR10(download=download)
+    pair, reason = data.find_cifar10(download=download)
+    assert pair is None
+    assert reason.startswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_asked_for_or_the_cache_is_made_for_a_download(tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(urls, path, sha256, quiet=False):
+        asked.append(path.parent)
+        raise data.DataNotFound("no network")
+
+    monkeypatch.setattr(cifar, "fetch", fetch)
+    monkeypatch.delenv("GPUCNN_DATA", raising=False)
+    monkeypatch.setattr("gpucnn.data.dataset.default_root", lambda: tmp_path / "cache")
+    for root in (None, tmp_path / "new"):
+        with pytest.raises(data.DataNotFound, match="no network"):
+            data.CIFAR10(root, download=True)
+    assert asked == [tmp_path / "cache", tmp_path / "new"]
 
 
 # --- archives ---

@@ -3,7 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gpucnn
 from gpucnn import data
+from gpucnn.device import Device
 from gpucnn.errors import ArgumentError, DataError, DtypeError, ShapeError
 
 
@@ -28,8 +30,9 @@ def test_a_number_gives_an_image_and_a_label_and_anything_else_a_data_set():
 def test_take_gives_the_first_images():
     assert make().take(4).labels.tolist() == [0, 1, 2, 0]
     assert len(make().take(99)) == 10
-    with pytest.raises(ArgumentError, match="take"):
-        make().take(0)
+    for wrong in (0, -1, 2.0, "2", True, None):
+        with pytest.raises(ArgumentError, match="take: expected an int of at least 1 image"):
+            make().take(wrong)
 
 
 def test_repr_tells_what_it_is():
@@ -41,21 +44,57 @@ def test_it_is_frozen():
         make().name = "other"
 
 
+PIXELS = np.zeros((2, 4, 4, 3), np.uint8)
+TWO = np.zeros(2, np.int64)
+
+
 @pytest.mark.parametrize(
-    ("images", "labels", "error"),
+    ("images", "labels", "error", "words"),
     [
-        (np.zeros((2, 4, 4), np.uint8), np.zeros(2, np.int64), ShapeError),
-        (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(3, np.int64), ShapeError),
-        (np.zeros((2, 4, 4, 3), np.uint8), np.zeros((2, 1), np.int64), ShapeError),
-        (np.zeros((2, 4, 4, 3)), np.zeros(2, np.int64), DtypeError),
-        (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2), DtypeError),
-        (np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 2]), DataError),
-        (np.zeros((2, 4, 4, 3), np.uint8), np.array([-1, 0]), DataError),
+        (PIXELS[..., 0], TWO, ShapeError, "got (2, 4, 4) and (2,)"),
+        (PIXELS, np.zeros(3, np.int64), ShapeError, "got (2, 4, 4, 3) and (3,)"),
+        (PIXELS, TWO[:, None], ShapeError, "(2, 1)"),
+        (PIXELS, np.int64(3), DtypeError, "labels must be an array"),
+        (PIXELS[:, :0], TWO, ShapeError, "no pixels"),
+        (PIXELS.astype(np.float32), TWO, DtypeError, "got float32 and int64"),
+        (PIXELS.astype(object), TWO, DtypeError, "got object"),
+        (PIXELS.tolist(), TWO, DtypeError, "images must be an array, got a list of 2"),
+        (None, TWO, DtypeError, "images must be an array, got None"),
+        (gpucnn.tensor(PIXELS), TWO, DtypeError, "got a uint8 Tensor (2, 4, 4, 3)"),
+        (PIXELS, [0, 1], DtypeError, "numpy.asarray(labels, numpy.int64)"),
+        (PIXELS, gpucnn.tensor(TWO), DtypeError, "labels must be an array"),
+        (PIXELS, np.zeros(2), DtypeError, "got uint8 and float64"),
+        (PIXELS, np.zeros(2, np.int32), DtypeError, "int32; convert with .astype"),
+        (PIXELS, np.array(["a", "b"]), DtypeError, "int64 labels"),
+        (PIXELS, np.array([0, 2]), DataError, "label 2 of image 1 is not in 0 to 1"),
+        (PIXELS, np.array([-1, 0]), DataError, "indices into classes, from 0 on"),
     ],
 )
-def test_arrays_that_are_no_data_set_are_refused(images, labels, error):
-    with pytest.raises(error, match="mine"):
+def test_arrays_that_are_no_data_set_are_refused(images, labels, error, words):
+    with pytest.raises(error) as caught:
         data.Dataset(images, labels, ("a", "b"), "mine")
+    assert str(caught.value).startswith("mine: ")
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize("classes", [2, "ab", None, {"a", "b"}])
+def test_classes_that_are_no_list_of_names_are_refused(classes):
+    with pytest.raises(ArgumentError, match="mine: classes must be the classes' names, got"):
+        data.Dataset(PIXELS, TWO, classes, "mine")
+
+
+def test_labels_without_any_class_are_refused():
+    with pytest.raises(DataError, match="label 0 of image 0 is not allowed: there are no classes"):
+        data.Dataset(PIXELS, TWO, ())
+
+
+def test_a_data_set_on_a_device_is_checked_too(device):
+    xp = Device.parse(device).xp
+    there = data.Dataset(xp.asarray(PIXELS), xp.asarray(TWO), ("a", "b"))
+    assert len(there) == 2
+    with pytest.raises(DataError, match="label 5 of image 1"):
+        data.Dataset(xp.asarray(PIXELS), xp.asarray(np.array([0, 5])), ("a", "b"))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import hashlib
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,6 +197,20 @@ def test_a_folder_that_cannot_be_written_is_named(server, tmp_path):
     with pytest.raises(DataNotFound, match=r"cannot be written(?s:.*)GPUCNN_DATA"):
         fetch(server, tmp_path / "file" / "f", "good")
     assert server.asked == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_named_and_no_other_mirror_is_asked(server, tmp_path, monkeypatch):
+    copy = download._copy
+
+    def to_full_disk(response, file, bar, minimum_speed):
+        with open("/dev/full", "wb", buffering=0) as full:
+            copy(response, full, bar, minimum_speed)
+
+    monkeypatch.setattr(download, "_copy", to_full_disk)
+    with pytest.raises(DataNotFound, match=r"f: cannot be written \(No space left on device\)"):
+        fetch(server, tmp_path / "f", "good", "good")
+    assert len(server.asked) == 1
 
 
 def test_the_bar_shows_name_and_size(server, tmp_path, capsys):

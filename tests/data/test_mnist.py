@@ -71,6 +71,14 @@ def test_a_system_package_serves_where_no_root_is_named(tmp_path, monkeypatch):
         data.FashionMNIST(tmp_path / "empty", train=False)
 
 
+@pytest.mark.parametrize("download", [False, True])
+def test_a_missing_folder_in_gpucnn_data_is_named_and_not_made(tmp_path, monkeypatch, download):
+    monkeypatch.setenv("GPUCNN_DATA", str(tmp_path / "mispelt"))
+    with pytest.raises(data.DataNotFound, match=r"GPUCNN_DATA: .*mispelt does not exist"):
+        data.MNIST(download=download)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_absent_files_are_named_with_the_remedy(tmp_path):
     with pytest.raises(data.DataNotFound, match=r"train-images-idx3-ubyte(?s:.*)download"):
         data.MNIST(tmp_path)

@@ -275,7 +275,39 @@ def test_the_script_draws_every_matrix(lecture, tmp_path, capsys):
     assert all((tmp_path / "pictures" / name).read_bytes()[:4] == b"\x89PNG" for name in names)
 
 
-def test_without_matplotlib_the_script_says_what_to_install(lecture, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    assert lecture.main(["--out", str(tmp_path)]) == 2
-    assert 'pip install "gpucnn[plot]"' in capsys.readouterr().err
+def test_a_folder_that_cannot_be_made_or_written_is_one_line_after_the_numbers(
+    lecture, tmp_path, capsys
+):
+    pytest.importorskip("matplotlib", reason="draws")
+    (tmp_path / "file").write_text("")
+    assert lecture.main(["--out", str(tmp_path / "file")]) == 2
+    said = capsys.readouterr()
+    assert "max pooling, 3x3:" in said.out
+    assert f"error: --out: {tmp_path / 'file'} cannot be made" in said.err
+    (tmp_path / "out" / "strides.png").mkdir(parents=True)
+    assert lecture.main(["--out", str(tmp_path / "out")]) == 2
+    assert "strides.png cannot be written (Is a directory)" in capsys.readouterr().err
+
+
+def luminance(colour):
+    """Relative luminance by the definition of WCAG 2, of (red, green, blue) in 0 ... 1."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_every_number_stands_out_from_its_cell(lecture):
+    """A contrast of at least 3, which WCAG 2 asks for."""
+    pytest.importorskip("matplotlib", reason="draws")
+    from matplotlib.colors import to_rgb
+
+    seen = 0
+    for panels, columns in lecture.figures().values():
+        for axes in lecture.draw(panels, columns).axes:
+            (image,) = axes.images
+            for text in axes.texts:
+                column, row = text.get_position()
+                cell = image.to_rgba(image.get_array())[row, column]
+                pair = sorted((luminance(cell), luminance(to_rgb(text.get_color()))))
+                assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 3, (axes.get_title(), text.get_text())
+                seen += 1
+    assert seen > 1000

@@ -1,6 +1,7 @@
 import base64
 import importlib.util
 import io
+import os
 import re
 import sys
 from html.parser import HTMLParser
@@ -66,6 +67,7 @@ def checkpoint(tmp_path_factory):
             "model": {"name": "tiny", "config": {}},
             "classes": list(training.classes),
             "normalize": {"mean": list(mean), "std": list(std)},
+            "script": "train_alexnet_cifar10",
             "settings": settings,
         },
     )
@@ -213,9 +215,24 @@ def test_the_newest_run_is_taken_and_out_may_be_elsewhere(
     run = tmp_path / "runs" / "one"
     run.mkdir(parents=True)
     (run / "best.safetensors").write_bytes(checkpoint.read_bytes())
+    newer = tmp_path / "runs" / "of another script" / "best.safetensors"
+    newer.parent.mkdir()
+    train.write_checkpoint(newer, {"model.w": np.zeros(1)}, {"script": "train_lenet"})
+    os.utime(newer, (2e9, 2e9))
+    assert script.main([str(newer)]) == 2
+    assert "was written by train_lenet.py; expected train_alexnet_cifar10.py" in (
+        capsys.readouterr().err
+    )
     assert script.main(["--limit", "12", "--steps", "1", "--out", "page.html"]) == 0
     assert capsys.readouterr().out.startswith("page.html: ")
     assert (tmp_path / "page.html").stat().st_size > 10_000
+
+
+def test_a_page_that_cannot_be_written_is_named(script, checkpoint, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(models.BY_NAME, "tiny", tiny)
+    flags = ["--limit", "12", "--steps", "1", "--out", str(tmp_path / "no folder" / "page.html")]
+    assert script.main([str(checkpoint), *flags]) == 2
+    assert "page.html cannot be written (No such file or directory)" in capsys.readouterr().err
 
 
 def test_mistakes_end_in_two_lines_and_status_two(script, checkpoint, tmp_path, capsys):

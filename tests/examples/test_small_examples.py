@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,18 +12,69 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def test_the_digits_example_has_twenty_lines_learns_and_draws_its_curves(tmp_path):
-    pytest.importorskip("matplotlib", reason="draws")
-    script = EXAMPLES / "digits.py"
-    lines = [line for line in script.read_text().splitlines() if line.strip()]
-    assert len(lines) <= 24
-    result = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True,
+README = EXAMPLES.with_name("README.md").read_text(encoding="utf-8")
+
+# Runs a script as where matplotlib is not installed
+WITHOUT_MATPLOTLIB = """
+import runpy, sys
+sys.modules["matplotlib"] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run(folder, *command):
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=folder, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    share = float(re.search(r"([\d.]+)% of 397 digits right", result.stdout)[1])
-    assert share > 95
+
+
+def test_the_digits_example_has_the_lines_that_the_readme_says():
+    assert "**Handwritten digits in thirty lines.** `python examples/digits.py`" in README
+    assert len((EXAMPLES / "digits.py").read_text().splitlines()) == 30
+
+
+def share_of_digits(result):
+    assert result.returncode == 0, result.stderr
+    return float(re.search(r"([\d.]+)% of 397 digits right", result.stdout)[1])
+
+
+def test_the_digits_example_learns_and_draws_its_curves(tmp_path):
+    pytest.importorskip("matplotlib", reason="draws")
+    assert share_of_digits(run(tmp_path, EXAMPLES / "digits.py")) > 95
     assert (tmp_path / "digits.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_without_matplotlib_the_digits_are_learnt_all_the_same_and_a_line_says_what_is_missing(
+    tmp_path,
+):
+    result = run(tmp_path, "-c", WITHOUT_MATPLOTLIB, EXAMPLES / "digits.py")
+    assert share_of_digits(result) > 95
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("digits.png was not drawn: ")
+    assert last.endswith('pip install "gpucnn[plot]"')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_matplotlib_the_lecture_is_printed_and_a_line_says_what_is_missing(tmp_path):
+    result = run(tmp_path, "-c", WITHOUT_MATPLOTLIB, EXAMPLES / "lecture.py", "--out", "pictures")
+    assert result.returncode == 0, result.stderr
+    assert "max pooling, 3x3:\n  9 9 7\n  7 5 8\n  4 6 8\n" in result.stdout
+    last = result.stdout.splitlines()[-1]
+    assert last == 'pictures has no PNG files: they need matplotlib: pip install "gpucnn[plot]"'
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_readmes_command_for_a_screenshot_is_understood():
+    pytest.importorskip("PIL", reason="docs/screenshot.py cuts pictures")
+    command = re.search(r"python docs/(screenshot\.py .*)\\\n(.*)\n", README)
+    path, *words = shlex.split(command[1] + command[2])
+    options = runpy.run_path(str(EXAMPLES.with_name("docs") / path))["parse_arguments"](words)
+    assert options.page == Path("RUN/look_inside.html")
+    assert options.picture == Path("docs/look_inside.png")
+    assert options.titles == ["Where it looks", "What excites a channel"]
+    assert (options.width, options.dark) == (1080, False)
 
 
 def test_the_recap_networks_learn_to_tell_irises_apart(capsys):

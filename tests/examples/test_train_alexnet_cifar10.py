@@ -13,8 +13,10 @@ import pytest
 
 import gpucnn
 from gpucnn import data, train
+from gpucnn.device import choose_device
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_alexnet_cifar10.py"
+AUTO = os.environ.get("GPUCNN_DEVICE")  # what these tests were started with
 SMALL = "--dataset synthetic --limit 48 --batch-size 16 --epochs 2 --lr 0.002 --seed 3".split()
 
 
@@ -24,6 +26,14 @@ def script():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _auto_is_the_cpu():
+    """Also where there is a GPU: these tests compare bits, and runs on one and two threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPUCNN_DEVICE", "cpu")
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -178,9 +188,11 @@ def test_help_explains_every_flag_with_its_default(script, capsys):
         script.main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for key in script.DEFAULTS:
-        assert script.flag(key) in text
-    assert text.count("default") >= len(script.DEFAULTS)
+    defaults = script.command_line().defaults
+    for key in defaults:
+        assert f"--{key.replace('_', '-')}" in text
+    assert text.count("default") >= len(defaults)
+    assert "None" not in text
 
 
 @pytest.mark.parametrize(
@@ -204,6 +216,8 @@ def test_help_explains_every_flag_with_its_default(script, capsys):
         ("--resume none.safetensors", "no such file"),
         ("--resume", "no run in runs/"),
         ("--out a_file", "cannot be made"),
+        ("--data mispelt", "--data: mispelt does not exist"),
+        ("--limit 32 --batch-size 16 --lr 1e9 --device cpu --out run", "learning rate"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_clear_text_and_exit_status_2(
@@ -221,7 +235,9 @@ def test_a_mistake_on_the_command_line_is_one_clear_text_and_exit_status_2(
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
+    assert "Warning" not in err
     assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "mispelt").exists()
 
 
 def _skip_where_cuda_works():
@@ -233,6 +249,59 @@ def _skip_where_cuda_works():
     except DeviceError:
         return
     pytest.skip("a CUDA device works here")
+
+
+def test_a_missing_folder_in_the_environment_is_told_and_not_made(script, capsys, tmp_path):
+    flags = "--limit 16 --batch-size 16 --epochs 1 --lr 0.001 --device cpu --quiet --out".split()
+    assert script.main([*flags, str(tmp_path / "out")]) == 0
+    err = capsys.readouterr().err
+    assert f"GPUCNN_DATA: {tmp_path / 'no data'} does not exist" in err
+    assert "SYNTHETIC" in err
+    assert all(line.startswith("***") for line in err.splitlines())
+    assert not (tmp_path / "no data").exists()
+    assert script.main(["--dataset", "cifar10"]) == 2
+    assert f"GPUCNN_DATA: {tmp_path / 'no data'} does not exist" in capsys.readouterr().err
+
+
+# Runs the script and, once it has saved an epoch, allows files of 100 kB only
+CHILD = """
+import resource, runpy, sys
+from pathlib import Path
+from gpucnn import train
+sys.argv = sys.argv[1:]
+epoch_ends = train.EpochLine.on_epoch_end
+
+def limit(self, trainer):
+    epoch_ends(self, trainer)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+train.EpochLine.on_epoch_end = limit
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line_and_leaves_the_last_one_whole(
+    script, tmp_path
+):
+    pytest.importorskip("resource", reason="sets a limit on file sizes")
+    out = tmp_path / "out"
+    flags = [*SMALL, "--device", "cpu", "--model", "cuda_convnet_18pct"]
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(SCRIPT), *flags, "--out", str(out)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if "error: " in line]
+    line = line[line.index("error: ") :]
+    assert line.startswith(f"error: {out}/")
+    assert "safetensors cannot be written (File too large): raise the limit" in line
+    assert line.endswith(f"then go on with --resume {out / 'last.safetensors'}")
+    assert "Traceback" not in done.stderr
+    assert not list(out.glob(".*"))
+    whole = tmp_path / "whole"
+    assert script.main([*flags, "--quiet", "--out", str(whole)]) == 0
+    assert script.main(["--resume", "--quiet", "--out", str(out)]) == 0
+    assert_same_bits(whole, out)
 
 
 def test_a_folder_with_a_run_is_not_overwritten(script, whole_run, capsys):
@@ -251,6 +320,20 @@ def test_an_empty_data_folder_with_dataset_cifar10_is_an_error(script, capsys, m
     monkeypatch.setattr(data, "find_cifar10", lambda root, quiet: (None, "not to be had"))
     assert script.main(["--dataset", "cifar10"]) == 2
     assert "--dataset cifar10: not to be had" in capsys.readouterr().err
+
+
+def test_without_device_it_trains_on_what_auto_takes_and_says_so(
+    script, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.delenv("GPUCNN_DEVICE")
+    if AUTO is not None:
+        monkeypatch.setenv("GPUCNN_DEVICE", AUTO)
+    device, reason = choose_device()
+    out = tmp_path / "run"
+    flags = "--dataset synthetic --model cuda_convnet_18pct --limit 8 --batch-size 8 --epochs 1"
+    assert script.main([*flags.split(), "--out", str(out)]) == 0
+    assert f"device: {device} ({reason})" in capsys.readouterr().out
+    assert json.loads((out / "config.json").read_text())["device"] == str(device)
 
 
 @pytest.mark.slow  # a minute of simulated kernels
@@ -280,7 +363,7 @@ def losses_of(script, monkeypatch, folder, device, algorithm):
             totals.append(trainer.metrics.loss * trainer.metrics.count)
 
     flags = f"--device {device} --limit 512 --epochs 1 --seed 1 --dataset synthetic --quiet --out"
-    monkeypatch.setattr(script, "make_callbacks", lambda *_: [Watch()])
+    monkeypatch.setattr("gpucnn.train.job.make_callbacks", lambda *_: [Watch()])
     before = gpucnn.get_conv_algorithm()
     gpucnn.set_conv_algorithm(algorithm)
     try:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stopped_runs import ctrl_c_in_step, kill_in_step_3, same_bits
 
 from gpucnn import models, nn, train
 from gpucnn.cli import main as gpucnn_command
@@ -39,17 +40,18 @@ def photos(tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch):
     """A few filters under the name of alexnet: what is tested is the script around it."""
-
-    def alexnet(classes=1000, channels=3, generator=None):
-        return nn.Sequential(
-            nn.Conv2d(channels, 4, 11, stride=8, generator=generator),
-            nn.ReLU(),
-            nn.GlobalAvgPool2d(),
-            nn.Linear(4, classes, generator=generator),
-        )
-
     monkeypatch.setitem(models.BY_NAME, "alexnet", alexnet)
     monkeypatch.setitem(models._SIDES, alexnet, 227)
+
+
+def alexnet(classes=1000, channels=3, generator=None):
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 11, stride=8, generator=generator),
+        nn.ReLU(),
+        nn.GlobalAvgPool2d(),
+        nn.Dropout(0.5),
+        nn.Linear(4, classes, generator=generator),
+    )
 
 
 FLAGS = "--batch-size 4 --device cpu --lr 0.05".split()
@@ -68,6 +70,72 @@ def test_a_folder_of_jpegs_trains_tests_with_ten_views_and_predicts(
     image = str(photos / "test" / "red" / "0.jpg")
     assert gpucnn_command(["predict", str(tmp_path / "best.safetensors"), image]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("  red ")
+
+
+# What makes a process of its own use the `alexnet` of this file
+SMALL = f"""
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_train_image_folder import alexnet, models
+models.BY_NAME["alexnet"], models._SIDES[alexnet] = alexnet, 227
+"""
+
+
+def test_stopped_or_killed_it_resumes_to_the_bits_of_a_run_never_stopped(
+    script, photos, small, tmp_path, monkeypatch, capsys
+):
+    flags = [str(photos / "train"), "--test", str(photos / "test"), *FLAGS, "--epochs", "2"]
+    flags += ["--seed", "5", "--quiet", "--limit", "10"]
+    whole, stopped, killed = (tmp_path / name for name in ("whole", "stopped", "killed"))
+    assert script.main([*flags, "--out", str(whole)]) == 0
+
+    with monkeypatch.context() as patch:
+        ctrl_c_in_step(4, patch)
+        assert script.main([*flags, "--out", str(stopped)]) == 130
+    assert "stopped in epoch 2, after step 4; go on with --resume" in capsys.readouterr().err
+    assert script.main(["--resume", str(stopped / "last.safetensors"), "--quiet"]) == 0
+    assert "test accuracy with ten views" in capsys.readouterr().out
+    assert same_bits(whole, stopped)
+
+    kill_in_step_3(SCRIPT, flags, killed, SMALL)
+    assert script.main(["--resume", "--out", str(killed), "--quiet"]) == 0
+    assert same_bits(whole, killed)
+
+
+def test_a_run_is_not_overwritten_and_not_gone_on_with_by_other_settings(
+    script, photos, small, tmp_path, capsys
+):
+    flags = [str(photos / "train"), *FLAGS, "--epochs", "1", "--out", str(tmp_path / "run")]
+    assert script.main(flags) == 0
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    assert script.main(flags) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert script.main([*flags, "--resume", "--on-error", "skip"]) == 2
+    assert "the run has --on-error raise, the command line skip" in capsys.readouterr().err
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+
+
+def test_the_folder_may_stand_before_or_behind_the_flags(script, photos, small, tmp_path):
+    flags = [*FLAGS, "--epochs", "1", "--quiet"]
+    assert script.main([*flags, str(photos / "train"), "--out", str(tmp_path / "behind")]) == 0
+    assert script.main([str(photos / "train"), *flags, "--out", str(tmp_path / "before")]) == 0
+    assert same_bits(tmp_path / "behind", tmp_path / "before")
+
+
+def test_without_augmentation_images_are_cut_in_the_middle_to_what_the_network_takes(
+    script, photos, small, tmp_path, monkeypatch, capsys
+):
+    shapes = set()
+    train_step = train.Trainer.train_step
+
+    def watched(self, images, labels):
+        shapes.add(images.shape)
+        train_step(self, images, labels)
+
+    monkeypatch.setattr(train.Trainer, "train_step", watched)
+    flags = [str(photos / "train"), *FLAGS, "--epochs", "1", "--no-augment", "--limit", "4"]
+    assert script.main([*flags, "--out", str(tmp_path / "run")]) == 0
+    assert "4 images as 227x227x3" in capsys.readouterr().out
+    assert shapes == {(4, 227, 227, 3)}
 
 
 @pytest.mark.slow
@@ -95,8 +163,9 @@ def test_a_damaged_file_fails_or_is_skipped_as_asked(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("none", "cannot be read"),
-        ("TRAIN --test none", "cannot be read"),
+        ("none", "TRAIN: none does not exist"),
+        ("", "TRAIN: name the folder"),
+        ("TRAIN --test none", "--test: none does not exist"),
         ("TRAIN --test OTHER", "expected those of"),
         ("TRAIN --model lenet", "invalid choice"),
         ("TRAIN --epochs 0", "expected at least 1"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stopped_runs import ctrl_c_in_step, kill_in_step_3, same_bits
 
 import gpucnn
 from gpucnn import data, train
@@ -87,6 +88,41 @@ def test_the_same_seed_gives_the_same_bits(script, idx_files, tmp_path, capsys):
     assert not all(np.array_equal(states[0][k], states[2][k]) for k in states[0])
 
 
+SMALL = "--limit 48 --batch-size 16 --epochs 2 --seed 3 --device cpu --quiet".split()
+
+
+def test_stopped_or_killed_it_resumes_to_the_bits_of_a_run_never_stopped(
+    script, idx_files, tmp_path, monkeypatch, capsys
+):
+    flags = [*SMALL, "--data", str(idx_files)]
+    whole, stopped, killed = (tmp_path / name for name in ("whole", "stopped", "killed"))
+    assert script.main([*flags, "--out", str(whole)]) == 0
+
+    with monkeypatch.context() as patch:
+        ctrl_c_in_step(5, patch)
+        assert script.main([*flags, "--out", str(stopped)]) == 130
+    assert "stopped in epoch 2, after step 5; go on with --resume" in capsys.readouterr().err
+    assert script.main(["--resume", "--out", str(stopped), "--quiet"]) == 0
+    assert same_bits(whole, stopped)
+
+    kill_in_step_3(SCRIPT, flags, killed)
+    assert script.main(["--resume", str(killed / "last.safetensors"), "--quiet"]) == 0
+    assert same_bits(whole, killed)
+
+
+def test_a_run_is_not_overwritten_and_not_gone_on_with_by_other_settings(
+    script, idx_files, tmp_path, capsys
+):
+    flags = [*SMALL, "--data", str(idx_files), "--out", str(tmp_path / "run")]
+    assert script.main(flags) == 0
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    assert script.main(flags) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert script.main([*flags, "--resume", "--hold-out", "9"]) == 2
+    assert "the run has --hold-out None, the command line 9" in capsys.readouterr().err
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -97,6 +133,8 @@ def test_the_same_seed_gives_the_same_bits(script, idx_files, tmp_path, capsys):
         ("--lr -1", "lr"),
         ("--out a_file/x", "cannot be made"),
         ("--data damaged", "not an idx file"),
+        ("--data mispelt", "--data: mispelt does not exist"),
+        ("--hold-out 200", "--hold-out: 200 of 200 training images leave none"),
     ],
 )
 def test_a_mistake_is_one_clear_text_and_exit_status_2(
@@ -117,6 +155,8 @@ def test_a_mistake_is_one_clear_text_and_exit_status_2(
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
+    assert not Path("runs").exists()
+    assert not Path("mispelt").exists()
 
 
 def test_without_data_and_network_it_says_where_to_put_the_files(
@@ -137,3 +177,12 @@ def test_help_names_every_default(script, capsys):
     assert "None" not in text
     assert "(default: fashion-mnist)" in text
     assert "all cores" in text
+
+
+def test_a_missing_folder_in_the_environment_is_named_and_not_made(
+    script, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("GPUCNN_DATA", str(tmp_path / "mispelt"))
+    assert script.main(["--dataset", "mnist"]) == 2
+    assert f"GPUCNN_DATA: {tmp_path / 'mispelt'} does not exist" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

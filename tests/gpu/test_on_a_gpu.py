@@ -13,6 +13,7 @@ import gpucnn
 from gpucnn import cuda, data, launches, models, nn, ops, optim, warmup
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError, DeviceMismatch, DtypeError, ShapeError
+from gpucnn.train.divergence import LossWatch
 
 ROOT = Path(__file__).parents[2]
 
@@ -164,6 +165,15 @@ def test_a_step_neither_waits_for_the_device_nor_asks_it_for_memory(gpu):
         for _ in range(3):
             run.step()
     assert memory_asked_for(device) == before
+
+
+def test_a_loss_is_watched_without_waiting_for_it(gpu):
+    device = Device.parse(gpu)
+    loss, watch = gpucnn.tensor(np.float32(0.5), device=gpu).data, LossWatch()
+    watch.add(loss, 0, 0.1)
+    with host_never_waits(device):
+        watch.add(loss, 1, 0.1)
+    assert watch.first(wait=True) is None
 
 
 def test_inference_does_not_wait_either(gpu):

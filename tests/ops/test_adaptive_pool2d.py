@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from devices import assert_close, host, in_both_dtypes, tensor
+from devices import assert_close, host, in_both_dtypes, leaf, results, tensor
 
 import gpucnn
 from gpucnn import ops
@@ -35,6 +35,40 @@ def test_it_agrees_with_pytorch(image, device, rng):
     y = host(ops.adaptive_avg_pool2d(tensor(x, device), (6, 4)))
     other = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(x.transpose(0, 3, 1, 2)), (6, 4))
     assert np.allclose(y, other.numpy().transpose(0, 2, 3, 1), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("image", [(13, 7), (12, 8), (4, 20), (3, 3)])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@in_both_dtypes
+def test_a_pixel_that_is_not_finite_stays_in_the_windows_that_hold_it(
+    value, image, dtype, device, rng
+):
+    x = rng.standard_normal((2, *image, 3)).astype(dtype)
+    x[1, image[0] // 2, 1, 2] = value
+    actual, expected = host(ops.adaptive_avg_pool2d(tensor(x, device), (6, 4))), by_loops(x, 6, 4)
+    assert 0 < np.isnan(expected).sum() + np.isinf(expected).sum() < expected.size / 2
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("image", [(13, 7), (12, 8)])
+@in_both_dtypes
+def test_an_infinite_gradient_stays_in_its_window(image, dtype, device, rng):
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+    x, dy = rng.standard_normal((1, *image, 2)).astype(dtype), np.ones((1, 6, 4, 2), dtype)
+    dy[0, 3, 2, 1], dy[0, 0, 0, 0] = np.inf, np.nan
+    t, other = leaf(x, device), torch.tensor(x, requires_grad=True)
+    theirs = torch.nn.functional.adaptive_avg_pool2d(other.permute(0, 3, 1, 2), (6, 4))
+    theirs.backward(torch.tensor(dy).permute(0, 3, 1, 2))
+    _, dx = results(ops.adaptive_avg_pool2d(t, (6, 4)), dy, t)
+    np.testing.assert_allclose(dx, other.grad.numpy(), rtol=1e-5)
+
+
+def test_means_of_float16_are_finite_where_the_sums_are_not(device):
+    for image in ((13, 7), (12, 8)):
+        x = leaf(np.full((1, *image, 1), 6e4, np.float16), device)
+        y, dx = results(ops.adaptive_avg_pool2d(x, (2, 2)), np.ones((1, 2, 2, 1)), x)
+        np.testing.assert_array_equal(y, np.full((1, 2, 2, 1), np.float16(6e4)))
+        assert dx.dtype == y.dtype == np.float16
 
 
 def test_an_image_of_that_size_comes_back_itself(device, rng):

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from devices import assert_close, host, in_both_dtypes, tensor
+from devices import assert_close, backward, host, in_both_dtypes, leaf, results, tensor
 
 from gpucnn import ops
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
@@ -71,6 +71,82 @@ def test_activations_saturate_without_warnings(op, device):
     assert y.dtype == np.float32
 
 
+def _sigmoid(x):
+    return np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x)))
+
+
+def _gelu_argument(x):
+    return math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+
+
+def _gelu_terms(x):
+    """The value, the two terms of the derivative, and how much an error of u counts."""
+    u = _gelu_argument(x)
+    rise = 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
+    return x * _sigmoid(2 * u), _sigmoid(2 * u), x * _sigmoid(2 * u) * _sigmoid(-2 * u) * rise, u
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("op", [ops.sigmoid, ops.tanh, ops.gelu])
+def test_saturating_functions_and_their_gradients_keep_their_digits_everywhere(op, dtype, device):
+    x = np.array([*np.linspace(-40, 40, 4001), *np.linspace(-0.1, 0.1, 101), 1e4, -1e4], dtype)
+    t = leaf(x, device)
+    y, dx = results(op(t), np.ones_like(x), t)
+    exact, eps, tiny = x.astype(np.longdouble), np.finfo(dtype).eps, np.finfo(dtype).tiny
+    assert y.dtype == dx.dtype == dtype
+    if op is ops.gelu:
+        value, first, second, u = _gelu_terms(exact)
+        slope, size, bound = first + second, np.abs(first) + np.abs(second), 8 * (1 + np.abs(u))
+    else:
+        k = 1 if op is ops.sigmoid else 2
+        value = _sigmoid(exact) if k == 1 else np.tanh(exact)
+        slope = size = k * k * _sigmoid(k * exact) * _sigmoid(-k * exact)
+        bound = 8
+    assert (np.abs(y - value) <= bound * (eps * np.abs(value) + tiny)).all()
+    assert (np.abs(dx - slope) <= bound * (eps * size + tiny)).all()
+    assert (y[np.abs(value) > 64 * tiny] != 0).all()  # CuPy's factors below tiny count as 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_logarithm_of_a_small_sigmoid_is_its_argument(dtype, device):
+    x = tensor(np.array([-80.0, -20, -15], dtype), device)
+    assert_close(ops.log(ops.sigmoid(x)), np.array([-80.0, -20 - 2.06e-9, -15 - 3.06e-7]), 1e-7)
+
+
+@pytest.mark.parametrize("op", [ops.sigmoid, ops.tanh, ops.gelu])
+def test_float16_functions_are_the_float32_ones_rounded(op, device):
+    x = np.array([-6e4, -20, -16.5, -9, -3, -0.01, 0, 0.5, 8, 300, 6e4], np.float16)
+    half, single = leaf(x, device), leaf(x.astype(np.float32), device)
+    for a, b in zip(*(results(op(t), np.ones(11), t) for t in (half, single)), strict=True):
+        assert a.dtype == np.float16
+        np.testing.assert_array_equal(a, b.astype(np.float16))
+
+
+EXPONENTS = [0, 0.0, 1, 2, 3, 0.5, 1.5, -1, -2, -0.5]
+
+
+@pytest.mark.parametrize("exponent", EXPONENTS)
+@in_both_dtypes
+def test_power_and_its_gradient_are_pytorchs_at_zero_and_below_and_at_infinity(
+    exponent, dtype, device
+):
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+    x = np.array([0.0, -0.0, 1, -2, np.inf, -np.inf, np.nan], dtype)
+    ours, theirs = leaf(x, device), torch.tensor(x, requires_grad=True)
+    dy = np.array([1, 2, 3, 4, 5, 6, 7], dtype)
+    y, expected = ours**exponent, theirs**exponent
+    actual = results(y, dy, ours)
+    expected.backward(torch.tensor(dy))
+    np.testing.assert_allclose(actual[0], expected.detach().numpy(), rtol=1e-6)
+    np.testing.assert_allclose(actual[1], theirs.grad.numpy(), rtol=1e-6)
+
+
+def test_the_gradient_of_a_power_of_zero_is_zero_even_where_dy_is_infinite(device):
+    x = leaf([0.0, 2.0], device)
+    backward(x**0, [np.inf, np.nan])
+    assert host(x.grad).tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("exponent", [2, 3.0, -1, 0.5])
 def test_power_is_numpys_and_has_the_gradient_of_its_differences(exponent, device, rng):
     x = rng.uniform(0.5, 2, (4,))
@@ -92,6 +168,14 @@ def test_where_takes_each_side_and_sends_the_gradient_there(device, rng):
     assert np.array_equal(host(y), np.where(condition, a, b))
     gradcheck(lambda a, b: ops.where(here, a, b), a, b, device=device)
     assert ops.where(here, tensor(np.ones(3, np.float32), device), 0.0).dtype == np.float32
+
+
+@in_both_dtypes
+def test_an_infinite_gradient_stays_on_the_side_that_where_took(dtype, device):
+    a, b = leaf([1.0, 2.0], device, dtype), leaf([3.0, 4.0], device, dtype)
+    backward(ops.where(np.array([True, False]), a, b), [np.inf, np.nan])
+    np.testing.assert_array_equal(host(a.grad), [np.inf, 0])
+    np.testing.assert_array_equal(host(b.grad), [0, np.nan])
 
 
 def test_mixed_dtypes_are_refused_rather_than_promoted(device):

@@ -5,6 +5,7 @@ import inspect
 import numpy as np
 import pytest
 from devices import assert_close, in_both_dtypes, leaf, results, tensor
+from threadpoolctl import threadpool_limits
 
 import gpucnn
 from gpucnn.errors import DtypeError, ShapeError
@@ -56,6 +57,16 @@ def test_numpy_halves_equal_the_array_halves(shape):
         assert inspect.signature(pair.cpu) == inspect.signature(pair.cuda)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 4096, 4097, 9000])
+@in_both_dtypes
+def test_the_gradient_of_a_bias_is_the_sum_of_every_row(rows, dtype, device):
+    x, w, b = np.zeros((rows, 2), dtype), np.zeros((3, 2), dtype), np.zeros(3, dtype)
+    leaves = [leaf(a, device) for a in (x, w, b)]
+    dy = rng.standard_normal((rows, 3)).astype(dtype)
+    *_, db = results(linear(*leaves), dy, *leaves)
+    assert_close(db, dy.astype(np.float64).sum(axis=0))
+
+
 def test_only_what_needs_a_gradient_gets_one():
     x, w = rng.standard_normal((4, 3)), rng.standard_normal((5, 3))
     for needs in ((True, False, False), (False, True, True)):
@@ -81,6 +92,20 @@ def test_dtype_memory_order_and_threads_change_nothing(dtype):
             np.testing.assert_array_equal(a, e)
     y = linear(*map(gpucnn.tensor, (np.asfortranarray(x), np.asfortranarray(w), b)))
     np.testing.assert_allclose(y.data, results[0][0], rtol=1e-3, atol=1e-3)
+
+
+@in_both_dtypes
+def test_the_bits_do_not_depend_on_the_number_of_blas_own_threads(dtype, threads):
+    arrays = [rng.standard_normal(s).astype(dtype) for s in ((301, 517), (623, 517), (623,))]
+    dy, found = rng.standard_normal((301, 623)).astype(dtype), []
+    for ours, of_blas in [(1, 1), (1, 2), (2, 3), (4, 4)]:
+        threads(ours)
+        with threadpool_limits(of_blas, user_api="blas"):
+            inputs = [leaf(a, "cpu") for a in arrays]
+            found.append(results(linear(*inputs), dy, *inputs))
+    for others in found[1:]:
+        for mine, theirs in zip(found[0], others, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
 
 
 def test_mistakes_are_named(device):

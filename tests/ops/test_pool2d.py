@@ -194,11 +194,11 @@ def test_windows_that_hang_over_the_edge_agree_with_the_cpu(window, stride, padd
         assert error_beside_cpu(pool, x, device=gpu) <= 1e-6
 
 
-def test_a_nan_wins_and_takes_the_gradient_on_a_gpu(gpu):
-    x = leaf(np.array([[5.0, np.nan], [7.0, np.nan]], np.float32).reshape(1, 2, 2, 1), gpu)
+def test_the_last_nan_of_a_window_wins_and_takes_the_gradient(device):
+    x = leaf(np.array([[5.0, np.nan], [np.nan, 7.0]], np.float32).reshape(1, 2, 2, 1), device)
     y, dx = results(max_pool2d(x, 2), np.ones((1, 1, 1, 1)), x)
     assert np.isnan(y).all()
-    np.testing.assert_array_equal(dx.ravel(), [0, 1, 0, 0])
+    np.testing.assert_array_equal(dx.ravel(), [0, 0, 1, 0])
 
 
 def test_more_images_than_a_grid_has_rows(device):
@@ -264,13 +264,28 @@ def test_overlapping_windows_of_more_than_255_pixels_keep_their_winner():
     np.testing.assert_allclose(t.grad, expected_dx, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_a_gradient_for_padding_is_dropped_where_all_the_image_is_minus_infinity(stride):
-    t = gpucnn.tensor(np.full((1, 4, 4, 1), -np.inf), requires_grad=True)
-    y = max_pool2d(t, 2, stride, 1)
-    y.backward(np.ones(y.shape))
-    assert np.isfinite(t.grad).all()
-    assert t.grad.sum() <= y.size
+@pytest.mark.parametrize(("stride", "size"), [(1, 2), (2, 2), (2, 3)])
+@in_both_dtypes
+def test_where_all_is_minus_infinity_the_first_pixel_of_the_image_takes_the_gradient(
+    stride, size, dtype, device
+):
+    t = leaf(np.full((1, 4, 4, 1), -np.inf), device, dtype)
+    y = max_pool2d(t, size, stride, 1)
+    actual_y, dx = results(y, np.ones(y.shape), t)
+    expected = np.zeros((4, 4))
+    for i in range(y.shape[1]):
+        for j in range(y.shape[2]):
+            expected[max(i * stride - 1, 0), max(j * stride - 1, 0)] += 1
+    np.testing.assert_array_equal(actual_y, np.full(y.shape, -np.inf))
+    np.testing.assert_array_equal(dx[0, ..., 0], expected)
+
+
+@in_both_dtypes
+def test_the_first_pixel_is_found_in_images_of_more_rows_than_16_bits_count(dtype, device):
+    t = leaf(np.full((1, 40_001, 1, 1), -np.inf), device, dtype)
+    dx = results(max_pool2d(t, (2, 1), 2, (1, 0)), np.ones((1, 20_001, 1, 1)), t)[1]
+    assert dx.sum() == 20_001
+    assert dx.max() == 1
 
 
 def test_both_halves_have_the_same_signature():

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from devices import assert_close, host, in_both_dtypes, leaf, tensor
+from devices import assert_close, host, in_both_dtypes, leaf, results, tensor
 
 from gpucnn import ops
-from gpucnn.errors import ArgumentError, ShapeError
+from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.testing import gradcheck
 
 AXES = [None, 0, -1, (0, 2), (1,)]
@@ -30,6 +30,53 @@ def test_ties_share_the_gradient_of_an_extreme_equally(dtype, device):
     x = leaf([1.0, 3.0, 3.0], device, dtype)
     ops.max(x).backward()
     assert np.array_equal(host(x.grad), [0, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_float16_is_added_up_in_float32(axis, device):
+    x = leaf(np.full((50_000, 2), 300, np.float16), device)
+    y = ops.mean(x, axis)
+    assert y.dtype == np.float16
+    np.testing.assert_array_equal(host(y), np.full(y.shape, 300))
+    np.testing.assert_array_equal(host(ops.var(x, axis)), np.zeros(y.shape))
+    ones = tensor(np.ones((2, 60_000), np.float16), device)
+    assert host(ops.sum(ones, 1)).tolist() == [59_968 + 32] * 2  # the nearest that float16 has
+    y.sum().backward()
+    assert x.grad.dtype == np.float16
+    share = np.float16(y.size / x.size)
+    np.testing.assert_array_equal(host(x.grad), np.full(x.shape, share))
+
+
+def test_the_variance_of_float16_does_not_overflow(device):
+    x = leaf(np.array([-250, 250, -251, 249], np.float16), device)
+    y = ops.var(x)  # that is a float16, and the sum of the four squares is not
+    assert host(y) == np.float16(62_500.25)
+    y.backward()
+    np.testing.assert_allclose(host(x.grad), (host(x).astype(float) + 0.5) / 2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["max", "min"])
+@in_both_dtypes
+def test_nan_wins_an_extreme_and_takes_the_gradient_as_in_pytorch(name, dtype, device):
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+    for values in ([np.nan, 1, np.nan, 3], [-np.inf, np.inf, np.inf, -np.inf], [2, np.nan, 5, 0]):
+        x, theirs = leaf(values, device, dtype), torch.tensor(values, requires_grad=True)
+        y, expected = getattr(ops, name)(x), getattr(theirs, name)()
+        actual = results(y, np.array(2.0), x)
+        expected.backward(torch.tensor(2.0))
+        np.testing.assert_array_equal(actual[0], expected.item())
+        np.testing.assert_array_equal(actual[1], theirs.grad.numpy())
+
+
+def test_an_infinite_gradient_of_an_extreme_leaves_the_losers_at_zero(device):
+    x = leaf([[1.0, 3.0], [np.nan, 2.0]], device)
+    _, dx = results(ops.max(x, 1), [np.inf, np.nan], x)
+    np.testing.assert_array_equal(dx, [[0, np.inf], [np.nan, 0]])
+
+
+def test_a_mean_of_integers_is_refused(device):
+    with pytest.raises(DtypeError, match="mean: expected floating-point values, got int64"):
+        ops.mean(tensor([1, 2], device))
 
 
 def test_bad_axes_and_empty_input_are_refused(device):

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from devices import host, in_both_dtypes, leaf, tensor
+from devices import assert_close, backward, host, in_both_dtypes, leaf, results, tensor
 
 from gpucnn import ops
+from gpucnn.device import array_module
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.testing import gradcheck
 
@@ -71,13 +72,31 @@ def test_pad_surrounds_and_its_gradient_is_the_inside(device, rng):
 INDICES = [
     0,
     -1,
+    np.int64(-2),
     slice(1, None),
     (slice(None), 1),
     (None, 0, ...),
     (..., slice(None, None, -2)),
+    [0, 2, 2],
     np.array([0, 2, 2]),
+    np.array([2, -1, -3, 0, 2, -1, 2]),
+    np.array([1], np.uint8),
+    np.array([], np.int64),
+    np.array([[0, -1], [2, 2]]),
     (np.array([0, 0, 1]), np.array([1, 1, 3])),
+    (np.array([[0], [2]]), np.array([1, 1, -1])),
+    (slice(None), np.array([3, 3, 0])),
+    (slice(None, None, 2), np.array([[1, 1]])),
+    (np.array([1, 1]), slice(None, None, -2)),
+    (np.array([1, 1]), None, 2),
+    (..., np.array([0, -4, 1])),
+    (np.array([0, 0]), ...),
+    (1, np.array([0, 0, 3])),
     np.arange(12).reshape(3, 4) % 5 == 0,
+    np.array([True, False, True]),
+    np.array([False] * 3),
+    (slice(None), np.array([True, False, True, True])),
+    (np.array([True, True, False]), np.array([0, 0])),
 ]
 
 
@@ -93,6 +112,47 @@ def test_an_index_picks_what_numpy_picks_and_repeated_elements_add_up(index, dev
     assert np.array_equal(host(y), x[index])
     assert y.shape == x[index].shape
     gradcheck(lambda t: t[on_device], x, device=device)
+
+
+@pytest.mark.parametrize("index", [(..., 1), (slice(None), 0, [4, 4]), ([0, 0], slice(None), 1)])
+def test_an_index_of_some_axes_leaves_the_others_whole(index, device, rng):
+    x = rng.random((2, 3, 5, 2))
+
+    def pick(t):
+        parts = (tensor(np.array(i), device) if isinstance(i, list) else i for i in index)
+        return t[tuple(parts)]
+
+    assert np.array_equal(host(pick(tensor(x, device))), x[index])
+    gradcheck(pick, x, device=device)
+
+
+@in_both_dtypes
+def test_the_sum_of_many_gradients_of_one_element_has_the_same_bits_every_time(dtype, device, rng):
+    index = rng.integers(0, 7, 10_001)
+    index[:5000] = 3
+    dy = rng.standard_normal((10_001, 3)).astype(dtype)
+    expected, found = np.zeros((9, 3)), []
+    np.add.at(expected, index, dy.astype(np.float64))
+    for _ in range(3):
+        x = leaf(np.zeros((9, 3), dtype), device)
+        backward(x[tensor(index, device)], dy)
+        found.append(host(x.grad))
+    assert_close(found[0], expected)
+    assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()
+
+
+def test_an_index_into_an_axis_of_size_zero_has_a_gradient_of_that_shape(device):
+    x = leaf(np.zeros((3, 0)), device)
+    index = tensor([0, 0], device)
+    assert results(x[index], np.zeros((2, 0)), x)[1].shape == (3, 0)
+
+
+def test_no_gradient_is_added_by_atomics_on_a_gpu(gpu, monkeypatch):
+    x = leaf(np.zeros(4), gpu)
+    y = x[tensor([1, 1, 2], gpu)]
+    monkeypatch.delattr(array_module(x.data), "add")
+    backward(y, [1.0, 2.0, 4.0])
+    assert host(x.grad).tolist() == [0, 3, 4, 0]
 
 
 def test_an_index_out_of_range_is_refused(device):

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from devices import assert_close, error_beside_cpu, host, in_both_dtypes, leaf, tensor
+from devices import assert_close, error_beside_cpu, host, in_both_dtypes, leaf, results, tensor
 
 from gpucnn import ops
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
@@ -60,6 +60,67 @@ def test_cross_entropy_equals_pytorchs_and_its_gradient_matches_differences(
         assert loss.dtype == ours.grad.dtype == dtype
         assert_close(loss, expected.detach().numpy())
         assert_close(ours.grad, theirs.grad.numpy())
+
+
+INF = np.inf
+EXTREME = [
+    ([[1, -INF, 2]], [0]),  # a masked class
+    ([[1, -INF, 2]], [1]),  # which is the label
+    ([[1, -INF, 2], [0, 1, 2]], [0, 2]),
+    ([[3e38, -3e38, 0]], [0]),
+    ([[3e38, -3e38, 0]], [1]),
+    ([[-INF, -INF, -INF]], [0]),
+    ([[INF, 0, 1]], [0]),
+    ([[np.nan, 0, 1]], [0]),
+]
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5], [1.0, 0.0, 0.5]], ids=str)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("logits", "labels"), EXTREME)
+@in_both_dtypes
+def test_masked_classes_and_logits_3e38_apart_have_pytorchs_loss_and_gradient(
+    logits, labels, smoothing, weights, dtype, device
+):
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+    ours = leaf(np.array(logits, dtype), device)
+    loss = ops.softmax_cross_entropy(ours, labels, smoothing, weights)
+    loss.backward()
+    theirs = torch.tensor(np.array(logits, dtype), requires_grad=True)
+    expected = torch.nn.functional.cross_entropy(
+        theirs,
+        torch.tensor(labels),
+        None if weights is None else torch.tensor(weights, dtype=theirs.dtype),
+        label_smoothing=smoothing,
+    )
+    expected.backward()
+    np.testing.assert_allclose(loss.item(), expected.item(), rtol=1e-6)
+    np.testing.assert_allclose(host(ours.grad), theirs.grad.numpy(), rtol=1e-6, atol=1e-7)
+
+
+@in_both_dtypes
+def test_a_masked_class_leaves_the_loss_of_the_others(dtype, device):
+    logits = leaf([[1, -INF, 2]], device, dtype)
+    loss = ops.softmax_cross_entropy(logits, [0])
+    loss.backward()
+    share = 1 / (1 + np.e)
+    assert_close(loss, np.array(np.log(1 + np.e)))
+    assert_close(logits.grad, np.array([[share - 1, 0, 1 - share]]))
+
+
+@pytest.mark.parametrize("op", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("logits", [logits for logits, _ in EXTREME])
+@in_both_dtypes
+def test_softmax_of_extremes_is_pytorchs(op, logits, dtype, device):
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+    ours = leaf(np.array(logits, dtype), device)
+    theirs = torch.tensor(np.array(logits, dtype), requires_grad=True)
+    dy = np.arange(1.0, 1 + len(logits[0]) * len(logits)).reshape(len(logits), -1).astype(dtype)
+    y, expected = getattr(ops, op)(ours), getattr(torch, op)(theirs, -1)
+    actual = results(y, dy, ours)
+    expected.backward(torch.tensor(dy))
+    np.testing.assert_allclose(actual[0], expected.detach().numpy(), rtol=1e-6)
+    np.testing.assert_allclose(actual[1], theirs.grad.numpy(), rtol=1e-6, atol=1e-6)
 
 
 @in_both_dtypes

@@ -1,3 +1,4 @@
+import errno
 import os
 import stat
 
@@ -6,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gpucnn import train
-from gpucnn.errors import CheckpointError
+from gpucnn.errors import CheckpointError, OutputError
 
 TENSORS = {"model.w": np.arange(12, dtype=np.float32).reshape(3, 4).T, "optimizer.v": np.ones(3)}
 
@@ -28,18 +29,47 @@ def _umask():
     return mask
 
 
-def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_else(tmp_path, monkeypatch):
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_write_that_fails_is_named_and_leaves_the_old_file_and_nothing_else(
+    call, tmp_path, monkeypatch
+):
     path = tmp_path / "a.safetensors"
     train.write_checkpoint(path, TENSORS, {"step": 1})
 
-    def full(_):
-        raise OSError("disk full")
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="disk full"):
-        train.write_checkpoint(path, TENSORS, {"step": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        with pytest.raises(OutputError) as caught:
+            train.write_checkpoint(path, TENSORS, {"step": 2})
+    assert str(caught.value) == (
+        f"{path} cannot be written (No space left on device): free some space there"
+    )
     assert train.read_checkpoint(path).info["step"] == 1
     assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_a_stop_in_the_middle_of_a_write_stays_a_stop(tmp_path, monkeypatch):
+    def stopped(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train.write_checkpoint(tmp_path / "a.safetensors", TENSORS, {})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_in_the_way_or_none_at_all_is_told(tmp_path):
+    (tmp_path / "a.safetensors").mkdir()
+    with pytest.raises(OutputError, match=r"a\.safetensors cannot be written \(Is a dir"):
+        train.write_checkpoint(tmp_path / "a.safetensors", TENSORS, {})
+    with pytest.raises(OutputError, match=r"cannot be written \(No such file or directory"):
+        train.write_checkpoint(tmp_path / "none" / "a.safetensors", TENSORS, {})
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot be written \(Not a directory"):
+        train.write_checkpoint(tmp_path / "file" / "a.safetensors", TENSORS, {})
+    assert sorted(os.listdir(tmp_path)) == ["a.safetensors", "file"]
 
 
 @pytest.mark.parametrize("seed", range(8))

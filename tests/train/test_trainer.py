@@ -85,6 +85,61 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits_as_one_that_was_not(
         assert without_times(whole.history) == without_times(other.history)
 
 
+class Clock:
+    """Time that passes in steps alone: ten seconds in each."""
+
+    def __init__(self, monkeypatch):
+        self.now = 500.0
+        monkeypatch.setattr("gpucnn.train.trainer.time", self)
+
+    def perf_counter(self):
+        return self.now
+
+    def follow(self, trainer):
+        step = trainer.train_step
+
+        def ten_seconds(images, labels):
+            step(images, labels)
+            self.now += 10
+
+        trainer.train_step = ten_seconds
+        return trainer
+
+
+@pytest.mark.parametrize("later", ["from the checkpoint", "in the same process"])
+def test_an_epoch_in_two_sittings_has_the_time_of_both_and_not_that_between(
+    later, tmp_path, monkeypatch
+):
+    clock = Clock(monkeypatch)
+    trainer = clock.follow(build(callbacks=[train.Checkpoints(tmp_path), StopAt(3)]))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(2)
+    assert train.read_checkpoint(tmp_path / "last.safetensors").info["seconds"] == 30
+    clock.now += 1000
+    if later == "from the checkpoint":
+        trainer = clock.follow(build())
+        trainer.resume(tmp_path / "last.safetensors")
+    rows = trainer.fit(2)
+    assert [row["seconds"] for row in rows] == [80, 80]  # 60 images in batches of 8
+    assert [row["images_per_second"] for row in rows] == [60 / 80, 60 / 80]
+
+
+def test_every_epoch_trains_in_training_mode_whatever_the_model_was_left_in():
+    modes = []
+
+    class Look(train.Callback):
+        def on_batch_end(self, trainer):
+            modes.append({module.training for _, module in trainer.model.named_modules()})
+
+        def on_epoch_end(self, trainer):
+            trainer.model.eval()
+
+    trainer = build(n=16, callbacks=[Look()])
+    trainer.model.eval()
+    trainer.fit(3)
+    assert modes == [{True}] * 6
+
+
 def test_training_learns_and_the_history_tells(tmp_path):
     trainer = build(n=40, p=0.0, callbacks=[train.MetricsFile(tmp_path / "metrics.csv")])
     trainer.schedule = optim.Constant(0.02)
@@ -215,10 +270,10 @@ def test_a_run_that_diverges_stops_with_the_remedy_and_keeps_the_last_good_check
     trainer = build(n=16, callbacks=[train.Checkpoints(tmp_path)])
     trainer.fit(1)
     trainer.model[6].w.data[...] = np.inf
-    with (
-        np.errstate(all="ignore"),
-        pytest.raises(DivergenceError, match=r"epoch 2: the training loss is nan.*\n.*lower"),
-    ):
+    message = (
+        r"epoch 2, step 3: the loss is nan.*\n  layer 6 \(Linear\): its parameter w.*\n.*lower"
+    )
+    with pytest.raises(DivergenceError, match=message):
         trainer.fit(2)
     assert train.read_checkpoint(tmp_path / "last.safetensors").info["epoch"] == 1
 

@@ -1,0 +1,189 @@
+"""One run of a training script: it trains, leaves its files, and says its result."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gpucnn
+from gpucnn import optim
+from gpucnn.arguments import output_folder
+from gpucnn.data import Normalize
+from gpucnn.device import Device
+from gpucnn.errors import CheckpointError, MissingExtra, OutputError
+from gpucnn.files import write_whole
+from gpucnn.nn import Module
+from gpucnn.train.callbacks import (
+    Callback,
+    Checkpoints,
+    Curves,
+    EpochLine,
+    MetricsFile,
+    ProgressBar,
+)
+from gpucnn.train.checkpoint import Checkpoint
+from gpucnn.train.metrics import Evaluation, evaluate
+from gpucnn.train.run_folder import LAST, new_folder
+from gpucnn.train.trainer import Trainer
+
+
+class Job:
+    """One run of a script: its settings, its device, and the checkpoint to go on from, or None.
+
+    `settings` has an attribute for every flag; --save-every is settings.save_every.  What the
+    script settles itself it assigns there, before `train` records it.
+    """
+
+    def __init__(
+        self,
+        recorded: Callable[[argparse.Namespace], dict[str, Any]],
+        settings: argparse.Namespace,
+        device: Device,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self._recorded = recorded
+        self.settings = settings
+        self.device = device
+        self.checkpoint = checkpoint
+
+    def say(self, text: str) -> None:
+        """Print `text`, unless --quiet."""
+        if not self.settings.quiet:
+            print(text)
+
+    def optimizer(self, model: Module, nesterov: bool = True) -> optim.Optimizer:
+        """The optimizer of --optimizer, --lr and --weight-decay; SGD has momentum 0.9."""
+        s = self.settings
+        return OPTIMIZERS[s.optimizer](model, s.lr, s.weight_decay, nesterov)
+
+    def schedule(self, steps: int) -> optim.Schedule:
+        """The learning rate over so many steps, by --schedule and --lr."""
+        return SCHEDULES[self.settings.schedule](self.settings.lr, steps)
+
+    def train(
+        self,
+        model: Module,
+        loader: Any,
+        test_loader: Any = None,
+        *,
+        optimizer: optim.Optimizer | None = None,
+        config: Mapping[str, Any] | None = None,
+        classes: Sequence[str] = (),
+        normalize: Normalize | None = None,
+    ) -> Evaluation | None:
+        """Train to the end of --epochs, or go on with the run to resume, and say the result.
+
+        model must be what models.build(settings.model, **config) gives, on the job's device.
+        loader and test_loader are a Trainer's.  optimizer None means `optimizer(model)`.  classes
+        and normalize go into the checkpoints, for `gpucnn predict`.
+
+        Returns how the model does on the test set, or None without one.  Raises OutputError if a
+        file of the run cannot be written, DivergenceError if the loss is not finite.
+        """
+        s = self.settings
+        if optimizer is None:
+            optimizer = self.optimizer(model)
+        schedule = self.schedule(s.epochs * len(loader))
+        self._check_classes(classes)
+        out = new_folder(s.out) if self.checkpoint is None else output_folder(s.out)
+        kept = self._recorded(s)
+        info = {
+            "model": {"name": s.model, "config": dict(config or {})},
+            "classes": list(classes),
+            **kept,
+        }
+        if normalize is not None:
+            info["normalize"] = {"mean": list(normalize.mean), "std": list(normalize.std)}
+        trainer = Trainer(
+            model,
+            optimizer,
+            loader,
+            test_loader,
+            schedule,
+            callbacks=make_callbacks(s, out, self.device),
+            info=info,
+        )
+        if self.checkpoint is not None:
+            trainer.resume(self.checkpoint)
+            self.say(f"going on after epoch {trainer.epoch}, step {trainer.step}")
+        config_file = {
+            **kept["settings"],
+            "device": str(self.device),
+            "gpucnn": gpucnn.__version__,
+        }
+        write_whole(out / "config.json", json.dumps(config_file, indent=2) + "\n")
+        self.say(f"out: {out}")
+        _fit(trainer, s.epochs, out / LAST)
+        return self._say_result(trainer, classes, out / "best.safetensors")
+
+    def _check_classes(self, classes: Sequence[str]) -> None:
+        known = self.checkpoint.info["classes"] if self.checkpoint else list(classes)
+        if known != list(classes):
+            raise CheckpointError(
+                f"--resume: the run has the classes {', '.join(known)}\n"
+                f"  the data here has {', '.join(classes)}; go on with the data of the run"
+            )
+
+    def _say_result(
+        self, trainer: Trainer, classes: Sequence[str], best: Path
+    ) -> Evaluation | None:
+        result = trainer.evaluation
+        if result is None and trainer.test_loader is not None:
+            result = evaluate(trainer.model, trainer.test_loader)
+        if result is not None:
+            print(f"test accuracy {result.accuracy:.2%}, test loss {result.loss:.4f}")
+            for name, accuracy in zip(classes, result.per_class, strict=False):
+                self.say(f"  {name:<12} {accuracy:7.2%}")
+        if best.exists():
+            self.say(f"classify images of your own: gpucnn predict {best} IMAGE...")
+        return result
+
+
+def make_callbacks(settings: argparse.Namespace, out: Path, device: Device) -> list[Callback]:
+    """What watches a run: its checkpoints first, so that no other file's error costs an epoch."""
+    callbacks: list[Callback] = [Checkpoints(out, settings.save_every)]
+    if not settings.quiet:
+        # a look at the metrics makes a GPU's host wait
+        callbacks += [ProgressBar(refresh=1 if device.kind == "cpu" else 20), EpochLine()]
+    callbacks += [MetricsFile(out / "metrics.csv")]
+    try:
+        callbacks += [Curves(out / "curves.png")]
+    except MissingExtra as error:
+        if not settings.quiet:
+            print(f"no curves.png: {error}")
+    return callbacks
+
+
+def _fit(trainer: Trainer, epochs: int, last: Path) -> None:
+    """Train; an error or a stop says how to go on, if there is a checkpoint to go on from."""
+    go_on = f"go on with --resume {last}"
+    try:
+        trainer.fit(epochs)
+    except KeyboardInterrupt:
+        print(
+            f"\nstopped in epoch {trainer.epoch + 1}, after step {trainer.step}; "
+            + (go_on if last.exists() else "nothing was saved"),
+            file=sys.stderr,
+        )
+        raise
+    except OutputError as error:
+        if not last.is_file():
+            raise
+        raise OutputError(f"{error}, then {go_on}") from error
+
+
+OPTIMIZERS: dict[str, Callable[[Module, float, float, bool], optim.Optimizer]] = {
+    "sgd": lambda model, lr, decay, nesterov: optim.SGD(
+        model.parameters(), lr, momentum=0.9, nesterov=nesterov, weight_decay=decay
+    ),
+    "adam": lambda model, lr, decay, _: optim.Adam(model.parameters(), lr, weight_decay=decay),
+    "adamw": lambda model, lr, decay, _: optim.AdamW(model.parameters(), lr, weight_decay=decay),
+}
+SCHEDULES: dict[str, Callable[[float, int], optim.Schedule]] = {
+    "one-cycle": lambda lr, steps: optim.OneCycle(lr, steps),
+    "cosine": lambda lr, steps: optim.Cosine(lr, steps),
+    "step": lambda lr, steps: optim.Step(lr, every=max(steps // 3, 1)),
+    "constant": lambda lr, steps: optim.Constant(lr),
+}

@@ -1,0 +1,64 @@
+"""Training scripts that are stopped or killed in the middle."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from gpucnn import train
+
+# A process that stands still in step 3, after it saved two
+CHILD = """
+import runpy, sys, time
+from gpucnn import train
+train_step = train.Trainer.train_step
+
+def slow(self, images, labels):
+    if self.step == 2:
+        time.sleep(300)
+    train_step(self, images, labels)
+
+train.Trainer.train_step = slow
+sys.argv = sys.argv[1:]
+"""
+RUN = "runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+def kill_in_step_3(script, flags, out, before=""):
+    """kill -9 `script`, which saves every step; `before` is code that its process runs first."""
+    command = [sys.executable, "-c", CHILD + before + RUN, str(script), *flags]
+    process = subprocess.Popen(
+        [*command, "--out", str(out), "--save-every", "1"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while True:
+        time.sleep(0.02)
+        assert process.poll() is None, "the run ended before it was killed"
+        assert time.monotonic() < deadline
+        path = out / "last.safetensors"
+        if path.exists() and train.read_checkpoint(path).info["step"] == 2:
+            break
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def ctrl_c_in_step(step, patch):
+    """Sends SIGINT in that step of a run in this process, counted from 1."""
+    train_step = train.Trainer.train_step
+
+    def interrupted(self, images, labels):
+        if self.step == step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        train_step(self, images, labels)
+
+    patch.setattr(train.Trainer, "train_step", interrupted)
+
+
+def same_bits(one, other):
+    """Whether the last checkpoints in two folders hold the same."""
+    ours, theirs = (train.read_checkpoint(out / "last.safetensors").tensors for out in (one, other))
+    return ours.keys() == theirs.keys() and all(np.array_equal(ours[k], theirs[k]) for k in ours)

@@ -1,0 +1,45 @@
+"""What the training scripts say alike."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPTS = ("train_alexnet_cifar10", "train_lenet", "train_image_folder")
+SHARED = (
+    "--model --epochs --batch-size --lr --weight-decay --optimizer --schedule --augment --limit "
+    "--seed --exact --device --threads --out --save-every --quiet --resume"
+).split()
+
+
+def help_of(name, capsys):
+    """{flag: what --help says of it}, its spaces made one."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(SystemExit) as stop:
+        module.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out.partition("the run:")[2]
+    entries = re.split(r"\n  (?=\S)", text.replace("\n\n", "\n"))[1:]
+    return {entry.split()[0].rstrip(","): " ".join(entry.split()) for entry in entries}
+
+
+def test_all_training_scripts_have_the_same_flags_in_the_same_words(capsys):
+    texts = [help_of(name, capsys) for name in SCRIPTS]
+    for text in texts:
+        assert set(SHARED) <= text.keys()
+    own = {"--model", "--epochs", "--batch-size", "--lr", "--schedule", "--augment", "--limit"}
+    for flag in set(SHARED) - own:
+        assert len({text[flag] for text in texts}) == 1, flag
+    for flag in own - {"--model", "--augment", "--limit"}:  # the defaults differ
+        assert len({text[flag].partition("(default")[0] for text in texts}) == 1, flag
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_flag_of_a_training_script_says_its_default(name, capsys):
+    for flag, text in help_of(name, capsys).items():
+        assert "(default" in text, flag
+        assert "None" not in text
