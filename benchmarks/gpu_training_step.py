@@ -3,11 +3,15 @@
     python benchmarks/gpu_training_step.py                          cuda, batch 128
     python benchmarks/gpu_training_step.py --device cudasim --tiny  that it works, without a GPU
 
-Time is the device's: between two events of its stream, median over `--repeats` steps in each
-process, then over `--rounds` rounds of all sides in turn.  A step is forward, softmax cross
-entropy, backward, and SGD with momentum and weight decay.  gpucnn computes in float32; PyTorch runs
-in both of its layouts, with TF32 off (the same arithmetic) and on, cuDNN choosing by trial.  Memory
-is the most that the pool held.  Figures of the simulator say nothing about a GPU.
+A step's time is between two events of the device's stream, median over `--repeats` steps in each
+process, then over `--rounds` rounds of all sides in turn: where the device waits for Python, that
+is in it.  A step is forward, softmax cross entropy, backward, and SGD with momentum and weight
+decay.  gpucnn computes in float32; PyTorch runs in both of its layouts, with TF32 off (the same
+arithmetic) and on, cuDNN choosing by trial.  Memory is the most that the pool held.
+
+A layer's time is the device's alone: `--repeats` calls are queued while a kernel spins, and run
+without a gap when it ends.  Events around single calls would show what Python takes for a launch
+(gpucnn/check/measure.py).  Figures of the simulator say nothing about a GPU.
 """
 
 import argparse
@@ -24,7 +28,8 @@ from _peer import interleave, machine, median_of, ratio
 from cpu_training_step import cifar_layers
 
 import gpucnn
-from gpucnn import models, nn, ops, optim
+from gpucnn import cuda, models, nn, ops, optim
+from gpucnn.check.measure import Spin, milliseconds
 from gpucnn.device import Device, device_of
 from gpucnn.errors import GpucnnError
 
@@ -41,19 +46,6 @@ FIGURES = {"train": "training, ms", "infer": "inference, ms", "memory": "memory,
 # arithmetic throughput.
 LANES = {60: 64, 61: 128, 70: 64, 75: 64, 80: 64, 86: 128, 87: 128, 89: 128, 90: 128}
 LANES |= dict.fromkeys((100, 103, 110, 120, 121), 128)
-
-
-def milliseconds(step: Callable[[], object], repeats: int, cuda: Any) -> float:
-    """The median time of one call on the device.  cuda is cupy.cuda, or what stands for it."""
-    step()
-    pairs = []
-    for _ in range(repeats):
-        pairs.append((cuda.Event(), cuda.Event()))
-        pairs[-1][0].record()
-        step()
-        pairs[-1][1].record()
-    pairs[-1][1].synchronize()
-    return statistics.median(cuda.get_elapsed_time(*pair) for pair in pairs)
 
 
 # --- gpucnn ---
@@ -85,10 +77,10 @@ def own_figures(task: dict[str, Any]) -> dict[str, float]:
 
     xp = device.xp
     with xp.cuda.Device(device.index):
-        report = {"train": milliseconds(train, task["repeats"], xp.cuda)}
+        report = {"train": milliseconds(train, device, task["repeats"])}
         report["memory"] = xp.get_default_memory_pool().total_bytes() / 2**20
         model.eval()
-        report["infer"] = milliseconds(infer, task["repeats"], xp.cuda)
+        report["infer"] = milliseconds(infer, device, task["repeats"])
     return report
 
 
@@ -104,16 +96,27 @@ def layers(task: dict[str, Any]) -> list[tuple[str, float, float, float, int]]:
 
     with gpucnn.no_grad(), nn.observe(keep):
         model.eval()(images)
-    rows = []
+    rows, spin = [], Spin(device)
     with device.xp.cuda.Device(device.index):
         for layer, given, output in calls:
             x = gpucnn.Tensor(given.data, requires_grad=given is not images)
-            steps = layer_steps(layer, x)
-            times = [milliseconds(step, task["repeats"], device.xp.cuda) for step in steps]
+            times = [queued(step, task["repeats"], spin) for step in layer_steps(layer, x)]
             name = f"{type(layer).__name__} {layer.extra().split(',')[0]}, {x.shape[1:-1] or 1}"
             work = layer.multiply_adds((given,), output)
             rows.append((name, *times, work, 1 + x.requires_grad))
     return rows
+
+
+def queued(step: Callable[[], None], repeats: int, spin: Spin) -> float:
+    """Milliseconds of the device for one call, of `repeats` that were queued behind a spin."""
+    with cuda.count_launches() as launches:
+        step()
+    # Twice, and four more: cuBLAS and CuPy launch too
+    count = 2 * sum(launches.values()) + 4
+    time, covered = spin.milliseconds(step, count, repeats, rounds=min(3, repeats))
+    if not covered and not spin.simulated:
+        print("warning: the device did not spin until all was queued: gaps are in the next row")
+    return time
 
 
 def layer_steps(layer: nn.Module, x: gpucnn.Tensor) -> list[Callable[[], None]]:
@@ -173,22 +176,26 @@ def torch_figures(task: dict[str, Any], channels_last: bool, tf32: bool) -> dict
         with torch.no_grad():
             model(images)
 
-    class Events:
-        """torch's events under cupy.cuda's names."""
-
-        @staticmethod
-        def Event() -> Any:
-            return torch.cuda.Event(enable_timing=True)
-
-        @staticmethod
-        def get_elapsed_time(start: Any, end: Any) -> float:
-            return float(start.elapsed_time(end))
-
-    report = {"train": milliseconds(train, task["repeats"], Events)}
+    report = {"train": torch_milliseconds(train, task["repeats"])}
     report["memory"] = torch.cuda.max_memory_reserved() / 2**20
     model.eval()
-    report["infer"] = milliseconds(infer, task["repeats"], Events)
+    report["infer"] = torch_milliseconds(infer, task["repeats"])
     return report
+
+
+def torch_milliseconds(step: Callable[[], object], repeats: int) -> float:
+    """The median time of one call between two of PyTorch's events."""
+    import torch
+
+    step()
+    pairs = []
+    for _ in range(repeats):
+        pairs.append([torch.cuda.Event(enable_timing=True) for _ in range(2)])
+        pairs[-1][0].record()
+        step()
+        pairs[-1][1].record()
+    pairs[-1][1].synchronize()
+    return statistics.median(begin.elapsed_time(end) for begin, end in pairs)
 
 
 def peers(device: Device) -> list[str]:

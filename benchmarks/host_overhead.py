@@ -41,7 +41,7 @@ def idle_device() -> Iterator[None]:
     def product(a: Any, b: Any) -> Any:
         return arrays.ndarray((*a.shape[:-1], b.shape[-1]), a.dtype)
 
-    def total(a: Any, axis: Any = None) -> Any:
+    def total(a: Any, axis: Any = None, dtype: Any = None) -> Any:
         rest = () if axis is None else np.delete(a.shape, axis)
         return arrays.ndarray(tuple(rest), a.dtype)
 

@@ -1,4 +1,4 @@
-"""The command line: `gpucnn predict`, `convert`, `export`, `doctor`, `kernels`, `warmup`.
+"""The command line: `gpucnn predict`, `convert`, `export`, `doctor`, `kernels`, `warmup`, `check`.
 
 Each command is one function that adds its parser, and one that runs it.  A GpucnnError ends in its
 text on standard error and exit status 2.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 import gpucnn
-from gpucnn import doctor, models
+from gpucnn import check, doctor, models
 from gpucnn.arguments import positive_int
 from gpucnn.convert import convert_file
 from gpucnn.errors import ArgumentError, DataError, GpucnnError
@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 2 a mistake in what was asked, 130 stopped."""
+    """Exit status: 0 done, 1 something is broken, 2 a mistake in what was asked, 130 stopped."""
     parser = argparse.ArgumentParser(prog="gpucnn", description="Work with trained networks.")
     parser.add_argument("--version", action="version", version=f"gpucnn {gpucnn.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (_add_predict, _add_convert, _add_export, _add_doctor, _add_kernels, _add_warmup):
         add(commands)
+    check.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:
         status: int = arguments.run(arguments)
