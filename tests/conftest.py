@@ -1,5 +1,6 @@
 """Shared by all tests."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
@@ -12,6 +13,13 @@ from gpucnn import cudasim
 from gpucnn.device import Device
 from gpucnn.errors import DeviceError
 from gpucnn.ops import _conv2d_cuda
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was skipped, a line for each reason: `-rs` would have one for each test function."""
+    reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} {reason[0].lower()}{reason[1:]}")
 
 
 @pytest.fixture
