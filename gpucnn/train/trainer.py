@@ -245,7 +245,7 @@ class Trainer:
         """Write everything that is needed to go on from here to the same bits.
 
         Raises DivergenceError, and leaves the file as it was, if a loss, parameter, running
-        statistic or optimizer state is not finite; CheckpointError if it cannot be written.
+        statistic or optimizer state is not finite; OutputError if it cannot be written.
         """
         if not hasattr(self.loader, "state_dict"):
             raise CheckpointError(
