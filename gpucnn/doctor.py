@@ -12,6 +12,8 @@ import numpy as np
 
 import gpucnn
 from gpucnn import data, nvrtc
+from gpucnn.data.dataset import DataNotFound
+from gpucnn.data.download import refuse_missing_folder
 from gpucnn.device import CUPY_INSTALL, Device
 from gpucnn.errors import DeviceError
 from gpucnn.threads import usable_cores
@@ -199,6 +201,11 @@ def _of(what: str, look: Callable[[], str]) -> Finding:
 
 
 def _data() -> Finding:
+    try:
+        refuse_missing_folder(None)
+    except DataNotFound as error:
+        found, _, remedy = str(error).partition("\n")
+        return Finding("missing", "CIFAR-10", found, remedy.strip())
     root = data.default_root()
     pair, reason = data.find_cifar10(root, download=False)
     if pair is None:

@@ -201,6 +201,13 @@ def test_the_data_folder_is_named(tmp_path):
     assert str(tmp_path) in found.found
 
 
+def test_a_data_folder_that_does_not_exist_is_no_place_for_a_download(monkeypatch, tmp_path):
+    monkeypatch.setenv("GPUCNN_DATA", str(tmp_path / "misspelt"))
+    found = finding("CIFAR-10")
+    assert found.found == f"GPUCNN_DATA: {tmp_path / 'misspelt'} does not exist"
+    assert found.remedy.startswith("correct the name, or make the folder")
+
+
 def test_the_table_of_kernels_names_file_line_and_caller_of_each(capsys):
     assert cli.main(["kernels"]) == 0
     lines = capsys.readouterr().out.splitlines()
