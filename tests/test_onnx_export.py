@@ -51,6 +51,7 @@ def test_onnxruntime_gives_our_logits(name, rng, tmp_path):
     check(model, models.input_shape(name, **config), tmp_path / "model.onnx", rng)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_onnxruntime_gives_our_logits_of_the_large_models_too(name, rng, tmp_path):
     model = with_statistics(models.build(name, classes=10), rng)

@@ -18,7 +18,8 @@ from gpucnn.check.kernels import bound
         "fast",
         "fast,schedule=highest",
         "fast,schedule=random:3",
-        "banks",  # no access to shared memory takes more than one turn
+        # no access to shared memory takes more than one turn
+        pytest.param("banks", marks=pytest.mark.slow),
         pytest.param("address", marks=pytest.mark.slow),
         pytest.param("race", marks=pytest.mark.slow),
     ],
