@@ -12,7 +12,7 @@ from gpucnn.errors import DtypeError, ShapeError
 from gpucnn.ops.elementwise import as_tensor
 from gpucnn.ops.shape import reshape
 from gpucnn.tensor import Tensor
-from gpucnn.threads import empty, parallel, spans
+from gpucnn.threads import empty, parallel, single_threaded_blas, spans
 
 
 def matmul(a: Any, b: Any) -> Tensor:
@@ -83,6 +83,9 @@ def _product_numpy(a: Array, b: Array) -> Array:
     (*_, m, k), n = a.shape, b.shape[-1]
     if b.ndim == 2 and a.ndim > 2:  # the stack's rows are those of one large matrix
         return _product_numpy(_rows(a), b).reshape(*a.shape[:-1], n)
+    if a.ndim == b.ndim == 2 and m <= _PIECE[0] and n <= _PIECE[1]:  # one piece
+        with single_threaded_blas():
+            return a @ b
     stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     y = empty((*stack, m, n), a.dtype)
     a, b = np.broadcast_to(a, (*stack, m, k)), np.broadcast_to(b, (*stack, k, n))
