@@ -53,8 +53,6 @@ def _exact():
 def test_a_public_function_gives_the_cpus_numbers_on_a_device_that_is_not_the_current_one(
     name, elsewhere, tmp_path, compiler
 ):
-    if elsewhere == "cudasim" and name in ("inspect.analyze", "inspect.training_memory"):
-        pytest.skip("cudasim's arrays do not say whose memory they share")
     ours = list(numbers(TABLE[name](Place(elsewhere, tmp_path))))
     theirs = list(numbers(TABLE[name](Place("cpu", tmp_path))))
     assert len(ours) == len(theirs)
