@@ -218,15 +218,15 @@ class Script:
         text = "of weights, order, augmentation and dropout"
         add("--seed", text, 0, type=non_negative_int, metavar="N")
         text = (
-            "convolutions as plain sums instead of Winograd's on the CPU: slower, with a tenth of "
-            "its rounding error"
+            "convolutions on the CPU as plain sums instead of Winograd's: slower, with a third to "
+            "an eighth of its rounding error"
         )
         add("--exact", text, False, action="store_true")
 
     def _add_where_and_how(self) -> None:
         text = (
-            "auto, cpu, cuda, cuda:N, or cudasim: the CUDA kernels on a CPU; auto takes a GPU if "
-            "one can be used, and says why"
+            "auto, cpu, cuda, cuda:N, or cudasim: the CUDA kernels on a CPU; auto takes what "
+            "$GPUCNN_DEVICE names, else a GPU if one can be used, and says why"
         )
         self.add("--device", text, "auto", group=WHERE)
         text = "CPU threads; the result does not depend on it"
