@@ -122,13 +122,13 @@ def bare_step(task: dict[str, Any]) -> Callable[[], object]:
     on arrays, without modules, tensors and the tape."""
     import gpucnn
     from gpucnn import optim
-    from gpucnn.ops.conv2d import _Conv2d
+    from gpucnn.ops.conv2d.op import _Conv2d
     from gpucnn.ops.dropout import _Dropout
+    from gpucnn.ops.geometry import Window
     from gpucnn.ops.linear import _Linear
     from gpucnn.ops.relu import _ReLU
     from gpucnn.ops.shape import _Reshape
     from gpucnn.ops.softmax import _SoftmaxCrossEntropy
-    from gpucnn.ops.window import Window
     from gpucnn.random import default_generator
 
     gpucnn.set_num_threads(task["threads"])

@@ -11,7 +11,7 @@ arithmetic) and on, cuDNN choosing by trial.  Memory is the most that the pool h
 
 A layer's time is the device's alone: `--repeats` calls are queued while a kernel spins, and run
 without a gap when it ends.  Events around single calls would show what Python takes for a launch
-(gpucnn/check/measure.py).  Figures of the simulator say nothing about a GPU.
+(gpucnn/commands/check/measure.py).  Figures of the simulator say nothing about a GPU.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from cpu_training_step import cifar_layers
 
 import gpucnn
 from gpucnn import cuda, models, nn, ops, optim
-from gpucnn.check.measure import Spin, milliseconds
+from gpucnn.commands.check.measure import Spin, milliseconds
 from gpucnn.device import Device, device_of
 from gpucnn.errors import GpucnnError
 

@@ -14,7 +14,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from gpucnn import cuda, nvrtc, sass
+from gpucnn import cuda
+from gpucnn.cuda import nvrtc, sass
 from gpucnn.errors import GpucnnError
 
 FILES = ("conv2d_forward.cu", "conv2d_grad_input.cu", "conv2d_grad_weight.cu")

@@ -20,8 +20,7 @@ from _peer import machine, run_child
 
 import gpucnn
 from gpucnn import inspect, models, ops, optim
-from gpucnn.allocator import give_back_freed_memory
-from gpucnn.threads import parallel
+from gpucnn.cpu import give_back_freed_memory, parallel
 
 TASKS = (
     {"model": "alexnet_cifar10", "batch": 128},

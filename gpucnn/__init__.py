@@ -1,17 +1,18 @@
 """gpucnn: a CNN framework that can be read from the Python call to the last CUDA instruction."""
 
-from gpucnn.tensor import Tensor, from_dlpack, tensor  # isort: skip  it loads autograd and ops
-from gpucnn import data, inspect, models, nn, ops, optim, train
+from gpucnn import autograd, data, inspect, models, nn, ops, optim, train
+from gpucnn._version import __version__
 from gpucnn.autograd import enable_grad, no_grad
+from gpucnn.checkpoint import load, save
+from gpucnn.cpu import get_num_threads, set_num_threads
 from gpucnn.device import Device, device
 from gpucnn.errors import GpucnnError, OutOfMemory
-from gpucnn.onnx_export import export_onnx
+from gpucnn.interop.onnx import export_onnx
 from gpucnn.ops import get_conv_algorithm, set_conv_algorithm
 from gpucnn.random import default_generator, manual_seed
-from gpucnn.saved import load, save
-from gpucnn.threads import get_num_threads, set_num_threads
+from gpucnn.tensor import Tensor, bind, from_dlpack, tensor
 
-__version__ = "0.1.0"
+bind(ops, autograd)
 
 __all__ = [
     "Device",

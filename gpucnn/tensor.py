@@ -1,9 +1,12 @@
 """Tensor: an array, the device it lives on, and its gradient.
 
-Operators and methods delegate to gpucnn.ops; nothing is computed here.
+Nothing is computed here.  Operators and methods call gpucnn.ops, and backward calls
+gpucnn.autograd; both build on Tensor, so gpucnn/__init__.py binds them with `bind` once all are
+loaded.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,10 +20,26 @@ from gpucnn.device import (
     to_host,
     working_on,
 )
+from gpucnn.dlpack import array_from_cuda, array_from_dlpack, check_dtype, speaks_dlpack
 from gpucnn.errors import DtypeError, GraphError, ShapeError
-from gpucnn.interchange import array_from_cuda, array_from_dlpack, check_dtype, speaks_dlpack
 
 Scalar = int | float
+
+
+class _Late(Protocol):
+    """A module that builds on Tensor."""
+
+    def __getattr__(self, name: str) -> Callable[..., "Tensor"]: ...
+
+
+ops: _Late
+autograd: _Late
+
+
+def bind(ops_module: Any, autograd_module: Any) -> None:
+    """Give Tensor's operators the modules that compute them."""
+    global ops, autograd
+    ops, autograd = ops_module, autograd_module
 
 
 class Tensor:
@@ -43,7 +62,7 @@ class Tensor:
         self.data = data
         self.grad = None
         self.requires_grad = requires_grad
-        self._node: autograd.Function | None = None
+        self._node: Any = None  # the autograd.Function that computed it
         self._retain = False
         self._version = 0  # counts an optimizer's changes in place
 
@@ -329,6 +348,3 @@ def from_dlpack(x: Any) -> Tensor:
     Source: the array API standard, data interchange mechanisms.
     """
     return Tensor(array_from_dlpack("from_dlpack", x.data if isinstance(x, Tensor) else x))
-
-
-from gpucnn import autograd, ops  # noqa: E402  both build on Tensor

@@ -1,4 +1,4 @@
-// What every kernel shares.  gpucnn/cuda.py splices this file in where a kernel includes it, so
+// What every kernel shares.  gpucnn/cuda/launcher.py splices this file in where a kernel includes it, so
 // that the text which NVRTC compiles is complete: bare NVRTC has no CUDA or C++ header.
 
 #ifndef GPUCNN_COMMON_CUH

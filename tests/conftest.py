@@ -12,7 +12,7 @@ import gpucnn
 from gpucnn import cudasim
 from gpucnn.device import Device
 from gpucnn.errors import DeviceError
-from gpucnn.ops import _conv2d_cuda
+from gpucnn.ops.conv2d import cuda as _conv2d_cuda
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

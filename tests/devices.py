@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn.check.beside_cpu import error_beside_cpu, host, relative
+from gpucnn.commands.check.beside_cpu import error_beside_cpu, host, relative
 from gpucnn.device import Device
 from gpucnn.errors import DeviceError
 

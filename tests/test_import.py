@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gpucnn import cuda, kernel_source
+from gpucnn import cuda
+from gpucnn.cuda import declarations as kernel_source
 
 LATER = ("cupy", "torch", "matplotlib", "PIL", "onnx", "urllib.request", "gpucnn.cudasim")
 
@@ -56,7 +57,7 @@ def run(tmp_path, cupy, *arguments):
     )
 
 
-COMMAND = "from gpucnn.cli import main; sys.exit(main())"
+COMMAND = "from gpucnn.commands import main; sys.exit(main())"
 
 
 def test_importing_gpucnn_imports_nothing_that_most_programs_do_not_need(tmp_path):

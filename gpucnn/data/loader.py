@@ -13,14 +13,7 @@ from gpucnn.data.dataset import Dataset
 from gpucnn.data.on_device import OnDevice
 from gpucnn.data.upload import Uploader
 from gpucnn.device import Array, Device, default_device
-from gpucnn.errors import (
-    ArgumentError,
-    CheckpointError,
-    DataError,
-    DtypeError,
-    ShapeError,
-    kind,
-)
+from gpucnn.errors import ArgumentError, CheckpointError, DataError, DtypeError, ShapeError, kind
 
 _NUMBERS = "buif"  # kinds of dtype
 

@@ -20,7 +20,7 @@ from gpucnn.nn import (
     Sigmoid,
     Softmax,
 )
-from gpucnn.ops.window import Window
+from gpucnn.ops.geometry import Window
 from gpucnn.tensor import Tensor
 
 _KEEP_SIGN = (

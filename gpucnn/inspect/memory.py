@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from gpucnn.autograd import Function, enable_grad
+from gpucnn.cpu import alone, get_num_threads, scratch_bytes
 from gpucnn.device import CPU, Array, array_module, to_device, working_on
 from gpucnn.errors import ArgumentError, GraphError
 from gpucnn.nn import Module
 from gpucnn.nn.summary import _place
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
-from gpucnn.threads import alone, get_num_threads, scratch_bytes
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from gpucnn import ops
 from gpucnn.errors import ArgumentError
 from gpucnn.nn import init
 from gpucnn.nn.module import Module, Parameter
-from gpucnn.ops.window import Padding, Size, Window
+from gpucnn.ops.geometry import Padding, Size, Window
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor, tensor
 

@@ -6,7 +6,7 @@ from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module
 from gpucnn.errors import ArgumentError, ShapeError
 from gpucnn.ops._exact import narrowed, wide, widened
-from gpucnn.ops.pool2d import avg_pool2d
+from gpucnn.ops.pool2d.op import avg_pool2d
 from gpucnn.tensor import Tensor
 
 Windows = list[slice]  # of pixels along one axis, one for each output

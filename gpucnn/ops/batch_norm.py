@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from gpucnn.autograd import Function
+from gpucnn.cpu import empty, parallel, scratch, spans
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import DtypeError, ShapeError
 from gpucnn.ops import _batch_norm_cuda
 from gpucnn.ops._exact import narrowed, wide, widened
 from gpucnn.tensor import Tensor
-from gpucnn.threads import empty, parallel, scratch, spans
 
 
 def batch_norm(

@@ -6,13 +6,13 @@ import numpy as np
 
 from gpucnn import cuda
 from gpucnn.autograd import Function
+from gpucnn.cpu import blocks, empty, flat, parallel
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError
 from gpucnn.ops._exact import select
 from gpucnn.ops._kernels import takes
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
-from gpucnn.threads import blocks, empty, flat, parallel
 
 
 def dropout(

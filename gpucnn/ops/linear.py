@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 
 from gpucnn.autograd import Function
+from gpucnn.cpu import empty, parallel, spans
 from gpucnn.device import Array, by_device
 from gpucnn.errors import DtypeError, ShapeError
 from gpucnn.ops._exact import total
-from gpucnn.ops._im2col import sum_rows
+from gpucnn.ops.conv2d.im2col import sum_rows
 from gpucnn.tensor import Tensor
-from gpucnn.threads import empty, parallel, spans
 
 Gradients = tuple[Array | None, Array | None, Array | None]
 

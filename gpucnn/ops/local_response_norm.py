@@ -6,11 +6,11 @@ import numpy as np
 
 from gpucnn import cuda
 from gpucnn.autograd import Function
+from gpucnn.cpu import empty, parallel, scratch, spans
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError
 from gpucnn.ops._kernels import takes
 from gpucnn.tensor import Tensor
-from gpucnn.threads import empty, parallel, scratch, spans
 
 
 def local_response_norm(

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from gpucnn.autograd import Function, unbroadcast
+from gpucnn.cpu import empty, parallel, single_threaded_blas, spans
 from gpucnn.device import Array, by_device
 from gpucnn.errors import DtypeError, ShapeError
 from gpucnn.ops.elementwise import as_tensor
 from gpucnn.ops.shape import reshape
 from gpucnn.tensor import Tensor
-from gpucnn.threads import empty, parallel, single_threaded_blas, spans
 
 
 def matmul(a: Any, b: Any) -> Tensor:

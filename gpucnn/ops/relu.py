@@ -6,11 +6,11 @@ import numpy as np
 
 from gpucnn import cuda
 from gpucnn.autograd import Function
+from gpucnn.cpu import blocks, empty, flat, parallel, scratch
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.ops._exact import select
 from gpucnn.ops._kernels import takes
 from gpucnn.tensor import Tensor
-from gpucnn.threads import blocks, empty, flat, parallel, scratch
 
 
 def relu(x: Tensor) -> Tensor:

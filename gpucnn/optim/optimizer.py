@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.allocator import give_back_freed_memory
 from gpucnn.autograd import check_gradient
+from gpucnn.cpu import give_back_freed_memory, parallel
 from gpucnn.device import Array, array_module, device_of, to_device, working_on
 from gpucnn.errors import (
     ArgumentError,
@@ -20,7 +20,6 @@ from gpucnn.errors import (
 )
 from gpucnn.out_of_memory import explain
 from gpucnn.tensor import Tensor
-from gpucnn.threads import parallel
 
 # Elements that a worker updates at a time.  SGD is fastest with this or twice as many: fewer cost
 # two threads more waits for the interpreter's lock.  Adam takes the same time with any.

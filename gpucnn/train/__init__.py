@@ -1,16 +1,15 @@
 """The training loop, what watches it, and checkpoints."""
 
+from gpucnn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from gpucnn.train.callbacks import (
-    Callback,
     Checkpoints,
     Curves,
     EpochLine,
     MetricsFile,
     ProgressBar,
 )
-from gpucnn.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from gpucnn.train.metrics import Evaluation, RunningMetrics, evaluate
-from gpucnn.train.trainer import Trainer
+from gpucnn.train.trainer import Callback, Trainer
 
 __all__ = [
     "Callback",

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from gpucnn.errors import ArgumentError, missing_extra
 from gpucnn.files import write_whole
-from gpucnn.train.trainer import Trainer
+from gpucnn.train.trainer import Callback, Trainer
 
 COLUMNS = (
     "epoch",
@@ -23,31 +23,6 @@ COLUMNS = (
     "images_per_second",
     "step_ms",  # on the device, without the wait for the loader
 )
-
-
-class Callback:
-    """Gets a word at every turn of a Trainer; override what you need."""
-
-    def on_start(self, trainer: Trainer, epochs: int) -> None:
-        """Before the first step; `epochs` is the number to reach."""
-
-    def on_epoch_start(self, trainer: Trainer) -> None:
-        """Before an epoch's first batch, or the first after a resume."""
-
-    def on_batch_end(self, trainer: Trainer) -> None:
-        """After every step."""
-
-    def on_epoch_end(self, trainer: Trainer) -> None:
-        """After the evaluation; trainer.history[-1] is the epoch's row."""
-
-    def on_end(self, trainer: Trainer) -> None:
-        """After the last epoch."""
-
-    def on_interrupt(self, trainer: Trainer) -> None:
-        """When Ctrl-C or SIGTERM stops the run; the trainer stands between two steps."""
-
-    def on_error(self, trainer: Trainer) -> None:
-        """When an error ends the run, before it is raised."""
 
 
 class ProgressBar(Callback):

@@ -7,26 +7,25 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gpucnn
 from gpucnn import optim
+from gpucnn._version import __version__
 from gpucnn.arguments import output_folder
+from gpucnn.checkpoint import Checkpoint
 from gpucnn.data import Normalize
 from gpucnn.device import Device
 from gpucnn.errors import CheckpointError, MissingExtra, OutputError
 from gpucnn.files import write_whole
 from gpucnn.nn import Module
 from gpucnn.train.callbacks import (
-    Callback,
     Checkpoints,
     Curves,
     EpochLine,
     MetricsFile,
     ProgressBar,
 )
-from gpucnn.train.checkpoint import Checkpoint
 from gpucnn.train.metrics import Evaluation, evaluate
 from gpucnn.train.run_folder import LAST, new_folder
-from gpucnn.train.trainer import Trainer
+from gpucnn.train.trainer import Callback, Trainer
 
 
 class Job:
@@ -111,7 +110,7 @@ class Job:
         config_file = {
             **kept["settings"],
             "device": str(self.device),
-            "gpucnn": gpucnn.__version__,
+            "gpucnn": __version__,
         }
         write_whole(out / "config.json", json.dumps(config_file, indent=2) + "\n")
         self.say(f"out: {out}")

@@ -4,8 +4,8 @@ from datetime import datetime
 from pathlib import Path
 
 from gpucnn.arguments import output_folder
+from gpucnn.checkpoint import Checkpoint, read_checkpoint
 from gpucnn.errors import ArgumentError, CheckpointError
-from gpucnn.train.checkpoint import Checkpoint, read_checkpoint
 
 RUNS = Path("runs")  # below the current directory
 LAST = "last.safetensors"

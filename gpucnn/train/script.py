@@ -25,12 +25,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gpucnn
 from gpucnn.arguments import exit_status, non_negative_float, non_negative_int, positive_int
+from gpucnn.checkpoint import Checkpoint
+from gpucnn.cpu import set_num_threads
 from gpucnn.data import default_root
 from gpucnn.device import Device, choose_device
 from gpucnn.errors import ArgumentError
-from gpucnn.train.checkpoint import Checkpoint
+from gpucnn.ops import get_conv_algorithm, set_conv_algorithm
+from gpucnn.random import manual_seed
 from gpucnn.train.job import OPTIMIZERS, SCHEDULES, Job
 from gpucnn.train.run_folder import LAST, find_run, refuse_to_overwrite
 
@@ -145,11 +147,11 @@ class Script:
             run(self.start(argv))
             print(f"wall time {time.perf_counter() - started:.1f} s")
 
-        algorithm = gpucnn.get_conv_algorithm()
+        algorithm = get_conv_algorithm()
         try:
             return exit_status(whole)
         finally:
-            gpucnn.set_conv_algorithm(algorithm)
+            set_conv_algorithm(algorithm)
 
     def start(self, argv: Sequence[str] | None = None) -> Job:
         """The job that the command line, or `argv`, asks for.
@@ -183,10 +185,10 @@ class Script:
         job = Job(self.recorded, settings, device, checkpoint)
         job.say(f"device: {device} ({reason})")
         if settings.threads is not None:
-            gpucnn.set_num_threads(settings.threads)
+            set_num_threads(settings.threads)
         if settings.exact:
-            gpucnn.set_conv_algorithm("exact")
-        gpucnn.manual_seed(settings.seed)
+            set_conv_algorithm("exact")
+        manual_seed(settings.seed)
         return job
 
     def _add_recipe(

@@ -5,11 +5,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from gpucnn import ops
+from gpucnn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from gpucnn.cuda import Timer
 from gpucnn.device import Array, working_on
 from gpucnn.errors import ArgumentError, CheckpointError, DivergenceError, kind
@@ -24,17 +25,38 @@ from gpucnn.train.batches import (
     checked_batch,
     device_of_model,
 )
-from gpucnn.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from gpucnn.train.divergence import LossWatch, damaged, is_finite, trace
 from gpucnn.train.metrics import Evaluation, RunningMetrics, evaluate
 from gpucnn.train.random_state import generator_state, restore_generator
 from gpucnn.train.signals import stop_signals
 
-if TYPE_CHECKING:
-    from gpucnn.train.callbacks import Callback
-
 _NO_LAYER = "every layer is finite: look at the loss function, and at that batch"
 _REMEDY = "start again with a lower learning rate, or go on from an earlier checkpoint"
+
+
+class Callback:
+    """Gets a word at every turn of a Trainer; override what you need."""
+
+    def on_start(self, trainer: "Trainer", epochs: int) -> None:
+        """Before the first step; `epochs` is the number to reach."""
+
+    def on_epoch_start(self, trainer: "Trainer") -> None:
+        """Before an epoch's first batch, or the first after a resume."""
+
+    def on_batch_end(self, trainer: "Trainer") -> None:
+        """After every step."""
+
+    def on_epoch_end(self, trainer: "Trainer") -> None:
+        """After the evaluation; trainer.history[-1] is the epoch's row."""
+
+    def on_end(self, trainer: "Trainer") -> None:
+        """After the last epoch."""
+
+    def on_interrupt(self, trainer: "Trainer") -> None:
+        """When Ctrl-C or SIGTERM stops the run; the trainer stands between two steps."""
+
+    def on_error(self, trainer: "Trainer") -> None:
+        """When an error ends the run, before it is raised."""
 
 
 class Trainer:
@@ -71,7 +93,7 @@ class Trainer:
         test_loader: Any = None,
         schedule: Schedule | None = None,
         loss: Callable[[Tensor, Array], Tensor] = ops.softmax_cross_entropy,
-        callbacks: Sequence["Callback"] = (),
+        callbacks: Sequence[Callback] = (),
         info: dict[str, Any] | None = None,
     ) -> None:
         if not isinstance(model, Module):

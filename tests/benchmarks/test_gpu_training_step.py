@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpucnn.check.measure import Spin
+from gpucnn.commands.check.measure import Spin
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 

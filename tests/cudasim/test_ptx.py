@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from gpucnn import cudasim
+from gpucnn.cuda.declarations import KERNELS
 from gpucnn.errors import KernelError
-from gpucnn.kernel_source import KERNELS
 
 PTX = '#include "ptx.h"\n'
 LANES = np.arange(32)

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from gpucnn import cuda, cudasim, kernel_source
+from gpucnn import cuda, cudasim
+from gpucnn.cuda import declarations as kernel_source
 from gpucnn.errors import KernelError
-from gpucnn.ops.window import Window
+from gpucnn.ops.geometry import Window
 
 
 def kernel(body: str, parameters: str = "float* x, float* y") -> str:

@@ -6,7 +6,7 @@ import pytest
 from stopped_runs import ctrl_c_in_step, kill_in_step_3, same_bits
 
 from gpucnn import models, nn, train
-from gpucnn.cli import main as gpucnn_command
+from gpucnn.commands import main as gpucnn_command
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_image_folder.py"
 

@@ -8,7 +8,7 @@ from stopped_runs import ctrl_c_in_step, kill_in_step_3, same_bits
 
 import gpucnn
 from gpucnn import data, train
-from gpucnn.cli import main as gpucnn_command
+from gpucnn.commands import main as gpucnn_command
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_lenet.py"
 

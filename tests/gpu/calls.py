@@ -12,7 +12,7 @@ from devices import host
 import gpucnn
 from gpucnn import cuda, data, inspect, models, nn, ops, optim, train
 from gpucnn.device import Device
-from gpucnn.predict import Classifier
+from gpucnn.models.classifier import Classifier
 
 
 class Place:

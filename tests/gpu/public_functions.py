@@ -11,8 +11,9 @@ import numpy as np
 from calls import layer, op, stepped
 
 import gpucnn
-from gpucnn import data, inspect, launches, models, nn, ops, optim, train
-from gpucnn.warmup import warm_up
+from gpucnn import data, inspect, models, nn, ops, optim, train
+from gpucnn.commands import launches
+from gpucnn.commands.warmup import warm_up
 
 OPS: dict[str, Any] = {
     "adaptive_avg_pool2d": op(lambda x: ops.adaptive_avg_pool2d(x, (3, 2)), (2, 8, 8, 3)),

@@ -10,7 +10,8 @@ import pytest
 from waiting import Waited, host_never_waits, memory_asked_for
 
 import gpucnn
-from gpucnn import cuda, data, launches, models, nn, ops, optim, warmup
+from gpucnn import cuda, data, models, nn, ops, optim
+from gpucnn.commands import launches, warmup
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError, DeviceMismatch, DtypeError, ShapeError
 from gpucnn.train.divergence import LossWatch

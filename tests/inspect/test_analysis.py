@@ -6,8 +6,8 @@ import pytest
 
 import gpucnn
 from gpucnn import inspect, models, nn, ops, optim
+from gpucnn.cpu import scratch_bytes
 from gpucnn.errors import ArgumentError
-from gpucnn.threads import scratch_bytes
 
 
 def warnings_of(model, shape):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpucnn.ops import _conv2d_cuda
+from gpucnn.ops.conv2d import cuda as _conv2d_cuda
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 
 from gpucnn import cuda
-from gpucnn.check.kernels import cases
+from gpucnn.commands.check.kernels import cases
 
 
 def run_all(rng: np.random.Generator, gpu: str) -> tuple[dict[str, float], Counter[str]]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 import gpucnn
-from gpucnn.ops.window import Window
+from gpucnn.ops.geometry import Window
 
 
 def on_gpu(array: np.ndarray, gradient: bool = False) -> gpucnn.Tensor:

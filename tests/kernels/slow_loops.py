@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gpucnn.ops.window import Window
+from gpucnn.ops.geometry import Window
 
 Floats = np.ndarray
 

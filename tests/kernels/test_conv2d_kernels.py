@@ -12,8 +12,8 @@ from kernel_cases import geometry, on_gpu, random_window
 
 import gpucnn
 from gpucnn import cuda, ops
-from gpucnn.ops import _conv2d_cuda
-from gpucnn.ops.window import Window
+from gpucnn.ops.conv2d import cuda as _conv2d_cuda
+from gpucnn.ops.geometry import Window
 
 pytestmark = pytest.mark.usefixtures("compiler")
 

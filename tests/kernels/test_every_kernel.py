@@ -8,7 +8,7 @@ from devices import CUDA
 from every_kernel import run_all
 
 from gpucnn import cuda
-from gpucnn.check.kernels import bound
+from gpucnn.commands.check.kernels import bound
 
 
 @pytest.mark.usefixtures("compiler")

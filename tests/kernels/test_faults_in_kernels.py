@@ -12,6 +12,7 @@ from test_conv2d_kernels import errors, operands
 from test_every_kernel import check
 
 from gpucnn import cuda
+from gpucnn.cuda import compiler, launcher
 from gpucnn.errors import KernelError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiler", "tiles_for_all")]
@@ -135,8 +136,8 @@ def fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 def forget() -> None:
     """Modules that were compiled from the other text."""
-    cuda._module.cache_clear()
-    cuda._prepare.cache_clear()
+    compiler.load_module.cache_clear()
+    launcher.checked_kernel.cache_clear()
 
 
 @pytest.mark.usefixtures("conv_algorithm")

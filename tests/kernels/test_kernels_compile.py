@@ -5,7 +5,8 @@ from functools import cache
 
 import pytest
 
-from gpucnn import cuda, nvrtc
+from gpucnn import cuda
+from gpucnn.cuda import nvrtc
 from gpucnn.errors import DeviceError
 
 # Of one multiprocessor: threads, and bytes of shared memory.  CUDA C++ Programming Guide, table

@@ -4,7 +4,8 @@ from functools import cache
 
 import pytest
 
-from gpucnn import cuda, nvrtc, sass
+from gpucnn import cuda
+from gpucnn.cuda import nvrtc, sass
 from gpucnn.errors import DeviceError
 
 # The least share of multiply-adds.  CUTLASS has 0.79, 0.78 and 0.66 at best: kernel_mix.py.

@@ -1,0 +1,8 @@
+"""`python -m gpucnn` is the command line `gpucnn`."""
+
+import sys
+
+from gpucnn.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""The .cu files: what kernels they declare, and their text made complete.
+
+A kernel's declaration in its .cu file is the only one there is; `kernels()` reads it:
+
+    extern "C" __global__ __launch_bounds__(256) void scale(const float* x, float* y, int n) {
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpucnn.errors import ArgumentError
+
+WIDE = "wide_offsets"  # in a kernel's declaration: its offsets into arrays have 64 bits
+
+Define = int | float | str
+
+_PACKAGE = Path(__file__).parent.parent  # gpucnn/
+# A wheel has kernels/ inside the package, a checkout beside it.  Importing gpucnn.kernels would
+# find an installed copy's folder when another checkout is on PYTHONPATH.
+KERNELS = folder if (folder := _PACKAGE / "kernels").is_dir() else _PACKAGE.parent / "kernels"
+
+_DTYPES = {
+    "float": "float32", "double": "float64", "half": "float16", "__half": "float16",
+    "__nv_bfloat16": "uint16", "bool": "bool",
+    "int": "int32", "int32_t": "int32", "int32": "int32",
+    "unsigned": "uint32", "unsigned int": "uint32", "uint32_t": "uint32", "uint32": "uint32",
+    "long long": "int64", "int64_t": "int64", "int64": "int64",
+    "unsigned long long": "uint64", "uint64_t": "uint64", "uint64": "uint64",
+    "short": "int16", "unsigned short": "uint16", "uint16_t": "uint16", "uint16": "uint16",
+    "signed char": "int8", "int8_t": "int8", "unsigned char": "uint8", "uint8_t": "uint8",
+    "uint8": "uint8",
+}  # fmt: skip
+
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"[^\n]*$')
+_KERNEL = re.compile(
+    r'extern\s+"C"\s+__global__\s+(?P<words>[^(){};]*(?:__launch_bounds__\s*\((?P<bounds>[^()]*)\))?'
+    r"[^(){};]*?)\b(?P<name>\w+)\s*\((?P<parameters>[^()]*)\)\s*\{"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One parameter of a kernel: `const float* x` is kind float, pointer, const."""
+
+    name: str
+    kind: str  # as the source says it
+    pointer: bool
+    const: bool
+
+    def dtype(self, defines: Mapping[str, Define]) -> np.dtype[Any] | None:
+        """The NumPy dtype of the number, or of the pointer's elements; None for a struct."""
+        name = _DTYPES.get(str(defines.get(self.kind, self.kind)))
+        return None if name is None else np.dtype(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A kernel as its .cu file declares it."""
+
+    name: str
+    file: str
+    line: int
+    parameters: tuple[Parameter, ...]
+    bound: str | None  # threads in __launch_bounds__, as the source says it
+    blocks: str | None  # blocks on a multiprocessor there
+    wide: bool
+
+
+def kernel(name: str) -> Kernel:
+    """The declaration of kernel `name`; ArgumentError if no .cu file has it."""
+    found = kernels().get(name)
+    if found is None:
+        raise ArgumentError(
+            f"launch: there is no kernel {name!r}\n  there are {', '.join(kernels())}"
+        )
+    return found
+
+
+@functools.cache
+def kernels() -> dict[str, Kernel]:
+    """Every kernel in kernels/*.cu by its name."""
+    found: dict[str, Kernel] = {}
+    for file in sorted(path.name for path in KERNELS.glob("*.cu")):
+        for declared in declarations(file, _read(file)):
+            if declared.name in found:
+                raise ArgumentError(
+                    f"kernel {declared.name} is in {found[declared.name].file} and {file}"
+                )
+            found[declared.name] = declared
+    return found
+
+
+_CALL = re.compile(r'launch\(\s*(f?)"(\w+)')
+
+
+def callers(name: str) -> list[str]:
+    """The Python files of the package that launch kernel `name`, such as gpucnn/optim/sgd.py.
+
+    A name that is put together, f"conv2d_forward_{...}", counts by its beginning.
+    """
+    found = []
+    for folder in ("ops", "optim", "data"):
+        for file in sorted((_PACKAGE / folder).rglob("*.py")):
+            calls = _CALL.findall(file.read_text(encoding="utf-8"))
+            if any(name == text or (f and name.startswith(text)) for f, text in calls):
+                found.append(f"gpucnn/{file.relative_to(_PACKAGE).as_posix()}")
+    return found
+
+
+def declarations(file: str, text: str) -> list[Kernel]:
+    """The kernels that `text`, the contents of `file`, declares."""
+    text = _COMMENT.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
+    result = []
+    for match in _KERNEL.finditer(text):
+        parameters = tuple(_parameter(p) for p in match["parameters"].split(",") if p.strip())
+        bounds = [word.strip() for word in (match["bounds"] or "").split(",")]
+        bound, blocks = (*(word or None for word in bounds), None)[:2]
+        line = text.count("\n", 0, match.start()) + 1
+        wide = WIDE in match["words"].split()
+        result.append(Kernel(match["name"], file, line, parameters, bound, blocks, wide))
+    return result
+
+
+def _parameter(text: str) -> Parameter:
+    text = text.replace("__restrict__", " ").replace("__grid_constant__", " ")
+    pointer = "*" in text
+    words = text.replace("*", " ").split()
+    kind = " ".join(word for word in words[:-1] if word != "const")
+    return Parameter(words[-1], kind, pointer, "const" in words)
+
+
+# --- the text ---
+
+
+@functools.cache
+def _read(file: str) -> str:
+    return (KERNELS / file).read_text(encoding="utf-8")
+
+
+def assemble(file: str, headers: Mapping[str, str] | None = None, folder: str = "") -> str:
+    """The source of kernels/`file` with every header spliced in, so that it is complete.
+
+    CuPy's cache looks at the source and not at what it includes.  `headers` replaces headers by
+    name; `folder` goes before the file names that compilers and debuggers see.
+    """
+    return f"#define {WIDE}\n" + _splice(file, _read(file), dict(headers or {}), folder, set())
+
+
+def _splice(file: str, text: str, headers: dict[str, str], folder: str, done: set[str]) -> str:
+    lines = [f'#line 1 "{folder}{file}"']
+    for number, line in enumerate(text.splitlines(), 1):
+        include = _INCLUDE.match(line)
+        if include is None:
+            lines.append(line)
+            continue
+        name = include[1]
+        if name not in done:
+            done.add(name)
+            lines.append(_splice(name, headers.get(name) or _read(name), headers, folder, done))
+        lines.append(f'#line {number + 1} "{folder}{file}"')
+    return "\n".join(lines)
+
+
+def struct_fields(source: str, name: str) -> list[str]:
+    """The names of the int fields of `struct name` in assembled source, in their order."""
+    match = re.search(rf"\bstruct\s+{name}\s*\{{([^{{}}]*)\}}", _COMMENT.sub("", source))
+    groups = re.findall(r"\bint\s+([^;]+);", match[1]) if match else []
+    return [field.strip() for group in groups for field in group.split(",")]

@@ -1,0 +1,111 @@
+"""Networks by name, as checkpoints and the command line need them."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpucnn.device import device
+from gpucnn.errors import ArgumentError
+from gpucnn.models.alexnet import (
+    alexnet,
+    alexnet_cifar10,
+    alexnet_cifar10_bn,
+    alexnet_keras,
+    alexnet_torchvision,
+    cuda_convnet_18pct,
+)
+from gpucnn.models.lenet import lenet, lenet5
+from gpucnn.models.mlp import mlp
+from gpucnn.models.resnet import resnet18_cifar
+from gpucnn.models.vgg import vgg16_cifar
+from gpucnn.nn import Module
+
+# The side of the square images that each network of images is made for, in pixels
+_SIDES: dict[Callable[..., Module], int] = {
+    alexnet: 227,
+    alexnet_torchvision: 224,
+    alexnet_keras: 227,
+    alexnet_cifar10: 32,
+    alexnet_cifar10_bn: 32,
+    cuda_convnet_18pct: 32,
+    lenet: 28,
+    lenet5: 28,
+    resnet18_cifar: 32,
+    vgg16_cifar: 32,
+}
+BY_NAME: dict[str, Callable[..., Module]] = {model.__name__: model for model in (*_SIDES, mlp)}
+
+
+def build(name: str, **config: Any) -> Module:
+    """The model called `name`, built with `config`.
+
+    Raises ArgumentError for an unknown name, or a config that the model does not take.
+    """
+    _bind(name, config)
+    return BY_NAME[name](**config)
+
+
+def outline(name: str, **config: Any) -> Module:
+    """The model as `build` makes it on the CPU, its weights zeros that take no memory.
+
+    It tells modules, names, shapes and dtypes at no cost, and draws no random number; it cannot
+    be used for anything else.  Errors: as build.
+    """
+    with device("cpu"):
+        return build(name, generator=_Undrawn(), **config)
+
+
+class _Undrawn(np.random.Generator):
+    """A generator for `outline`: whatever is drawn from it is zeros that take no memory."""
+
+    def __init__(self) -> None:
+        super().__init__(np.random.PCG64(0))
+
+    def standard_normal(self, size: Any = None, dtype: Any = float, out: Any = None) -> Any:
+        return _zeros(size, dtype)
+
+    def random(self, size: Any = None, dtype: Any = float, out: Any = None) -> Any:
+        return _zeros(size, dtype)
+
+
+class _Zeros(np.ndarray[Any, Any]):
+    """Zeros of any shape in the memory of one; arithmetic with them gives such zeros again."""
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        return _zeros(np.broadcast_shapes(*map(np.shape, inputs)), self.dtype)
+
+    def astype(self, dtype: Any, *_: Any, **options: Any) -> Any:
+        return _zeros(self.shape, dtype)
+
+
+def _zeros(shape: Any, dtype: Any) -> Any:
+    return np.broadcast_to(np.zeros((), dtype), shape).view(_Zeros)
+
+
+def input_shape(name: str, **config: Any) -> tuple[int, ...]:
+    """The shape of one example for the model `name` built with `config`.
+
+    (H, W, C) for a network of images, (features,) for an mlp.  Raises ArgumentError as build does.
+    """
+    arguments = _bind(name, config)
+    if name == "mlp":
+        return (arguments["sizes"][0],)
+    side = _SIDES[BY_NAME[name]]
+    return side, side, arguments["channels"]
+
+
+def _bind(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of the model `name`, defaults included."""
+    if name not in BY_NAME:
+        raise ArgumentError(f"model {name!r} is unknown; expected one of {', '.join(BY_NAME)}")
+    signature = inspect.signature(BY_NAME[name])
+    try:
+        bound = signature.bind(**config)
+    except TypeError as error:
+        raise ArgumentError(
+            f"model {name} cannot be built from {config}: {error}\n  it is {name}{signature}"
+        ) from None
+    bound.apply_defaults()
+    return bound.arguments

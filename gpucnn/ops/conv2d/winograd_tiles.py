@@ -1,0 +1,256 @@
+"""Winograd's matrices, and the tiles of images that they transform, on NumPy.
+
+The formulas are at the top of _winograd.py, which multiplies what is made here.
+
+Source: Lavin and Gray 2015; Cook and Toom's interpolation for the matrices.
+"""
+
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+
+from gpucnn.cpu import empty, scratch, spans
+from gpucnn.device import Array
+from gpucnn.ops.geometry import Window
+
+# Interpolation points for each n, infinity aside.  The usual 0, +-1, +-2 make powers that differ
+# more: on 384 channels their float32 error was 1.2e-5, that of these 3e-6 (im2col 4e-7).
+_POINTS = {4: (0.0, 1.0, -1.0), 6: (0.0, 0.75, -0.75, 1.5, -1.5)}
+
+# What a core's own cache holds, with some to spare, in bytes.  Tiles are gathered and transformed
+# so many at a time that the second step finds them there.  Half of it would serve one thread as
+# well, but two lose 7 % of a step to each other then: between its calls of NumPy each needs the
+# interpreter's lock.
+_CACHE_BYTES = 1 << 21
+
+# What a worker takes of a narrow layer at a time.  In parts that its cache holds, whose operations
+# are a quarter as long, one thread gains nothing, and two lose 4 % of a step to that lock.
+_NARROW_BYTES = 1 << 23
+
+# Tiles between two rounds of products: enough for BLAS to multiply at full speed, few enough to
+# bound the memory of a large batch.
+_SPAN_TILES = 1024
+
+
+def transforms(m: int, r: int) -> tuple[Array, Array, Array]:
+    """AT (m, n), G (n, r) and BT (n, n) in float64, n = m + r - 1 = 4 or 6.
+
+    Row j of G evaluates the filter at point j, BT holds the Lagrange polynomials that belong to
+    it, AT evaluates the powers; the last row and column are the point at infinity.
+    """
+    n = m + r - 1
+    points = np.array(_POINTS[n])
+    at, g, bt = np.zeros((m, n)), np.zeros((n, r)), np.zeros((n, n))
+    for j, point in enumerate(points):
+        others = np.delete(points, j)
+        at[:, j] = point ** np.arange(m)
+        g[j] = point ** np.arange(r) / np.prod(point - others)
+        bt[j, : n - 1] = np.poly(others)[::-1]
+    at[-1, -1] = g[-1, -1] = 1
+    bt[-1] = np.poly(points)[::-1]
+    return at, g, bt
+
+
+@cache
+def kronecker(
+    m: int, r: int, dtype: Any, places: tuple[int, int] = (1, 1)
+) -> tuple[Array, Array, Array]:
+    """KA, KG, KB: both passes of each transform as one matrix.
+
+    KA gives the pixels of a tile sorted by their place in a window of `places` pixels; its last
+    column, of ones, is the bias's.
+    """
+    ka, kg, kb = (np.kron(k, k).astype(dtype) for k in transforms(m, r))
+    kh, kw = places
+    by_place = ka.reshape(m // kh, kh, m // kw, kw, -1).transpose(1, 3, 0, 2, 4)
+    return np.hstack((by_place.reshape(ka.shape), np.ones((m * m, 1), dtype))), kg, kb
+
+
+def by_position(shape: tuple[int, ...], dtype: Any, name: str | None = None) -> Array:
+    """Uninitialised memory (positions, rows, channels), from scratch if it has a name.
+
+    A transform goes through all positions side by side.  The space of one more row between them
+    keeps them from being a power of two apart, where they would share a few lines of the cache.
+    """
+    positions, rows, channels = shape
+    larger = positions, rows + 1, channels
+    memory = empty(larger, dtype) if name is None else scratch(name, larger, dtype)
+    return memory[:, :rows]
+
+
+@lru_cache(maxsize=64)
+def _at_edges(
+    v: Window, m: int, dtype: Any
+) -> list[tuple[slice, Array, tuple[slice, slice], Array]]:
+    """For each tile of an image: the pixels from its first on the image to its last, in row order,
+    and KB for all of those, (n * n, pixels); the rows and columns that it has on the image, and KB
+    for its own pixels, (n * n, rows * columns)."""
+    n = m + v.kh - 1
+    kb = kronecker(m, v.kh, dtype)[2].reshape(n * n, n, n)
+
+    def meet(first: int, size: int) -> tuple[slice, slice]:
+        """Of n pixels from `first` on those that lie in 0 .. size - 1; and which these are."""
+        there = slice(max(first, 0), max(min(first + n, size), 0))
+        return there, slice(there.start - first, there.stop - first)
+
+    found = []
+    for top in range(-v.top, v.oh - v.top, m):
+        for left in range(-v.left, v.ow - v.left, m):
+            (rows, own_rows), (columns, own_columns) = meet(top, v.h), meet(left, v.w)
+            own = kb[:, own_rows, own_columns]
+            seen = slice(rows.start * v.w + columns.start, (rows.stop - 1) * v.w + columns.stop)
+            if own.size == 0:
+                seen = slice(0, 0)
+            of_image = np.zeros((n * n, v.h, v.w), dtype)
+            of_image[:, rows, columns] = own
+            by_column = np.asfortranarray(of_image.reshape(n * n, -1)[:, seen])
+            found.append((seen, by_column, (rows, columns), own.reshape(n * n, -1)))
+    return found
+
+
+class Tiles:
+    """How the images of a window are cut into tiles, and the results laid in images again.
+
+    Of a tile's m * m results, pooled in windows of `places` pixels, (mh, mw) are laid.
+
+    If all filters' transforms fit in a core's cache, the layer is `narrow`: each worker takes a few
+    images from beginning to end, and finds the filters there.  Of other layers every
+    position's products are made for many images at once, so that its filters are read but once.
+    """
+
+    def __init__(
+        self, v: Window, m: int, oc: int, dtype: np.dtype[Any], places: tuple[int, int]
+    ) -> None:
+        self.v, self.m, self.n = v, m, m + v.kh - 1
+        self.places, self.mh, self.mw = places, m // places[0], m // places[1]
+        self.down, self.across = -(-v.oh // m), -(-v.ow // m)
+        self.per_image = self.down * self.across
+        self.channel_bytes = self.per_image * self.n**2 * dtype.itemsize  # of an image's tiles
+        self.narrow = self.n**2 * v.c * oc * dtype.itemsize <= _CACHE_BYTES
+        self.widest = max(v.c, oc)
+        self.ka, self.kg, self.kb = kronecker(m, v.kh, dtype, places)
+        self.kb_by_column = np.asfortranarray(self.kb)  # BLAS multiplies this 1.1 times as fast
+        self.at_edges = _at_edges(v, m, dtype) if max(self.down, self.across) < 3 else None
+
+    def spans(self) -> list[slice]:
+        """All images, in slices of about _SPAN_TILES tiles."""
+        return list(spans(self.v.n, max(1, _SPAN_TILES // self.per_image)))
+
+    def parts(self, images: slice, channels: int) -> list[slice]:
+        """These images, in slices whose tiles of `channels` a core's cache holds; or of a narrow
+        layer, all whose steps need the same slices, _NARROW_BYTES."""
+        step = self._step(self.widest if self.narrow else channels)
+        starts = range(images.start, images.stop, step)
+        return [slice(start, min(start + step, images.stop)) for start in starts]
+
+    def _step(self, channels: int) -> int:
+        """Images in a part: an eighth at most, so that there is something for every worker."""
+        held = (_NARROW_BYTES if self.narrow else _CACHE_BYTES) // (self.channel_bytes * channels)
+        return max(1, min(held, -(-self.v.n // 8)))
+
+    def rows(self, images: slice, first: int = 0) -> slice:
+        """The tiles of these images, counted from those of image `first`."""
+        per_image = self.per_image
+        return slice((images.start - first) * per_image, (images.stop - first) * per_image)
+
+    def transform(self, x: Array, images: slice, into: Array) -> None:
+        """Set into (n * n, tiles, C) to V of these images of x."""
+        if self.at_edges is None:
+            np.matmul(self.kb_by_column, self._gather(x, images), out=into.transpose(1, 0, 2))
+            return
+        # An edge runs through every tile: products with what lies on the image, as it lies there.
+        pixels = x[images].reshape(images.stop - images.start, -1, self.v.c)
+        for i, (seen, kb, _, _) in enumerate(self.at_edges):
+            np.matmul(kb, pixels[:, seen], out=into[:, i :: self.per_image].transpose(1, 0, 2))
+
+    def transform_back(self, dv: Array, dx: Array, images: slice) -> None:
+        """The adjoint: set dx[images] from dV (n * n, tiles, C)."""
+        if self.at_edges is None:
+            of_tiles = dv.transpose(1, 0, 2)
+            room = scratch("winograd tiles", of_tiles.shape, dv.dtype)
+            self._overlap_add(np.matmul(self.kb.T, of_tiles, out=room), dx, images)
+            return
+        total = dx[images]
+        total[...] = 0
+        for i, (_, _, (rows, columns), kb) in enumerate(self.at_edges):
+            into = total[:, rows, columns]
+            of_tile = dv[:, i :: self.per_image].transpose(1, 0, 2)
+            room = scratch("winograd tiles", (len(into), kb.shape[1], self.v.c), dv.dtype)
+            into += np.matmul(kb.T, of_tile, out=room).reshape(into.shape)
+
+    def _gather(self, x: Array, images: slice) -> Array:
+        """The overlapping tiles of these images of x, zeros around: (tiles, n * n, C)."""
+        v, m, n = self.v, self.m, self.n
+        count = images.stop - images.start
+        h, w = m * self.down + v.kh - 1, m * self.across + v.kw - 1
+        padded = scratch("winograd padded", (count, h, w, v.c), x.dtype)
+        padded[...] = 0  # one call costs less than four for the edges
+        padded[:, v.top : v.top + v.h, v.left : v.left + v.w] = x[images]
+        sn, sh, sw, sc = padded.strides
+        view = np.lib.stride_tricks.as_strided(
+            padded, (count, self.down, self.across, n, n, v.c), (sn, m * sh, m * sw, sh, sw, sc)
+        )
+        tiles = scratch("winograd tiles", view.shape, x.dtype)
+        np.copyto(tiles, view)
+        return tiles.reshape(-1, n * n, v.c)
+
+    def _overlap_add(self, tiles: Array, dx: Array, images: slice) -> None:
+        """The adjoint of _gather: tiles (tiles, n * n, C) summed into dx[images]."""
+        v, m, n = self.v, self.m, self.n
+        count, blocks = images.stop - images.start, -(-n // m)
+        d = tiles.reshape(count, self.down, self.across, n, n, v.c)
+        shape = (count, self.down + blocks - 1, m, self.across + blocks - 1, m, v.c)
+        total = scratch("winograd padded", shape, dx.dtype)
+        total[:, self.down :] = 0
+        total[:, :, :, self.across :] = 0
+        for i in range(blocks):
+            for j in range(blocks):
+                part = d[:, :, :, i * m : (i + 1) * m, j * m : (j + 1) * m].transpose(
+                    0, 1, 3, 2, 4, 5
+                )
+                into = total[
+                    :, i : i + self.down, : part.shape[2], j : j + self.across, : part.shape[4]
+                ]
+                if i == j == 0:
+                    into[...] = part
+                else:
+                    into += part
+        rows = total.reshape(count, shape[1] * m, shape[3] * m, v.c)
+        dx[images] = rows[:, v.top : v.top + v.h, v.left : v.left + v.w]
+
+    def scatter(self, result: Array, y: Array, clip: bool) -> None:
+        """Lay the tiles result (tiles, mh * mw, OC) into images y, clipped at 0 if asked for."""
+        shape = (len(y), self.mh * self.down, self.mw * self.across, y.shape[3])
+        whole = y if y.shape == shape else scratch("winograd padded", shape, y.dtype)
+        into = self._cut(whole)
+        if clip:
+            np.maximum(result.reshape(into.shape), 0, out=into)
+        else:
+            np.copyto(into, result.reshape(into.shape))
+        if whole is not y:
+            y[...] = whole[:, : y.shape[1], : y.shape[2]]
+
+    def gather_result(self, dy: Array) -> Array:
+        """The adjoint of scatter: images dy as tiles (tiles, mh * mw, OC)."""
+        images, height, width, oc = dy.shape
+        shape = (images, self.mh * self.down, self.mw * self.across, oc)
+        whole = dy
+        if dy.shape != shape:
+            whole = scratch("winograd padded", shape, dy.dtype)
+            whole[:, height:] = 0
+            whole[:, :height, width:] = 0
+            whole[:, :height, :width] = dy
+        cut = self._cut(whole)
+        tiles = scratch("winograd tiles", cut.shape, dy.dtype)
+        np.copyto(tiles, cut)
+        return tiles.reshape(-1, self.mh * self.mw, oc)
+
+    def _cut(self, whole: Array) -> Array:
+        """A view of images (images, H, W, OC): (images, down, across, mh, mw, OC)."""
+        shape = (len(whole), self.down, self.mh, self.across, self.mw, whole.shape[3])
+        return whole.reshape(shape).transpose(0, 1, 3, 2, 4, 5)
+
+    def by_place(self, tiles: Array) -> Array:
+        """A view of tiles (tiles, m * m, OC), in the order of KA: (KH, KW, tiles, mh * mw * OC)."""
+        return tiles.reshape(len(tiles), *self.places, -1).transpose(1, 2, 0, 3)

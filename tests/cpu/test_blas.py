@@ -1,0 +1,70 @@
+"""Stacks of matrix products, whole and cut into blocks."""
+
+import numpy as np
+import pytest
+
+from gpucnn.cpu import blas as _products
+from gpucnn.cpu import empty
+
+# rows, depth, columns: less than a block, whole blocks, some over, panels of 64 and of 32 columns
+# and none, and too deep for any block
+SMALL = [(1, 3, 5), (16, 20, 64), (128, 64, 192), (77, 300, 96), (130, 976, 64), (40, 977, 32)]
+SHAPES = [*SMALL, (77, 300, 130), (40, 1954, 32)]
+
+
+def _in_panels(b):
+    """b (i, depth, columns) as `multiply` wants it."""
+    stack, depth, columns = b.shape
+    width = _products.panel_width(depth, columns)
+    panels = empty((stack, columns // width, depth, width), b.dtype)
+    panels[...] = b.reshape(stack, depth, -1, width).transpose(0, 2, 1, 3)
+    return panels
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(("rows", "depth", "columns"), SHAPES)
+def test_blocks_cover_the_product(monkeypatch, rng, rows, depth, columns, in_place):
+    monkeypatch.setattr(_products, "_blas_multiplies_in_place", lambda: in_place)
+    a = empty((3, rows + 1, depth), np.float32)[:, :rows]  # as positions lie: a row apart
+    b = rng.standard_normal((3, depth, columns), np.float32)
+    a[...] = rng.standard_normal(a.shape)
+    out = np.full((3, rows + 1, columns), np.nan, np.float32)
+    _products.multiply(a, _in_panels(b), out[:, :rows])
+    expected = a.astype(np.float64) @ b.astype(np.float64)
+    np.testing.assert_allclose(out[:, :rows], expected, rtol=0, atol=1e-5 * depth**0.5)
+    assert np.isnan(out[:, rows:]).all()
+
+
+@pytest.mark.parametrize(("rows", "depth", "columns"), SMALL)
+def test_blocks_are_small_enough_for_blas(monkeypatch, rows, depth, columns):
+    monkeypatch.setattr(_products, "_blas_multiplies_in_place", lambda: True)
+    blocks = []
+    matmul = np.matmul
+
+    def noting(a, b, out):
+        blocks.append(a.shape[-2] * a.shape[-1] * b.shape[-1])
+        for x in (a, b, out):  # none is transposed
+            assert x.strides[-1] == 4 or x.shape[-1] == 1
+        return matmul(a, b, out=out)
+
+    monkeypatch.setattr(np, "matmul", noting)
+    a, b, out = (2, rows, depth), (2, depth, columns), (2, rows, columns)
+    b = _in_panels(np.zeros(b, np.float32))
+    _products.multiply(np.zeros(a, np.float32), b, np.zeros(out, np.float32))
+    assert blocks
+    assert max(blocks) <= 100**3
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(192, 256, 64), (80, 30, 96), (7, 300, 5)])
+def test_blocks_cover_the_product_with_a_transposed_matrix(
+    monkeypatch, rng, rows, depth, columns, in_place
+):
+    monkeypatch.setattr(_products, "_blas_multiplies_in_place", lambda: in_place)
+    a = empty((3, depth + 1, rows), np.float32)[:, :depth]  # as positions lie: a row apart
+    b = empty((3, depth + 1, columns), np.float32)[:, :depth]
+    a[...], b[...] = rng.standard_normal(a.shape), rng.standard_normal(b.shape)
+    out = np.full((3, rows, columns), np.nan, np.float32)
+    _products.multiply_transposed(a, b, out)
+    expected = a.astype(np.float64).transpose(0, 2, 1) @ b.astype(np.float64)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5 * depth**0.5)

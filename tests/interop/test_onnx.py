@@ -1,0 +1,176 @@
+"""Every model as ONNX, run by another runtime: its logits beside ours."""
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import export_onnx, models, nn, ops
+from gpucnn.commands import main
+from gpucnn.errors import ArgumentError, MissingExtra
+
+CONFIGS = {"mlp": {"sizes": [4, 6, 6, 6, 6, 3]}}
+LARGE = ("alexnet", "alexnet_torchvision", "alexnet_keras", "vgg16_cifar")
+
+
+@pytest.fixture
+def onnx():
+    return pytest.importorskip("onnx", reason="writes ONNX files")
+
+
+def check(model, shape, path, rng, n=3, tolerance=1e-5):
+    """Export, run in onnxruntime, compare; the exported graph."""
+    runtime = pytest.importorskip("onnxruntime", reason="the oracle is onnxruntime")
+    onnx = pytest.importorskip("onnx", reason="writes ONNX files")
+    export_onnx(model, path, shape)
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    x = rng.standard_normal((n, *shape), dtype=np.float32)
+    with gpucnn.no_grad():
+        expected = model.eval()(gpucnn.tensor(x)).numpy()
+    (actual,) = session.run(["output"], {"input": x})
+    assert actual.shape == expected.shape
+    scale = max(float(np.abs(expected).max()), 1e-3)
+    assert np.abs(actual - expected).max() < tolerance * scale
+    return onnx.load(str(path), load_external_data=False).graph
+
+
+def with_statistics(model, rng):
+    """The model with running statistics and scales as after some training."""
+    for _, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm):
+            for tensor in (module.running_mean, module.beta):
+                tensor.data[...] = 0.2 * rng.standard_normal(tensor.shape)
+            for tensor in (module.running_var, module.gamma):
+                tensor.data[...] = 0.5 + rng.random(tensor.shape)
+    return model
+
+
+@pytest.mark.parametrize("name", [name for name in models.BY_NAME if name not in LARGE])
+def test_onnxruntime_gives_our_logits(name, rng, tmp_path):
+    config = CONFIGS.get(name, {})
+    model = with_statistics(models.build(name, **config), rng)
+    check(model, models.input_shape(name, **config), tmp_path / "model.onnx", rng)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_onnxruntime_gives_our_logits_of_the_large_models_too(name, rng, tmp_path):
+    model = with_statistics(models.build(name, classes=10), rng)
+    check(model, models.input_shape(name), tmp_path / "model.onnx", rng, n=1)
+    (tmp_path / "model.onnx").unlink()  # hundreds of megabytes
+
+
+def test_adaptive_pooling_is_exported_for_other_sizes(rng, tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d((4, 3)), nn.Flatten())
+    check(model, (11, 9, 3), tmp_path / "model.onnx", rng)
+
+
+class EveryOp(nn.Module):
+    """Ops that no model here reaches, in both layouts and with broadcasting."""
+
+    def __init__(self):
+        self.conv = nn.Conv2d(3, 6, 3, stride=(1, 2), padding=((0, 1), (2, 1)), dilation=(2, 1))
+        self.scale = nn.Parameter(np.linspace(0.5, 1.5, 6, dtype=np.float32))
+        self.dense = nn.Linear(6, 5, bias=False)
+
+    def forward(self, x):
+        y = self.conv(ops.pad(x, ((0, 0), (1, 0), (0, 2), (0, 0)), 0.5))
+        y = ops.gelu(y) * self.scale - ops.leaky_relu(y, 0.2)
+        y = ops.concatenate([y, ops.exp(-y)], axis=3)
+        y = ops.log(ops.sqrt(y * y + 1.0)) / (ops.sigmoid(y) + 2.0)
+        y = ops.transpose(y, (0, 2, 3, 1))
+        y = ops.reshape(y, (len(y), -1, 6))
+        return ops.log_softmax(self.dense(y)) + ops.softmax(self.dense(y), axis=1)
+
+
+def test_every_other_op_agrees_too(rng, tmp_path):
+    graph = check(EveryOp(), (9, 10, 3), tmp_path / "model.onnx", rng)
+    used = {node.op_type for node in graph.node}
+    assert {"Pad", "Gelu", "LeakyRelu", "Concat", "Neg", "LogSoftmax", "MatMul"} <= used
+
+
+@pytest.mark.parametrize("layer", [
+    nn.AvgPool2d(3, 2, padding=1),
+    nn.AvgPool2d(3, 2, padding=1, count_padding=False),
+    nn.AvgPool2d(3, 2, ceil=True),
+    nn.AvgPool2d(3, 2, padding=1, ceil=True, count_padding=False),
+    nn.MaxPool2d(3, 2, padding=1, ceil=True),
+    nn.MaxPool2d((2, 3), padding="same"),
+    nn.LocalResponseNorm(3, 0.5, 0.6, 1.5),
+    nn.BatchNorm(4),
+], ids=repr)  # fmt: skip
+def test_windows_and_norms_agree_at_the_edges(layer, rng, tmp_path):
+    check(with_statistics(layer, rng), (8, 10, 4), tmp_path / "model.onnx", rng)
+
+
+def test_batch_norm_of_vectors_agrees(rng, tmp_path):
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm(6), nn.Tanh())
+    check(with_statistics(model, rng), (4,), tmp_path / "model.onnx", rng)
+
+
+def test_images_are_turned_once_at_the_start_and_once_before_the_dense_layers(onnx, tmp_path):
+    export_onnx(models.lenet(), tmp_path / "model.onnx", (28, 28, 1))
+    graph = onnx.load(str(tmp_path / "model.onnx")).graph
+    assert [node.op_type for node in graph.node] == (
+        "Transpose Conv Relu MaxPool Conv Relu MaxPool Transpose Reshape Gemm Relu Gemm Identity"
+    ).split()
+    assert {initializer.name for initializer in graph.initializer} > {"0.w", "0.b", "9.w"}
+
+
+def test_dropout_and_mode_are_left_alone(onnx, tmp_path):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.BatchNorm(3))
+    mean = model[2].running_mean.data.copy()
+    export_onnx(model, tmp_path / "model.onnx", (4,))
+    assert all(module.training for _, module in model.named_modules())
+    assert np.array_equal(model[2].running_mean.data, mean)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    operations = [node.op_type for node in onnx.load(str(tmp_path / "model.onnx")).graph.node]
+    assert operations == ["Gemm", "BatchNormalization", "Identity"]
+
+
+class Slice(nn.Module):
+    def forward(self, x):
+        return x[:, 1:]
+
+
+class Constant(nn.Module):
+    def forward(self, x):
+        return gpucnn.tensor([1.0])
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Slice(), "the op 'getitem' has no form in ONNX here"),
+        (Constant(), "does not depend on its input"),
+        (nn.LocalResponseNorm(4), "odd sizes alone"),
+        (nn.AvgPool2d(3, 2, padding=1, ceil=True), "has no form in ONNX"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_and_leaves_no_file(model, message, onnx, tmp_path):
+    with pytest.raises(ArgumentError, match=message):
+        export_onnx(model, tmp_path / "model.onnx", (8, 8, 4))
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_file_that_cannot_be_written_is_named(onnx, tmp_path):
+    with pytest.raises(ArgumentError, match="cannot be written"):
+        export_onnx(nn.Linear(4, 3), tmp_path / "none" / "model.onnx", (4,))
+
+
+def test_without_onnx_it_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    with pytest.raises(MissingExtra, match=r'needs onnx: pip install "gpucnn\[onnx\]"'):
+        export_onnx(nn.Linear(4, 3), tmp_path / "model.onnx", (4,))
+
+
+def test_the_command_exports_a_checkpoint_with_its_names(onnx, tmp_path, capsys):
+    normalize = gpucnn.data.Normalize((0.1,), (0.3,))
+    checkpoint, target = tmp_path / "best.safetensors", tmp_path / "model.onnx"
+    gpucnn.save(checkpoint, models.lenet5(), "lenet5", None, list("abcdefghij"), normalize)
+    assert main(["export", str(checkpoint), str(target)]) == 0
+    assert "lenet5, input (N, 28, 28, 1)" in capsys.readouterr().out
+    properties = {entry.key: entry.value for entry in onnx.load(str(target)).metadata_props}
+    assert properties == {
+        "classes": '["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]',
+        "normalize": '{"mean": [0.1], "std": [0.3]}',
+    }

@@ -1,0 +1,183 @@
+"""torchvision's AlexNet: built here by hand in PyTorch, carried over and back."""
+
+import pickle
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import gpucnn
+from gpucnn import models, train
+from gpucnn.errors import ArgumentError, CheckpointError, MissingExtra
+from gpucnn.interop import torchvision as convert
+
+CLASSES = 7
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch", reason="the oracle is PyTorch")
+
+
+@pytest.fixture(scope="module")
+def other(torch):
+    """The architecture of torchvision.models.alexnet with random weights."""
+    t = torch.nn
+    torch.manual_seed(1)
+
+    class AlexNet(t.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = t.Sequential(
+                t.Conv2d(3, 64, 11, 4, 2), t.ReLU(), t.MaxPool2d(3, 2),
+                t.Conv2d(64, 192, 5, padding=2), t.ReLU(), t.MaxPool2d(3, 2),
+                t.Conv2d(192, 384, 3, padding=1), t.ReLU(),
+                t.Conv2d(384, 256, 3, padding=1), t.ReLU(),
+                t.Conv2d(256, 256, 3, padding=1), t.ReLU(), t.MaxPool2d(3, 2),
+            )  # fmt: skip
+            self.avgpool = t.AdaptiveAvgPool2d(6)
+            self.classifier = t.Sequential(
+                t.Dropout(), t.Linear(9216, 4096), t.ReLU(),
+                t.Dropout(), t.Linear(4096, 4096), t.ReLU(), t.Linear(4096, CLASSES),
+            )  # fmt: skip
+
+        def forward(self, x):
+            return self.classifier(self.avgpool(self.features(x)).flatten(1))
+
+    return AlexNet().eval()
+
+
+@pytest.fixture(scope="module")
+def arrays(other):
+    return {name: value.detach().numpy() for name, value in other.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def ours(arrays, tmp_path_factory):
+    """The checkpoint that convert makes of the state dict as .safetensors."""
+    folder = tmp_path_factory.mktemp("convert")
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "in.safetensors")
+    convert.convert_file(folder / "in.safetensors", folder / "ours.safetensors")
+    return folder / "ours.safetensors"
+
+
+@pytest.mark.parametrize("side", [224, 127])
+def test_logits_equal_pytorchs_on_random_weights(side, torch, other, ours, rng):
+    x = rng.standard_normal((2, side, side, 3), dtype=np.float32)
+    model = gpucnn.load(ours)
+    with torch.no_grad():
+        expected = other(torch.tensor(x.transpose(0, 3, 1, 2))).numpy()
+    with gpucnn.no_grad():
+        actual = model(gpucnn.tensor(x)).numpy()
+    assert actual.shape == (2, CLASSES)
+    assert np.abs(actual - expected).max() < 1e-5
+    assert np.abs(expected).max() > 1e-2  # so that equal means something
+
+
+def test_the_checkpoint_says_what_prediction_needs(ours):
+    info = train.read_checkpoint(ours).info
+    assert info["model"] == {
+        "name": "alexnet_torchvision", "config": {"classes": CLASSES, "channels": 3}
+    }  # fmt: skip
+    assert info["normalize"]["mean"] == [0.485, 0.456, 0.406]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_there_and_back_gives_the_same_bits(suffix, torch, ours, arrays, tmp_path):
+    back = tmp_path / f"back{suffix}"
+    assert "torchvision" in convert.convert_file(ours, back)
+    state = convert._read_state(back)
+    assert state.keys() == arrays.keys()
+    assert all(np.array_equal(state[name], arrays[name]) for name in arrays)
+
+
+def test_a_pth_file_gives_the_same_checkpoint_as_safetensors(torch, other, ours, tmp_path):
+    torch.save(other.state_dict(), tmp_path / "alexnet.pth")
+    convert.convert_file(tmp_path / "alexnet.pth", tmp_path / "again.safetensors")
+    one, two = (train.read_checkpoint(p) for p in (ours, tmp_path / "again.safetensors"))
+    assert one.info == two.info
+    assert all(np.array_equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+
+
+class Boom:
+    def __reduce__(self):
+        return (open, ("hacked", "w"))
+
+
+def test_a_hostile_pickle_is_refused_and_not_run(torch, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"features.0.weight": Boom()}, tmp_path / "bad.pth")
+    (tmp_path / "worse.pth").write_bytes(pickle.dumps(Boom()))
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.save([1, 2], tmp_path / "list.pth")
+    for name in ("bad.pth", "worse.pth", "empty.pt", "list.pth"):
+        with pytest.raises(CheckpointError, match="not a state dict that can be read safely"):
+            convert.convert_file(tmp_path / name, tmp_path / "out.safetensors")
+    assert not (tmp_path / "hacked").exists()
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_without_pytorch_pth_files_get_a_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    (tmp_path / "a.pth").write_bytes(b"x")
+    with pytest.raises(MissingExtra, match=r"\.pth files need PyTorch: pip install torch"):
+        convert.convert_file(tmp_path / "a.pth", tmp_path / "out.safetensors")
+
+
+def small_state():
+    """Every name, with the shapes of torchvision's AlexNet, without its 200 MB."""
+    state = {}
+    for name, (_, shape) in convert._LAYERS.items():
+        sizes = [CLASSES if n is None else n for n in shape]
+        state[f"{name}.weight"] = np.broadcast_to(np.float32(0), sizes)
+        state[f"{name}.bias"] = np.zeros(sizes[0], np.float32)
+    return state
+
+
+def test_a_state_dict_of_something_else_is_refused_with_a_list(tmp_path):
+    state = small_state()
+    state["classifier.9.weight"] = np.zeros(1, np.float32)
+    state["features.3.weight"] = np.zeros((192, 64, 3, 3), np.float32)
+    state["features.6.bias"] = np.zeros((384, 1), np.float32)
+    del state["classifier.4.bias"]
+    with pytest.raises(CheckpointError) as caught:
+        convert.from_torchvision(state)
+    text = str(caught.value)
+    assert "unexpected: classifier.9.weight" in text
+    assert "missing: classifier.4.bias" in text
+    assert "features.3.weight: expected 192 x 64 x 5 x 5, got 192 x 64 x 3 x 3" in text
+    assert "features.6.bias: expected 384, got 384 x 1" in text
+
+
+def test_half_precision_and_grey_images_are_carried_over():
+    state = small_state()
+    state["features.0.weight"] = np.ones((64, 1, 11, 11), np.float16)
+    converted = convert.from_torchvision(state)
+    assert converted["0.w"].shape == (64, 11, 11, 1)
+    assert converted["0.w"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "error", "message"),
+    [
+        ("a.bin", "b.pth", ArgumentError, r"a\.bin: expected a \.safetensors"),
+        ("none.pth", "b.txt", ArgumentError, r"b\.txt: expected a \.safetensors"),
+        ("none.pth", "b.safetensors", CheckpointError, "no such file"),
+        ("damaged.safetensors", "b.safetensors", CheckpointError, "damaged or not a safetensors"),
+        ("foreign.safetensors", "b.pth", ArgumentError, r"checkpoint ends in \.safetensors"),
+        ("foreign.safetensors", "b.safetensors", CheckpointError, "unexpected: x"),
+        ("lenet.safetensors", "b.safetensors", CheckpointError, "holds lenet5; of gpucnn's"),
+    ],
+)
+def test_mistakes_are_named(source, target, error, message, tmp_path):
+    (tmp_path / "damaged.safetensors").write_bytes(b"\x00" * 50)
+    save_file({"x": np.zeros(3, np.float32)}, tmp_path / "foreign.safetensors")
+    gpucnn.save(tmp_path / "lenet.safetensors", models.lenet5(), "lenet5")
+    with pytest.raises(error, match=message):
+        convert.convert_file(tmp_path / source, tmp_path / target)
+    assert not (tmp_path / target).exists()
+
+
+def test_a_target_that_cannot_be_written_is_named(ours, tmp_path):
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        convert.convert_file(ours, tmp_path / "none" / "out.safetensors")

@@ -1,0 +1,47 @@
+"""The geometry of a sliding window."""
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import ops
+from gpucnn.ops.geometry import Window
+
+
+def window(size, k, stride, padding, dilation=1, ceil=False):
+    v = Window.of("test", (1, size, 30, 1), (k, 1), (stride, 1), padding, (dilation, 1), ceil=ceil)
+    return v.oh, v.top, v.bottom
+
+
+@pytest.mark.parametrize("size", range(1, 12))
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_same_gives_one_output_a_stride_and_puts_the_odd_zero_last(size, k, stride, dilation):
+    oh, top, bottom = window(size, k, stride, "same", dilation)
+    needed = max((oh - 1) * stride + (k - 1) * dilation + 1 - size, 0)
+    assert oh == -(-size // stride)
+    assert (top, bottom) == (needed // 2, needed - needed // 2)
+
+
+def test_same_padding_of_an_even_filter_is_on_the_right_and_below():
+    x, w = np.arange(1.0, 5).reshape(1, 2, 2, 1), np.ones((1, 2, 2, 1))
+    y = ops.conv2d(gpucnn.tensor(x), gpucnn.tensor(w), padding="same")
+    assert y.numpy().reshape(2, 2).tolist() == [[10, 6], [7, 4]]
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+@pytest.mark.parametrize("size", range(1, 9))
+@pytest.mark.parametrize("k", [2, 3, 4])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+def test_with_ceil_every_window_starts_on_the_image_or_the_padding_before_it(
+    size, k, stride, before
+):
+    if before >= k or size + 2 * before < k:
+        return
+    oh, top, bottom = window(size, k, stride, ((before, before), (0, 0)), ceil=True)
+    starts = [i for i in range(0, size + 2 * before, stride) if i < size + before]
+    reach = size + 2 * before  # windows that hang over the edge less than a stride
+    assert oh == len([i for i in starts if i + k < reach + stride])
+    assert top == before
+    assert bottom == max(before, (oh - 1) * stride + k - size - before)
