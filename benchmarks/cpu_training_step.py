@@ -55,7 +55,7 @@ def gpucnn_steps(task: dict[str, Any]) -> tuple[Callable[[], object], Callable[[
 
     gpucnn.set_num_threads(task["threads"])
     gpucnn.manual_seed(0)
-    model = nn.Sequential(*modules(layers_of(task), nn, nn.BatchNorm, "ceil"))
+    model = nn.Sequential(*modules(layers_of(task), nn, nn.BatchNorm2d, "ceil"))
     optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     rng = np.random.default_rng(0)
     side = task["side"]
@@ -65,7 +65,7 @@ def gpucnn_steps(task: dict[str, Any]) -> tuple[Callable[[], object], Callable[[
 
     def train() -> None:
         optimizer.zero_grad()
-        ops.softmax_cross_entropy(model(x), labels).backward()
+        ops.cross_entropy(model(x), labels).backward()
         optimizer.step()
 
     def infer() -> None:
@@ -124,7 +124,7 @@ def bare_step(task: dict[str, Any]) -> Callable[[], object]:
     from gpucnn import optim
     from gpucnn.ops.conv2d.op import _Conv2d
     from gpucnn.ops.dropout import _Dropout
-    from gpucnn.ops.geometry import Window
+    from gpucnn.ops.geometry import Geometry
     from gpucnn.ops.linear import _Linear
     from gpucnn.ops.relu import _ReLU
     from gpucnn.ops.shape import _Reshape
@@ -149,11 +149,11 @@ def bare_step(task: dict[str, Any]) -> Callable[[], object]:
             )
             parameters += weights
         if kind == "conv":
-            convolved = Window.of("conv", shape, (sizes[2], sizes[2]), *sizes[3:])
+            convolved = Geometry.of("conv", shape, (sizes[2], sizes[2]), *sizes[3:])
             shape = (batch, convolved.oh, convolved.ow, sizes[1])
             plan.append((partial(_Conv2d, convolved, True, None), weights))
         elif kind == "pool":  # the convolution before it does it too, as in nn.Sequential
-            v = Window.of("pool", shape, *sizes, 0)
+            v = Geometry.of("pool", shape, *sizes, 0)
             shape = (batch, v.oh, v.ow, shape[3])
             plan[-1] = partial(_Conv2d, convolved, True, v), plan[-1][1]
         elif kind == "flatten":

@@ -68,7 +68,7 @@ def own_figures(task: dict[str, Any]) -> dict[str, float]:
 
     def train() -> None:
         optimizer.zero_grad()
-        ops.softmax_cross_entropy(model(images), labels).backward()
+        ops.cross_entropy(model(images), labels).backward()
         optimizer.step()
 
     def infer() -> None:
@@ -101,7 +101,9 @@ def layers(task: dict[str, Any]) -> list[tuple[str, float, float, float, int]]:
         for layer, given, output in calls:
             x = gpucnn.Tensor(given.data, requires_grad=given is not images)
             times = [queued(step, task["repeats"], spin) for step in layer_steps(layer, x)]
-            name = f"{type(layer).__name__} {layer.extra().split(',')[0]}, {x.shape[1:-1] or 1}"
+            name = (
+                f"{type(layer).__name__} {layer.extra_repr().split(',')[0]}, {x.shape[1:-1] or 1}"
+            )
             work = layer.multiply_adds((given,), output)
             rows.append((name, *times, work, 1 + x.requires_grad))
     return rows

@@ -65,7 +65,7 @@ def training_step(name: str, batch: int) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        ops.softmax_cross_entropy(model(images), labels).backward()
+        ops.cross_entropy(model(images), labels).backward()
         optimizer.step()
 
     return step

@@ -12,8 +12,8 @@ images = (table[:, :64] * 15).astype(np.uint8).reshape(-1, 8, 8, 1)
 digits = data.Dataset(images, table[:, 64], tuple("0123456789"), "digits")
 training, test = digits[:1400], digits[1400:]
 model = nn.Sequential(
-    nn.Conv2d(1, 16, 3, padding="same"), nn.BatchNorm(16), nn.ReLU(), nn.MaxPool2d(2),
-    nn.Conv2d(16, 32, 3, padding="same"), nn.BatchNorm(32), nn.ReLU(), nn.MaxPool2d(2),
+    nn.Conv2d(1, 16, 3, padding="same"), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+    nn.Conv2d(16, 32, 3, padding="same"), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
     nn.Flatten(), nn.Linear(128, 10),
 )  # fmt: skip
 normalize = data.Normalize(*data.channel_statistics(training.images))

@@ -42,7 +42,7 @@ def is_virginica(steps: int = 300) -> float:
     optimizer = optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
     for _ in range(steps):
         share = ops.sigmoid(model(gpucnn.tensor(x[training])))
-        loss = ops.mean_squared_error(share, target[training])
+        loss = ops.mse_loss(share, target[training])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -57,7 +57,7 @@ def which_species(steps: int = 300) -> float:
     model = models.mlp([4, 6, 6, 6, 6, 3], activation="tanh", generator=np.random.default_rng(1))
     optimizer = optim.Adam(model.parameters(), lr=0.01)
     for _ in range(steps):
-        loss = ops.softmax_cross_entropy(model(gpucnn.tensor(x[training])), labels[training])
+        loss = ops.cross_entropy(model(gpucnn.tensor(x[training])), labels[training])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

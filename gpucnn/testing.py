@@ -110,7 +110,7 @@ def avg_pool2d_loops(
     window: tuple[int, int],
     stride: tuple[int, int],
     padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
-    count_padding: bool = True,
+    count_include_pad: bool = True,
     dy: Array | None = None,
 ) -> tuple[Array, Array]:
     """ops.avg_pool2d one window at a time: y, and dx for dy (ones if None)."""
@@ -124,7 +124,7 @@ def avg_pool2d_loops(
             for column in range(j * stride[1] - left, j * stride[1] - left + window[1])
             if 0 <= row < h and 0 <= column < w
         ]
-        count = window[0] * window[1] if count_padding else len(seen)
+        count = window[0] * window[1] if count_include_pad else len(seen)
         for pixel in seen:
             y[n, i, j, c] += x[pixel] / count
             dx[pixel] += (1 if dy is None else dy[n, i, j, c]) / count

@@ -11,9 +11,9 @@ typedef unsigned long long uint64;
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
-// gpucnn.ops.window.Window, field by field: windows of kh x kw pixels over images (n, h, w, c).
+// gpucnn.ops.window.Geometry, field by field: windows of kh x kw pixels over images (n, h, w, c).
 // Output pixel (i, j) sees rows i * stride_h - top + r * dilation_h, r in 0..kh-1; columns alike.
-struct Window {
+struct Geometry {
     int n, h, w, c;
     int kh, kw;
     int oh, ow;

@@ -35,7 +35,7 @@ constexpr uint32 NEVER = 1u << 31;  // a bit that no pixel has
 // Where output pixel m begins to read, `first` being its first channel's unit, and which taps of
 // its window are on the image.
 template <bool VECTOR>
-__device__ inline Pixel<VECTOR> input_pixel(int first, int m, int count, const Window& g) {
+__device__ inline Pixel<VECTOR> input_pixel(int first, int m, int count, const Geometry& g) {
     int j = m % g.ow, i = m / g.ow % g.oh, n = m / g.ow / g.oh;
     int row = i * g.stride_h - g.top, column = j * g.stride_w - g.left;
     uint32 on_image = bits_inside(row, g.dilation_h, g.kh, g.h, 0) |
@@ -46,7 +46,7 @@ __device__ inline Pixel<VECTOR> input_pixel(int first, int m, int count, const W
 }
 
 // c, channels: units of a pixel of x, and of one tap.
-__device__ inline Tap input_tap(int tap, const Window& g, int c, int channels) {
+__device__ inline Tap input_tap(int tap, const Geometry& g, int c, int channels) {
     int r = tap / g.kw, s = tap % g.kw;
     return Tap{(r * g.dilation_h * g.w + s * g.dilation_w) * c, tap * channels,
                tap_bits(r, s, g.kh), channels};
@@ -55,7 +55,7 @@ __device__ inline Tap input_tap(int tap, const Window& g, int c, int channels) {
 // Adds the bias, clips, and writes this thread's 8 x 8 results.
 template <int TM, int TN>
 __device__ inline void write_results(const float (&sum)[8][8], const float* bias, float* y,
-                                     const Window& g, int filters, int relu) {
+                                     const Geometry& g, int filters, int relu) {
     int pixels = g.n * g.oh * g.ow, oc_count = filters * g.groups;
     int row = blockIdx.x * TM + lane_row<TM, TN>();
     int column = blockIdx.y * TN + lane_column<TM, TN>();
@@ -84,7 +84,7 @@ __device__ inline void write_results(const float (&sum)[8][8], const float* bias
 
 template <int TM, int TN, bool VECTOR>
 __device__ inline void forward(const float* x, const float* w, const float* bias, float* y,
-                               const Window& g, int channels, int filters, int relu) {
+                               const Geometry& g, int channels, int filters, int relu) {
     using T = Tile<TM, TN>;
     __shared__ SharedTile<TM, TN> tiles[2];
     __shared__ Tap taps[MAX_TAPS];
@@ -144,7 +144,7 @@ __device__ inline void forward(const float* x, const float* w, const float* bias
 
 template <int TM, int TN>
 __device__ inline void forward_few(const float* x, const float* w, const float* bias, float* y,
-                                   const Window& g, int channels, int filters, int relu) {
+                                   const Geometry& g, int channels, int filters, int relu) {
     using T = Tile<TM, TN>;
     __shared__ SharedTile<TM, TN> tiles[2];
     __shared__ Tap table[FEW_K + TILE_K];
@@ -206,25 +206,25 @@ __device__ inline void forward_few(const float* x, const float* w, const float* 
 }
 
 extern "C" __global__ __launch_bounds__(256, 2) wide_offsets void conv2d_forward_128x128_vector(
-    const float* x, const float* w, const float* bias, float* y, Window g, int channels,
+    const float* x, const float* w, const float* bias, float* y, Geometry g, int channels,
     int filters, int relu) {
     forward<128, 128, true>(x, w, bias, y, g, channels, filters, relu);
 }
 
 extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_forward_128x64_vector(
-    const float* x, const float* w, const float* bias, float* y, Window g, int channels,
+    const float* x, const float* w, const float* bias, float* y, Geometry g, int channels,
     int filters, int relu) {
     forward<128, 64, true>(x, w, bias, y, g, channels, filters, relu);
 }
 
 extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_forward_128x64_scalar(
-    const float* x, const float* w, const float* bias, float* y, Window g, int channels,
+    const float* x, const float* w, const float* bias, float* y, Geometry g, int channels,
     int filters, int relu) {
     forward<128, 64, false>(x, w, bias, y, g, channels, filters, relu);
 }
 
 extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_forward_128x64_few(
-    const float* x, const float* w, const float* bias, float* y, Window g, int channels,
+    const float* x, const float* w, const float* bias, float* y, Geometry g, int channels,
     int filters, int relu) {
     forward_few<128, 64>(x, w, bias, y, g, channels, filters, relu);
 }

@@ -59,7 +59,7 @@ struct Phase {
     int group, pixels;
 };
 
-__device__ inline Phase phase_of(int block, const Window& g) {
+__device__ inline Phase phase_of(int block, const Geometry& g) {
     int phases = g.stride_h * g.stride_w, phase = block % phases;
     Axis rows = live_taps(phase / g.stride_w, g.h, g.stride_h, g.top, g.dilation_h, g.kh);
     Axis columns = live_taps(phase % g.stride_w, g.w, g.stride_w, g.left, g.dilation_w, g.kw);
@@ -69,7 +69,7 @@ __device__ inline Phase phase_of(int block, const Window& g) {
 // Where pixel m of the phase begins to read dy, and which of its live taps look at an output.
 // first: its first filter's unit.  oc_count: units of a pixel of dy.
 template <bool VECTOR>
-__device__ inline Pixel<VECTOR> output_pixel(int first, int m, const Phase& phase, const Window& g,
+__device__ inline Pixel<VECTOR> output_pixel(int first, int m, const Phase& phase, const Geometry& g,
                                              int oc_count) {
     const Axis &rows = phase.rows, &columns = phase.columns;
     int j = m % columns.pixels, i = m / columns.pixels % rows.pixels;
@@ -83,7 +83,7 @@ __device__ inline Pixel<VECTOR> output_pixel(int first, int m, const Phase& phas
 }
 
 template <int TM, int TN, bool VECTOR>
-__device__ inline void grad_input(const float* dy, const float* w, float* dx, const Window& g,
+__device__ inline void grad_input(const float* dy, const float* w, float* dx, const Geometry& g,
                                   int channels, int filters) {
     using T = Tile<TM, TN>;
     static_assert(T::B_QUADS == 1, "a step's filters are one load per thread");
@@ -165,16 +165,16 @@ __device__ inline void grad_input(const float* dy, const float* w, float* dx, co
 }
 
 extern "C" __global__ __launch_bounds__(256, 2) wide_offsets void conv2d_grad_input_128x128_vector(
-    const float* dy, const float* w, float* dx, Window g, int channels, int filters) {
+    const float* dy, const float* w, float* dx, Geometry g, int channels, int filters) {
     grad_input<128, 128, true>(dy, w, dx, g, channels, filters);
 }
 
 extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_grad_input_128x64_vector(
-    const float* dy, const float* w, float* dx, Window g, int channels, int filters) {
+    const float* dy, const float* w, float* dx, Geometry g, int channels, int filters) {
     grad_input<128, 64, true>(dy, w, dx, g, channels, filters);
 }
 
 extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_grad_input_128x64_scalar(
-    const float* dy, const float* w, float* dx, Window g, int channels, int filters) {
+    const float* dy, const float* w, float* dx, Geometry g, int channels, int filters) {
     grad_input<128, 64, false>(dy, w, dx, g, channels, filters);
 }

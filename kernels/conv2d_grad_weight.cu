@@ -40,20 +40,20 @@ struct alignas(16) Stride {
     int image_size;  // floats
 };
 
-__device__ inline Stride eight_pixels(const Window& g) {
+__device__ inline Stride eight_pixels(const Geometry& g) {
     int image = g.oh * g.ow;
     return Stride{TILE_K / image, TILE_K % image / g.ow * g.stride_h, TILE_K % g.ow * g.stride_w,
                   g.h * g.w * g.c};
 }
 
-__device__ inline Walk start_walk(int p, int tap, const Window& g) {
+__device__ inline Walk start_walk(int p, int tap, const Geometry& g) {
     int row0 = tap / g.kw * g.dilation_h - g.top, column0 = tap % g.kw * g.dilation_w - g.left;
     return Walk{p / g.ow / g.oh, p / g.ow % g.oh * g.stride_h + row0,
                 p % g.ow * g.stride_w + column0, g.oh * g.stride_h + row0,
                 g.ow * g.stride_w + column0};
 }
 
-__device__ inline void step(Walk& walk, const Stride& by, const Window& g) {
+__device__ inline void step(Walk& walk, const Stride& by, const Geometry& g) {
     walk.image += by.images;
     walk.row += by.rows;
     walk.column += by.columns;
@@ -67,12 +67,12 @@ __device__ inline void step(Walk& walk, const Stride& by, const Window& g) {
     }
 }
 
-__device__ inline bool on_image(int row, int column, const Window& g) {
+__device__ inline bool on_image(int row, int column, const Geometry& g) {
     return (uint32)row < (uint32)g.h && (uint32)column < (uint32)g.w;
 }
 
 template <int TM, int TN, bool VECTOR>
-__device__ inline void grad_weight(const float* x, const float* dy, float* part, const Window& g,
+__device__ inline void grad_weight(const float* x, const float* dy, float* part, const Geometry& g,
                                    int channels, int filters, int splits, int64 split_size) {
     using T = Tile<TM, TN>;
     static_assert(T::B_QUADS == 1, "a step's pixels of x are one load per thread");
@@ -155,13 +155,13 @@ __device__ inline void grad_weight(const float* x, const float* dy, float* part,
 }
 
 extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_grad_weight_128x64_vector(
-    const float* x, const float* dy, float* part, Window g, int channels,
+    const float* x, const float* dy, float* part, Geometry g, int channels,
     int filters, int splits, int64 split_size) {
     grad_weight<128, 64, true>(x, dy, part, g, channels, filters, splits, split_size);
 }
 
 extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_grad_weight_128x64_scalar(
-    const float* x, const float* dy, float* part, Window g, int channels,
+    const float* x, const float* dy, float* part, Geometry g, int channels,
     int filters, int splits, int64 split_size) {
     grad_weight<128, 64, false>(x, dy, part, g, channels, filters, splits, split_size);
 }

@@ -17,7 +17,7 @@
 #include "common.cuh"
 
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_forward_plain(
-    const float* x, const float* w, const float* bias, float* y, Window g, int oc_count, int relu) {
+    const float* x, const float* w, const float* bias, float* y, Geometry g, int oc_count, int relu) {
     int64 index = global_thread();
     if (index >= (int64)g.n * g.oh * g.ow * oc_count) return;
     int oc = index % oc_count;
@@ -45,7 +45,7 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_forward
 }
 
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_grad_input_plain(
-    const float* dy, const float* w, float* dx, Window g, int oc_count) {
+    const float* dy, const float* w, float* dx, Geometry g, int oc_count) {
     int64 index = global_thread();
     if (index >= (int64)g.n * g.h * g.w * g.c) return;
     int c = index % g.c;
@@ -76,7 +76,7 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_grad_in
 }
 
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_grad_weight_plain(
-    const float* x, const float* dy, float* dw, Window g, int oc_count) {
+    const float* x, const float* dy, float* dw, Geometry g, int oc_count) {
     int channels = g.c / g.groups;
     int64 index = global_thread();
     if (index >= (int64)oc_count * g.kh * g.kw * channels) return;

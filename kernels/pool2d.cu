@@ -29,7 +29,7 @@ __device__ inline Place place_of(int index, int columns, int channels) {
 // see(row, column, place in the window) for each pixel of output `at`'s window that is on the
 // image, in row order.
 template <class See>
-__device__ inline void each_in_window(const Place& at, const Window& g, See see) {
+__device__ inline void each_in_window(const Place& at, const Geometry& g, See see) {
     int row0 = at.row * g.stride_h - g.top, column0 = at.column * g.stride_w - g.left;
 #pragma unroll 1
     for (int r = max(0, -row0); r < min(g.kh, g.h - row0); ++r)
@@ -50,7 +50,7 @@ __device__ inline Span windows_over(int at, int before, int size, int stride, in
 
 // see(i, j, place in that window) for each window (i, j) that holds pixel `at`.
 template <class See>
-__device__ inline void each_window_over(const Place& at, const Window& g, See see) {
+__device__ inline void each_window_over(const Place& at, const Geometry& g, See see) {
     Span rows = windows_over(at.row, g.top, g.kh, g.stride_h, g.oh);
     Span columns = windows_over(at.column, g.left, g.kw, g.stride_w, g.ow);
 #pragma unroll 1  // one or two turns: unrolled they would cost registers
@@ -62,7 +62,7 @@ __device__ inline void each_window_over(const Place& at, const Window& g, See se
 }
 
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void max_pool2d_forward(
-    const float* x, float* y, int* argmax, Window g) {  // argmax may be null
+    const float* x, float* y, int* argmax, Geometry g) {  // argmax may be null
     int index = blockIdx.x * blockDim.x + threadIdx.x;
     int image = g.oh * g.ow * g.c;
     if (index >= image) return;
@@ -85,7 +85,7 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void max_pool2d_for
 }
 
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void max_pool2d_backward(
-    const float* dy, const int* argmax, float* dx, Window g) {
+    const float* dy, const int* argmax, float* dx, Geometry g) {
     int index = blockIdx.x * blockDim.x + threadIdx.x;
     int image = g.h * g.w * g.c;
     if (index >= image) return;
@@ -103,7 +103,7 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void max_pool2d_bac
 
 // How many pixels the mean of output (i, j) is over.  Padding counts, or it does not; what a
 // window hangs over beyond the padding (bottom, right: what was asked for) never counts.
-__device__ inline int counted(int i, int j, const Window& g, int padding, int bottom, int right) {
+__device__ inline int counted(int i, int j, const Geometry& g, int padding, int bottom, int right) {
     int row = i * g.stride_h - g.top, column = j * g.stride_w - g.left;
     int rows = padding ? min(row + g.kh, g.h + bottom) - row
                        : min(row + g.kh, g.h) - max(row, 0);
@@ -113,7 +113,7 @@ __device__ inline int counted(int i, int j, const Window& g, int padding, int bo
 }
 
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void avg_pool2d_forward(
-    const float* x, float* y, Window g, int padding, int bottom, int right) {
+    const float* x, float* y, Geometry g, int padding, int bottom, int right) {
     int index = blockIdx.x * blockDim.x + threadIdx.x;
     int image = g.oh * g.ow * g.c;
     if (index >= image) return;
@@ -130,7 +130,7 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void avg_pool2d_for
 }
 
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void avg_pool2d_backward(
-    const float* dy, float* dx, Window g, int padding, int bottom, int right) {
+    const float* dy, float* dx, Geometry g, int padding, int bottom, int right) {
     int index = blockIdx.x * blockDim.x + threadIdx.x;
     int image = g.h * g.w * g.c;
     if (index >= image) return;

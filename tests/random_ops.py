@@ -133,7 +133,7 @@ def _conv2d(graph: Graph) -> Pair:
 
 
 def _window(graph: Graph, x: Pair) -> tuple[int, int, int, bool]:
-    """Window, stride, padding and ceil of a pool."""
+    """Geometry, stride, padding and ceil of a pool."""
     window = min(graph.settings(1, 2, 3), *x.shape[1:3])
     return window, graph.settings(1, 2), graph.settings(0, window // 2), graph.settings(False, True)
 
@@ -214,13 +214,13 @@ def _softmax_cross_entropy(graph: Graph) -> Pair:
         None if weights is None else torch.tensor(weights.astype(np.float64)),
         label_smoothing=smoothing,
     )
-    return Pair(ops.softmax_cross_entropy(x.ours, labels, smoothing, weights), theirs)
+    return Pair(ops.cross_entropy(x.ours, labels, weights, smoothing), theirs)
 
 
 def _mean_squared_error(graph: Graph) -> Pair:
     a = graph.pick()
     b = graph.pick(lambda p: p.shape == a.shape)
-    return Pair(ops.mean_squared_error(a.ours, b.ours), F.mse_loss(a.theirs, b.theirs))
+    return Pair(ops.mse_loss(a.ours, b.ours), F.mse_loss(a.theirs, b.theirs))
 
 
 def _var(x: Any, dim: Any, keepdim: bool) -> Any:
@@ -338,7 +338,7 @@ OPS: dict[str, Callable[[Graph], Pair]] = {
     "max": _reduce(ops.max, lambda x, **k: x.amax(**k), "apart"),
     "max_pool2d": _max_pool2d,
     "mean": _reduce(ops.mean, lambda x, **k: x.mean(**k)),
-    "mean_squared_error": _mean_squared_error,
+    "mse_loss": _mean_squared_error,
     "min": _reduce(ops.min, lambda x, **k: x.amin(**k), "apart"),
     "multiply": _binary(ops.multiply, lambda a, b: a * b),
     "negative": _like(ops.negative, lambda x: -x),
@@ -348,7 +348,7 @@ OPS: dict[str, Callable[[Graph], Pair]] = {
     "reshape": _reshape,
     "sigmoid": _like(ops.sigmoid, lambda x: x.sigmoid()),
     "softmax": _along(ops.softmax, lambda x, dim: F.softmax(x, dim)),
-    "softmax_cross_entropy": _softmax_cross_entropy,
+    "cross_entropy": _softmax_cross_entropy,
     "sqrt": _like(ops.sqrt, lambda x: x.sqrt(), "positive"),
     "subtract": _binary(ops.subtract, lambda a, b: a - b),
     "sum": _reduce(ops.sum, lambda x, **k: x.sum(**k)),

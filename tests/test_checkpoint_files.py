@@ -113,13 +113,23 @@ def test_a_missing_file_is_a_checkpoint_error(tmp_path):
 @pytest.mark.parametrize(
     ("model", "name", "config", "message"),
     [
-        (models.lenet5(classes=3), "lenet5", None, r"11\.w: \(10, 84\) float32 built, \(3, 84\)"),
-        (models.lenet5(), "lenet", None, r"0\.w: \(20, 5, 5, 1\)"),
+        (
+            models.lenet5(classes=3),
+            "lenet5",
+            None,
+            r"11\.weight: \(10, 84\) float32 built, \(3, 84\)",
+        ),
+        (models.lenet5(), "lenet", None, r"0\.weight: \(20, 5, 5, 1\)"),
         (models.lenet5(), "lenet5", {"depth": 3}, "cannot be built"),
         (models.lenet5(), "lenet5", {"generator": 3}, "cannot be built"),
         (models.mlp([4, 6, 1]), "mlp", {"sizes": 7}, "cannot be built"),
         (models.mlp([4, 6, 1], "tanh"), "mlp", {"sizes": [4, 6, 1]}, "2: ReLU built, Tanh here"),
-        (models.mlp([4, 6]), "mlp", {"sizes": [4, 6, 1]}, r"3\.w: \(1, 6\) float32 built, nothing"),
+        (
+            models.mlp([4, 6]),
+            "mlp",
+            {"sizes": [4, 6, 1]},
+            r"3\.weight: \(1, 6\) float32 built, nothing",
+        ),
         (models.lenet5().astype(np.float64), "lenet5", None, "float32 built, .* float64 here"),
         (models.lenet5(), None, {"classes": 10}, "goes with the name"),
         ({"w": np.zeros(3)}, "lenet5", None, "expected a Module"),
@@ -165,7 +175,7 @@ class Own(nn.Module):
 
     def __init__(self, width=5):
         self.first = nn.Linear(4, width)
-        self.norm = nn.BatchNorm(width)
+        self.norm = nn.BatchNorm2d(width)
         self.branches = [nn.Linear(width, 3), nn.Linear(width, 3)]
         self.temperature = nn.Parameter(np.array(2.0, np.float32))
 
@@ -244,10 +254,10 @@ def test_a_model_that_does_not_fit_is_named_tensor_by_tensor_and_stays_as_it_was
     other = Own()
     before = {key: array.copy() for key, array in other.state_dict().items()}
     with pytest.raises(
-        CheckpointError, match=r"first\.w: expected \(5, 4\), got \(7, 4\)"
+        CheckpointError, match=r"first\.weight: expected \(5, 4\), got \(7, 4\)"
     ) as caught:
         gpucnn.load(path, other)
     assert str(path) in str(caught.value)
     assert all(np.array_equal(before[key], x) for key, x in other.state_dict().items())
-    with pytest.raises(CheckpointError, match=r"(?s)missing: 0\.w.*unexpected: first\.w"):
+    with pytest.raises(CheckpointError, match=r"(?s)missing: 0\.weight.*unexpected: first\.weight"):
         gpucnn.load(path, nn.Sequential(nn.Linear(4, 5)))

@@ -22,9 +22,9 @@ def test_new_tensors_parameters_buffers_and_batches_are_there():
         made = [
             gpucnn.tensor([1.0]),
             gpucnn.tensor(np.zeros(3)),
-            nn.Conv2d(3, 4, 3).w,
-            nn.BatchNorm(4).running_mean,
-            nn.BatchNorm(4).gamma,
+            nn.Conv2d(3, 4, 3).weight,
+            nn.BatchNorm2d(4).running_mean,
+            nn.BatchNorm2d(4).weight,
             *next(iter(data.DataLoader(images, 2))),
         ]
         given = [
@@ -34,7 +34,7 @@ def test_new_tensors_parameters_buffers_and_batches_are_there():
         ]
     assert {str(t.device) for t in made} == {"cudasim"}
     assert {str(t.device) for t in given} == {"cpu"}
-    assert str(gpucnn.tensor([1.0]).device) == str(nn.Linear(2, 2).w.device) == "cpu"
+    assert str(gpucnn.tensor([1.0]).device) == str(nn.Linear(2, 2).weight.device) == "cpu"
     assert isinstance(next(iter(data.DataLoader(images, 2)))[0], np.ndarray)
 
 
@@ -52,7 +52,7 @@ def test_a_model_is_computed_on_the_default_device():
         y = model(gpucnn.tensor(np.ones((2, 4), np.float32)))
         y.sum().backward()
     assert str(y.device) == "cudasim"
-    assert isinstance(model[0].w.grad, cudasim.ndarray)
+    assert isinstance(model[0].weight.grad, cudasim.ndarray)
 
 
 def test_a_saved_model_is_loaded_there(tmp_path):

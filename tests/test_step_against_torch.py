@@ -13,7 +13,7 @@ def every_layer() -> nn.Sequential:
     """A network in which each kind of layer that PyTorch has too appears."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False),  # the norm would cancel a bias
-        nn.BatchNorm(8),
+        nn.BatchNorm2d(8),
         nn.ReLU(),
         nn.MaxPool2d(3, 2, padding=1),
         nn.Conv2d(8, 12, (5, 3), stride=(1, 2), padding=(2, 1), groups=2),
@@ -21,11 +21,11 @@ def every_layer() -> nn.Sequential:
         nn.LeakyReLU(0.1),
         nn.Conv2d(12, 12, 3, dilation=2, padding=2, bias=False),
         nn.GELU(),
-        nn.AvgPool2d(2, 2, ceil=True, count_padding=False),
+        nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False),
         nn.Conv2d(12, 16, 1),
         nn.Sigmoid(),
         nn.Conv2d(16, 16, 3, padding=1),
-        nn.MaxPool2d(2, ceil=True),
+        nn.MaxPool2d(2, ceil_mode=True),
         nn.Flatten(),
         nn.Linear(32, 20),
         nn.Tanh(),
@@ -37,40 +37,42 @@ def torch_layer(layer: nn.Module):
     """The same layer in PyTorch, with the same weights in its layout."""
     t = torch.nn
     if isinstance(layer, nn.Conv2d):
-        oc, kh, kw, c = layer.w.shape
-        bias = layer.b is not None
+        oc, kh, kw, c = layer.weight.shape
+        bias = layer.bias is not None
         other = t.Conv2d(c * layer.groups, oc, (kh, kw), layer.stride, layer.padding,
                          layer.dilation, layer.groups, bias)  # fmt: skip
-        fill(other.weight, layer.w.data.transpose(0, 3, 1, 2))
+        fill(other.weight, layer.weight.data.transpose(0, 3, 1, 2))
     elif isinstance(layer, nn.Linear):
-        other = t.Linear(layer.w.shape[1], layer.w.shape[0])
-        fill(other.weight, layer.w.data)
-    elif isinstance(layer, nn.BatchNorm):
-        other = t.BatchNorm2d(layer.gamma.size).double()
-        fill(other.weight, layer.gamma.data)
-        fill(other.bias, layer.beta.data)
+        other = t.Linear(layer.weight.shape[1], layer.weight.shape[0])
+        fill(other.weight, layer.weight.data)
+    elif isinstance(layer, nn.BatchNorm2d):
+        other = t.BatchNorm2d(layer.weight.size).double()
+        fill(other.weight, layer.weight.data)
+        fill(other.bias, layer.bias.data)
         return other
     elif isinstance(layer, nn.LocalResponseNorm):
         # PyTorch divides alpha by size
         return t.LocalResponseNorm(layer.size, layer.alpha * layer.size, layer.beta, layer.k)
     elif isinstance(layer, nn.AvgPool2d):
         return t.AvgPool2d(
-            layer.window, layer.stride, layer.padding, layer.ceil, layer.count_padding
+            layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, layer.count_include_pad
         )
     elif isinstance(layer, nn.MaxPool2d):
-        return t.MaxPool2d(layer.window, layer.stride, layer.padding, ceil_mode=layer.ceil)
+        return t.MaxPool2d(
+            layer.kernel_size, layer.stride, layer.padding, ceil_mode=layer.ceil_mode
+        )
     elif isinstance(layer, nn.Flatten):
         return Flatten()
     elif isinstance(layer, nn.LeakyReLU):
-        return t.LeakyReLU(layer.slope)
+        return t.LeakyReLU(layer.negative_slope)
     elif isinstance(layer, nn.GELU):
         return t.GELU(approximate="tanh")
     elif isinstance(layer, nn.Dropout):
         return t.Identity()
     else:
         return getattr(t, type(layer).__name__)()
-    if layer.b is not None:
-        fill(other.bias, layer.b.data)
+    if layer.bias is not None:
+        fill(other.bias, layer.bias.data)
     return other.double()
 
 
@@ -108,7 +110,7 @@ def test_loss_gradients_and_updated_parameters_agree_to_1e_12(model, side, batch
     for layer in model:
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0
-        if isinstance(layer, nn.BatchNorm):
+        if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.data[...] = 0
             layer.running_var.data[...] = 1
     twin = torch.nn.Sequential(*map(torch_layer, model))
@@ -117,7 +119,7 @@ def test_loss_gradients_and_updated_parameters_agree_to_1e_12(model, side, batch
 
     x = gpucnn.tensor(images, requires_grad=True)
     optimizer = optim.SGD(model.parameters(), 0.05, 0.9, True, 5e-4)
-    loss = ops.softmax_cross_entropy(model(x), labels)
+    loss = ops.cross_entropy(model(x), labels)
     loss.backward()
     gradients = [p.grad.copy() for p in model.parameters()]
     optimizer.step()
@@ -136,7 +138,7 @@ def test_loss_gradients_and_updated_parameters_agree_to_1e_12(model, side, batch
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         assert relative(p.data, q) < 1e-12
     for layer, other in zip(model, twin, strict=True):
-        if isinstance(layer, nn.BatchNorm):
+        if isinstance(layer, nn.BatchNorm2d):
             assert relative(layer.running_mean.data, other.running_mean) < 1e-12
             assert relative(layer.running_var.data, other.running_var) < 1e-12
 

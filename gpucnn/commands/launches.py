@@ -103,7 +103,7 @@ def _load(batch: int, shape: tuple[int, ...], device: Device) -> None:
 
 def _train(model: nn.Module, optimizer: optim.SGD, images: Tensor, labels: Tensor) -> None:
     optimizer.zero_grad()
-    ops.softmax_cross_entropy(model.train()(images), labels).backward()
+    ops.cross_entropy(model.train()(images), labels).backward()
     optimizer.step()
 
 

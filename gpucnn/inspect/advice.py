@@ -14,13 +14,13 @@ from gpucnn.nn import (
     LogSoftmax,
     MaxPool2d,
     Module,
-    Pad2d,
     ReLU,
     Reshape,
     Sigmoid,
     Softmax,
+    ZeroPad2d,
 )
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 from gpucnn.tensor import Tensor
 
 _KEEP_SIGN = (
@@ -31,7 +31,7 @@ _KEEP_SIGN = (
     Reshape,
     Dropout,
     LocalResponseNorm,
-    Pad2d,
+    ZeroPad2d,
 )
 
 
@@ -75,7 +75,7 @@ class Flow:
         if module is self._model:
             self.last = self._maker.get(id(output))
         name = self._names.get(id(module))
-        if name is None or any(True for _ in module.children()) or not inputs:
+        if name is None or any(True for _ in module.named_children()) or not inputs:
             return
         x = inputs[0]
         shape = x.shape if isinstance(x, Tensor) else ()
@@ -97,11 +97,13 @@ def _unseen(call: Call) -> list[Advice]:
     """Rows and columns of the image that no window of a convolution or pool sees."""
     module, shape = call.module, call.input_shape
     if isinstance(module, Conv2d):
-        kernel, stride, dilation = module.w.shape[1:3], module.stride, module.dilation
-        v = Window.of("conv2d", shape, (kernel[0], kernel[1]), stride, module.padding, dilation)
+        kernel, stride, dilation = module.weight.shape[1:3], module.stride, module.dilation
+        v = Geometry.of("conv2d", shape, (kernel[0], kernel[1]), stride, module.padding, dilation)
     elif isinstance(module, MaxPool2d):
-        stride = module.stride or module.window
-        v = Window.of("pool2d", shape, module.window, stride, module.padding, ceil=module.ceil)
+        stride = module.stride or module.kernel_size
+        v = Geometry.of(
+            "pool2d", shape, module.kernel_size, stride, module.padding, ceil_mode=module.ceil_mode
+        )
     else:
         return []
     ends, gaps = [], []
@@ -164,7 +166,7 @@ def _ending(last: Call | None) -> list[Advice]:
                 else "on probabilities it learns slowly"
             )
             text = (
-                f"the network ends in {type(module).__name__}, and ops.softmax_cross_entropy "
+                f"the network ends in {type(module).__name__}, and ops.cross_entropy "
                 f"applies softmax itself ({again}); train on the logits before it"
             )
             found.append(Advice(name, text))

@@ -36,7 +36,7 @@ def first_layer_filters(model: Module, path: draw.File | None = None) -> Values:
     """
     for _, module in model.named_modules():
         if isinstance(module, Conv2d):
-            filters = to_host(module.w.data)
+            filters = to_host(module.weight.data)
             if path is not None:
                 draw.write_tiles(path, filter_pictures(filters), _filters_in_a_row(filters))
             return filters

@@ -30,7 +30,7 @@ def activations(
     """
     names = {id(module): name for name, module in model.named_modules()}
     if layers is None:
-        chosen = [m for _, m in model.named_modules() if not any(True for _ in m.children())]
+        chosen = [m for _, m in model.named_modules() if not any(True for _ in m.named_children())]
     else:
         chosen = [find_layer(model, layer) for layer in layers]
     parts: dict[str, list[Array]] = {}

@@ -235,8 +235,8 @@ def _conv2d(graph: _Graph, node: Any) -> tuple[str, str]:
     names = [graph.get(x, "nchw"), graph.get(w, "nchw")]
     if b is not None:
         names.append(graph.get(b))
-    window = _window(node.window, dilation=True)
-    result = graph.add("Conv", names, group=node.window.groups, **window)
+    window = _window(node.geometry, dilation=True)
+    result = graph.add("Conv", names, group=node.geometry.groups, **window)
     if node.relu:
         result = graph.add("Relu", [result])
     if node.pool is not None:
@@ -246,21 +246,26 @@ def _conv2d(graph: _Graph, node: Any) -> tuple[str, str]:
 
 def _max_pool2d(graph: _Graph, node: Any) -> tuple[str, str]:
     x = graph.get(node.inputs[0], "nchw")
-    return "nchw", graph.add("MaxPool", [x], **_window(node.window, dilation=False))
+    return "nchw", graph.add("MaxPool", [x], **_window(node.geometry, dilation=False))
 
 
 def _avg_pool2d(graph: _Graph, node: Any) -> tuple[str, str]:
-    window, (count_padding, bottom, right) = node.window, node.area
+    window, (count_include_pad, bottom, right) = node.geometry, node.area
     ceil = (window.bottom, window.right) != (bottom, right)
-    if count_padding and ceil and window.padded and (window.top or window.left or bottom or right):
+    if (
+        count_include_pad
+        and ceil
+        and window.padded
+        and (window.top or window.left or bottom or right)
+    ):
         raise ArgumentError(
             "export_onnx: avg_pool2d with padding that counts and with ceil has no form in ONNX\n"
-            "  use count_padding=False, or an image that the windows fill"
+            "  use count_include_pad=False, or an image that the windows fill"
         )
     return "nchw", graph.add(
         "AveragePool",
         [graph.get(node.inputs[0], "nchw")],
-        count_include_pad=int(count_padding and not ceil),
+        count_include_pad=int(count_include_pad and not ceil),
         **_window(window, dilation=False),
     )
 

@@ -62,7 +62,7 @@ def from_torchvision(state: Mapping[str, Any]) -> State:
                 array = array.reshape(-1, 256, 6, 6).transpose(0, 2, 3, 1).reshape(array.shape)
             elif array.ndim == 4:
                 array = array.transpose(0, 2, 3, 1)
-            converted[f"{ours}.{'w' if part == 'weight' else 'b'}"] = np.ascontiguousarray(array)
+            converted[f"{ours}.{part}"] = np.ascontiguousarray(array)
     if problems:
         raise CheckpointError(
             "convert: not a state dict of torchvision's AlexNet\n  " + "\n  ".join(problems[:12])
@@ -74,13 +74,13 @@ def to_torchvision(state: Mapping[str, Any]) -> State:
     """torchvision's state dict, as arrays, from the state of an alexnet_torchvision."""
     converted: State = {}
     for theirs, (ours, _) in _LAYERS.items():
-        w = np.asarray(state[f"{ours}.w"], dtype=np.float32)
+        w = np.asarray(state[f"{ours}.weight"], dtype=np.float32)
         if theirs == _FIRST_DENSE:
             w = w.reshape(-1, 6, 6, 256).transpose(0, 3, 1, 2).reshape(w.shape)
         elif w.ndim == 4:
             w = w.transpose(0, 3, 1, 2)
         converted[f"{theirs}.weight"] = np.ascontiguousarray(w)
-        converted[f"{theirs}.bias"] = np.asarray(state[f"{ours}.b"], dtype=np.float32)
+        converted[f"{theirs}.bias"] = np.asarray(state[f"{ours}.bias"], dtype=np.float32)
     return converted
 
 
@@ -102,7 +102,7 @@ def convert_file(source: str | Path, target: str | Path) -> str:
     if target.suffix != ".safetensors":
         raise ArgumentError(f"convert: {target}: a gpucnn checkpoint ends in .safetensors")
     state = from_torchvision(_read_state(source))
-    config = {"classes": len(state["21.b"]), "channels": state["0.w"].shape[3]}
+    config = {"classes": len(state["21.bias"]), "channels": state["0.weight"].shape[3]}
     model = models.build("alexnet_torchvision", generator=np.random.default_rng(0), **config)
     model.load_state_dict(state)
     normalize = IMAGENET if config["channels"] == 3 else None

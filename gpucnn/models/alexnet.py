@@ -37,7 +37,7 @@ def alexnet(
     Source: Krizhevsky et al. 2012, sections 3.5, 4.2 and 5.
     """
 
-    start, bias_of = nn.init.gaussian(0.01), nn.init.constant
+    start, bias_of = nn.init.normal(0.01), nn.init.constant
 
     def conv(
         c: int, oc: int, window: int, stride: int, padding: int, groups: int, bias: float
@@ -127,13 +127,13 @@ def alexnet_keras(
 
     def conv(c: int, oc: int, window: int, stride: int = 1) -> list[nn.Module]:
         filters = nn.Conv2d(
-            c, oc, window, stride, "same", weight_init=nn.init.glorot_uniform, generator=generator
+            c, oc, window, stride, "same", weight_init=nn.init.xavier_uniform, generator=generator
         )
-        return [filters, nn.ReLU(), nn.BatchNorm(oc, momentum=0.01, eps=1e-3)]
+        return [filters, nn.ReLU(), nn.BatchNorm2d(oc, momentum=0.01, eps=1e-3)]
 
     def dense(inputs: int, outputs: int) -> nn.Linear:
         return nn.Linear(
-            inputs, outputs, weight_init=nn.init.glorot_uniform, generator=generator
+            inputs, outputs, weight_init=nn.init.xavier_uniform, generator=generator
         )  # fmt: skip
 
     return nn.Sequential(
@@ -187,7 +187,7 @@ def _cifar10(
 ) -> nn.Sequential:
     def conv(c: int, oc: int) -> list[nn.Module]:
         filters = nn.Conv2d(c, oc, 3, padding=1, bias=not batch_norm, generator=generator)
-        return [filters, *([nn.BatchNorm(oc)] if batch_norm else []), nn.ReLU()]
+        return [filters, *([nn.BatchNorm2d(oc)] if batch_norm else []), nn.ReLU()]
 
     return nn.Sequential(
         *conv(channels, 64),
@@ -224,7 +224,7 @@ class MapResponseNorm(nn.Module):
         squares = ops.avg_pool2d(x * x, self.size, 1, padding=self.size // 2)
         return x * ops.power(squares * self.scale + 1.0, -self.power)
 
-    def extra(self) -> str:
+    def extra_repr(self) -> str:
         return f"size={self.size}, scale={self.scale}, power={self.power}"
 
 
@@ -240,16 +240,14 @@ def cuda_convnet_18pct(
     """
 
     def conv(c: int, oc: int, std: float) -> nn.Conv2d:
-        return nn.Conv2d(
-            c, oc, 5, padding=2, weight_init=nn.init.gaussian(std), generator=generator
-        )
+        return nn.Conv2d(c, oc, 5, padding=2, weight_init=nn.init.normal(std), generator=generator)
 
     def mean_pool() -> nn.AvgPool2d:
-        return nn.AvgPool2d(3, 2, ceil=True, count_padding=False)
+        return nn.AvgPool2d(3, 2, ceil_mode=True, count_include_pad=False)
 
     return nn.Sequential(
         conv(channels, 32, 0.0001),
-        nn.MaxPool2d(3, 2, ceil=True),  # 16 x 16 x 32
+        nn.MaxPool2d(3, 2, ceil_mode=True),  # 16 x 16 x 32
         nn.ReLU(),
         MapResponseNorm(3, 5e-5, 0.75),
         conv(32, 32, 0.01),
@@ -260,5 +258,5 @@ def cuda_convnet_18pct(
         nn.ReLU(),
         mean_pool(),  # 4 x 4 x 64
         nn.Flatten(),
-        nn.Linear(1024, classes, weight_init=nn.init.gaussian(0.01), generator=generator),
+        nn.Linear(1024, classes, weight_init=nn.init.normal(0.01), generator=generator),
     )

@@ -22,7 +22,7 @@ def lenet5(
     convolution pads by 2.  Glorot initialisation.
     Source: LeCun et al. 1998, section II.B.
     """
-    glorot = nn.init.glorot_uniform
+    glorot = nn.init.xavier_uniform
 
     def conv(c: int, oc: int, padding: int) -> nn.Conv2d:
         return nn.Conv2d(c, oc, 5, padding=padding, weight_init=glorot, generator=generator)

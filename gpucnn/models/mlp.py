@@ -28,7 +28,7 @@ def mlp(
         raise ArgumentError(
             f"mlp: activation {activation!r} is unknown; expected one of {', '.join(_ACTIVATIONS)}"
         )
-    weight_init = nn.init.he_normal if activation == "relu" else nn.init.glorot_uniform
+    weight_init = nn.init.kaiming_normal if activation == "relu" else nn.init.xavier_uniform
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in pairwise(sizes):
         dense = nn.Linear(inputs, outputs, weight_init=weight_init, generator=generator)

@@ -23,15 +23,15 @@ class BasicBlock(nn.Module):
     ) -> None:
         self.body = nn.Sequential(
             nn.Conv2d(c, oc, 3, stride, padding=1, bias=False, generator=generator),
-            nn.BatchNorm(oc),
+            nn.BatchNorm2d(oc),
             nn.ReLU(),
             nn.Conv2d(oc, oc, 3, padding=1, bias=False, generator=generator),
-            nn.BatchNorm(oc),
+            nn.BatchNorm2d(oc),
         )
         self.shortcut = nn.Sequential()
         if stride != 1 or c != oc:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(c, oc, 1, stride, bias=False, generator=generator), nn.BatchNorm(oc)
+                nn.Conv2d(c, oc, 1, stride, bias=False, generator=generator), nn.BatchNorm2d(oc)
             )
         self.relu = nn.ReLU()
 
@@ -57,7 +57,7 @@ def resnet18_cifar(
         c = oc
     return nn.Sequential(
         nn.Conv2d(channels, 64, 3, padding=1, bias=False, generator=generator),
-        nn.BatchNorm(64),
+        nn.BatchNorm2d(64),
         nn.ReLU(),
         *blocks,  # 4 x 4 x 512
         nn.GlobalAvgPool2d(),

@@ -36,5 +36,5 @@ class TenViews(nn.Module):
             largest = Tensor(logs.data.max(axis=0))  # or the mean of tiny shares would be 0
         return ops.log(ops.exp(logs - largest).mean(axis=0)) + largest
 
-    def extra(self) -> str:
+    def extra_repr(self) -> str:
         return f"{self.size}x{self.size}"

@@ -29,7 +29,7 @@ def vgg16_cifar(
     for row in _ROWS:
         for oc in row:
             filters = nn.Conv2d(c, oc, 3, padding=1, bias=False, generator=generator)
-            layers += [filters, nn.BatchNorm(oc), nn.ReLU()]
+            layers += [filters, nn.BatchNorm2d(oc), nn.ReLU()]
             c = oc
         layers += [nn.MaxPool2d(2)]
     return nn.Sequential(

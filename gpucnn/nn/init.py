@@ -16,24 +16,24 @@ Weights: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 Initializer: TypeAlias = Callable[[tuple[int, ...], np.random.Generator], Weights]
 
 
-def he_normal(shape: tuple[int, ...], generator: np.random.Generator) -> Weights:
+def kaiming_normal(shape: tuple[int, ...], generator: np.random.Generator) -> Weights:
     """Gaussian with variance 2 / fan-in, for layers before a ReLU.  Source: He et al. 2015."""
-    return gaussian(math.sqrt(2 / _fans(shape)[0]))(shape, generator)
+    return normal(math.sqrt(2 / _fans(shape)[0]))(shape, generator)
 
 
-def glorot_uniform(shape: tuple[int, ...], generator: np.random.Generator) -> Weights:
+def xavier_uniform(shape: tuple[int, ...], generator: np.random.Generator) -> Weights:
     """Uniform with variance 2 / (fan-in + fan-out).  Source: Glorot and Bengio 2010, eq. 16."""
     bound = math.sqrt(6 / sum(_fans(shape)))
     return (2 * bound * generator.random(shape, dtype=np.float32) - bound).astype(np.float32)
 
 
-def gaussian(std: float) -> Initializer:
+def normal(std: float) -> Initializer:
     """Gaussian with mean 0 and the given standard deviation.
 
-    AlexNet's own is gaussian(0.01) (Krizhevsky et al. 2012, section 5).
+    AlexNet's own is normal(0.01) (Krizhevsky et al. 2012, section 5).
     """
     if not std >= 0:
-        raise ArgumentError(f"gaussian: std must not be negative, got {std}")
+        raise ArgumentError(f"normal: std must not be negative, got {std}")
 
     def draw(shape: tuple[int, ...], generator: np.random.Generator) -> Weights:
         weights = generator.standard_normal(shape, dtype=np.float32)

@@ -9,7 +9,7 @@ from gpucnn import ops
 from gpucnn.errors import ArgumentError
 from gpucnn.nn import init
 from gpucnn.nn.module import Module, Parameter
-from gpucnn.ops.geometry import Padding, Size, Window
+from gpucnn.ops.geometry import Geometry, Padding, Size
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor, tensor
 
@@ -27,13 +27,13 @@ class Conv2d(Module):
         self,
         in_channels: int,
         out_channels: int,
-        window: Size,
+        kernel_size: Size,
         stride: Size = 1,
         padding: Padding = 0,
         dilation: Size = 1,
         groups: int = 1,
         bias: bool = True,
-        weight_init: init.Initializer = init.he_normal,
+        weight_init: init.Initializer = init.kaiming_normal,
         bias_init: init.Initializer = init.zeros,
         generator: np.random.Generator | None = None,
     ) -> None:
@@ -43,31 +43,33 @@ class Conv2d(Module):
                 f"Conv2d: groups={groups} must divide in_channels={in_channels} "
                 f"and out_channels={out_channels}"
             )
-        kh, kw = (window, window) if isinstance(window, int) else window
-        _positive("Conv2d", window_height=kh, window_width=kw)
+        kh, kw = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        _positive("Conv2d", kernel_height=kh, kernel_width=kw)
         generator = generator or default_generator()
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-        self.w = Parameter(weight_init((out_channels, kh, kw, in_channels // groups), generator))
-        self.b = Parameter(bias_init((out_channels,), generator)) if bias else None
+        self.weight = Parameter(
+            weight_init((out_channels, kh, kw, in_channels // groups), generator)
+        )
+        self.bias = Parameter(bias_init((out_channels,), generator)) if bias else None
 
     def forward(self, x: Tensor, relu: bool = False, pool: "MaxPool2d | None" = None) -> Tensor:
         """relu and pool: also do what a ReLU and a MaxPool2d next would do."""
         return ops.conv2d(
-            x, self.w, self.b, self.stride, self.padding, self.dilation, self.groups, relu,
-            None if pool is None else (pool.window, pool.stride, pool.padding, pool.ceil),
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, relu,
+            None if pool is None else (pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode),
         )  # fmt: skip
 
-    def extra(self) -> str:
-        oc, kh, kw, c = self.w.shape
+    def extra_repr(self) -> str:
+        oc, kh, kw, c = self.weight.shape
         text = f"{c * self.groups} -> {oc}, window {kh}x{kw}"
         for name, usual in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)):
             value = getattr(self, name)
             if value != usual:
                 text += f", {name}={value!r}"
-        return text if self.b is not None else text + ", bias=False"
+        return text if self.bias is not None else text + ", bias=False"
 
     def multiply_adds(self, inputs: tuple[Any, ...], output: Any) -> int:
-        return int(output.size) * math.prod(self.w.shape[1:])
+        return int(output.size) * math.prod(self.weight.shape[1:])
 
 
 class Linear(Module):
@@ -78,42 +80,42 @@ class Linear(Module):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        weight_init: init.Initializer = init.he_normal,
+        weight_init: init.Initializer = init.kaiming_normal,
         bias_init: init.Initializer = init.zeros,
         generator: np.random.Generator | None = None,
     ) -> None:
         _positive("Linear", in_features=in_features, out_features=out_features)
         generator = generator or default_generator()
-        self.w = Parameter(weight_init((out_features, in_features), generator))
-        self.b = Parameter(bias_init((out_features,), generator)) if bias else None
+        self.weight = Parameter(weight_init((out_features, in_features), generator))
+        self.bias = Parameter(bias_init((out_features,), generator)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.w, self.b)
+        return ops.linear(x, self.weight, self.bias)
 
-    def extra(self) -> str:
-        text = f"{self.w.shape[1]} -> {self.w.shape[0]}"
-        return text if self.b is not None else text + ", bias=False"
+    def extra_repr(self) -> str:
+        text = f"{self.weight.shape[1]} -> {self.weight.shape[0]}"
+        return text if self.bias is not None else text + ", bias=False"
 
     def multiply_adds(self, inputs: tuple[Any, ...], output: Any) -> int:
-        return int(output.size) * self.w.shape[1]
+        return int(output.size) * self.weight.shape[1]
 
 
-class BatchNorm(Module):
+class BatchNorm2d(Module):
     """ops.batch_norm over all axes but the last, with its scale, shift and running statistics."""
 
-    def __init__(self, features: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
-        _positive("BatchNorm", features=features)
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        _positive("BatchNorm2d", num_features=num_features)
         self.momentum, self.eps = momentum, eps
-        self.gamma = Parameter(np.ones(features, dtype=np.float32))
-        self.beta = Parameter(np.zeros(features, dtype=np.float32))
-        self.running_mean = tensor(np.zeros(features, dtype=np.float32))
-        self.running_var = tensor(np.ones(features, dtype=np.float32))
+        self.weight = Parameter(np.ones(num_features, dtype=np.float32))
+        self.bias = Parameter(np.zeros(num_features, dtype=np.float32))
+        self.running_mean = tensor(np.zeros(num_features, dtype=np.float32))
+        self.running_var = tensor(np.ones(num_features, dtype=np.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.batch_norm(
             x,
-            self.gamma,
-            self.beta,
+            self.weight,
+            self.bias,
             self.running_mean.data,
             self.running_var.data,
             self.training,
@@ -121,8 +123,8 @@ class BatchNorm(Module):
             self.eps,
         )
 
-    def extra(self) -> str:
-        return f"{self.gamma.size}, momentum={self.momentum}, eps={self.eps}"
+    def extra_repr(self) -> str:
+        return f"{self.weight.size}, momentum={self.momentum}, eps={self.eps}"
 
 
 class LocalResponseNorm(Module):
@@ -137,7 +139,7 @@ class LocalResponseNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.local_response_norm(x, self.size, self.alpha, self.beta, self.k)
 
-    def extra(self) -> str:
+    def extra_repr(self) -> str:
         return f"size={self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
 
 
@@ -145,17 +147,26 @@ class MaxPool2d(Module):
     """ops.max_pool2d."""
 
     def __init__(
-        self, window: Size, stride: Size | None = None, padding: Padding = 0, ceil: bool = False
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Padding = 0,
+        ceil_mode: bool = False,
     ) -> None:
-        self.window, self.stride, self.padding, self.ceil = window, stride, padding, ceil
+        self.kernel_size, self.stride, self.padding, self.ceil_mode = (
+            kernel_size,
+            stride,
+            padding,
+            ceil_mode,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.max_pool2d(x, self.window, self.stride, self.padding, self.ceil)
+        return ops.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode)
 
-    def extra(self) -> str:
-        text = f"window {self.window}, stride {self.stride or self.window}"
+    def extra_repr(self) -> str:
+        text = f"window {self.kernel_size}, stride {self.stride or self.kernel_size}"
         text += f", padding={self.padding!r}" if self.padding != 0 else ""
-        return text + ", ceil" if self.ceil else text
+        return text + ", ceil_mode=True" if self.ceil_mode else text
 
 
 class AvgPool2d(MaxPool2d):
@@ -163,18 +174,18 @@ class AvgPool2d(MaxPool2d):
 
     def __init__(
         self,
-        window: Size,
+        kernel_size: Size,
         stride: Size | None = None,
         padding: Padding = 0,
-        ceil: bool = False,
-        count_padding: bool = True,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
     ) -> None:
-        super().__init__(window, stride, padding, ceil)
-        self.count_padding = count_padding
+        super().__init__(kernel_size, stride, padding, ceil_mode)
+        self.count_include_pad = count_include_pad
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.avg_pool2d(
-            x, self.window, self.stride, self.padding, self.ceil, self.count_padding
+            x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad
         )
 
 
@@ -188,7 +199,7 @@ class AdaptiveAvgPool2d(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.adaptive_avg_pool2d(x, self.size)
 
-    def extra(self) -> str:
+    def extra_repr(self) -> str:
         return f"{self.size[0]}x{self.size[1]}"
 
 
@@ -211,7 +222,7 @@ class Dropout(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.dropout(x, self.p, self.training, self.generator)
 
-    def extra(self) -> str:
+    def extra_repr(self) -> str:
         return f"p={self.p}"
 
 
@@ -225,14 +236,14 @@ class ReLU(Module):
 class LeakyReLU(Module):
     """ops.leaky_relu."""
 
-    def __init__(self, slope: float = 0.01) -> None:
-        self.slope = slope
+    def __init__(self, negative_slope: float = 0.01) -> None:
+        self.negative_slope = negative_slope
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.leaky_relu(x, self.slope)
+        return ops.leaky_relu(x, self.negative_slope)
 
-    def extra(self) -> str:
-        return f"slope={self.slope}"
+    def extra_repr(self) -> str:
+        return f"negative_slope={self.negative_slope}"
 
 
 class Sigmoid(Module):
@@ -265,7 +276,7 @@ class Softmax(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.softmax(x, self.axis)
 
-    def extra(self) -> str:
+    def extra_repr(self) -> str:
         return f"axis={self.axis}"
 
 
@@ -292,39 +303,37 @@ class Reshape(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.reshape(x, (len(x), *self.shape))
 
-    def extra(self) -> str:
+    def extra_repr(self) -> str:
         return ", ".join(map(str, self.shape))
 
 
-class Pad2d(Module):
+class ZeroPad2d(Module):
     """Zeros around images: padding is an int, a pair or a pair of pairs, as for ops.conv2d."""
 
     def __init__(self, padding: Padding) -> None:
         self.padding = padding
 
     def forward(self, x: Tensor) -> Tensor:
-        window = Window.of("Pad2d", x.shape, 1, 1, self.padding)
-        return ops.pad(
-            x, ((0, 0), (window.top, window.bottom), (window.left, window.right), (0, 0))
-        )
+        g = Geometry.of("ZeroPad2d", x.shape, 1, 1, self.padding)
+        return ops.pad(x, ((0, 0), (g.top, g.bottom), (g.left, g.right), (0, 0)))
 
-    def extra(self) -> str:
+    def extra_repr(self) -> str:
         return repr(self.padding)
 
 
-class SoftmaxCrossEntropy(Module):
-    """ops.softmax_cross_entropy as a module: called with logits and labels."""
+class CrossEntropyLoss(Module):
+    """ops.cross_entropy as a module: called with logits and labels."""
 
-    def __init__(self, label_smoothing: float = 0.0, class_weights: Any = None) -> None:
+    def __init__(self, weight: Any = None, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
-        self.class_weights = class_weights
+        self.weight = weight
 
     def forward(self, logits: Tensor, labels: Any) -> Tensor:
-        return ops.softmax_cross_entropy(logits, labels, self.label_smoothing, self.class_weights)
+        return ops.cross_entropy(logits, labels, self.weight, self.label_smoothing)
 
 
-class MeanSquaredError(Module):
-    """ops.mean_squared_error as a module: called with y and target."""
+class MSELoss(Module):
+    """ops.mse_loss as a module: called with y and target."""
 
     def forward(self, y: Tensor, target: Any) -> Tensor:
-        return ops.mean_squared_error(y, target)
+        return ops.mse_loss(y, target)

@@ -4,7 +4,7 @@ Nothing is registered: a module is what its attributes are.  A Parameter is trai
 Tensor that an attribute was set to with requires_grad=True; any other Tensor is a buffer (running
 statistics), saved but not trained; a Module is a child.  Lists, tuples and dicts of them, nested or
 not, are looked through.  The state's names are the attributes' names joined by dots, and by the
-places and keys in lists and dicts: blocks.0.w, heads.left.w.
+places and keys in lists and dicts: blocks.0.weight, heads.left.weight.
 """
 
 import traceback
@@ -89,7 +89,7 @@ class Module:
         for name, value in vars(self).items():
             yield from _parts(name, value)
 
-    def children(self) -> "Iterator[tuple[str, Module]]":
+    def named_children(self) -> "Iterator[tuple[str, Module]]":
         """(name, module) of each direct part, in the order of assignment."""
         for name, part in self._own_parts():
             if isinstance(part, Module):
@@ -98,7 +98,7 @@ class Module:
     def named_modules(self, prefix: str = "") -> "Iterator[tuple[str, Module]]":
         """(dotted name, module) of this module and all below it; this one's name is `prefix`."""
         yield prefix, self
-        for name, child in self.children():
+        for name, child in self.named_children():
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -185,17 +185,18 @@ class Module:
 
     # --- for people ---
 
-    def extra(self) -> str:
+    def extra_repr(self) -> str:
         """What a repr shows between the parentheses besides the children."""
         return ""
 
     def __repr__(self) -> str:
         lines = [
-            f"  {name}: " + repr(child).replace("\n", "\n  ") for name, child in self.children()
+            f"  {name}: " + repr(child).replace("\n", "\n  ")
+            for name, child in self.named_children()
         ]
         if not lines:
-            return f"{type(self).__name__}({self.extra()})"
-        return "\n".join([f"{type(self).__name__}({self.extra()}", *lines, ")"])
+            return f"{type(self).__name__}({self.extra_repr()})"
+        return "\n".join([f"{type(self).__name__}({self.extra_repr()}", *lines, ")"])
 
     def multiply_adds(self, inputs: tuple[Any, ...], output: Any) -> int:
         """Multiply-adds of one forward call, without those of its children."""

@@ -45,9 +45,9 @@ class Sequential(Module):
             x = layer(x, relu, pool)
         return x
 
-    def children(self) -> Iterator[tuple[str, Module]]:
+    def named_children(self) -> Iterator[tuple[str, Module]]:
         """(number, layer) of each layer; then what a subclass has beside them, by name."""
-        for name, child in super().children():
+        for name, child in super().named_children():
             yield name.removeprefix("layers."), child
 
     def __len__(self) -> int:

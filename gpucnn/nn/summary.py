@@ -81,12 +81,12 @@ def summary(model: Module, input_shape: tuple[int, ...]) -> Summary:
     layers: list[LayerSummary] = []
 
     def note(module: Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if id(module) not in names or any(True for _ in module.children()):
+        if id(module) not in names or any(True for _ in module.named_children()):
             return
         layers.append(
             LayerSummary(
                 names[id(module)],
-                f"{type(module).__name__}({module.extra()})",
+                f"{type(module).__name__}({module.extra_repr()})",
                 output.shape[1:],
                 sum(array.size for array in module.state_dict().values()),
                 module.multiply_adds(inputs, output),

@@ -21,7 +21,7 @@ from gpucnn.ops.elementwise import (
 )
 from gpucnn.ops.linear import linear
 from gpucnn.ops.local_response_norm import local_response_norm
-from gpucnn.ops.loss import mean_squared_error
+from gpucnn.ops.loss import mse_loss
 from gpucnn.ops.matmul import matmul
 from gpucnn.ops.pool2d.op import avg_pool2d, global_avg_pool2d, max_pool2d
 from gpucnn.ops.reduction import max, mean, min, sum, var
@@ -38,7 +38,7 @@ from gpucnn.ops.shape import (
     to_nchw,
     transpose,
 )
-from gpucnn.ops.softmax import log_softmax, softmax, softmax_cross_entropy
+from gpucnn.ops.softmax import cross_entropy, log_softmax, softmax, softmax_cross_entropy
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -48,6 +48,7 @@ __all__ = [
     "batch_norm",
     "concatenate",
     "conv2d",
+    "cross_entropy",
     "divide",
     "dropout",
     "exp",
@@ -66,8 +67,8 @@ __all__ = [
     "max",
     "max_pool2d",
     "mean",
-    "mean_squared_error",
     "min",
+    "mse_loss",
     "multiply",
     "negative",
     "pad",

@@ -15,7 +15,7 @@ Windows = list[slice]  # of pixels along one axis, one for each output
 def adaptive_avg_pool2d(x: Tensor, size: tuple[int, int]) -> Tensor:
     """The means of OH x OW windows that cover the image: (N, H, W, C) -> (N, OH, OW, C).
 
-    size is (OH, OW).  Window i takes rows floor(i H / OH) up to ceil((i + 1) H / OH) - 1, and
+    size is (OH, OW).  Geometry i takes rows floor(i H / OH) up to ceil((i + 1) H / OH) - 1, and
     columns alike: neighbours overlap where OH does not divide H.  An infinite pixel or a NaN is
     seen in the windows that hold it, and in no other.  An image of that size already comes back
     as it is.

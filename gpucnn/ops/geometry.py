@@ -12,7 +12,7 @@ Padding: TypeAlias = (
 
 
 @dataclass(frozen=True)
-class Window:
+class Geometry:
     """How windows of (kh, kw) pixels move over padded images (n, h, w, c).
 
     Output pixel (i, j) sees input rows i * stride_h - top + r * dilation_h for r in 0..kh-1, and
@@ -45,28 +45,28 @@ class Window:
     def of(
         op: str,
         shape: tuple[int, ...],
-        window: Size,
+        kernel_size: Size,
         stride: Size,
         padding: Padding,
         dilation: Size = 1,
         groups: int = 1,
-        ceil: bool = False,
-    ) -> "Window":
+        ceil_mode: bool = False,
+    ) -> "Geometry":
         """The geometry for images of `shape`; ShapeError and ArgumentError speak for `op`.
 
         padding is an int, (vertical, horizontal), ((top, bottom), (left, right)), "valid" (none)
         or "same": output = ceil(size / stride), an odd row or column of zeros going last.  With
-        ceil the last window may hang over the edge, if it starts on the image or its first padding.
+        ceil_mode the last window may hang over the edge, if it starts on the image or its first padding.
         """
         if len(shape) != 4:
             raise ShapeError(f"{op}: expected images (N, H, W, C), got shape {shape}")
         n, h, w, c = shape
-        kh, kw = _pair(op, "window", window, 1)
+        kh, kw = _pair(op, "kernel_size", kernel_size, 1)
         sh, sw = _pair(op, "stride", stride, 1)
         dh, dw = _pair(op, "dilation", dilation, 1)
         (top, bottom), (left, right) = _padding(op, padding, (h, w), (kh, kw), (sh, sw), (dh, dw))
-        oh, bottom = _positions(h, kh, sh, top, bottom, dh, ceil)
-        ow, right = _positions(w, kw, sw, left, right, dw, ceil)
+        oh, bottom = _positions(h, kh, sh, top, bottom, dh, ceil_mode)
+        ow, right = _positions(w, kw, sw, left, right, dw, ceil_mode)
         if oh < 1 or ow < 1:
             raise ShapeError(
                 f"{op}: a window of {(kh - 1) * dh + 1} x {(kw - 1) * dw + 1} pixels does not fit "
@@ -74,7 +74,9 @@ class Window:
                 f"  x {shape}, window {(kh, kw)}, dilation {(dh, dw)}, "
                 f"padding {((top, bottom), (left, right))}"
             )
-        return Window(n, h, w, c, kh, kw, oh, ow, sh, sw, top, bottom, left, right, dh, dw, groups)
+        return Geometry(
+            n, h, w, c, kh, kw, oh, ow, sh, sw, top, bottom, left, right, dh, dw, groups
+        )
 
 
 def _pair(op: str, what: str, value: Size, least: int) -> tuple[int, int]:
@@ -117,7 +119,7 @@ def _padding(
 
 
 def _positions(
-    size: int, k: int, stride: int, before: int, after: int, dilation: int, ceil: bool
+    size: int, k: int, stride: int, before: int, after: int, dilation: int, ceil_mode: bool
 ) -> tuple[int, int]:
     """Output size along one axis, and the padding after it that the last window needs."""
     reach = (k - 1) * dilation + 1
@@ -125,7 +127,7 @@ def _positions(
     if room < 0:
         return 0, after
     count = room // stride + 1
-    if ceil and room % stride and count * stride < size + before:
+    if ceil_mode and room % stride and count * stride < size + before:
         count += 1
         after += stride - room % stride
     return count, after

@@ -1,4 +1,4 @@
-"""Losses other than softmax_cross_entropy, which lives with softmax."""
+"""Losses other than cross_entropy, which lives with softmax."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from gpucnn.ops.reduction import mean
 from gpucnn.tensor import Tensor
 
 
-def mean_squared_error(y: Any, target: Any) -> Tensor:
+def mse_loss(y: Any, target: Any) -> Tensor:
     """The mean of (y - target)**2 over every element: a scalar.  Shapes must be equal."""
     y, target = as_tensor(y), as_tensor(target)
     if y.shape != target.shape:
-        raise ShapeError(f"mean_squared_error: y {y.shape} and target {target.shape} differ")
+        raise ShapeError(f"mse_loss: y {y.shape} and target {target.shape} differ")
     difference = subtract(y, target)
     return mean(difference * difference)

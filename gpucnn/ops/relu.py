@@ -19,9 +19,9 @@ def relu(x: Tensor) -> Tensor:
     return _ReLU()(x)
 
 
-def leaky_relu(x: Tensor, slope: float = 0.01) -> Tensor:
-    """x where x > 0, else slope * x.  The gradient at 0, and of NaN, is slope * dy."""
-    return _LeakyReLU(slope)(x)
+def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """x where x > 0, else negative_slope * x.  The gradient at 0, and of NaN, is negative_slope * dy."""
+    return _LeakyReLU(negative_slope)(x)
 
 
 class _ReLU(Function):
@@ -40,16 +40,16 @@ class _ReLU(Function):
 class _LeakyReLU(Function):
     name = "leaky_relu"
 
-    def __init__(self, slope: float) -> None:
-        self.slope = slope
+    def __init__(self, negative_slope: float) -> None:
+        self.negative_slope = negative_slope
 
     def forward(self, x: Array) -> Array:
         self.saved = (x,)
-        return _leaky(x, x, self.slope)
+        return _leaky(x, x, self.negative_slope)
 
     def backward(self, dy: Array) -> Array:
         assert self.saved is not None
-        return _leaky(dy, *self.saved, self.slope)
+        return _leaky(dy, *self.saved, self.negative_slope)
 
 
 # --- any array module ---

@@ -31,14 +31,14 @@ def log_softmax(x: Any, axis: int = -1) -> Tensor:
     return _LogSoftmax(axis)(x)
 
 
-def softmax_cross_entropy(
-    logits: Any, labels: Any, label_smoothing: float = 0.0, class_weights: Any = None
+def cross_entropy(
+    logits: Any, target: Any, weight: Any = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """The mean of -log softmax(logits)[label]: a scalar, in nats.
+    """The mean of -log softmax(logits)[target]: a scalar, in nats.
 
-    logits is (..., K), labels (...) integers in 0..K-1: a tensor, array or list.  With
+    logits is (..., K), target (...) integers in 0..K-1: a tensor, array or list.  With
     label_smoothing s in [0, 1) the target is 1 - s for the label plus s / K for every class.
-    class_weights (K,) weighs each example by its label, and the mean is then the weighted one;
+    weight (K,) weighs each example by its label, and the mean is then the weighted one;
     the smoothed part is weighted class by class.
 
     A class whose logit is -infinity is masked: it has no probability and no gradient.  The loss is
@@ -49,23 +49,26 @@ def softmax_cross_entropy(
     found on the CPU; on a GPU, where the check would make every step wait, the loss is NaN.
     Source: Szegedy et al. 2016, section 7 (label smoothing).
     """
-    logits = _checked("softmax_cross_entropy", logits, -1)
-    labels = _labels(logits, labels)
+    logits = _checked("cross_entropy", logits, -1)
+    labels = _labels(logits, target)
     if not 0 <= label_smoothing < 1:
         raise ArgumentError(
-            f"softmax_cross_entropy: label_smoothing must be in [0, 1), got {label_smoothing}"
+            f"cross_entropy: label_smoothing must be in [0, 1), got {label_smoothing}"
         )
-    if class_weights is not None:
-        class_weights = class_weights.data if isinstance(class_weights, Tensor) else class_weights
+    if weight is not None:
+        weight = weight.data if isinstance(weight, Tensor) else weight
         with working_on(logits.device):
             xp = array_module(logits.data)
-            class_weights = xp.asarray(class_weights, dtype=wide(logits.dtype))
-        if class_weights.shape != logits.shape[-1:]:
+            weight = xp.asarray(weight, dtype=wide(logits.dtype))
+        if weight.shape != logits.shape[-1:]:
             raise ShapeError(
-                f"softmax_cross_entropy: expected {logits.shape[-1]} class weights, "
-                f"got shape {class_weights.shape}"
+                f"cross_entropy: expected {logits.shape[-1]} class weights, "
+                f"got shape {weight.shape}"
             )
-    return _SoftmaxCrossEntropy(labels, label_smoothing, class_weights)(logits)
+    return _CrossEntropy(labels, label_smoothing, weight)(logits)
+
+
+softmax_cross_entropy = cross_entropy  # its long name
 
 
 def _checked(op: str, x: Any, axis: int) -> Tensor:
@@ -76,7 +79,7 @@ def _checked(op: str, x: Any, axis: int) -> Tensor:
 
 
 def _labels(logits: Tensor, labels: Any) -> Array:
-    op = "softmax_cross_entropy"
+    op = "cross_entropy"
     labels = labels.data if isinstance(labels, Tensor) else labels
     if not hasattr(labels, "dtype"):
         labels = np.asarray(labels)
@@ -149,8 +152,8 @@ class _LogSoftmax(Function):
         return narrowed(dx, given)
 
 
-class _SoftmaxCrossEntropy(Function):
-    name = "softmax_cross_entropy"
+class _CrossEntropy(Function):
+    name = "cross_entropy"
 
     def __init__(self, labels: Array, smoothing: float, class_weights: Array | None) -> None:
         self.labels = labels
@@ -235,7 +238,7 @@ def _loss_cuda(
     gradient = xp.empty(logits.shape, np.float32) if needed else None
     loss, total = xp.empty((), np.float32), xp.empty((), np.float32)
     cuda.launch(
-        "softmax_cross_entropy",
+        "cross_entropy",
         -(-rows * 32 // _THREADS),
         _THREADS,
         xp.ascontiguousarray(logits),  # (rows, classes)

@@ -9,7 +9,7 @@ from gpucnn.autograd import no_grad
 from gpucnn.device import Array, array_module, to_host, working_on
 from gpucnn.errors import ArgumentError
 from gpucnn.nn import Module
-from gpucnn.ops import softmax_cross_entropy
+from gpucnn.ops import cross_entropy
 from gpucnn.tensor import Tensor
 from gpucnn.train.batches import check_loader, check_logits, checked_batch, device_of_model
 
@@ -104,7 +104,7 @@ def evaluate(model: Module, loader: Any) -> Evaluation:
                     logits = model(images)
                     check_logits("evaluate", logits, images, loader)
                     targets = labels.data
-                    metrics.add(softmax_cross_entropy(logits, targets), logits, targets)
+                    metrics.add(cross_entropy(logits, targets), logits, targets)
                     xp, k = array_module(targets), logits.shape[1]
                     if not bool(((targets >= 0) & (targets < k)).all()):  # bincount waits anyway
                         raise ArgumentError(f"evaluate: labels must be in 0..{k - 1}")

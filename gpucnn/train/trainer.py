@@ -92,7 +92,7 @@ class Trainer:
         loader: Any,
         test_loader: Any = None,
         schedule: Schedule | None = None,
-        loss: Callable[[Tensor, Array], Tensor] = ops.softmax_cross_entropy,
+        loss: Callable[[Tensor, Array], Tensor] = ops.cross_entropy,
         callbacks: Sequence[Callback] = (),
         info: dict[str, Any] | None = None,
     ) -> None:

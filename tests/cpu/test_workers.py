@@ -259,7 +259,7 @@ def test_a_training_step_has_the_same_bits_for_every_number_of_threads():
         gpucnn.manual_seed(0)
         model = nn.Sequential(
             nn.Conv2d(3, 16, 3, padding=1),
-            nn.BatchNorm(16),
+            nn.BatchNorm2d(16),
             nn.ReLU(),
             nn.MaxPool2d(3, 2),
             nn.LocalResponseNorm(),
@@ -272,7 +272,7 @@ def test_a_training_step_has_the_same_bits_for_every_number_of_threads():
             nn.ReLU(),
             nn.Linear(300, 10),
         )
-        loss = ops.softmax_cross_entropy(model(gpucnn.tensor(x)), labels)
+        loss = ops.cross_entropy(model(gpucnn.tensor(x)), labels)
         loss.backward()
         results.append([loss.data, *(p.grad for p in model.parameters())])
     for other in results[1:]:

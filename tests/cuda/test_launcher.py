@@ -12,7 +12,7 @@ from gpucnn.cuda import compiler, launcher
 from gpucnn.cuda import declarations as kernel_source
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError, DeviceError, DeviceMismatch, DtypeError, ShapeError
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 
 SOURCE = """
 #include "inner.cuh"
@@ -26,7 +26,7 @@ bounded(unsigned char* bytes, const long long* offsets,
         unsigned long long seed) {
     bytes[threadIdx.x] = (unsigned char)(seed >> 32);
 }
-extern "C" __global__ void geometry(int* out, const Window window, bool flag) {
+extern "C" __global__ void geometry(int* out, const Geometry window, bool flag) {
     out[0] = window.n; out[1] = window.groups; out[2] = flag; out[3] = VALUE;
 }
 extern "C" __global__ void optional(const float* maybe, int* out) { out[0] = maybe ? 1 : 0; }
@@ -40,7 +40,7 @@ extern "C" __global__ void dynamic(int* out, int n) {
 }
 """
 INNER = """
-struct Window {
+struct Geometry {
     int n, h, w, c;  // as in Python
     int kh, kw, oh, ow, stride_h, stride_w, top, bottom, left, right;
     int dilation_h, dilation_w, groups;
@@ -108,10 +108,10 @@ def test_assembled_source_has_each_header_once_and_true_line_numbers(files):
         '#include "inner.cuh"\n#include "ptx.cuh"\n#include "inner.cuh"\nint last;\n'
     )
     lines = cuda.assemble("outer.cu", {"ptx.cuh": "replaced"}, "/folder/").splitlines()
-    assert lines.count("struct Window {") == 1
+    assert lines.count("struct Geometry {") == 1
     assert "replaced" in lines
     assert lines[lines.index("int last;") - 1] == '#line 4 "/folder/outer.cu"'
-    assert lines[lines.index("struct Window {") - 1] == '#line 1 "/folder/inner.cuh"'
+    assert lines[lines.index("struct Geometry {") - 1] == '#line 1 "/folder/inner.cuh"'
 
 
 def test_every_kernel_of_the_package_has_parameters_that_launch_can_cast():
@@ -150,7 +150,7 @@ def test_python_numbers_become_the_c_type(xp):
 
 
 def test_a_dataclass_goes_by_value_and_defines_make_a_specialisation(xp):
-    window = Window.of("test", (5, 8, 8, 6), 3, 1, 1, groups=3)
+    window = Geometry.of("test", (5, 8, 8, 6), 3, 1, 1, groups=3)
     out = xp.empty(4, np.int32)
     cuda.launch("geometry", 1, 1, out, window, True)
     assert out.get().tolist() == [5, 3, 1, 7]
@@ -191,7 +191,7 @@ def test_launches_are_counted_by_name_only_inside_the_block(xp):
 
 
 def test_recorded_launches_say_what_was_launched_and_need_not_run(xp):
-    window = Window.of("test", (5, 8, 8, 6), 3, 1, 1, groups=3)
+    window = Geometry.of("test", (5, 8, 8, 6), 3, 1, 1, groups=3)
     out = xp.full(4, 9, np.int32)
     with cuda.record_launches(run=False) as kept, cuda.count_launches() as counted:
         cuda.launch("geometry", (2, 1), 1, out, window, True, defines={"VALUE": 9})
@@ -226,14 +226,14 @@ def test_a_file_can_be_compiled_before_its_first_launch(xp, monkeypatch):
     cuda.compile_file(Device.parse("cudasim"), "outer.cu", (("VALUE", 11),))
     assert len(made) == 1
     out = xp.empty(4, np.int32)
-    window = Window.of("test", (5, 8, 8, 6), 3, 1, 1)
+    window = Geometry.of("test", (5, 8, 8, 6), 3, 1, 1)
     cuda.launch("geometry", 1, 1, out, window, True, defines={"VALUE": 11})
     assert out.get()[3] == 11
     assert len(made) == 1
 
 
 def test_a_struct_is_passed_as_raw_bytes_without_fields_to_describe(xp):
-    window = Window.of("test", (5, 8, 8, 6), 3, 1, 1, groups=3)
+    window = Geometry.of("test", (5, 8, 8, 6), 3, 1, 1, groups=3)
     with cuda.record_launches() as kept:
         cuda.launch("geometry", 1, 1, xp.empty(4, np.int32), window, True)
     struct = kept[0].values[1]
@@ -304,7 +304,7 @@ class Other:
 
 def test_wrong_arguments_are_refused_with_kernel_and_parameter(xp):
     x, y = xp.zeros(8, np.float32), xp.zeros(8, np.float32)
-    window = Window.of("test", (1, 8, 8, 2), 3, 1, 1)
+    window = Geometry.of("test", (1, 8, 8, 2), 3, 1, 1)
     out = xp.zeros(4, np.int32)
 
     def refused(error, match, name, *args, grid=1, block=8, shared=0):
@@ -339,7 +339,7 @@ def test_wrong_arguments_are_refused_with_kernel_and_parameter(xp):
         ArgumentError, "scale: n is a int32, and 4294967296 does not fit", "scale", x, y, 1.0, 2**32
     )
     refused(ArgumentError, "at least one array", "scale", 1, 2)
-    refused(DtypeError, "geometry: window is a struct Window, got int", "geometry", out, 3, True)
+    refused(DtypeError, "geometry: window is a struct Geometry, got int", "geometry", out, 3, True)
     refused(ArgumentError, r"got a Other \(n\)", "geometry", out, Other(1), True)
     too_large = dataclasses.replace(window, n=2**31)
     refused(ArgumentError, "does not fit into 32 bits", "geometry", out, too_large, True)

@@ -6,7 +6,7 @@ import pytest
 from gpucnn import cuda, cudasim
 from gpucnn.cuda import declarations as kernel_source
 from gpucnn.errors import KernelError
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 
 
 def kernel(body: str, parameters: str = "float* x, float* y") -> str:
@@ -50,7 +50,7 @@ def test_the_file_that_is_named_is_the_one_of_the_line(monkeypatch):
     lines = (kernel_source.KERNELS / "pool2d.cu").read_text().splitlines()
     written = lines.index("        y[n * image + index] = best;") + 1
     read = next(i for i, line in enumerate(lines, 1) if "float value = pixels[" in line)
-    window = Window.of("test", (1, 8, 8, 4), 2, 2, 0)
+    window = Geometry.of("test", (1, 8, 8, 4), 2, 2, 0)
     for x_rows, y_rows, place in (
         (8, 2, rf"writes .* of y, which has 32 elements at pool2d\.cu:{written}$"),
         (7, 4, rf"reads .* of x, which has 224 elements at pool2d\.cu:{read}$"),

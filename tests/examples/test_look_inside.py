@@ -184,16 +184,16 @@ def test_the_update_ratios_are_those_of_the_runs_next_steps(script, checkpoint):
     images = data.Synthetic(n=64)
     one[6].p = other[6].p = 0  # or the two would draw different masks
     ratios = script.update_ratios(saved, one, images, steps=3)
-    assert list(ratios) == ["0.w", "2.w", "7.w"]
+    assert list(ratios) == ["0.weight", "2.weight", "7.weight"]
     assert {len(values) for values in ratios.values()} == {3}
 
     x = gpucnn.tensor(data.Normalize(**saved.info["normalize"])(images.images[:16]))
-    ops.softmax_cross_entropy(other.train()(x), images.labels[:16]).backward()
-    w = other[0].w  # the first parameter: its velocity stands first in the flat buffer
+    ops.cross_entropy(other.train()(x), images.labels[:16]).backward()
+    w = other[0].weight  # the first parameter: its velocity stands first in the flat buffer
     velocity = saved.tensors["optimizer.velocity"][: w.size].reshape(w.shape)
     step = 0.002 * (0.9 * velocity + w.grad)
     expected = np.linalg.norm(step) / np.linalg.norm(w.data)
-    assert ratios["0.w"][0] == pytest.approx(expected, rel=1e-4)
+    assert ratios["0.weight"][0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_run_that_diverges_when_it_goes_on_has_no_update_ratios(script, checkpoint):
@@ -217,7 +217,7 @@ def test_the_newest_run_is_taken_and_out_may_be_elsewhere(
     (run / "best.safetensors").write_bytes(checkpoint.read_bytes())
     newer = tmp_path / "runs" / "of another script" / "best.safetensors"
     newer.parent.mkdir()
-    train.write_checkpoint(newer, {"model.w": np.zeros(1)}, {"script": "train_lenet"})
+    train.write_checkpoint(newer, {"model.weight": np.zeros(1)}, {"script": "train_lenet"})
     os.utime(newer, (2e9, 2e9))
     assert script.main([str(newer)]) == 2
     assert "was written by train_lenet.py; expected train_alexnet_cifar10.py" in (
@@ -239,7 +239,7 @@ def test_mistakes_end_in_two_lines_and_status_two(script, checkpoint, tmp_path, 
     assert script.main([str(tmp_path / "none.safetensors")]) == 2
     assert "there is no such file" in capsys.readouterr().err
     train.write_checkpoint(
-        tmp_path / "bare.safetensors", {"model.w": np.zeros(1)}, {"model": {"name": "tiny"}}
+        tmp_path / "bare.safetensors", {"model.weight": np.zeros(1)}, {"model": {"name": "tiny"}}
     )
     assert script.main([str(tmp_path / "bare.safetensors")]) == 2
     assert "it lacks classes, history, normalize, settings" in capsys.readouterr().err

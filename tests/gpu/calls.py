@@ -36,7 +36,7 @@ class Place:
         """Layers of each kind that `inspect` looks for."""
         return nn.Sequential(
             nn.Conv2d(3, 4, 3, padding=1, bias=False),
-            nn.BatchNorm(4),
+            nn.BatchNorm2d(4),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
@@ -92,7 +92,7 @@ def stepped(rule: Callable[..., optim.Optimizer]) -> Call:
         optimizer = rule(model.parameters())
         for _ in range(3):
             optimizer.zero_grad()
-            ops.softmax_cross_entropy(model(images), labels).backward()
+            ops.cross_entropy(model(images), labels).backward()
             norm = optim.clip_gradient_norm(model.parameters(), 0.5)
             optimizer.step()
         state = {n: host(a).copy() for n, a in optimizer.state_dict().items() if hasattr(a, "size")}
@@ -119,7 +119,7 @@ def cross_entropy(at: Place) -> Any:
     losses = []
     for labels in (at.labels(6, 4), [0, 1, 2, 3, 0, 1]):
         for given in (None, weights, weights.data, [1.0, 2.0, 3.0, 4.0]):
-            loss = ops.softmax_cross_entropy(logits, labels, 0.1, given)
+            loss = ops.cross_entropy(logits, labels, given, 0.1)
             loss.backward()
             losses.append(loss)
     return losses, logits.grad
@@ -148,7 +148,7 @@ def running_metrics(at: Place) -> Any:
     metrics = train.RunningMetrics()
     for _ in range(2):
         logits, labels = at.tensor(4, 5), at.labels(4, 5)
-        metrics.add(ops.softmax_cross_entropy(logits, labels), logits, labels.data)
+        metrics.add(ops.cross_entropy(logits, labels), logits, labels.data)
     return metrics.loss, metrics.accuracy, metrics.state_dict()
 
 

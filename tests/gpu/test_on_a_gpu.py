@@ -36,7 +36,7 @@ def every_layer() -> nn.Sequential:
         nn.LocalResponseNorm(),
         nn.MaxPool2d(2),
         nn.Conv2d(16, 24, 3, 2, "same", groups=2, bias=False),  # 16 bytes at a time
-        nn.BatchNorm(24),
+        nn.BatchNorm2d(24),
         nn.LeakyReLU(0.1),
         nn.Conv2d(24, 9, (3, 1), bias=False),  # numbers one by one
         nn.AvgPool2d(2, padding=1),
@@ -64,7 +64,7 @@ class Run:
 
     def step(self):
         self.optimizer.zero_grad()
-        loss = ops.softmax_cross_entropy(self.model(self.images), self.labels)
+        loss = ops.cross_entropy(self.model(self.images), self.labels)
         loss.backward()
         self.optimizer.step()
         return loss

@@ -53,7 +53,7 @@ def test_rows_and_columns_that_no_window_sees_are_warned_of(layer, shape, words)
         (nn.Conv2d(1, 1, 3, stride=2, padding=1), (8, 8, 1)),  # the unseen row is padding
         (nn.Conv2d(1, 1, 3, stride=2, padding="same"), (8, 8, 1)),
         (nn.Conv2d(1, 1, 3, dilation=2), (8, 8, 1)),
-        (nn.MaxPool2d(2, ceil=True), (5, 5, 1)),
+        (nn.MaxPool2d(2, ceil_mode=True), (5, 5, 1)),
         (nn.MaxPool2d(3, 2), (7, 7, 1)),
         (nn.Conv2d(1, 1, 11, stride=4), (227, 227, 1)),
     ],
@@ -95,7 +95,7 @@ def test_a_relu_after_a_relu_is_idle_through_layers_that_keep_the_sign():
 
 def test_a_relu_after_anything_that_may_be_negative_is_not():
     model = nn.Sequential(
-        nn.ReLU(), nn.BatchNorm(1), nn.ReLU(), nn.Tanh(), nn.LeakyReLU(), nn.ReLU(),
+        nn.ReLU(), nn.BatchNorm2d(1), nn.ReLU(), nn.Tanh(), nn.LeakyReLU(), nn.ReLU(),
         nn.Flatten(), nn.Linear(16, 2),
     )  # fmt: skip
     assert warnings_of(model, (4, 4, 1)) == []
@@ -162,14 +162,14 @@ def test_the_kept_bytes_of_a_dense_network_are_counted_by_hand():
 
 def test_the_prediction_is_within_a_fiftieth_of_the_peak_that_a_step_asks_for(rng):
     model = nn.Sequential(
-        nn.Conv2d(3, 32, 3, generator=rng), nn.BatchNorm(32), nn.ReLU(),
+        nn.Conv2d(3, 32, 3, generator=rng), nn.BatchNorm2d(32), nn.ReLU(),
         nn.Conv2d(32, 8, 1, generator=rng), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Dropout(0.5), nn.Linear(8 * 15 * 15, 10),
     )  # fmt: skip
     images, labels = rng.standard_normal((48, 32, 32, 3), np.float32), np.arange(48) % 10
 
     def step(model, optimizer):
-        loss = ops.softmax_cross_entropy(model(gpucnn.tensor(images)), labels)
+        loss = ops.cross_entropy(model(gpucnn.tensor(images)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -220,14 +220,14 @@ def test_predicting_memory_leaves_modes_statistics_and_generators_alone(rng):
 
 def test_predicting_memory_keeps_gradients_and_a_trace_that_is_running():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-    mine = model[1].w.grad = np.ones((2, 4), np.float32)
+    mine = model[1].weight.grad = np.ones((2, 4), np.float32)
     tracemalloc.start()
     try:
         inspect.training_memory(model, (2, 2, 1), 4)
         assert tracemalloc.is_tracing()
     finally:
         tracemalloc.stop()
-    assert model[1].w.grad is mine
+    assert model[1].weight.grad is mine
 
 
 def test_memory_grows_in_a_straight_line_once_the_peak_stays_where_it_is(monkeypatch):

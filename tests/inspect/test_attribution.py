@@ -10,7 +10,7 @@ from gpucnn.inspect import draw
 def linear_model(weights):
     """score k of an image = the sum of the image times weights[k]."""
     layer = nn.Linear(weights[0].size, len(weights))
-    layer.w.data[...] = weights.reshape(len(weights), -1)
+    layer.weight.data[...] = weights.reshape(len(weights), -1)
     return nn.Sequential(nn.Flatten(), layer)
 
 
@@ -73,9 +73,9 @@ def test_grad_cam_by_hand_on_a_linear_head():
     # One 1x1 convolution with two filters: A[..., 0] = x, A[..., 1] = -2 x.  The score is
     # 4 * sum of A[..., 0] + 1 * sum of A[..., 1], so a = (4, 1) and the map relu(4 x - 2 x).
     conv = nn.Conv2d(1, 2, 1, bias=False)
-    conv.w.data[...] = np.float32([1, -2]).reshape(2, 1, 1, 1)
+    conv.weight.data[...] = np.float32([1, -2]).reshape(2, 1, 1, 1)
     head = nn.Linear(12, 1, bias=False)
-    head.w.data[...] = np.tile(np.float32([4, 1]), 6)
+    head.weight.data[...] = np.tile(np.float32([4, 1]), 6)
     x = np.float32([[1, -1, 2], [0, 5, -3]]).reshape(1, 2, 3, 1)
     maps = inspect.grad_cam(nn.Sequential(conv, nn.Flatten(), head), x, classes=0)
     np.testing.assert_array_equal(maps, [[[2, 0, 4], [0, 10, 0]]])
@@ -89,7 +89,7 @@ def test_grad_cam_with_global_average_pooling_is_the_class_activation_map(rng):
     images = rng.standard_normal((3, 7, 6, 3), np.float32)
     features = inspect.activations(model, images, ["1"])["1"]
     maps = inspect.grad_cam(model, images, "1", classes=[3, 0, 1])
-    weights = model[3].w.data[[3, 0, 1]]
+    weights = model[3].weight.data[[3, 0, 1]]
     expected = (features * weights[:, None, None, :]).sum(axis=3).clip(0) / 20
     np.testing.assert_allclose(maps, expected, rtol=1e-5, atol=1e-6)
 

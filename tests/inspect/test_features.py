@@ -12,7 +12,7 @@ class Twice(nn.Module):
 
     def __init__(self):
         self.scale = nn.Conv2d(1, 1, 1, bias=False)
-        self.scale.w.data[...] = 3
+        self.scale.weight.data[...] = 3
         self.idle = nn.ReLU()
 
     def forward(self, x):
@@ -56,7 +56,7 @@ def test_a_layer_that_runs_twice_is_shown_as_it_ran_last():
 def test_the_first_filters_are_the_first_convolutions():
     model = models.alexnet_cifar10()
     filters = inspect.first_layer_filters(model)
-    np.testing.assert_array_equal(filters, model[0].w.data)
+    np.testing.assert_array_equal(filters, model[0].weight.data)
     with pytest.raises(ArgumentError, match="has no Conv2d"):
         inspect.first_layer_filters(nn.Sequential(nn.ReLU()))
 

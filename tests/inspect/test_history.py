@@ -60,16 +60,16 @@ def test_update_ratios_are_the_norms_of_what_plain_gradient_descent_does(trainer
 
     class ByHand(train.Callback):
         def on_batch_end(self, trainer):
-            w = trainer.model[0].w
+            w = trainer.model[0].weight
             before = w.data + 0.01 * w.grad
             seen.append(0.01 * np.linalg.norm(w.grad) / np.linalg.norm(before))
 
     trainer.callbacks = [watch, ByHand()]
     trainer.fit(1)
-    assert list(watch.ratios) == ["0.w", "0.b", "3.w", "3.b"]
-    np.testing.assert_allclose(watch.ratios["0.w"], seen, rtol=1e-3)
-    assert watch.ratios["0.b"][0] == float("inf")  # it starts at zero
-    assert len(watch.ratios["3.b"]) == 3
+    assert list(watch.ratios) == ["0.weight", "0.bias", "3.weight", "3.bias"]
+    np.testing.assert_allclose(watch.ratios["0.weight"], seen, rtol=1e-3)
+    assert watch.ratios["0.bias"][0] == float("inf")  # it starts at zero
+    assert len(watch.ratios["3.bias"]) == 3
 
 
 def test_the_ratio_of_a_parameter_that_stays_is_zero():
@@ -80,14 +80,14 @@ def test_the_ratio_of_a_parameter_that_stays_is_zero():
 
 
 def test_histograms_count_every_weight_and_leave_biases_out(tmp_path):
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm(8), nn.Flatten(), nn.Linear(8, 2))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))
     found = inspect.weight_histograms(model, bins=7, path=tmp_path / "w.png")
-    assert list(found) == ["0.w", "3.w"]
-    counts, edges = found["0.w"]
+    assert list(found) == ["0.weight", "3.weight"]
+    counts, edges = found["0.weight"]
     assert counts.sum() == 8 * 27
     assert len(counts) == 7
-    assert edges[0] == pytest.approx(model[0].w.data.min())
-    assert edges[-1] == pytest.approx(model[0].w.data.max())
+    assert edges[0] == pytest.approx(model[0].weight.data.min())
+    assert edges[-1] == pytest.approx(model[0].weight.data.max())
     assert (tmp_path / "w.png").exists()
 
 

@@ -22,7 +22,7 @@ def test_a_linear_score_is_maximized_along_its_weights(rng):
     made = inspect.maximize_activation(
         model, "1", [1], (4, 4, 3), steps=400, lr=0.1, decay=0.1, jitter=0
     )
-    w = model[1].w.data[1].reshape(4, 4, 3)
+    w = model[1].weight.data[1].reshape(4, 4, 3)
     np.testing.assert_allclose(made[0], 0.9 * w / np.sqrt((w**2).mean()), rtol=1e-3, atol=1e-4)
 
 
@@ -36,7 +36,7 @@ def test_each_image_excites_its_own_channel_most(rng):
 
 def test_a_channel_that_is_off_everywhere_at_the_start_is_woken():
     conv = nn.Conv2d(1, 1, 1)
-    conv.w.data[...], conv.b.data[...] = 1, -1  # faint noise never reaches 1
+    conv.weight.data[...], conv.bias.data[...] = 1, -1  # faint noise never reaches 1
     model = nn.Sequential(conv, nn.ReLU())
     made = inspect.maximize_activation(model, "1", [0], (8, 8, 1), steps=1)
     assert not inspect.activations(model, made)["1"].any()
@@ -46,7 +46,7 @@ def test_a_channel_that_is_off_everywhere_at_the_start_is_woken():
 
 def test_a_gradient_too_large_to_square_is_followed_all_the_same():
     layer = nn.Linear(48, 1)
-    layer.w.data[...] = 1e30
+    layer.weight.data[...] = 1e30
     model = nn.Sequential(nn.Flatten(), layer)
     made = inspect.maximize_activation(model, "1", [0], (4, 4, 3), steps=200, decay=0.1, jitter=0)
     np.testing.assert_allclose(made, 0.9, rtol=1e-3)
@@ -79,7 +79,7 @@ def test_one_step_of_a_dream_is_the_normalised_gradient_of_half_the_energy(rng):
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5, bias=False)).astype(np.float64)
     images = rng.standard_normal((1, 2, 2, 3))
     dream = inspect.deep_dream(model, images, "1", steps=1, lr=0.3, jitter=0)
-    w, x = model[1].w.data, images.reshape(12)
+    w, x = model[1].weight.data, images.reshape(12)
     gradient = w.T @ (w @ x)
     step = 0.3 * gradient / np.sqrt((gradient**2).mean())
     np.testing.assert_allclose(dream.reshape(12), x + step, rtol=1e-12)

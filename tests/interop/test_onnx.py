@@ -36,10 +36,10 @@ def check(model, shape, path, rng, n=3, tolerance=1e-5):
 def with_statistics(model, rng):
     """The model with running statistics and scales as after some training."""
     for _, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm):
-            for tensor in (module.running_mean, module.beta):
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.bias):
                 tensor.data[...] = 0.2 * rng.standard_normal(tensor.shape)
-            for tensor in (module.running_var, module.gamma):
+            for tensor in (module.running_var, module.weight):
                 tensor.data[...] = 0.5 + rng.random(tensor.shape)
     return model
 
@@ -90,20 +90,20 @@ def test_every_other_op_agrees_too(rng, tmp_path):
 
 @pytest.mark.parametrize("layer", [
     nn.AvgPool2d(3, 2, padding=1),
-    nn.AvgPool2d(3, 2, padding=1, count_padding=False),
-    nn.AvgPool2d(3, 2, ceil=True),
-    nn.AvgPool2d(3, 2, padding=1, ceil=True, count_padding=False),
-    nn.MaxPool2d(3, 2, padding=1, ceil=True),
+    nn.AvgPool2d(3, 2, padding=1, count_include_pad=False),
+    nn.AvgPool2d(3, 2, ceil_mode=True),
+    nn.AvgPool2d(3, 2, padding=1, ceil_mode=True, count_include_pad=False),
+    nn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
     nn.MaxPool2d((2, 3), padding="same"),
     nn.LocalResponseNorm(3, 0.5, 0.6, 1.5),
-    nn.BatchNorm(4),
+    nn.BatchNorm2d(4),
 ], ids=repr)  # fmt: skip
 def test_windows_and_norms_agree_at_the_edges(layer, rng, tmp_path):
     check(with_statistics(layer, rng), (8, 10, 4), tmp_path / "model.onnx", rng)
 
 
 def test_batch_norm_of_vectors_agrees(rng, tmp_path):
-    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm(6), nn.Tanh())
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm2d(6), nn.Tanh())
     check(with_statistics(model, rng), (4,), tmp_path / "model.onnx", rng)
 
 
@@ -113,11 +113,15 @@ def test_images_are_turned_once_at_the_start_and_once_before_the_dense_layers(on
     assert [node.op_type for node in graph.node] == (
         "Transpose Conv Relu MaxPool Conv Relu MaxPool Transpose Reshape Gemm Relu Gemm Identity"
     ).split()
-    assert {initializer.name for initializer in graph.initializer} > {"0.w", "0.b", "9.w"}
+    assert {initializer.name for initializer in graph.initializer} > {
+        "0.weight",
+        "0.bias",
+        "9.weight",
+    }
 
 
 def test_dropout_and_mode_are_left_alone(onnx, tmp_path):
-    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.BatchNorm(3))
+    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.BatchNorm2d(3))
     mean = model[2].running_mean.data.copy()
     export_onnx(model, tmp_path / "model.onnx", (4,))
     assert all(module.training for _, module in model.named_modules())
@@ -143,7 +147,7 @@ class Constant(nn.Module):
         (Slice(), "the op 'getitem' has no form in ONNX here"),
         (Constant(), "does not depend on its input"),
         (nn.LocalResponseNorm(4), "odd sizes alone"),
-        (nn.AvgPool2d(3, 2, padding=1, ceil=True), "has no form in ONNX"),
+        (nn.AvgPool2d(3, 2, padding=1, ceil_mode=True), "has no form in ONNX"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_and_leaves_no_file(model, message, onnx, tmp_path):

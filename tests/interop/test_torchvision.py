@@ -153,8 +153,8 @@ def test_half_precision_and_grey_images_are_carried_over():
     state = small_state()
     state["features.0.weight"] = np.ones((64, 1, 11, 11), np.float16)
     converted = convert.from_torchvision(state)
-    assert converted["0.w"].shape == (64, 11, 11, 1)
-    assert converted["0.w"].dtype == np.float32
+    assert converted["0.weight"].shape == (64, 11, 11, 1)
+    assert converted["0.weight"].dtype == np.float32
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 
 import gpucnn
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 
 
 def on_gpu(array: np.ndarray, gradient: bool = False) -> gpucnn.Tensor:
     return gpucnn.tensor(array, device="cudasim", requires_grad=gradient)
 
 
-def random_window(rng: np.random.Generator, pool: bool = False) -> tuple[Window, int]:
+def random_window(rng: np.random.Generator, pool: bool = False) -> tuple[Geometry, int]:
     """A window over small images, and a number of filters for it.
 
     Windows 1 to 11, strides 1 to 4, 1 to 67 channels, padding on each side; for a convolution
@@ -35,7 +35,7 @@ def random_window(rng: np.random.Generator, pool: bool = False) -> tuple[Window,
             continue  # seconds, for the loops
         top, left = padding[:, 0].tolist()
         bottom, right = padding[:, 1].tolist()
-        v = Window.of(
+        v = Geometry.of(
             "test",
             (n, *size.tolist(), c),
             tuple(kernel.tolist()),
@@ -51,7 +51,7 @@ def random_window(rng: np.random.Generator, pool: bool = False) -> tuple[Window,
         return v, oc
 
 
-def geometry(v: Window) -> dict[str, Any]:
+def geometry(v: Geometry) -> dict[str, Any]:
     """The keyword arguments of an op that lead to v."""
     return {
         "stride": (v.stride_h, v.stride_w),

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 
 Floats = np.ndarray
 
 
-def conv2d(x: Floats, w: Floats, b: Floats, dy: Floats, v: Window) -> tuple[Floats, ...]:
+def conv2d(x: Floats, w: Floats, b: Floats, dy: Floats, v: Geometry) -> tuple[Floats, ...]:
     """y, dx, dw and db for the gradient dy."""
     x, w, b, dy = (a.astype(np.float64) for a in (x, w, b, dy))
     y = np.zeros(dy.shape) + b
@@ -23,7 +23,7 @@ def conv2d(x: Floats, w: Floats, b: Floats, dy: Floats, v: Window) -> tuple[Floa
     return y, dx, dw, dy.sum(axis=(0, 1, 2))
 
 
-def max_pool2d(x: Floats, dy: Floats, v: Window) -> tuple[Floats, Floats]:
+def max_pool2d(x: Floats, dy: Floats, v: Geometry) -> tuple[Floats, Floats]:
     """y and dx: the first of equals in row order takes the gradient."""
     y = np.full(dy.shape, -np.inf)
     winner = np.full((*dy.shape, 2), -1)
@@ -38,7 +38,7 @@ def max_pool2d(x: Floats, dy: Floats, v: Window) -> tuple[Floats, Floats]:
     return y, dx
 
 
-def avg_pool2d(x: Floats, dy: Floats, v: Window, padding_counts: bool) -> tuple[Floats, Floats]:
+def avg_pool2d(x: Floats, dy: Floats, v: Geometry, padding_counts: bool) -> tuple[Floats, Floats]:
     """y and dx, for a window that does not hang over the padding."""
     counts = np.zeros((v.oh, v.ow))
     for i, j, *_ in taps(v):
@@ -52,7 +52,7 @@ def avg_pool2d(x: Floats, dy: Floats, v: Window, padding_counts: bool) -> tuple[
     return y, dx
 
 
-def taps(v: Window) -> list[tuple[int, ...]]:
+def taps(v: Geometry) -> list[tuple[int, ...]]:
     """Every (i, j, row, column, r, s): output (i, j) sees (row, column) through tap (r, s)."""
     return [
         (i, j, row, column, r, s)

@@ -13,7 +13,7 @@ from kernel_cases import geometry, on_gpu, random_window
 import gpucnn
 from gpucnn import cuda, ops
 from gpucnn.ops.conv2d import cuda as _conv2d_cuda
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 
 pytestmark = pytest.mark.usefixtures("compiler")
 
@@ -22,7 +22,7 @@ SCHEDULES = ["lowest", pytest.param("highest", marks=pytest.mark.slow)]
 Arrays = list[np.ndarray]
 
 
-def operands(v: Window, oc: int, rng: np.random.Generator) -> Arrays:
+def operands(v: Geometry, oc: int, rng: np.random.Generator) -> Arrays:
     """x, w, b and dy."""
     shapes = [
         (v.n, v.h, v.w, v.c),
@@ -33,7 +33,7 @@ def operands(v: Window, oc: int, rng: np.random.Generator) -> Arrays:
     return [rng.standard_normal(shape, np.float32) for shape in shapes]
 
 
-def run(v: Window, x: np.ndarray, w: np.ndarray, b: np.ndarray, dy: np.ndarray) -> Arrays:
+def run(v: Geometry, x: np.ndarray, w: np.ndarray, b: np.ndarray, dy: np.ndarray) -> Arrays:
     """y, dx, dw and db by the kernels."""
     leaves = [on_gpu(array, gradient=True) for array in (x, w, b)]
     y = ops.conv2d(*leaves, **geometry(v), dilation=(v.dilation_h, v.dilation_w), groups=v.groups)
@@ -41,7 +41,7 @@ def run(v: Window, x: np.ndarray, w: np.ndarray, b: np.ndarray, dy: np.ndarray) 
     return [y.numpy(), *(leaf.grad.get() for leaf in leaves)]
 
 
-def errors(v: Window, arrays: Arrays) -> list[float]:
+def errors(v: Geometry, arrays: Arrays) -> list[float]:
     """How far y, dx, dw and db are from the slow loops'."""
     expected = slow_loops.conv2d(*arrays, v)
     return [relative(a, e) for a, e in zip(run(v, *arrays), expected, strict=True)]
@@ -89,7 +89,7 @@ def test_tiled_kernels_agree_with_the_plain_ones(
     reading: str, conv_algorithm: Callable[[str], None], rng: np.random.Generator
 ) -> None:
     c, oc, names = READINGS[reading]
-    v = Window.of("test", (3, 14, 13, c), 3, (2, 1), ((1, 0), (2, 1)), (1, 2))
+    v = Geometry.of("test", (3, 14, 13, c), 3, (2, 1), ((1, 0), (2, 1)), (1, 2))
     arrays = operands(v, oc, rng)
     with cuda.count_launches() as launches:
         tiled = run(v, *arrays)
@@ -104,7 +104,7 @@ def test_tiled_kernels_agree_with_the_plain_ones(
 def test_images_that_begin_off_a_16_byte_boundary_are_read_one_number_at_a_time(
     rng: np.random.Generator,
 ) -> None:
-    v = Window.of("test", (2, 5, 5, 16), 3, 1, 1)
+    v = Geometry.of("test", (2, 5, 5, 16), 3, 1, 1)
     x, w, b, dy = operands(v, 8, rng)
     shifted = on_gpu(np.concatenate([[0], x.ravel()]).astype(np.float32)).data[1:].reshape(x.shape)
     with cuda.count_launches() as launches:
@@ -117,7 +117,7 @@ def test_images_that_begin_off_a_16_byte_boundary_are_read_one_number_at_a_time(
 def test_the_epilogue_adds_the_bias_clips_and_lets_nan_through(
     kernel: str, rng: np.random.Generator
 ) -> None:
-    v = Window.of("test", (2, 5, 5, 8), 3, 1, 1)
+    v = Geometry.of("test", (2, 5, 5, 8), 3, 1, 1)
     x, w, b, dy = operands(v, 12, rng)
     expected = np.maximum(slow_loops.conv2d(x, w, b, dy, v)[0], 0)
     b[3] = np.nan
@@ -135,7 +135,7 @@ def test_the_epilogue_adds_the_bias_clips_and_lets_nan_through(
 def test_geometry_past_the_tiles_tables_goes_to_the_plain_kernels(
     rng: np.random.Generator,
 ) -> None:
-    v = Window.of("test", (1, 30, 12, 8), (28, 4), 1, 0)
+    v = Geometry.of("test", (1, 30, 12, 8), (28, 4), 1, 0)
     with cuda.count_launches() as launches:
         assert max(errors(v, operands(v, 8, rng))) <= 1e-5
     assert "conv2d_forward_plain" in launches
@@ -154,7 +154,7 @@ def test_geometry_past_the_tiles_tables_goes_to_the_plain_kernels(
 def test_offsets_that_31_bits_cannot_hold_are_left_to_the_plain_kernels(
     change: dict[str, int],
 ) -> None:
-    small = Window.of("test", (1, 8, 8, 8), 3, 1, 1)
+    small = Geometry.of("test", (1, 8, 8, 8), 3, 1, 1)
     assert _conv2d_cuda._tiled(small, 8)
     assert not _conv2d_cuda._tiled(replace(small, **change), 8)
 
@@ -168,7 +168,7 @@ def test_arrays_that_offsets_in_quads_cannot_reach_are_read_one_by_one() -> None
 
 
 def test_a_weight_gradient_has_the_same_bits_every_time(rng: np.random.Generator) -> None:
-    v = Window.of("test", (8, 16, 16, 8), 3, 1, 1)
+    v = Geometry.of("test", (8, 16, 16, 8), 3, 1, 1)
     arrays = operands(v, 16, rng)
     first, second = run(v, *arrays), run(v, *arrays)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))

@@ -90,10 +90,10 @@ FAULTS = [
     Fault("sums overwritten", "batch_norm.cu", "__syncthreads();  // the sums", "//", HIGHEST),
     Fault("ties go to the last", "pool2d.cu", "value > best", "value >= best"),
     Fault("a window too many", "pool2d.cu", "min((at + before) / stride, outputs - 1)", "at"),
-    Fault("row guard dropped", "softmax_cross_entropy.cu", "(row >= rows)", "(false)", "address"),
+    Fault("row guard dropped", "cross_entropy.cu", "(row >= rows)", "(false)", "address"),
     Fault(
         "partial sums read too early",
-        "softmax_cross_entropy.cu",
+        "cross_entropy.cu",
         "__syncthreads();\n    if",
         "if",
         "race",

@@ -32,7 +32,7 @@ def test_pools_agree_with_the_slow_loops_on_random_geometry(
         if pool == 0:
             y = ops.max_pool2d(leaf, window, **geometry(v))
         else:
-            y = ops.avg_pool2d(leaf, window, **geometry(v), count_padding=counting)
+            y = ops.avg_pool2d(leaf, window, **geometry(v), count_include_pad=counting)
         y.backward(on_gpu(dy).data)
         assert relative(y.data, y_expected) <= (0 if pool == 0 else 1e-6), v
         assert relative(leaf.grad, dx_expected) <= 1e-6, v

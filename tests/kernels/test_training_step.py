@@ -27,7 +27,7 @@ def one_step(
     x = gpucnn.tensor(rng.standard_normal((3, 32, 32, 3), np.float32)[order], device=device)
     labels = gpucnn.tensor(np.array([3, 1, 4])[order], device=device)
     with cuda.count_launches() as launches:
-        loss = ops.softmax_cross_entropy(model(x), labels)
+        loss = ops.cross_entropy(model(x), labels)
         loss.backward()
         optimizer.step()
     parameters = model.parameters()
@@ -64,13 +64,13 @@ def step_in_another_order(rng: np.random.Generator) -> Arrays:
     order, last = np.arange(3), alexnet()[-1]
     for layer in alexnet():
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            outputs = layer.w.shape[0]
-            final = isinstance(layer, nn.Linear) and layer.w.shape == last.w.shape
+            outputs = layer.weight.shape[0]
+            final = isinstance(layer, nn.Linear) and layer.weight.shape == last.weight.shape
             after = np.arange(outputs) if final else rng.permutation(outputs)
-            taps = [np.arange(n) for n in layer.w.shape[1:-1]]
+            taps = [np.arange(n) for n in layer.weight.shape[1:-1]]
             places += [np.ix_(after, *taps, order), np.ix_(after)]
-            layer.w.data = np.ascontiguousarray(layer.w.data[places[-2]])
-            layer.b.data = layer.b.data[places[-1]]
+            layer.weight.data = np.ascontiguousarray(layer.weight.data[places[-2]])
+            layer.bias.data = layer.bias.data[places[-1]]
             order = after
         elif isinstance(layer, nn.Flatten):
             pixels = last_pixels(layers)

@@ -46,13 +46,13 @@ def test_alexnet_of_2012_has_its_sizes_groups_and_initialisation():
     convolutions = [layer for layer in model if isinstance(layer, nn.Conv2d)]
     dense = [layer for layer in model if isinstance(layer, nn.Linear)]
     assert [layer.groups for layer in convolutions] == [1, 2, 1, 2, 2]
-    assert [float(layer.b.data.mean()) for layer in convolutions] == [0, 1, 0, 1, 1]
-    assert [float(layer.b.data.mean()) for layer in dense] == [1, 1, 0]
-    assert all((layer.b.data == layer.b.data[0]).all() for layer in [*convolutions, *dense])
+    assert [float(layer.bias.data.mean()) for layer in convolutions] == [0, 1, 0, 1, 1]
+    assert [float(layer.bias.data.mean()) for layer in dense] == [1, 1, 0]
+    assert all((layer.bias.data == layer.bias.data[0]).all() for layer in [*convolutions, *dense])
     for layer in [*convolutions, *dense]:
-        tolerance = 6 * 0.01 / np.sqrt(layer.w.size)
-        assert abs(layer.w.data.mean()) < tolerance
-        assert abs(layer.w.data.std() - 0.01) < tolerance
+        tolerance = 6 * 0.01 / np.sqrt(layer.weight.size)
+        assert abs(layer.weight.data.mean()) < tolerance
+        assert abs(layer.weight.data.std() - 0.01) < tolerance
     assert shapes(model, (227, 227, 3), "Conv2d") == [
         (55, 55, 96), (27, 27, 256), (13, 13, 384), (13, 13, 384), (13, 13, 256)
     ]  # fmt: skip
@@ -68,10 +68,10 @@ def test_the_lectures_keras_model_has_the_sizes_57_28_13_7():
     assert shapes(model, (227, 227, 1), "MaxPool2d") == [(28, 28, 96), (13, 13, 256), (7, 7, 256)]
     assert shapes(model, (227, 227, 1), "Linear") == [(4096,), (4096,), (1000,), (10,)]
     assert [layer.p for layer in model if isinstance(layer, nn.Dropout)] == [0.4] * 3
-    windows = [layer.w.shape[1:3] for layer in model if isinstance(layer, nn.Conv2d)]
+    windows = [layer.weight.shape[1:3] for layer in model if isinstance(layer, nn.Conv2d)]
     assert windows == [(11, 11), (5, 5), (3, 3), (1, 1), (3, 3)]
     kinds = [type(layer).__name__ for layer in model][:8]
-    assert kinds == "Conv2d ReLU BatchNorm MaxPool2d Conv2d ReLU BatchNorm MaxPool2d".split()
+    assert kinds == "Conv2d ReLU BatchNorm2d MaxPool2d Conv2d ReLU BatchNorm2d MaxPool2d".split()
 
 
 def test_torchvisions_alexnet_takes_224_pixels_and_other_sizes_from_63_up():
@@ -88,7 +88,7 @@ def test_cuda_convnets_pools_overlap_and_round_up():
     model = models.cuda_convnet_18pct()
     assert shapes(model, (32, 32, 3), "MaxPool2d") == [(16, 16, 32)]
     assert shapes(model, (32, 32, 3), "AvgPool2d") == [(8, 8, 32), (4, 4, 64)]
-    stds = [float(layer.w.data.std()) for layer in model if hasattr(layer, "w")]
+    stds = [float(layer.weight.data.std()) for layer in model if hasattr(layer, "w")]
     assert np.allclose(stds, [0.0001, 0.01, 0.01, 0.01], rtol=0.1)
 
 
@@ -102,7 +102,7 @@ def test_map_response_norm_is_its_formula(device, rng):
             expected[:, i, j] = x[:, i, j] / (1 + 0.5 * mean) ** 0.75
     layer = MapResponseNorm(3, 0.5, 0.75)
     assert_close(layer(tensor(x, device)), expected)
-    assert layer.extra() == "size=3, scale=0.5, power=0.75"
+    assert layer.extra_repr() == "size=3, scale=0.5, power=0.75"
 
 
 def test_alexnet_of_2012_agrees_with_pytorch(rng):

@@ -5,7 +5,8 @@ import gpucnn
 from gpucnn import data, models, nn, ops, train
 from gpucnn.commands import main
 from gpucnn.errors import ArgumentError, CheckpointError, DataError
-from gpucnn.models.classifier import Classifier, Guess, bars
+from gpucnn.commands.predict import bars
+from gpucnn.models.classifier import Classifier, Guess
 
 Image = pytest.importorskip("PIL.Image", reason="images are made and read with Pillow")
 

@@ -110,8 +110,8 @@ def test_an_mlp_computes_its_formula_on_images_too(activation, function, device,
     model = models.mlp([12, 5, 3], activation).astype(np.float64)
     x = rng.standard_normal((4, 2, 2, 3))
     first, last = model[1], model[3]
-    hidden = function(x.reshape(4, 12) @ first.w.data.T + first.b.data)
-    expected = hidden @ last.w.data.T + last.b.data
+    hidden = function(x.reshape(4, 12) @ first.weight.data.T + first.bias.data)
+    expected = hidden @ last.weight.data.T + last.bias.data
     assert_close(model.to(device)(tensor(x, device)), expected)
 
 
@@ -168,7 +168,7 @@ def test_a_residual_block_agrees_with_pytorch(c, oc, stride, training, device, r
     state = {name: torch.tensor(value) for name, value in block.state_dict().items()}
 
     def conv(y, name, stride):
-        w = state[f"{name}.w"].permute(0, 3, 1, 2)
+        w = state[f"{name}.weight"].permute(0, 3, 1, 2)
         return F.conv2d(y, w, None, stride, padding=w.shape[-1] // 2)
 
     def norm(y, name):
@@ -185,7 +185,7 @@ def test_a_residual_block_agrees_with_pytorch(c, oc, stride, training, device, r
 
 def test_a_residual_block_whose_body_is_silent_passes_its_input_on(device, current, rng):
     block = models.resnet.BasicBlock(3, 3, 1).to(device)
-    block.body[4].gamma.data[...] = 0
+    block.body[4].weight.data[...] = 0
     x = np.abs(rng.standard_normal((2, 4, 4, 3), dtype=np.float32))
     assert np.array_equal(host(block(tensor(x, device))), x)
 

@@ -20,7 +20,7 @@ def by_hand(model, image):
     for top, left in ((0, 0), (0, w - 4), (h - 4, 0), (h - 4, w - 4), ((h - 4) // 2, (w - 4) // 2)):
         view = image[top : top + 4, left : left + 4]
         for seen in (view, view[:, ::-1]):
-            logits = model[1].w.data @ seen.reshape(-1) + model[1].b.data
+            logits = model[1].weight.data @ seen.reshape(-1) + model[1].bias.data
             shares.append(np.exp(logits) / np.exp(logits).sum())
     return np.mean(shares, axis=0)
 

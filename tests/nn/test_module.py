@@ -10,7 +10,7 @@ from gpucnn.errors import CheckpointError
 class Block(nn.Module):
     def __init__(self):
         self.conv = nn.Conv2d(3, 4, 3, padding=1)
-        self.norm = nn.BatchNorm(4)
+        self.norm = nn.BatchNorm2d(4)
         self.branches = [nn.Linear(4, 2), nn.Linear(4, 2, bias=False)]
 
     def forward(self, x):
@@ -21,13 +21,13 @@ class Block(nn.Module):
 def test_parameters_and_buffers_are_named_by_the_attributes_that_hold_them():
     block = Block()
     assert [name for name, _ in block.named_parameters()] == [
-        "conv.w",
-        "conv.b",
-        "norm.gamma",
-        "norm.beta",
-        "branches.0.w",
-        "branches.0.b",
-        "branches.1.w",
+        "conv.weight",
+        "conv.bias",
+        "norm.weight",
+        "norm.bias",
+        "branches.0.weight",
+        "branches.0.bias",
+        "branches.1.weight",
     ]
     assert [name for name, _ in block.named_buffers()] == ["norm.running_mean", "norm.running_var"]
     assert len(block.parameters()) == 7
@@ -49,22 +49,22 @@ def test_a_state_goes_into_another_model_and_makes_it_equal(device, rng):
     one(x)  # moves the running statistics
     other.load_state_dict(one.state_dict())
     assert np.array_equal(host(one.eval()(x)), host(other.eval()(x)))
-    other.conv.w.data[...] = 0
-    assert host(one.conv.w).any()
+    other.conv.weight.data[...] = 0
+    assert host(one.conv.weight).any()
 
 
 def test_a_state_that_does_not_fit_names_each_difference_and_changes_nothing():
     block = Block()
     state = {k: v + 1 for k, v in block.state_dict().items()}
     before = {k: v.copy() for k, v in block.state_dict().items()}
-    del state["conv.b"]
+    del state["conv.bias"]
     state["conv.bias"] = np.zeros(4)
-    state["norm.gamma"] = np.zeros(5)
+    state["norm.weight"] = np.zeros(5)
     with pytest.raises(CheckpointError) as error:
         block.load_state_dict(state)
-    assert "missing: conv.b" in str(error.value)
+    assert "missing: conv.bias" in str(error.value)
     assert "unexpected: conv.bias" in str(error.value)
-    assert "norm.gamma: expected (4,), got (5,)" in str(error.value)
+    assert "norm.weight: expected (4,), got (5,)" in str(error.value)
     for name, value in block.state_dict().items():
         assert np.array_equal(value, before[name])
 

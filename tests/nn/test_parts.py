@@ -34,8 +34,8 @@ class Everywhere(nn.Module):
 
 
 PARAMETERS = """
-    scale shift gains.0 table.a blocks.0.w blocks.0.b blocks.1.w heads.left.w heads.left.b
-    heads.right.1.1.w heads.right.1.1.b
+    scale shift gains.0 table.a blocks.0.weight blocks.0.bias blocks.1.weight heads.left.weight heads.left.bias
+    heads.right.1.1.weight heads.right.1.1.bias
 """.split()
 
 
@@ -60,7 +60,7 @@ def test_what_is_put_into_a_list_later_is_found():
     model.late += [nn.Parameter(np.ones(2, np.float32))]
     model.heads["new"] = nn.Linear(1, 1, bias=False)
     found = {name for name, _ in model.named_parameters()}
-    assert found - set(PARAMETERS) == {"late.0.w", "late.1", "heads.new.w"}
+    assert found - set(PARAMETERS) == {"late.0.weight", "late.1", "heads.new.weight"}
 
 
 def test_every_part_is_moved_converted_loaded_trained_and_switched(device, rng):
@@ -98,7 +98,7 @@ def test_a_state_that_is_loaded_between_forward_and_backward_is_found(device):
 
 def test_a_frozen_parameter_is_still_one_and_a_part_of_the_state():
     model = nn.Linear(2, 2)
-    model.w.requires_grad = False
+    model.weight.requires_grad = False
     assert [name for name, _ in model.named_parameters()] == ["w", "b"]
 
 
@@ -143,23 +143,25 @@ def test_a_set_of_modules_is_refused_and_a_deque_is_not():
 )
 def test_an_array_in_place_of_a_parameter_is_refused_with_the_way_out(value):
     layer = nn.Linear(2, 2)
-    before = layer.w
+    before = layer.weight
     with pytest.raises(ArgumentError, match="Linear: w is a parameter; expected") as caught:
-        layer.w = value
-    assert layer.w is before
+        layer.weight = value
+    assert layer.weight is before
     assert f"got {type(value).__name__}\n" in str(caught.value)
-    assert "module.w.data[...] = array, or assign gpucnn.nn.Parameter(array)" in str(caught.value)
+    assert "module.weight.data[...] = array, or assign gpucnn.nn.Parameter(array)" in str(
+        caught.value
+    )
 
 
 @pytest.mark.usefixtures("current")
 def test_an_array_of_a_gpu_in_place_of_a_parameter_is_refused(gpu):
     layer = nn.Linear(2, 2).to(gpu)
     with pytest.raises(ArgumentError, match=r"w is a parameter; .* got ndarray"):
-        layer.w = layer.w.data * 2
+        layer.weight = layer.weight.data * 2
 
 
 def test_an_array_in_place_of_a_buffer_is_refused():
-    norm = nn.BatchNorm(3)
+    norm = nn.BatchNorm2d(3)
     with pytest.raises(
         ArgumentError, match=r"running_mean is a buffer; .* got ndarray\n.*\.tensor"
     ):
@@ -170,14 +172,14 @@ def test_an_array_in_place_of_a_buffer_is_refused():
 
 def test_the_ways_out_work_and_what_is_a_parameter_may_take_its_place():
     layer = nn.Linear(2, 2)
-    layer.w.data[...] = np.eye(2)
-    layer.b = nn.Parameter(np.zeros(2, np.float32))
+    layer.weight.data[...] = np.eye(2)
+    layer.bias = nn.Parameter(np.zeros(2, np.float32))
     assert layer(gpucnn.tensor([[3.0, 4.0]])).numpy().tolist() == [[3, 4]]
-    layer.w = gpucnn.tensor(np.ones((2, 2), np.float32), requires_grad=True)
-    layer.b = None
+    layer.weight = gpucnn.tensor(np.ones((2, 2), np.float32), requires_grad=True)
+    layer.bias = None
     assert [name for name, _ in layer.named_parameters()] == ["w"]
-    layer.w = [layer.w, nn.Linear(1, 1, bias=False)]
-    assert [name for name, _ in layer.named_parameters()] == ["w.0", "w.1.w"]
+    layer.weight = [layer.weight, nn.Linear(1, 1, bias=False)]
+    assert [name for name, _ in layer.named_parameters()] == ["w.0", "w.1.weight"]
 
 
 # --- Sequential ---
@@ -196,4 +198,4 @@ def test_what_a_subclass_of_sequential_has_beside_its_layers_is_found():
             self.head = nn.Linear(2, 1, bias=False)
             self.gain = nn.Parameter(np.ones(1, np.float32))
 
-    assert [name for name, _ in Net().named_parameters()] == ["gain", "0.w", "head.w"]
+    assert [name for name, _ in Net().named_parameters()] == ["gain", "0.weight", "head.weight"]

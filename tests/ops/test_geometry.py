@@ -5,11 +5,13 @@ import pytest
 
 import gpucnn
 from gpucnn import ops
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 
 
-def window(size, k, stride, padding, dilation=1, ceil=False):
-    v = Window.of("test", (1, size, 30, 1), (k, 1), (stride, 1), padding, (dilation, 1), ceil=ceil)
+def window(size, k, stride, padding, dilation=1, ceil_mode=False):
+    v = Geometry.of(
+        "test", (1, size, 30, 1), (k, 1), (stride, 1), padding, (dilation, 1), ceil_mode=ceil_mode
+    )
     return v.oh, v.top, v.bottom
 
 
@@ -39,7 +41,7 @@ def test_with_ceil_every_window_starts_on_the_image_or_the_padding_before_it(
 ):
     if before >= k or size + 2 * before < k:
         return
-    oh, top, bottom = window(size, k, stride, ((before, before), (0, 0)), ceil=True)
+    oh, top, bottom = window(size, k, stride, ((before, before), (0, 0)), ceil_mode=True)
     starts = [i for i in range(0, size + 2 * before, stride) if i < size + before]
     reach = size + 2 * before  # windows that hang over the edge less than a stride
     assert oh == len([i for i in starts if i + k < reach + stride])

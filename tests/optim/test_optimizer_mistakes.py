@@ -46,24 +46,24 @@ def test_a_model_that_moved_under_its_optimizer_is_found_and_the_way_out_works(k
         (model(tensor(np.ones((4, 3)), after, np.float32)) ** 2).sum().backward()
         optimizer.step()
 
-    start = host(model.w).copy()
+    start = host(model.weight).copy()
     then, now = map(str, map(Device.parse, (before, after)))
     with pytest.raises(
         GraphError, match=rf"on {then} then, float32 on {now} now\n.*before building"
     ):
         step()
     assert optimizer.steps == 0
-    assert np.array_equal(host(model.w), start)
+    assert np.array_equal(host(model.weight), start)
     optimizer = kind(model.parameters(), lr=0.1)
     step()
-    assert not np.array_equal(host(model.w), start)
+    assert not np.array_equal(host(model.weight), start)
 
 
 def test_a_model_that_changed_its_dtype_under_its_optimizer_is_found(device):
     layer = nn.Linear(2, 2).to(device)
     optimizer = optim.SGD(layer.parameters(), 0.1)
     layer.astype(np.float64)
-    layer.w.grad = tensor(np.zeros((2, 2)), device).data
+    layer.weight.grad = tensor(np.zeros((2, 2)), device).data
     with pytest.raises(
         GraphError, match=r"float32 on .* then, float64 on .*\n.*before building it"
     ):
@@ -149,13 +149,16 @@ NOT_PARAMETERS = {
     "a module": (lambda: LAYER, "expected parameters, got a Linear; pass model.parameters"),
     "a sequential": (lambda: nn.Sequential(LAYER), "got a Sequential; pass model.parameters"),
     "the method": (lambda: LAYER.parameters, "expected a list of parameters, got a method"),
-    "one tensor": (lambda: LAYER.w, r"got one tensor; pass \[tensor\]"),
+    "one tensor": (lambda: LAYER.weight, r"got one tensor; pass \[tensor\]"),
     "names too": (LAYER.named_parameters, "expected tensors, parameter 0 is a tuple; pass"),
     "a state": (LAYER.state_dict, "expected tensors, parameter 0 is a str; pass"),
     "arrays": (lambda: [np.ones(3)], "expected tensors, parameter 0 is a ndarray; pass"),
     "nothing": (lambda: None, "expected a list of parameters, got a NoneType"),
     "a number": (lambda: 0.1, "expected a list of parameters, got a float"),
-    "a result": (lambda: [LAYER.w * 1], "expected leaf tensors, parameter 0 is an op's result"),
+    "a result": (
+        lambda: [LAYER.weight * 1],
+        "expected leaf tensors, parameter 0 is an op's result",
+    ),
 }
 
 
@@ -169,7 +172,7 @@ def test_what_is_no_list_of_parameters_is_told_in_a_line(kind, make, match):
 
 
 def test_a_norm_of_a_module_or_of_a_tensor_is_refused():
-    for wrong in (LAYER, LAYER.w):
+    for wrong in (LAYER, LAYER.weight):
         with pytest.raises(ArgumentError, match=r"clip_gradient_norm: expected .*; pass"):
             optim.clip_gradient_norm(wrong, 1.0)
 
@@ -191,7 +194,7 @@ def test_everything_works_on_a_device_that_is_not_the_current_one(kind, target, 
         gpucnn.manual_seed(3)
         model = nn.Sequential(
             nn.Conv2d(3, 4, 3, bias=False),
-            nn.BatchNorm(4),
+            nn.BatchNorm2d(4),
             nn.ReLU(),
             nn.Flatten(),
             nn.Linear(64, 5),
@@ -201,7 +204,7 @@ def test_everything_works_on_a_device_that_is_not_the_current_one(kind, target, 
         optimizer = kind(model.parameters(), lr=0.01)
         for _ in range(3):
             optimizer.zero_grad()
-            loss = ops.softmax_cross_entropy(model(tensor(images, name)), [0, 1, 2, 3])
+            loss = ops.cross_entropy(model(tensor(images, name)), [0, 1, 2, 3])
             (loss + loss * loss).backward()
             norm = optim.clip_gradient_norm(model.parameters(), 0.1)
             optimizer.step()

@@ -67,10 +67,10 @@ def test_parameters_become_views_of_one_buffer_and_keep_their_values(kind, rng):
     layer = nn.Linear(3, 5)
     before = {k: v.copy() for k, v in layer.state_dict().items()}
     kind(layer.parameters(), lr=0.1)
-    assert layer.w.data.base is layer.b.data.base
+    assert layer.weight.data.base is layer.bias.data.base
     for name, value in layer.state_dict().items():
         assert np.array_equal(value, before[name])
-        assert value.__array_interface__["data"][0] % 64 == layer.w.data.base.ctypes.data % 64
+        assert value.__array_interface__["data"][0] % 64 == layer.weight.data.base.ctypes.data % 64
 
 
 @in_both_dtypes

@@ -72,7 +72,7 @@ def test_a_batch_that_is_none_ends_in_a_clear_error_and_changes_nothing(who, bat
     assert all(np.array_equal(before[name], array) for name, array in model.state_dict().items())
 
 
-def one_step(model, loss=ops.softmax_cross_entropy):
+def one_step(model, loss=ops.cross_entropy):
     return train.Trainer(model, optim.SGD(LEAVES, 0.1), [(IMAGES, LABELS)], loss=loss).fit(1)
 
 

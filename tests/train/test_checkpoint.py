@@ -9,7 +9,10 @@ from safetensors.numpy import save_file
 from gpucnn import train
 from gpucnn.errors import CheckpointError, OutputError
 
-TENSORS = {"model.w": np.arange(12, dtype=np.float32).reshape(3, 4).T, "optimizer.v": np.ones(3)}
+TENSORS = {
+    "model.weight": np.arange(12, dtype=np.float32).reshape(3, 4).T,
+    "optimizer.v": np.ones(3),
+}
 
 
 def test_what_was_written_is_read_back(tmp_path):
@@ -17,7 +20,7 @@ def test_what_was_written_is_read_back(tmp_path):
     train.write_checkpoint(path, TENSORS, {"step": 3, "text": "ä", "pi": 0.1 + 0.2})
     checkpoint = train.read_checkpoint(path)
     assert checkpoint.info == {"format": 1, "step": 3, "text": "ä", "pi": 0.1 + 0.2}
-    assert np.array_equal(checkpoint.part("model")["w"], TENSORS["model.w"])
+    assert np.array_equal(checkpoint.part("model")["w"], TENSORS["model.weight"])
     assert list(checkpoint.part("optimizer")) == ["v"]
     assert os.listdir(tmp_path) == ["a.safetensors"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~_umask()

@@ -84,7 +84,7 @@ def test_training_stops_at_the_first_step_whose_loss_is_not_finite_before_its_up
         for before, (images, labels) in zip(keep.states, batches, strict=True):
             model = network()
             model.load_state_dict(before)
-            losses.append(ops.softmax_cross_entropy(model(images), labels).item())
+            losses.append(ops.cross_entropy(model(images), labels).item())
             x, first = images, None
             for i, layer in enumerate(model):
                 x = layer(x)
@@ -125,7 +125,9 @@ def test_the_first_module_in_the_order_of_the_forward_pass_is_named():
     trainer = build(model=Backwards())
     for parameter in trainer.model.parameters():
         parameter.data[...] = np.nan
-    with pytest.raises(DivergenceError, match=r"layer inner\.1 \(Linear\): its parameter w is not"):
+    with pytest.raises(
+        DivergenceError, match=r"layer inner\.1 \(Linear\): its parameter weight is not"
+    ):
         trainer.fit(1)
 
 
@@ -194,14 +196,20 @@ def test_checkpoints_after_every_step_are_all_finite(tmp_path):
 
 @pytest.mark.parametrize("what", ["parameter", "statistic", "velocity"])
 def test_saving_refuses_what_is_not_finite_and_leaves_the_file_as_it_was(what, tmp_path):
-    trainer = build(model=nn.Sequential(nn.Flatten(), nn.Linear(3072, 10), nn.BatchNorm(10)))
+    trainer = build(model=nn.Sequential(nn.Flatten(), nn.Linear(3072, 10), nn.BatchNorm2d(10)))
     trainer.optimizer = optim.SGD(trainer.model.parameters(), 0.01, momentum=0.9)
     path = tmp_path / "a.safetensors"
     trainer.save(path)
     before = path.read_bytes()
     array, message = {
-        "parameter": (trainer.model[1].w.data, r"layer 1 \(Linear\): its parameter w is not"),
-        "statistic": (trainer.model[2].running_var.data, r"layer 2 \(BatchNorm\): its running_var"),
+        "parameter": (
+            trainer.model[1].weight.data,
+            r"layer 1 \(Linear\): its parameter weight is not",
+        ),
+        "statistic": (
+            trainer.model[2].running_var.data,
+            r"layer 2 \(BatchNorm2d\): its running_var",
+        ),
         "velocity": (trainer.optimizer.state_dict()["velocity"], "SGD: its velocity is not finite"),
     }[what]
     array.reshape(-1)[3] = np.inf
@@ -237,7 +245,7 @@ def test_a_run_that_diverged_goes_on_from_its_checkpoint_at_a_lower_rate(tmp_pat
 def test_looking_for_the_layer_leaves_statistics_generators_and_gradients_as_they_were(rng):
     own = np.random.default_rng(3)
     model = nn.Sequential(
-        nn.Linear(4, 6), nn.BatchNorm(6), nn.Dropout(0.5), nn.Dropout(0.5, own), nn.Linear(6, 2)
+        nn.Linear(4, 6), nn.BatchNorm2d(6), nn.Dropout(0.5), nn.Dropout(0.5, own), nn.Linear(6, 2)
     )
     x = gpucnn.tensor(rng.standard_normal((5, 4), dtype=np.float32))
     labels = gpucnn.tensor(np.zeros(5, np.int64))

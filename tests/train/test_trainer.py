@@ -16,7 +16,7 @@ def build(seed=0, n=60, batch_size=8, p=0.3, callbacks=(), own_generator=False):
     gpucnn.manual_seed(seed)
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, stride=2),
-        nn.BatchNorm(4),
+        nn.BatchNorm2d(4),
         nn.ReLU(),
         nn.MaxPool2d(3),
         nn.Flatten(),
@@ -210,7 +210,7 @@ def test_evaluation_by_hand():
     assert result.accuracy == pytest.approx(2 / 3)
     assert result.per_class[:2].tolist() == [1, 0.5]
     assert math.isnan(result.per_class[2])
-    expected = ops.softmax_cross_entropy(logits, labels).item()
+    expected = ops.cross_entropy(logits, labels).item()
     assert result.loss == pytest.approx(expected, rel=1e-6)
     with pytest.raises(ArgumentError, match="no batch"):
         train.evaluate(Fixed(), [])
@@ -269,7 +269,7 @@ def test_a_file_with_a_model_only_cannot_be_resumed_from(tmp_path):
 def test_a_run_that_diverges_stops_with_the_remedy_and_keeps_the_last_good_checkpoint(tmp_path):
     trainer = build(n=16, callbacks=[train.Checkpoints(tmp_path)])
     trainer.fit(1)
-    trainer.model[6].w.data[...] = np.inf
+    trainer.model[6].weight.data[...] = np.inf
     message = (
         r"epoch 2, step 3: the loss is nan.*\n  layer 6 \(Linear\): its parameter w.*\n.*lower"
     )

@@ -144,7 +144,7 @@ def _gradients(name: str, batch: int, device: str) -> dict[str, np.ndarray[Any, 
     model = models.build(name, generator=np.random.default_rng(1)).to(device)
     rng = np.random.default_rng(5)
     images = rng.standard_normal((batch, *models.input_shape(name)), np.float32)
-    loss = ops.softmax_cross_entropy(
+    loss = ops.cross_entropy(
         model(gpucnn.tensor(images, device)), gpucnn.tensor(np.arange(batch), device)
     )
     loss.backward()
@@ -187,7 +187,7 @@ def _every_layer(
     """
     left_out = 0
     for module, shape, work in layers:
-        case = f"{type(module).__name__} {module.extra()} on {shape}"
+        case = f"{type(module).__name__} {module.extra_repr()} on {shape}"
         if case in seen:
             continue
         seen.add(case)
@@ -218,7 +218,7 @@ def _layers(name: str) -> list[Layer]:
     found: list[Layer] = []
 
     def keep(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if not any(True for _ in module.children()):
+        if not any(True for _ in module.named_children()):
             found.append((module, inputs[0].shape[1:], module.multiply_adds(inputs, output)))
 
     model = models.build(name, generator=np.random.default_rng(1)).eval()

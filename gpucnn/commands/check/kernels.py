@@ -96,8 +96,8 @@ def _convolution(
 def _pools(rng: np.random.Generator, gpu: str) -> Iterator[Case]:
     beside = partial(error_beside_cpu, device=gpu)
     x = rng.integers(-3, 4, (2, 9, 8, 5)).astype(float)  # with ties
-    yield "max_pool2d", lambda: beside(lambda _, t: ops.max_pool2d(t, 3, 2, 1, ceil=True), x)
-    yield "avg_pool2d", lambda: beside(lambda _, t: ops.avg_pool2d(t, 3, 2, 1, ceil=True), x)
+    yield "max_pool2d", lambda: beside(lambda _, t: ops.max_pool2d(t, 3, 2, 1, ceil_mode=True), x)
+    yield "avg_pool2d", lambda: beside(lambda _, t: ops.avg_pool2d(t, 3, 2, 1, ceil_mode=True), x)
     yield "global_avg_pool2d", lambda: beside(lambda _, t: ops.global_avg_pool2d(t), x)
 
 
@@ -152,10 +152,10 @@ def _losses(rng: np.random.Generator, gpu: str) -> Iterator[Case]:
 
             def loss(device: str, t: gpucnn.Tensor) -> gpucnn.Tensor:
                 given = gpucnn.tensor(weights, device=device) if weighted else None  # noqa: B023
-                return ops.softmax_cross_entropy(t, labels, smoothing, given)  # noqa: B023
+                return ops.cross_entropy(t, labels, given, smoothing)  # noqa: B023
 
             x = rng.standard_normal((33, 70)) * 20
-            yield f"softmax_cross_entropy {smoothing} {weighted}", partial(beside, loss, x)
+            yield f"cross_entropy {smoothing} {weighted}", partial(beside, loss, x)
 
 
 def _optimizers(rng: np.random.Generator, gpu: str) -> Iterator[Case]:

@@ -76,7 +76,7 @@ def twin(model: nn.Module, place: str, dropout: bool = True) -> Any:
 
     if not isinstance(model, nn.Sequential):
         raise ArgumentError(f"PyTorch's twin of a {type(model).__name__} is not built here")
-    layers = [_twin(layer, torch, dropout) for _, layer in model.children()]
+    layers = [_twin(layer, torch, dropout) for _, layer in model.named_children()]
     return torch.nn.Sequential(*layers).to(place).to(memory_format=torch.channels_last)
 
 
@@ -84,23 +84,31 @@ def _twin(layer: nn.Module, torch: Any, dropout: bool) -> Any:
     t = torch.nn
     other: Any = None
     if isinstance(layer, nn.Conv2d):
-        oc, kh, kw, c = layer.w.shape
+        oc, kh, kw, c = layer.weight.shape
         settings = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        other = t.Conv2d(c * layer.groups, oc, (kh, kw), *settings, layer.b is not None)
-        _fill(torch, other.weight, layer.w.numpy().transpose(0, 3, 1, 2))
+        other = t.Conv2d(c * layer.groups, oc, (kh, kw), *settings, layer.bias is not None)
+        _fill(torch, other.weight, layer.weight.numpy().transpose(0, 3, 1, 2))
     elif isinstance(layer, nn.Linear):
-        other = t.Linear(layer.w.shape[1], layer.w.shape[0], layer.b is not None)
-        _fill(torch, other.weight, layer.w.numpy())
-    elif isinstance(layer, nn.BatchNorm):
-        other = t.BatchNorm2d(layer.gamma.size, layer.eps, layer.momentum)
-        _fill(torch, other.weight, layer.gamma.numpy())
-        _fill(torch, other.bias, layer.beta.numpy())
+        other = t.Linear(layer.weight.shape[1], layer.weight.shape[0], layer.bias is not None)
+        _fill(torch, other.weight, layer.weight.numpy())
+    elif isinstance(layer, nn.BatchNorm2d):
+        other = t.BatchNorm2d(layer.weight.size, layer.eps, layer.momentum)
+        _fill(torch, other.weight, layer.weight.numpy())
+        _fill(torch, other.bias, layer.bias.numpy())
         return other
     elif isinstance(layer, nn.AvgPool2d):  # before MaxPool2d, which it is a kind of
-        pool = (layer.window, layer.stride, layer.padding, layer.ceil, layer.count_padding)
+        pool = (
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.ceil_mode,
+            layer.count_include_pad,
+        )
         return t.AvgPool2d(*pool)
     elif isinstance(layer, nn.MaxPool2d):
-        return t.MaxPool2d(layer.window, layer.stride, layer.padding, ceil_mode=layer.ceil)
+        return t.MaxPool2d(
+            layer.kernel_size, layer.stride, layer.padding, ceil_mode=layer.ceil_mode
+        )
     elif isinstance(layer, nn.Flatten):
 
         class Flatten(t.Module):  # type: ignore
@@ -118,8 +126,8 @@ def _twin(layer: nn.Module, torch: Any, dropout: bool) -> Any:
         return getattr(t, type(layer).__name__)()
     else:
         raise ArgumentError(f"PyTorch's twin of a {type(layer).__name__} is not built here")
-    if layer.b is not None:
-        _fill(torch, other.bias, layer.b.numpy())
+    if layer.bias is not None:
+        _fill(torch, other.bias, layer.bias.numpy())
     return other
 
 
@@ -159,7 +167,7 @@ def _losses(out: Out, place: str) -> None:
     for step in range(steps):
         start = time.perf_counter()
         ours.zero_grad()
-        loss = ops.softmax_cross_entropy(model(images), targets)
+        loss = ops.cross_entropy(model(images), targets)
         loss.backward()
         ours.step()
         theirs.zero_grad()

@@ -92,7 +92,7 @@ def _network() -> nn.Sequential:
     rng = np.random.default_rng(2)
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1, generator=rng), nn.ReLU(), nn.MaxPool2d(4),
-        nn.Conv2d(16, 24, 3, padding=1, generator=rng), nn.BatchNorm(24), nn.ReLU(),
+        nn.Conv2d(16, 24, 3, padding=1, generator=rng), nn.BatchNorm2d(24), nn.ReLU(),
         nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(384, 10, generator=rng),
     )  # fmt: skip
 
@@ -122,7 +122,7 @@ def _after_a_step(out: Out) -> dict[str, Any]:
     gpucnn.manual_seed(2)  # of dropout
     model = _network().to(out.device)
     x = np.random.default_rng(3).standard_normal((2, 32, 32, 3), np.float32)
-    loss = ops.softmax_cross_entropy(
+    loss = ops.cross_entropy(
         model(gpucnn.tensor(x, out.device)), gpucnn.tensor(np.array([0, 1]), out.device)
     )
     loss.backward()
@@ -138,7 +138,7 @@ def _graph(out: Out) -> None:
     rng = np.random.default_rng(6)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1, generator=rng), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1, generator=rng), nn.BatchNorm(32), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1, generator=rng), nn.BatchNorm2d(32), nn.ReLU(),
     ).to(out.device).eval()  # fmt: skip
     images = [rng.standard_normal((4, 16, 16, 3), np.float32) for _ in range(2)]
     x = gpucnn.tensor(images[0], out.device)

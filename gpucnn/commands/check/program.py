@@ -79,7 +79,7 @@ def training_step(device: Device, name: str, batch: int) -> Callable[[], gpucnn.
 
     def run() -> gpucnn.Tensor:
         optimizer.zero_grad()
-        loss = ops.softmax_cross_entropy(model(images), labels)
+        loss = ops.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         return loss

@@ -186,7 +186,7 @@ def _epoch(out: Out, device: Device, pace: _Pace) -> None:
     loader = data.DataLoader(train, batch, shuffle=True, transform=transform, device=device)
     seen, losses, start, end = 0, [], 0.0, time.perf_counter() + out.left() * 0.7
     for images, labels in loader:
-        loss = ops.softmax_cross_entropy(model(images), labels)
+        loss = ops.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpucnn import cuda
 from gpucnn.device import Array, array_module
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 
 _THREADS = 256  # of a block whose threads own one number each
 _FEW = 512  # kernels/conv2d_forward.cu: FEW_K
@@ -18,7 +18,7 @@ _BLOCKS = 512  # a few for each multiprocessor of a large GPU: what splitting a 
 _SPLIT = 256  # pixels that a split of the grad-weight's sum has at least
 
 
-def forward(x: Array, w: Array, b: Array | None, v: Window, relu: bool, plain: bool) -> Array:
+def forward(x: Array, w: Array, b: Array | None, v: Geometry, relu: bool, plain: bool) -> Array:
     """y (N, OH, OW, OC), clipped at 0 if `relu`.
 
     The plain kernel makes it if `plain`, or where the tiled ones do not apply.
@@ -61,7 +61,7 @@ def forward(x: Array, w: Array, b: Array | None, v: Window, relu: bool, plain: b
     return y
 
 
-def grad_input(dy: Array, w: Array, v: Window, plain: bool) -> Array:
+def grad_input(dy: Array, w: Array, v: Geometry, plain: bool) -> Array:
     """dx (N, H, W, C), for the gradient dy of what the convolution gave before any clipping."""
     oc = w.shape[0]
     channels, filters = v.c // v.groups, oc // v.groups
@@ -98,7 +98,7 @@ def grad_input(dy: Array, w: Array, v: Window, plain: bool) -> Array:
 
 
 def grad_weight(
-    x: Array, dy: Array, oc: int, v: Window, bias: bool, plain: bool
+    x: Array, dy: Array, oc: int, v: Geometry, bias: bool, plain: bool
 ) -> tuple[Array, Array | None]:
     """dw (OC, KH, KW, C / groups) and, if `bias`, db (OC,): two parts of one array."""
     xp = array_module(x)
@@ -163,7 +163,7 @@ def grad_weight(
     return dw, total[oc * depth :] if bias else None
 
 
-def _tiled(v: Window, oc: int) -> bool:
+def _tiled(v: Geometry, oc: int) -> bool:
     """Whether the tiled kernels' 31-bit offsets and tables take this geometry."""
     limit = 2**31 - 128
     padded = (v.h + v.top + v.bottom) * (v.w + v.left + v.right)

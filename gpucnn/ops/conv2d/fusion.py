@@ -19,7 +19,7 @@ import numpy as np
 from gpucnn.cpu import empty, scratch
 from gpucnn.device import Array
 from gpucnn.ops._exact import select
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 from gpucnn.ops.pool2d.cpu import Places
 from gpucnn.ops.pool2d.op import _max_backward, _max_forward
 
@@ -27,7 +27,7 @@ from gpucnn.ops.pool2d.op import _max_backward, _max_forward
 class Epilogue:
     """`y` is the result (N, OH, OW, OC) of the last stage; every method may run in any thread."""
 
-    def __init__(self, v: Window, oc: int, dtype: Any, relu: bool, pool: Window | None) -> None:
+    def __init__(self, v: Geometry, oc: int, dtype: Any, relu: bool, pool: Geometry | None) -> None:
         """For the convolution v to OC channels; `pool` is the geometry of the pooling, if any."""
         self.shape = v.oh, v.ow, oc
         self.relu, self.pool = relu, pool

@@ -24,7 +24,7 @@ from gpucnn.cpu import empty, parallel, scratch, spans
 from gpucnn.device import Array
 from gpucnn.ops._exact import narrowed, wide
 from gpucnn.ops.conv2d.fusion import Epilogue
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 
 Gradients = tuple[Array | None, Array | None, Array | None]
 
@@ -39,7 +39,7 @@ _view = np.lib.stride_tricks.as_strided
 
 
 def forward(
-    x: Array, w: Array, b: Array | None, window: Window, epilogue: Epilogue, keep: bool
+    x: Array, w: Array, b: Array | None, window: Geometry, epilogue: Epilogue, keep: bool
 ) -> None:
     """The convolution (N, OH, OW, OC), handed to the epilogue part by part."""
     v, oc = window, w.shape[0]
@@ -78,7 +78,7 @@ def forward(
 
 
 def backward(
-    dy: Array, x: Array, w: Array, window: Window, needs: tuple[bool, ...], epilogue: Epilogue
+    dy: Array, x: Array, w: Array, window: Geometry, needs: tuple[bool, ...], epilogue: Epilogue
 ) -> Gradients:
     """dx, dw and db, as far as needed."""
     dx = _backward_input(dy, w, window, epilogue) if needs[0] else None
@@ -116,7 +116,7 @@ def sum_rows(rows: Array) -> Array:
 
 
 def _backward_weight(
-    dy: Array, x: Array, w: Array, v: Window, epilogue: Epilogue
+    dy: Array, x: Array, w: Array, v: Geometry, epilogue: Epilogue
 ) -> tuple[Array, Array]:
     oc, groups = w.shape[0], v.groups
     columns_of = _Columns(v, oc, x.dtype, epilogue.window)
@@ -147,7 +147,7 @@ def _backward_weight(
     return total.reshape(w.shape), narrowed(sums.sum(axis=0), x.dtype)
 
 
-def _backward_input(dy: Array, w: Array, v: Window, epilogue: Epilogue) -> Array:
+def _backward_input(dy: Array, w: Array, v: Geometry, epilogue: Epilogue) -> Array:
     oc, depth = w.shape[0] // v.groups, v.c // v.groups
     dx = empty((v.n, v.h, v.w, v.c), dy.dtype)
     columns_of = _Columns(v, w.shape[0], dy.dtype, epilogue.window)
@@ -202,7 +202,7 @@ class _Columns:
     in a pooling window of `places` pixels, whose rows a band's are.
     """
 
-    def __init__(self, v: Window, oc: int, dtype: np.dtype[Any], places: tuple[int, int]) -> None:
+    def __init__(self, v: Geometry, oc: int, dtype: np.dtype[Any], places: tuple[int, int]) -> None:
         self.v, self.dtype, self.places = v, dtype, places
         self.k = v.kh * v.kw * (v.c // v.groups)
         # Every window is one pixel: the image is its own columns.

@@ -17,7 +17,7 @@ from gpucnn.ops.conv2d import cuda as _conv2d_cuda
 from gpucnn.ops.conv2d import im2col as _im2col
 from gpucnn.ops.conv2d import space_to_batch as _lattice
 from gpucnn.ops.conv2d.fusion import Epilogue
-from gpucnn.ops.geometry import Padding, Size, Window
+from gpucnn.ops.geometry import Geometry, Padding, Size
 from gpucnn.ops.pool2d.op import _max_backward, _max_forward, max_window
 from gpucnn.ops.relu import _relu, _relu_backward
 from gpucnn.tensor import Tensor
@@ -66,11 +66,11 @@ def _geometry(
     padding: Padding,
     dilation: Size,
     groups: int,
-) -> Window:
+) -> Geometry:
     if w.ndim != 4:
         raise ShapeError(f"conv2d: expected filters (OC, KH, KW, C / groups), got shape {w.shape}")
     oc, kh, kw, depth = w.shape
-    window = Window.of("conv2d", x.shape, (kh, kw), stride, padding, dilation, groups)
+    window = Geometry.of("conv2d", x.shape, (kh, kw), stride, padding, dilation, groups)
     if not isinstance(groups, int) or groups < 1 or window.c % groups or oc % groups:
         raise ShapeError(
             f"conv2d: {groups} groups do not divide {window.c} channels and {oc} filters\n"
@@ -97,16 +97,16 @@ class _Conv2d(Function):
 
     name = "conv2d"
 
-    def __init__(self, window: Window, relu: bool, pool: Window | None) -> None:
-        self.window, self.relu, self.pool = window, relu, pool
+    def __init__(self, window: Geometry, relu: bool, pool: Geometry | None) -> None:
+        self.geometry, self.relu, self.pool = window, relu, pool
 
     def forward(self, x: Array, w: Array, b: Array | None) -> Array:
-        y, self.saved = _forward(x, w, b, self.window, self.needs, self.relu, self.pool)
+        y, self.saved = _forward(x, w, b, self.geometry, self.needs, self.relu, self.pool)
         return y
 
     def backward(self, dy: Array) -> Gradients:
         assert self.saved is not None
-        given: Gradients = _backward(dy, self.saved, self.window, self.needs, self.last_use)
+        given: Gradients = _backward(dy, self.saved, self.geometry, self.needs, self.last_use)
         return given
 
 
@@ -117,10 +117,10 @@ def _forward_array(
     x: Array,
     w: Array,
     b: Array | None,
-    window: Window,
+    window: Geometry,
     needs: tuple[bool, ...],
     relu: bool = False,
-    pool: Window | None = None,
+    pool: Geometry | None = None,
 ) -> tuple[Array, tuple[Any, ...]]:
     """The result, and what backward needs."""
     columns = _columns(x, window)  # (groups, N * OH * OW, KH * KW * C / groups)
@@ -131,7 +131,9 @@ def _forward_array(
     return y, (x, w, finished)
 
 
-def _finish(y: Array, relu: bool, pool: Window | None, keep: bool) -> tuple[Array, tuple[Any, ...]]:
+def _finish(
+    y: Array, relu: bool, pool: Geometry | None, keep: bool
+) -> tuple[Array, tuple[Any, ...]]:
     """The convolution's result clipped and pooled, and what the way back needs."""
     y, pooled = (y, ()) if pool is None else _max_forward(y, pool, keep)
     y = _relu(y) if relu else y  # after the pooling, which it would not change, there is less of it
@@ -148,7 +150,7 @@ def _unfinish(dy: Array, finished: tuple[Any, ...]) -> Array:
 def _backward_array(
     dy: Array,
     kept: tuple[Any, ...],
-    window: Window,
+    window: Geometry,
     needs: tuple[bool, ...],
     last_use: bool = False,
 ) -> Gradients:
@@ -169,13 +171,13 @@ def _backward_array(
     return dx, dw, db
 
 
-def _filters(w: Array, window: Window) -> Array:
+def _filters(w: Array, window: Geometry) -> Array:
     """The filters as (groups, OC / groups, KH * KW * C / groups)."""
     w = array_module(w).ascontiguousarray(w)  # NumPy 2.0 keeps other arrays from BLAS
     return w.reshape(window.groups, w.shape[0] // window.groups, w[0].size)
 
 
-def _columns(x: Array, window: Window) -> Array:
+def _columns(x: Array, window: Geometry) -> Array:
     """Every window of x as one row: (groups, N * OH * OW, KH * KW * C / groups)."""
     v, xp = window, array_module(x)
     if v.padded:
@@ -200,7 +202,7 @@ def _columns(x: Array, window: Window) -> Array:
     return windows.reshape(v.groups, v.n * v.oh * v.ow, v.kh * v.kw * depth)
 
 
-def _overlap_add(dcolumns: Array, window: Window) -> Array:
+def _overlap_add(dcolumns: Array, window: Geometry) -> Array:
     """The adjoint of _columns: each row added back to the window that it came from."""
     v, xp = window, array_module(dcolumns)
     depth = v.c // v.groups
@@ -260,7 +262,7 @@ def get_conv_algorithm() -> str:
     return _algorithm
 
 
-def conv_algorithm(window: Window, filters: int, training: bool = True) -> int:
+def conv_algorithm(window: Geometry, filters: int, training: bool = True) -> int:
     """What "auto" does: the tile m of Winograd's F(m x m, r x r), or 0 for im2col.
 
     Winograd needs stride 1 and square filters: of 3 x 3 it can make tiles of 4 x 4 or 2 x 2
@@ -285,7 +287,7 @@ _algorithm = "auto"
 _TILES = {3: (4, 2), 5: (2,)}  # by filter size
 
 
-def _best_tile(v: Window) -> tuple[int, int]:
+def _best_tile(v: Geometry) -> tuple[int, int]:
     """Winograd's cheapest tile for this geometry, 0 for none, and its multiplications."""
     best, least = 0, 0
     for m in _TILES.get(v.kh, ()) if v.stride_h == v.stride_w == 1 and v.kh == v.kw else ():
@@ -296,7 +298,7 @@ def _best_tile(v: Window) -> tuple[int, int]:
     return best, least
 
 
-def _tile(v: Window, filters: int, training: bool) -> int:
+def _tile(v: Geometry, filters: int, training: bool) -> int:
     if _algorithm == "auto":
         return conv_algorithm(v, filters, training)
     return _best_tile(v)[0] if _algorithm == "winograd" else 0
@@ -306,10 +308,10 @@ def _forward_numpy(
     x: Array,
     w: Array,
     b: Array | None,
-    window: Window,
+    window: Geometry,
     needs: tuple[bool, ...],
     relu: bool = False,
-    pool: Window | None = None,
+    pool: Geometry | None = None,
 ) -> tuple[Array, tuple[Any, ...]]:
     x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
     keep = any(needs)
@@ -331,7 +333,7 @@ def _forward_numpy(
 def _backward_numpy(
     dy: Array,
     kept: tuple[Any, ...],
-    window: Window,
+    window: Geometry,
     needs: tuple[bool, ...],
     last_use: bool = False,
 ) -> Gradients:
@@ -353,10 +355,10 @@ def _forward_cuda(
     x: Array,
     w: Array,
     b: Array | None,
-    window: Window,
+    window: Geometry,
     needs: tuple[bool, ...],
     relu: bool = False,
-    pool: Window | None = None,
+    pool: Geometry | None = None,
 ) -> tuple[Array, tuple[Any, ...]]:
     if not takes("conv2d", x):
         return _forward_array(x, w, b, window, needs, relu, pool)
@@ -372,7 +374,7 @@ def _forward_cuda(
 def _backward_cuda(
     dy: Array,
     kept: tuple[Any, ...],
-    window: Window,
+    window: Geometry,
     needs: tuple[bool, ...],
     last_use: bool = False,
 ) -> Gradients:

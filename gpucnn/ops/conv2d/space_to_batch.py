@@ -17,7 +17,7 @@ from gpucnn.cpu import empty, parallel, spans
 from gpucnn.device import Array
 from gpucnn.ops.conv2d import winograd as _winograd
 from gpucnn.ops.conv2d.fusion import Epilogue
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 
 Gradients = tuple[Array | None, Array | None, Array | None]
 
@@ -29,7 +29,7 @@ def forward(
     x: Array,
     w: Array,
     b: Array | None,
-    window: Window,
+    window: Geometry,
     m: int,
     epilogue: Epilogue,
     keep: bool,
@@ -61,7 +61,7 @@ def backward(
     dy: Array,
     kept: Any,
     w_shape: tuple[int, ...],
-    window: Window,
+    window: Geometry,
     m: int,
     needs: tuple[bool, ...],
     last_use: bool,
@@ -96,7 +96,7 @@ def backward(
     return dx, dw, db
 
 
-def _dense(v: Window) -> bool:
+def _dense(v: Geometry) -> bool:
     return v.dilation_h == v.dilation_w == v.groups == 1
 
 
@@ -108,7 +108,7 @@ class _Lattices:
     group; .channels and .filters are those of each group.
     """
 
-    def __init__(self, v: Window, filters: int) -> None:
+    def __init__(self, v: Geometry, filters: int) -> None:
         self.v = v
         (top, above), (left, beside) = divmod(v.top, v.dilation_h), divmod(v.left, v.dilation_w)
         self.before = (above, beside)  # zeros in front of the image before it is taken apart
@@ -116,7 +116,7 @@ class _Lattices:
         oh, ow = -(-v.oh // v.dilation_h), -(-v.ow // v.dilation_w)
         n, depth = v.n * v.dilation_h * v.dilation_w, v.c // v.groups
         bottom, right = oh + v.kh - 1 - h - top, ow + v.kw - 1 - w - left
-        self.window = Window(n, h, w, depth, v.kh, v.kw, oh, ow, 1, 1, top, bottom, left, right)
+        self.window = Geometry(n, h, w, depth, v.kh, v.kw, oh, ow, 1, 1, top, bottom, left, right)
         self.channels = list(spans(v.c, depth))
         self.filters = list(spans(filters, filters // v.groups))
 

@@ -38,7 +38,7 @@ from gpucnn.ops.conv2d import winograd_filters as _winograd_filters
 from gpucnn.ops.conv2d.fusion import Epilogue
 from gpucnn.ops.conv2d.im2col import add_rows
 from gpucnn.ops.conv2d.winograd_tiles import Tiles, by_position
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 
 # A narrow layer's dU is summed in this many parts.
 _SUM_PARTS = 8
@@ -48,7 +48,7 @@ def forward(
     x: Array,
     w: Array,
     b: Array | None,
-    window: Window,
+    window: Geometry,
     m: int,
     epilogue: Epilogue,
     keep: bool,
@@ -120,7 +120,7 @@ def forward(
 def backward(
     dy: Array,
     kept: Sequence[Array],
-    window: Window,
+    window: Geometry,
     m: int,
     needs: tuple[bool, ...],
     last_use: bool,

@@ -12,7 +12,7 @@ import numpy as np
 
 from gpucnn.cpu import empty, scratch, spans
 from gpucnn.device import Array
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 
 # Interpolation points for each n, infinity aside.  The usual 0, +-1, +-2 make powers that differ
 # more: on 384 channels their float32 error was 1.2e-5, that of these 3e-6 (im2col 4e-7).
@@ -81,7 +81,7 @@ def by_position(shape: tuple[int, ...], dtype: Any, name: str | None = None) -> 
 
 @lru_cache(maxsize=64)
 def _at_edges(
-    v: Window, m: int, dtype: Any
+    v: Geometry, m: int, dtype: Any
 ) -> list[tuple[slice, Array, tuple[slice, slice], Array]]:
     """For each tile of an image: the pixels from its first on the image to its last, in row order,
     and KB for all of those, (n * n, pixels); the rows and columns that it has on the image, and KB
@@ -120,7 +120,7 @@ class Tiles:
     """
 
     def __init__(
-        self, v: Window, m: int, oc: int, dtype: np.dtype[Any], places: tuple[int, int]
+        self, v: Geometry, m: int, oc: int, dtype: np.dtype[Any], places: tuple[int, int]
     ) -> None:
         self.v, self.m, self.n = v, m, m + v.kh - 1
         self.places, self.mh, self.mw = places, m // places[0], m // places[1]

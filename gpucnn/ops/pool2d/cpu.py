@@ -14,23 +14,23 @@ import numpy as np
 from gpucnn.cpu import empty, parallel, scratch, spans
 from gpucnn.device import Array
 from gpucnn.ops._exact import bits, select
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 from gpucnn.ops.pool2d import portable as _pool2d_array
 
 # Bytes of the images that are pooled at a time: with what is made of them, they stay in the cache.
 _CHUNK_BYTES = 1 << 20
 
 
-def _chunks(v: Window, dtype: np.dtype[Any]) -> list[slice]:
+def _chunks(v: Geometry, dtype: np.dtype[Any]) -> list[slice]:
     image = v.h * v.w * v.c * dtype.itemsize
     return list(spans(v.n, max(1, _CHUNK_BYTES // max(image, 1))))
 
 
-def _padded_shape(v: Window, images: int) -> tuple[int, int, int, int]:
+def _padded_shape(v: Geometry, images: int) -> tuple[int, int, int, int]:
     return images, v.h + v.top + v.bottom, v.w + v.left + v.right, v.c
 
 
-def _padded_chunk(x: Array, v: Window, chunk: slice, value: float) -> Array:
+def _padded_chunk(x: Array, v: Geometry, chunk: slice, value: float) -> Array:
     if not v.padded:
         return x[chunk]
     padded = scratch("pool padded", _padded_shape(v, chunk.stop - chunk.start), x.dtype)
@@ -39,7 +39,7 @@ def _padded_chunk(x: Array, v: Window, chunk: slice, value: float) -> Array:
     return padded
 
 
-def _along(x: Array, axis: int, v: Window) -> list[Array]:
+def _along(x: Array, axis: int, v: Geometry) -> list[Array]:
     """For each position inside the window along axis 1 or 2, the rows or columns of x there."""
     k, stride, outputs = ((v.kh, v.stride_h, v.oh), (v.kw, v.stride_w, v.ow))[axis - 1]
     before = (slice(None),) * axis
@@ -58,12 +58,12 @@ def _reduce(function: np.ufunc, candidates: list[Array], into: Array) -> None:
 # --- max ---
 
 
-def _apart(v: Window) -> bool:
+def _apart(v: Geometry) -> bool:
     """Whether no two windows share a pixel."""
     return v.stride_h >= v.kh and v.stride_w >= v.kw
 
 
-def max_forward(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Array, ...]]:
+def max_forward(x: Array, v: Geometry, keep: bool) -> tuple[Array, tuple[Array, ...]]:
     """y and, if asked for, the winners, in bytes.
 
     Windows that lie apart keep the winning column of each of their rows (N, H, OW, C), and the
@@ -136,7 +136,7 @@ def _split(winner: Array, columns: list[Array], row: Array, width: int) -> None:
         np.copyto(column, winner % width, where=row == r, casting="unsafe")
 
 
-def _number(column: Array, row: Array, into: Array, v: Window) -> None:
+def _number(column: Array, row: Array, into: Array, v: Geometry) -> None:
     """The winners' positions in row order from the winning columns of all rows, and the rows."""
     wins = scratch("pool wins", row.shape, np.uint8)
     number = scratch("pool number", row.shape, np.uint8)
@@ -149,7 +149,7 @@ def _number(column: Array, row: Array, into: Array, v: Window) -> None:
         np.maximum(into, number, out=into)  # a later row's numbers are larger
 
 
-def max_backward(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
+def max_backward(dy: Array, kept: tuple[Array, ...], v: Geometry) -> Array:
     if kept[0].dtype != np.uint8:
         return _pool2d_array.max_backward(dy, kept, v)
     if not _apart(v):
@@ -180,7 +180,7 @@ def _to_winner(d: Array, winner: Array, parts: list[Array]) -> None:
         np.copyto(part, product)
 
 
-def _add_at_winners(dy: Array, winners: Array, v: Window) -> Array:
+def _add_at_winners(dy: Array, winners: Array, v: Geometry) -> Array:
     dx = empty((v.n, v.h, v.w, v.c), dy.dtype)
     chunks = _chunks(v, dy.dtype)
     shape = _padded_shape(v, chunks[0].stop if chunks else 0)
@@ -213,7 +213,7 @@ def _firsts(shape: tuple[int, ...], oh: int, ow: int, stride_h: int, stride_w: i
 
 
 def _spread(
-    dy: Array, v: Window, spread: Callable[[Array, slice, int, list[Array]], None]
+    dy: Array, v: Geometry, spread: Callable[[Array, slice, int, list[Array]], None]
 ) -> Array:
     """dx from dy, along rows and then along columns by spread(d, chunk, axis, parts)."""
     dx = empty((v.n, v.h, v.w, v.c), dy.dtype)
@@ -233,7 +233,7 @@ def _spread(
     return dx
 
 
-def _clear_unset(into: Array, axis: int, v: Window) -> None:
+def _clear_unset(into: Array, axis: int, v: Geometry) -> None:
     """Zero the rows or columns that no position before the stride is."""
     k, stride, outputs = ((v.kh, v.stride_h, v.oh), (v.kw, v.stride_w, v.ow))[axis - 1]
     before = (slice(None),) * axis
@@ -278,7 +278,7 @@ class Places:
 # --- mean ---
 
 
-def avg_forward(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
+def avg_forward(x: Array, v: Geometry, area: tuple[bool, int, int]) -> Array:
     y = empty((v.n, v.oh, v.ow, v.c), x.dtype)
     pixels = _pixels(x, v, area)
 
@@ -293,7 +293,7 @@ def avg_forward(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
     return y
 
 
-def avg_backward(dy: Array, v: Window, area: tuple[bool, int, int]) -> Array:
+def avg_backward(dy: Array, v: Geometry, area: tuple[bool, int, int]) -> Array:
     pixels = _pixels(dy, v, area)
 
     def spread(d: Array, chunk: slice, axis: int, parts: list[Array]) -> None:
@@ -310,7 +310,7 @@ def avg_backward(dy: Array, v: Window, area: tuple[bool, int, int]) -> Array:
     return _spread(dy, v, spread)
 
 
-def _pixels(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
+def _pixels(x: Array, v: Geometry, area: tuple[bool, int, int]) -> Array:
     """How many pixels each mean is over: one number if they are all alike."""
     pixels = _pool2d_array.pixels(x, v, area)
     return pixels.flat[0] if pixels.size and (pixels == pixels.flat[0]).all() else pixels

@@ -7,25 +7,25 @@ import numpy as np
 from gpucnn import cuda
 from gpucnn.device import Array, array_module
 from gpucnn.ops._kernels import takes
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 from gpucnn.ops.pool2d import portable as _pool2d_array
 
 _THREADS = 256
 _ROWS = 65535  # of a grid: the kernels go round if there are more images
 
 
-def _takes(x: Array, v: Window) -> bool:
+def _takes(x: Array, v: Geometry) -> bool:
     """Whether the kernels take this: float32, and offsets inside an image have 31 bits."""
     return takes("pool2d", x) and max(v.h * v.w, v.oh * v.ow) * v.c < 2**31
 
 
-def _launch(kernel: str, numbers: int, given: Array, v: Window, *rest: Any) -> None:
+def _launch(kernel: str, numbers: int, given: Array, v: Geometry, *rest: Any) -> None:
     """One thread for each of the `numbers` that an image of the result has."""
     grid = -(-numbers // _THREADS), min(v.n, _ROWS)
     cuda.launch(kernel, grid, _THREADS, array_module(given).ascontiguousarray(given), *rest)
 
 
-def max_forward(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Array, ...]]:
+def max_forward(x: Array, v: Geometry, keep: bool) -> tuple[Array, tuple[Array, ...]]:
     if not _takes(x, v):
         return _pool2d_array.max_forward(x, v, keep)
     xp = array_module(x)
@@ -35,7 +35,7 @@ def max_forward(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Array, ..
     return y, () if argmax is None else (argmax,)
 
 
-def max_backward(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
+def max_backward(dy: Array, kept: tuple[Array, ...], v: Geometry) -> Array:
     if not _takes(dy, v):
         return _pool2d_array.max_backward(dy, kept, v)
     dx = array_module(dy).empty((v.n, v.h, v.w, v.c), np.float32)
@@ -43,7 +43,7 @@ def max_backward(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
     return dx
 
 
-def avg_forward(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
+def avg_forward(x: Array, v: Geometry, area: tuple[bool, int, int]) -> Array:
     if not _takes(x, v):
         return _pool2d_array.avg_forward(x, v, area)
     y = array_module(x).empty((v.n, v.oh, v.ow, v.c), np.float32)
@@ -51,7 +51,7 @@ def avg_forward(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
     return y
 
 
-def avg_backward(dy: Array, v: Window, area: tuple[bool, int, int]) -> Array:
+def avg_backward(dy: Array, v: Geometry, area: tuple[bool, int, int]) -> Array:
     if not _takes(dy, v):
         return _pool2d_array.avg_backward(dy, v, area)
     dx = array_module(dy).empty((v.n, v.h, v.w, v.c), np.float32)
@@ -61,10 +61,10 @@ def avg_backward(dy: Array, v: Window, area: tuple[bool, int, int]) -> Array:
 
 def global_forward(x: Array) -> Array:
     """One window as large as the image."""
-    v = Window.of("global_avg_pool2d", x.shape, (x.shape[1], x.shape[2]), 1, 0)
+    v = Geometry.of("global_avg_pool2d", x.shape, (x.shape[1], x.shape[2]), 1, 0)
     return avg_forward(x, v, (False, 0, 0)).reshape(v.n, v.c)
 
 
 def global_backward(dy: Array, shape: tuple[int, ...]) -> Array:
-    v = Window.of("global_avg_pool2d", shape, (shape[1], shape[2]), 1, 0)
+    v = Geometry.of("global_avg_pool2d", shape, (shape[1], shape[2]), 1, 0)
     return avg_backward(dy.reshape(v.n, 1, 1, v.c), v, (False, 0, 0))

@@ -6,7 +6,7 @@ from gpucnn.autograd import Function
 from gpucnn.device import Array, by_device
 from gpucnn.errors import ShapeError
 from gpucnn.ops._exact import narrowed, widened
-from gpucnn.ops.geometry import Padding, Size, Window
+from gpucnn.ops.geometry import Geometry, Padding, Size
 from gpucnn.ops.pool2d import cpu as _pool2d_numpy
 from gpucnn.ops.pool2d import cuda as _pool2d_cuda
 from gpucnn.ops.pool2d import portable as _pool2d_array
@@ -15,16 +15,16 @@ from gpucnn.tensor import Tensor
 
 def max_pool2d(
     x: Tensor,
-    window: Size,
+    kernel_size: Size,
     stride: Size | None = None,
     padding: Padding = 0,
-    ceil: bool = False,
+    ceil_mode: bool = False,
 ) -> Tensor:
     """Keep the largest value of each window.
 
     x is (N, H, W, C); the result is (N, OH, OW, C) with
-    OH = (H + top + bottom - window) // stride + 1.  Sizes are in pixels; stride None means
-    window.  Padding is -infinity: it never wins.  With ceil the last window may hang over the
+    OH = (H + top + bottom - kernel_size) // stride + 1.  Sizes are in pixels; stride None means
+    kernel_size.  Padding is -infinity: it never wins.  With ceil_mode the last window may hang over the
     edge.  On a tie the first element in row order takes the gradient; where all is -infinity that
     is the first pixel of the image.  A NaN wins over every number, and of several the last in row
     order takes the gradient, as in PyTorch.
@@ -32,42 +32,42 @@ def max_pool2d(
     Raises ShapeError if a window is larger than the padded image, or sees padding alone.
     Source: Krizhevsky et al. 2012, section 3.4 (overlapping pooling).
     """
-    return _MaxPool2d(max_window(x.shape, window, stride, padding, ceil))(x)
+    return _MaxPool2d(max_window(x.shape, kernel_size, stride, padding, ceil_mode))(x)
 
 
 def max_window(
     shape: tuple[int, ...],
-    window: Size,
+    kernel_size: Size,
     stride: Size | None = None,
     padding: Padding = 0,
-    ceil: bool = False,
-) -> Window:
+    ceil_mode: bool = False,
+) -> Geometry:
     """The geometry of max_pool2d over images of `shape`; raises its errors."""
-    return _geometry("max_pool2d", shape, window, stride, padding, ceil)
+    return _geometry("max_pool2d", shape, kernel_size, stride, padding, ceil_mode)
 
 
 def avg_pool2d(
     x: Tensor,
-    window: Size,
+    kernel_size: Size,
     stride: Size | None = None,
     padding: Padding = 0,
-    ceil: bool = False,
-    count_padding: bool = True,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
 ) -> Tensor:
     """The mean of each window.
 
-    Shapes are max_pool2d's.  Padding is zero; with count_padding it counts as pixels of the mean,
-    without it the mean is over pixels of the image alone.  What ceil adds beyond the padding
+    Shapes are max_pool2d's.  Padding is zero; with count_include_pad it counts as pixels of the mean,
+    without it the mean is over pixels of the image alone.  What ceil_mode adds beyond the padding
     never counts.  Sums of float16 are float32's.
 
     Raises ShapeError if a window is larger than the padded image, or sees padding alone.
     """
-    geometry = _geometry("avg_pool2d", x.shape, window, stride, padding, ceil)
+    geometry = _geometry("avg_pool2d", x.shape, kernel_size, stride, padding, ceil_mode)
     bottom = right = 0
-    if count_padding:  # what was asked for, without what ceil added
-        asked = Window.of("avg_pool2d", x.shape, window, stride or window, padding)
+    if count_include_pad:  # what was asked for, without what ceil_mode added
+        asked = Geometry.of("avg_pool2d", x.shape, kernel_size, stride or kernel_size, padding)
         bottom, right = asked.bottom, asked.right
-    return _AvgPool2d(geometry, count_padding, bottom, right)(x)
+    return _AvgPool2d(geometry, count_include_pad, bottom, right)(x)
 
 
 def global_avg_pool2d(x: Tensor) -> Tensor:
@@ -80,12 +80,19 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
 def _geometry(
     op: str,
     shape: tuple[int, ...],
-    window: Size,
+    kernel_size: Size,
     stride: Size | None,
     padding: Padding,
-    ceil: bool,
-) -> Window:
-    v = Window.of(op, shape, window, window if stride is None else stride, padding, ceil=ceil)
+    ceil_mode: bool,
+) -> Geometry:
+    v = Geometry.of(
+        op,
+        shape,
+        kernel_size,
+        kernel_size if stride is None else stride,
+        padding,
+        ceil_mode=ceil_mode,
+    )
     last_row, last_column = (v.oh - 1) * v.stride_h - v.top, (v.ow - 1) * v.stride_w - v.left
     if v.top >= v.kh or v.left >= v.kw or last_row >= v.h or last_column >= v.w:
         raise ShapeError(
@@ -99,31 +106,33 @@ def _geometry(
 class _MaxPool2d(Function):
     name = "max_pool2d"
 
-    def __init__(self, window: Window) -> None:
-        self.window = window
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
 
     def forward(self, x: Array) -> Array:
-        y, kept = _max_forward(x, self.window, self.needs[0])
+        y, kept = _max_forward(x, self.geometry, self.needs[0])
         self.saved = kept
         return y
 
     def backward(self, dy: Array) -> Array:
         assert self.saved is not None
-        return _max_backward(dy, self.saved, self.window)
+        return _max_backward(dy, self.saved, self.geometry)
 
 
 class _AvgPool2d(Function):
     name = "avg_pool2d"
 
-    def __init__(self, window: Window, count_padding: bool, bottom: int, right: int) -> None:
-        self.window = window
-        self.area = (count_padding, bottom, right)
+    def __init__(
+        self, geometry: Geometry, count_include_pad: bool, bottom: int, right: int
+    ) -> None:
+        self.geometry = geometry
+        self.area = (count_include_pad, bottom, right)
 
     def forward(self, x: Array) -> Array:
-        return narrowed(_avg_forward(widened(x), self.window, self.area), x.dtype)
+        return narrowed(_avg_forward(widened(x), self.geometry, self.area), x.dtype)
 
     def backward(self, dy: Array) -> Array:
-        return narrowed(_avg_backward(widened(dy), self.window, self.area), dy.dtype)
+        return narrowed(_avg_backward(widened(dy), self.geometry, self.area), dy.dtype)
 
 
 class _GlobalAvgPool2d(Function):

@@ -4,10 +4,10 @@ What float64 on a GPU takes, and windows too large for the other halves.
 """
 
 from gpucnn.device import Array, array_module
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 
 
-def _padded(x: Array, v: Window, value: float) -> Array:
+def _padded(x: Array, v: Geometry, value: float) -> Array:
     if not v.padded:
         return x
     xp = array_module(x)
@@ -17,13 +17,13 @@ def _padded(x: Array, v: Window, value: float) -> Array:
     return padded
 
 
-def _cropped(dx: Array, v: Window) -> Array:
+def _cropped(dx: Array, v: Geometry) -> Array:
     if not v.padded:
         return dx
     return array_module(dx).ascontiguousarray(dx[:, v.top : v.top + v.h, v.left : v.left + v.w])
 
 
-def _positions(v: Window) -> list[tuple[slice, slice]]:
+def _positions(v: Geometry) -> list[tuple[slice, slice]]:
     """For each position inside the window, in row order, the pixels of all windows there."""
     return [
         (
@@ -35,7 +35,7 @@ def _positions(v: Window) -> list[tuple[slice, slice]]:
     ]
 
 
-def max_forward(x: Array, v: Window, keep: bool) -> tuple[Array, tuple[Array, ...]]:
+def max_forward(x: Array, v: Geometry, keep: bool) -> tuple[Array, tuple[Array, ...]]:
     padded = _padded(x, v, -array_module(x).inf)
     y, winner = largest([padded[:, rows, columns] for rows, columns in _positions(v)], first(x, v))
     return y, (winner,) if keep else ()
@@ -54,7 +54,7 @@ def largest(candidates: list[Array], first: Array) -> tuple[Array, Array]:
     return y, winner
 
 
-def first(x: Array, v: Window) -> Array:
+def first(x: Array, v: Geometry) -> Array:
     """The position inside each window of its first pixel on the image: (OH, OW, 1)."""
     xp = array_module(x)
     row = xp.maximum(v.top - xp.arange(v.oh) * v.stride_h, 0)
@@ -63,7 +63,7 @@ def first(x: Array, v: Window) -> Array:
     return position.astype(xp.int16 if v.kh * v.kw < 2**15 else xp.int32)
 
 
-def max_backward(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
+def max_backward(dy: Array, kept: tuple[Array, ...], v: Geometry) -> Array:
     xp, (winner,) = array_module(dy), kept
     dx = xp.zeros((v.n, v.h + v.top + v.bottom, v.w + v.left + v.right, v.c), dy.dtype)
     for i, (rows, columns) in enumerate(_positions(v)):
@@ -71,22 +71,22 @@ def max_backward(dy: Array, kept: tuple[Array, ...], v: Window) -> Array:
     return _cropped(dx, v)
 
 
-def pixels(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
+def pixels(x: Array, v: Geometry, area: tuple[bool, int, int]) -> Array:
     """How many pixels the mean of each window is over: (OH, OW, 1)."""
     xp = array_module(x)
-    count_padding, bottom, right = area
+    count_include_pad, bottom, right = area
     counts = []
     for size, k, stride, outputs, before, after in (
         (v.h, v.kh, v.stride_h, v.oh, v.top, bottom),
         (v.w, v.kw, v.stride_w, v.ow, v.left, right),
     ):
         starts = xp.arange(outputs) * stride - before
-        first, last = (-before, size + after) if count_padding else (0, size)
+        first, last = (-before, size + after) if count_include_pad else (0, size)
         counts.append(xp.minimum(starts + k, last) - xp.maximum(starts, first))
     return (counts[0][:, None, None] * counts[1][:, None]).astype(x.dtype)
 
 
-def avg_forward(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
+def avg_forward(x: Array, v: Geometry, area: tuple[bool, int, int]) -> Array:
     xp = array_module(x)
     padded = _padded(x, v, 0)
     y = xp.zeros((v.n, v.oh, v.ow, v.c), x.dtype)
@@ -96,7 +96,7 @@ def avg_forward(x: Array, v: Window, area: tuple[bool, int, int]) -> Array:
     return y
 
 
-def avg_backward(dy: Array, v: Window, area: tuple[bool, int, int]) -> Array:
+def avg_backward(dy: Array, v: Geometry, area: tuple[bool, int, int]) -> Array:
     xp = array_module(dy)
     share = dy / pixels(dy, v, area)
     dx = xp.zeros((v.n, v.h + v.top + v.bottom, v.w + v.left + v.right, v.c), dy.dtype)

@@ -35,7 +35,7 @@ from gpucnn.ops.conv2d.op import (
     set_conv_algorithm,
 )
 from gpucnn.ops.conv2d.winograd_tiles import transforms
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 from gpucnn.testing import conv2d_loops, gradcheck
 
 ALL = (True, True, True)
@@ -81,7 +81,7 @@ def draw(geometry, dtype=np.float64):
     x = rng.standard_normal((n, h, w, c)).astype(dtype)
     f = rng.standard_normal((oc, *kernel, c // groups)).astype(dtype)
     b = rng.standard_normal(oc).astype(dtype)
-    return x, f, b, Window.of("conv2d", x.shape, kernel, stride, padding, dilation, groups)
+    return x, f, b, Geometry.of("conv2d", x.shape, kernel, stride, padding, dilation, groups)
 
 
 ENGINES = [
@@ -222,7 +222,7 @@ def test_any_geometry_that_fits_matches_the_array_half(
 ):
     n, h, w, c, oc = sizes
     try:
-        window = Window.of("conv2d", (n, h, w, c), kernel, stride, padding, dilation)
+        window = Geometry.of("conv2d", (n, h, w, c), kernel, stride, padding, dilation)
     except ShapeError:
         return
     set_conv_algorithm(algorithm)
@@ -371,7 +371,7 @@ def test_transforms_compute_a_correlation(m, r):
 )
 def test_auto_follows_its_rule(geometry, tile):
     n, h, w, c, oc, kernel, *rest = geometry
-    assert conv_algorithm(Window.of("conv2d", (n, h, w, c), kernel, *rest), oc) == tile
+    assert conv_algorithm(Geometry.of("conv2d", (n, h, w, c), kernel, *rest), oc) == tile
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_auto_follows_its_rule(geometry, tile):
     [(1, 8, 0), (2, 8, 0), (4, 8, 4), (1, 16, 4), (20, 2, 0), (30, 2, 2)],
 )
 def test_auto_without_gradients_leaves_few_small_images_to_im2col(images, side, tile):
-    window = Window.of("conv2d", (images, side, side, 64), (3, 3), 1, 1)
+    window = Geometry.of("conv2d", (images, side, side, 64), (3, 3), 1, 1)
     assert conv_algorithm(window, 64, training=False) == tile
     assert conv_algorithm(window, 64) != 0
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import gpucnn
 from gpucnn.errors import ShapeError
 from gpucnn.ops import avg_pool2d, global_avg_pool2d, max_pool2d
-from gpucnn.ops.geometry import Window
+from gpucnn.ops.geometry import Geometry
 from gpucnn.ops.pool2d import cpu as _pool2d_numpy
 from gpucnn.ops.pool2d import portable as _pool2d_array
 from gpucnn.ops.pool2d.op import _avg_backward, _avg_forward, _max_backward, _max_forward
@@ -68,18 +68,18 @@ def test_max_and_its_gradient_match_the_loops_ties_included(
     assert actual_y.dtype == dx.dtype == dtype
 
 
-@pytest.mark.parametrize("count_padding", [True, False])
+@pytest.mark.parametrize("count_include_pad", [True, False])
 @pytest.mark.parametrize(("h", "w", "window", "stride", "padding"), GEOMETRIES)
 @in_both_dtypes
 def test_mean_and_its_gradient_match_the_loops(
-    h, w, window, stride, padding, count_padding, dtype, device
+    h, w, window, stride, padding, count_include_pad, dtype, device
 ):
     x = draw(h, w, False).astype(dtype)
     t = leaf(x, device)
-    y = avg_pool2d(t, window, stride, padding, count_padding=count_padding)
+    y = avg_pool2d(t, window, stride, padding, count_include_pad=count_include_pad)
     dy = rng.standard_normal(y.shape).astype(dtype)
     actual_y, dx = results(y, dy, t)
-    expected_y, expected_dx = avg_pool2d_loops(x, window, stride, padding, count_padding, dy)
+    expected_y, expected_dx = avg_pool2d_loops(x, window, stride, padding, count_include_pad, dy)
     assert_close(actual_y, expected_y)
     assert_close(dx, expected_dx)
     assert actual_y.dtype == dx.dtype == dtype
@@ -95,13 +95,13 @@ def test_mean_and_its_gradient_match_the_loops(
     st.booleans(),
     st.booleans(),
 )
-def test_numpy_half_equals_the_array_half(h, w, window, stride, padding, ceil, count_padding):
+def test_numpy_half_equals_the_array_half(h, w, window, stride, padding, ceil, count_include_pad):
     x = np.random.default_rng(h * w).integers(0, 4, (3, h, w, 2)).astype(float)
     try:
         max_pool2d(gpucnn.tensor(x), window, stride, padding, ceil)
     except ShapeError:
         return
-    v = Window.of("pool", x.shape, window, stride, padding, ceil=ceil)
+    v = Geometry.of("pool", x.shape, window, stride, padding, ceil_mode=ceil)
     y, kept = _pool2d_numpy.max_forward(x, v, True)
     expected, expected_kept = _pool2d_array.max_forward(x, v, True)
     dy = np.random.default_rng(1).standard_normal(y.shape)
@@ -111,7 +111,7 @@ def test_numpy_half_equals_the_array_half(h, w, window, stride, padding, ceil, c
         _pool2d_array.max_backward(dy, expected_kept, v),
         atol=1e-13,
     )
-    area = (count_padding, padding[0], padding[1])
+    area = (count_include_pad, padding[0], padding[1])
     np.testing.assert_allclose(
         _pool2d_numpy.avg_forward(x, v, area), _pool2d_array.avg_forward(x, v, area)
     )
@@ -133,7 +133,7 @@ def test_equals_pytorch(window, stride, padding, ceil, dtype, device):
         (max_pool2d, lambda t: functional.max_pool2d(t, window, stride, padding, 1, ceil)),
         (avg_pool2d, lambda t: functional.avg_pool2d(t, window, stride, padding, ceil)),
         (
-            lambda *a: avg_pool2d(*a, count_padding=False),
+            lambda *a: avg_pool2d(*a, count_include_pad=False),
             lambda t: functional.avg_pool2d(t, window, stride, padding, ceil, False),
         ),
     ]:
@@ -150,7 +150,9 @@ def test_gradients_match_finite_differences(device):
     x = draw(5, 6, False, n=1, c=2)
     gradcheck(lambda t: max_pool2d(t, 3, 2, 1), x, device=device)
     gradcheck(lambda t: max_pool2d(t, 2), x, device=device)
-    gradcheck(lambda t: avg_pool2d(t, 3, 2, 1, ceil=True, count_padding=False), x, device=device)
+    gradcheck(
+        lambda t: avg_pool2d(t, 3, 2, 1, ceil_mode=True, count_include_pad=False), x, device=device
+    )
     gradcheck(global_avg_pool2d, x, device=device)
 
 
@@ -186,7 +188,7 @@ def test_windows_that_hang_over_the_edge_agree_with_the_cpu(window, stride, padd
     for pool in (
         lambda _, t: max_pool2d(t, *given),
         lambda _, t: avg_pool2d(t, *given),
-        lambda _, t: avg_pool2d(t, *given, count_padding=False),
+        lambda _, t: avg_pool2d(t, *given, count_include_pad=False),
     ):
         assert error_beside_cpu(pool, x, device=gpu) <= 1e-6
 

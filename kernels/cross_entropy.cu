@@ -4,7 +4,7 @@
 //
 // With smoothing s the target is 1 - s for the label plus s / K for each of the K classes.
 //
-//   softmax_cross_entropy   warp -> one row, 8 rows a block; lanes go over the classes 32 at a time
+//   cross_entropy   warp -> one row, 8 rows a block; lanes go over the classes 32 at a time
 //   mean_of_rows            one block: the mean, in an order that does not depend on timing
 //   scale_gradient          thread -> one number of dx
 //
@@ -19,7 +19,7 @@
 
 #include "common.cuh"
 
-extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void softmax_cross_entropy(
+extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void cross_entropy(
     const float* logits, const int64* labels, const float* weights, float* row_loss,
     float* row_weight, float* gradient, int64 rows, int classes, float smoothing) {
     int64 row = (int64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
