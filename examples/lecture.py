@@ -18,6 +18,7 @@ import gpucnn
 from gpucnn import ops
 from gpucnn.arguments import exit_status, output_folder
 from gpucnn.files import writing
+from gpucnn.integers import ceil_div
 
 Grid = np.ndarray[Any, np.dtype[Any]]
 
@@ -150,7 +151,7 @@ def draw(panels: dict[str, Grid], columns: int) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = -(-len(panels) // columns)
+    rows = ceil_div(len(panels), columns)
     figure = Figure(figsize=(3.2 * columns, 3.5 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, matrix) in zip(

@@ -17,7 +17,7 @@ import numpy as np
 
 from gpucnn.device import CPU, Array, Device, array_module, device_of, working_on
 from gpucnn.errors import DeviceMismatch, DtypeError, GraphError, OutOfMemory, ShapeError
-from gpucnn.out_of_memory import Place, explain, place
+from gpucnn.out_of_memory import ModuleContext, explain, module_context
 from gpucnn.tensor import Tensor
 
 Operand: TypeAlias = Tensor | int | float | None
@@ -88,7 +88,7 @@ class Function:
     inputs: tuple[Operand, ...] = ()
     order = -1
     last_use = False
-    place: Place | None = None
+    context: ModuleContext | None = None
     _versions: tuple[int, ...] = ()
 
     def forward(self, *arrays: Any) -> Array:
@@ -103,16 +103,16 @@ class Function:
         self.needs = tuple(record and isinstance(t, Tensor) and t.requires_grad for t in inputs)
         try:
             with working_on(device):
-                y = _array(self.forward(*(t.data if isinstance(t, Tensor) else t for t in inputs)))
+                y = _array(self.forward(*(t._data if isinstance(t, Tensor) else t for t in inputs)))
         except OutOfMemory as error:
-            explain(error, self.name, place(), training=any(self.needs))
+            explain(error, self.name, module_context(), training=any(self.needs))
             raise
         if not any(self.needs):
             self.saved = None
             return Tensor(y)
         self.inputs = inputs
         self.order = next(_order)
-        self.place = place()
+        self.context = module_context()
         self._versions = _versions(inputs)
         result = Tensor(y, requires_grad=True)
         result._node = self
@@ -224,9 +224,22 @@ def _walk(root: Tensor, gradient: Array, retain_graph: bool) -> None:
                 if isinstance(wanted, Tensor) and dx is not None:
                     receive(wanted, dx)
         except OutOfMemory as error:
-            explain(error, f"the gradient of {node.name}", node.place, training=True)
+            explain(error, f"the gradient of {node.name}", node.context, training=True)
             raise
         del given, dx, inputs, tensor  # or the last gradient would outlive its use
+
+
+def tape(root: Tensor) -> list[Function]:
+    """Every recorded operation behind `root`, newest first: the order of the backward pass."""
+    found: dict[int, Function] = {}
+    waiting = [root._node]
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in found:
+            continue
+        found[id(node)] = node
+        waiting += [t._node for t in node.inputs if isinstance(t, Tensor)]
+    return sorted(found.values(), key=lambda node: -node.order)
 
 
 def _sum(a: Array, b: Array) -> Array:
@@ -255,7 +268,7 @@ def _checked(node: Function, given: Any) -> list[Array | None]:
     for x, needed, dx in zip(node.inputs, node.needs, given, strict=True):
         if not needed or dx is None or not isinstance(x, Tensor):
             dx = None
-        elif not _fits(dx, x.data):  # spares the text
+        elif not _fits(dx, x._data):  # spares the text
             dx = _array(dx)
             check_gradient(f"{node.name}: backward, input {len(gradients)}", dx, x.data)
         gradients.append(dx)
@@ -314,7 +327,7 @@ def _part(node: Function, given: list[Array | None], dy: Array) -> None:
 def _is_kept(dx: Array, node: Function) -> bool:
     """Whether dx is one of the arrays that outlive node's backward."""
     for x in node.inputs:
-        if isinstance(x, Tensor) and x.data is dx:
+        if isinstance(x, Tensor) and x._data is dx:
             return True
     return not node.last_use and any(dx is array for array in node.saved or ())
 

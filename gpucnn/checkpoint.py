@@ -19,6 +19,7 @@ from gpucnn.data import Normalize
 from gpucnn.device import Array, Device, to_host
 from gpucnn.errors import ArgumentError, CheckpointError, kind
 from gpucnn.files import write_whole
+from gpucnn.models.registry import outline
 from gpucnn.nn import Module
 
 _Own = TypeVar("_Own", bound=Module)
@@ -136,7 +137,7 @@ def _check_rebuilds(model: Module, name: str, config: dict[str, Any]) -> None:
             "  a model of your own is saved without a name: save(path, model), load(path, model)"
         )
     try:
-        built = models.outline(name, **config)
+        built = outline(name, **config)
     except (ArgumentError, TypeError, ValueError, OverflowError) as error:
         raise ArgumentError(f"save: model {name} cannot be built from {config}: {error}") from error
     ours, theirs = _structure(model), _structure(built)

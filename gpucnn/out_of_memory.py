@@ -15,8 +15,8 @@ _state = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where in a model the program is."""
+class ModuleContext:
+    """Which module of which model a thread is running."""
 
     model: Any  # the outermost module that is being called
     layer: Any  # the innermost one
@@ -28,14 +28,14 @@ class Place:
         return f"layer {next(names, '') or 'outermost'} ({type(self.layer).__name__})"
 
 
-def place() -> Place | None:
-    """Where this thread is; None outside of all modules."""
-    return getattr(_state, "place", None)
+def module_context() -> ModuleContext | None:
+    """What this thread is running; None outside of all modules."""
+    return getattr(_state, "context", None)
 
 
-def go_to(new: Place | None) -> None:
-    """Say where this thread is from now on."""
-    _state.place = new
+def enter_module(context: ModuleContext | None) -> None:
+    """Make `context` the one of this thread; None leaves the outermost module."""
+    _state.context = context
 
 
 def used_bytes(device: Device) -> int:
@@ -46,7 +46,9 @@ def used_bytes(device: Device) -> int:
         return int(device.xp.get_default_memory_pool().used_bytes())
 
 
-def explain(error: OutOfMemory, what: str, at: Place | None, training: bool = False) -> None:
+def explain(
+    error: OutOfMemory, what: str, at: ModuleContext | None, training: bool = False
+) -> None:
     """Write into `error` what asked for memory, where, and the batch that would fit.
 
     The estimate: what was in use before the model was called stays; in training each parameter

@@ -45,49 +45,92 @@ def bind(ops_module: Any, autograd_module: Any) -> None:
 class Tensor:
     """An array that remembers how it was computed.
 
-    data           the NumPy or CuPy array; optimizers alone change it in place
+    data           the NumPy or CuPy array
     grad           an array of the same shape, in memory of its own; None before the first backward
     requires_grad  whether operations on this tensor are recorded
 
     Make one with `gpucnn.tensor`.  Images are (N, H, W, C).
     """
 
-    __slots__ = ("__weakref__", "_node", "_retain", "_version", "data", "grad", "requires_grad")
+    __slots__ = (
+        "__weakref__",
+        "_cache",
+        "_data",
+        "_node",
+        "_retain",
+        "_version",
+        "grad",
+        "requires_grad",
+    )
     __array_ufunc__ = None  # array + tensor is the tensor's business
 
-    data: Array
     grad: Array | None
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
-        self.data = data
+        self._data = data
         self.grad = None
         self.requires_grad = requires_grad
         self._node: Any = None  # the autograd.Function that computed it
         self._retain = False
-        self._version = 0  # counts an optimizer's changes in place
+        self._version = 0  # counts the changes that a recorded graph must not survive
+        self._cache: dict[Any, Any] | None = None  # what ops computed from the array: see `cache`
+
+    # --- its array ---
+
+    @property
+    def data(self) -> Array:
+        """The NumPy or CuPy array.  It may be written through this attribute, `t.data[...] = x`.
+
+        Inference caches the transformed filters of a convolution until `data` is read or set.  An
+        array that was taken from it earlier and is written later is not noticed: read `data` anew
+        for each write.  Setting it, or an optimizer's step, also makes graphs that were recorded
+        before unusable.
+        """
+        self._cache = None
+        return self._data
+
+    @data.setter
+    def data(self, array: Array) -> None:
+        self._data = array
+        self._changed()
+
+    def _changed(self) -> None:
+        """The array has been replaced or written."""
+        self._version += 1
+        self._cache = None
+
+    def cache(self) -> dict[Any, Any]:
+        """What ops computed from the array and may use again: a dict that lives until it changes.
+
+        A result that comes too late goes into a dict that nobody reads any more.
+        """
+        cache = self._cache
+        if cache is None:
+            cache = self._cache = {}
+        return cache
 
     # --- what it is ---
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.data.shape)
+        return tuple(self._data.shape)
 
     @property
     def ndim(self) -> int:
-        return int(self.data.ndim)
+        return int(self._data.ndim)
 
     @property
     def size(self) -> int:
-        return int(self.data.size)
+        return int(self._data.size)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        dtype: np.dtype[Any] = self.data.dtype
+        dtype: np.dtype[Any] = self._data.dtype
         return dtype
 
     @property
     def device(self) -> Device:
-        return device_of(self.data)
+        return device_of(self._data)
 
     @property
     def is_leaf(self) -> bool:

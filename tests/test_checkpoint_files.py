@@ -5,6 +5,7 @@ import gpucnn
 from gpucnn import data, models, nn, optim, train
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError, CheckpointError, OutputError
+from gpucnn.models import registry
 
 
 def same_state(one, other):
@@ -147,7 +148,7 @@ def test_saving_refuses_a_name_and_config_that_do_not_rebuild_the_model(
 def test_an_outline_has_the_modules_shapes_and_dtypes_of_the_model_and_draws_nothing(name):
     config = {"sizes": [4, 6, 3], "activation": "tanh"} if name == "mlp" else {"classes": 4}
     before = repr(gpucnn.random.get_state())
-    outline = models.outline(name, **config)
+    outline = registry.outline(name, **config)
     assert repr(gpucnn.random.get_state()) == before
     model = models.build(name, generator=np.random.default_rng(0), **config)
     assert repr(outline) == repr(model)
@@ -158,12 +159,12 @@ def test_an_outline_has_the_modules_shapes_and_dtypes_of_the_model_and_draws_not
 
 def test_an_outline_takes_nothing_of_a_devices_memory(device):
     with gpucnn.device(device):
-        outline = models.outline("lenet5")
+        outline = registry.outline("lenet5")
     assert {str(p.device) for p in outline.parameters()} == {"cpu"}
 
 
 def test_an_outline_takes_no_memory():
-    huge = models.outline("mlp", sizes=[300_000, 300_000, 2], activation="sigmoid")  # 360 GB
+    huge = outline("mlp", sizes=[300_000, 300_000, 2], activation="sigmoid")  # 360 GB
     assert huge.parameters()[0].shape == (300_000, 300_000)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpucnn import cuda
+import gpucnn
 from gpucnn.cuda import declarations as kernel_source
 
 LATER = ("cupy", "torch", "matplotlib", "PIL", "onnx", "urllib.request", "gpucnn.cudasim")
@@ -122,7 +122,7 @@ def test_the_kernels_are_in_the_package():
 
 
 def test_a_checkout_on_pythonpath_runs_its_own_kernels(tmp_path):
-    shutil.copytree(Path(cuda.__file__).parent, tmp_path / "gpucnn")
+    shutil.copytree(Path(gpucnn.__file__).parent, tmp_path / "gpucnn")
     shutil.copytree(kernel_source.KERNELS, tmp_path / "kernels")
     (tmp_path / "kernels" / "mine.cu").write_text('extern "C" __global__ void mine(int n) {}')
     code = "from gpucnn import cuda; print('mine' in cuda.kernels())"

@@ -54,8 +54,11 @@ def test_every_file_that_the_readme_names_exists():
 
 
 def test_the_version_is_stated_once():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == gpucnn.__version__
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in settings["project"]
+    version = settings["tool"]["setuptools"]["dynamic"]["version"]
+    assert version == {"attr": "gpucnn._version.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", gpucnn.__version__)
 
 
 def test_every_package_of_the_checkout_is_in_the_wheel_configuration():

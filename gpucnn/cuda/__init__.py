@@ -9,6 +9,7 @@ from gpucnn.cuda.launcher import (
     Launch,
     count_launches,
     launch,
+    launch_elementwise,
     record_launches,
     struct_values,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "kernel",
     "kernels",
     "launch",
+    "launch_elementwise",
     "options",
     "record_launches",
     "struct_values",

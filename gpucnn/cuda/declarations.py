@@ -97,7 +97,7 @@ def kernels() -> dict[str, Kernel]:
     return found
 
 
-_CALL = re.compile(r'launch\(\s*(f?)"(\w+)')
+_CALL = re.compile(r'launch(?:_elementwise)?\(\s*(f?)"(\w+)')
 
 
 def callers(name: str) -> list[str]:

@@ -23,7 +23,9 @@ from gpucnn.cuda.compiler import compiling, load_module
 from gpucnn.cuda.declarations import Define, Kernel, Parameter, kernel, struct_fields
 from gpucnn.device import Device, device_of
 from gpucnn.errors import ArgumentError, DeviceMismatch, DtypeError, ShapeError
+from gpucnn.integers import ceil_div
 
+ELEMENTWISE_THREADS = 256  # in a block
 _LARGEST = 2**31 - 1
 _NUMBER = (int, float, np.number, np.bool_)
 
@@ -64,6 +66,11 @@ def launch(
         run &= watch(Launch(ready.declared, ready.defines, *size, values))
     if run:
         ready.run(*size, values)
+
+
+def launch_elementwise(name: str, size: int, *args: Any) -> None:
+    """Launch kernel `name` with one thread for each of `size` elements; args as for `launch`."""
+    launch(name, ceil_div(size, ELEMENTWISE_THREADS), ELEMENTWISE_THREADS, *args)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ import numpy as np
 
 from gpucnn.cudasim import settings
 from gpucnn.cudasim.streams import Made
+from gpucnn.integers import ceil_div
 
 Host = np.ndarray[Any, Any]
 _Array = TypeVar("_Array")
@@ -108,7 +109,7 @@ class MemoryPool:
         As CuPy's, a pool whose device is full gives its unused memory back and asks again; one that
         would pass its limit does not.
         """
-        size = max(-(-size // GRAIN), 1) * GRAIN
+        size = max(ceil_div(size, GRAIN), 1) * GRAIN
         if self._free[size]:
             address = self._free[size].pop()
             self._held -= size
@@ -133,7 +134,7 @@ class MemoryPool:
 
 
 def _pages(size: int) -> int:
-    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    return ceil_div(size, mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 @functools.cache

@@ -66,12 +66,12 @@ class _Arriving(Tensor):
         super().__init__(array)
 
     @property
-    def data(self) -> Array:
+    def _data(self) -> Array:
         self._streams.wait(self._home, self._made, self._waiting)
         return self._array
 
-    @data.setter
-    def data(self, array: Array) -> None:
+    @_data.setter
+    def _data(self, array: Array) -> None:
         self._array = array
 
     # What it is can be told before it is there.

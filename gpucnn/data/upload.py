@@ -21,6 +21,7 @@ import numpy as np
 from gpucnn.data.arriving import Streams
 from gpucnn.device import Array, Device, working_on
 from gpucnn.errors import OutOfMemory
+from gpucnn.integers import ceil_div
 from gpucnn.out_of_memory import explain
 
 PIECE = 64 * 2**20  # bytes of pinned memory for a part of a large array; CuPy wants a power of two
@@ -92,7 +93,7 @@ class Uploader:
 
     def _send(self, batch: Batch) -> _Sent:
         """Begin the copy of a batch."""
-        sizes = [max(-(-array.nbytes // _ALIGN), 1) * _ALIGN for array in batch]
+        sizes = [max(ceil_div(array.nbytes, _ALIGN), 1) * _ALIGN for array in batch]
         starts = np.cumsum([0, *sizes])
         with self._cuda.Device(self._device.index):
             memory = self._free_buffer(int(starts[-1]))

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 import numpy as np
 
 from gpucnn.errors import ArgumentError, ShapeError, missing_extra
+from gpucnn.integers import ceil_div
 
 File: TypeAlias = str | Path | BinaryIO
 Theme: TypeAlias = Literal["light", "dark"]
@@ -101,7 +102,7 @@ def tile(images: Image, columns: int | None = None, gap: int = 1) -> Image:
     columns = min(n, columns or int(np.ceil(np.sqrt(n))))
     if columns < 1:
         raise ArgumentError("tile: there are no pictures")
-    rows = -(-n // columns)
+    rows = ceil_div(n, columns)
     page = np.zeros((rows * (h + gap) - gap, columns * (w + gap) - gap, 4), np.uint8)
     for i, image in enumerate(images):
         top, left = i // columns * (h + gap), i % columns * (w + gap)

@@ -67,17 +67,13 @@ def at_rest(model: Module) -> Iterator[None]:
     Without them a backward pass reaches the image and nothing else: no `.grad` of the model is
     touched, and no time goes into dw.
     """
-    modes = [(module, module.training) for _, module in model.named_modules()]
     recorded = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        model.eval()
         for parameter, _ in recorded:
             parameter.requires_grad = False
-        with working_on(_place(model)[0]), enable_grad():
+        with model.evaluating(), working_on(_place(model)[0]), enable_grad():
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for parameter, wanted in recorded:
             parameter.requires_grad = wanted
 

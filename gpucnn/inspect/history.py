@@ -10,6 +10,7 @@ import numpy as np
 from gpucnn.device import Array, array_module, device_of, to_host, working_on
 from gpucnn.errors import ArgumentError, DataError
 from gpucnn.inspect import draw
+from gpucnn.integers import ceil_div
 from gpucnn.nn import Module
 from gpucnn.train import Callback, Trainer
 
@@ -153,7 +154,7 @@ def _draw_histograms(path: draw.File, found: Histograms, theme: draw.Theme, unit
     if not found:
         raise ArgumentError("histograms: there is nothing to draw")
     columns = min(2, len(found))
-    rows = -(-len(found) // columns)
+    rows = ceil_div(len(found), columns)
     with draw.chart(path, theme, rows, columns, height=0.4 + 1.15 * rows) as (figure, grid):
         for axes in grid.flat[len(found) :]:
             axes.axis("off")

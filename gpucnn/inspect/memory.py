@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.autograd import Function, enable_grad
+from gpucnn.autograd import Function, enable_grad, tape
 from gpucnn.cpu import alone, get_num_threads, scratch_bytes
 from gpucnn.device import CPU, Array, array_module, to_device, working_on
 from gpucnn.errors import ArgumentError, GraphError
@@ -155,7 +155,7 @@ def _weigh(model: Module, input_shape: tuple[int, ...], n: int) -> list[Stage]:
         y = model(x)
     if not isinstance(y, Tensor) or y._node is None:
         raise GraphError("training_memory: the model's output does not depend on a parameter")
-    nodes = _tape(y)
+    nodes = tape(y)
     results = {t._node: t for node in nodes for t in node.inputs if isinstance(t, Tensor)}
     results[y._node] = y
     elsewhere = {id(_base(x.data))} | {id(_base(t.data)) for _, t in model._named_tensors()}
@@ -213,19 +213,6 @@ def _bytes_of_gradients(nodes: list[Function], results: Results, y: Tensor) -> l
         sizes.append(sum(finished.values()) + sum(pending.values()) + added)
         pending.pop(node, None)
     return sizes
-
-
-def _tape(root: Tensor) -> list[Function]:
-    """Every node behind `root`, newest first: the order of the backward pass."""
-    found: dict[int, Function] = {}
-    waiting = [root._node]
-    while waiting:
-        node = waiting.pop()
-        if node is None or id(node) in found:
-            continue
-        found[id(node)] = node
-        waiting += [t._node for t in node.inputs if isinstance(t, Tensor)]
-    return sorted(found.values(), key=lambda node: -node.order)
 
 
 def _kept(node: Function) -> Iterator[Array]:

@@ -11,6 +11,7 @@ from gpucnn.device import to_host
 from gpucnn.errors import ShapeError
 from gpucnn.inspect import draw
 from gpucnn.inspect.forward import as_input, at_rest, batches, chosen_classes
+from gpucnn.integers import ceil_div
 from gpucnn.nn import Module
 from gpucnn.ops import log_softmax
 from gpucnn.tensor import Tensor
@@ -133,7 +134,7 @@ def mistakes_page(
     """
     worst = predictions.worst(count)
     columns = 5
-    rows = max(1, -(-len(worst) // columns))
+    rows = max(1, ceil_div(len(worst), columns))
     seen: Any = draw.pictures(np.asarray(images)[worst]) if len(worst) else ()
     with draw.chart(path, theme, rows, columns, height=1.2 * rows + 0.2) as (_, grid):
         for axes in grid.flat:

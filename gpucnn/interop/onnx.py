@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn._version import __version__
-from gpucnn.autograd import Function, enable_grad
+from gpucnn.autograd import enable_grad, tape
 from gpucnn.device import CPU, Array, to_device
 from gpucnn.errors import ArgumentError, missing_extra
 from gpucnn.nn import Module
@@ -59,7 +59,7 @@ def _to_onnx(
     x, y = _trace(model, input_shape)
     graph = _Graph({id(value): name for name, value in _named_tensors(model)})
     graph.names[id(x)] = {"": "input"}
-    for node in _in_order(y):
+    for node in reversed(tape(y)):
         if node.name not in _OPS:
             raise ArgumentError(
                 f"export_onnx: the op {node.name!r} has no form in ONNX here\n"
@@ -99,28 +99,11 @@ def _trace(model: Module, input_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]
     device = next((parameter.device for parameter in model.parameters()), CPU)
     zeros = to_device(np.zeros((1, *input_shape), np.float32), device)
     x = Tensor(zeros, requires_grad=True)  # so that every op after it is on the tape
-    modes = [(module, module.training) for _, module in model.named_modules()]
-    try:
-        with enable_grad():
-            y = model.eval()(x)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with model.evaluating(), enable_grad():
+        y = model(x)
     if not isinstance(y, Tensor) or y.is_leaf:
         raise ArgumentError("export_onnx: the model's output does not depend on its input")
     return x, y
-
-
-def _in_order(y: Tensor) -> list[Function]:
-    """Every node behind y, oldest first."""
-    found: dict[int, Function] = {}
-    queue = [y]
-    while queue:
-        node = queue.pop()._node
-        if node is not None and id(node) not in found:
-            found[id(node)] = node
-            queue += [operand for operand in node.inputs if isinstance(operand, Tensor)]
-    return sorted(found.values(), key=lambda node: node.order)
 
 
 def _named_tensors(model: Module) -> list[tuple[str, Tensor]]:
@@ -366,7 +349,7 @@ _OPS: dict[str, _Emit] = {
     "exp": _unary("Exp"),
     "gelu": _gelu,
     "global_avg_pool2d": _global_avg_pool2d,
-    "leaky_relu": _unary("LeakyRelu", alpha="slope"),
+    "leaky_relu": _unary("LeakyRelu", alpha="negative_slope"),
     "linear": _linear,
     "local_response_norm": _local_response_norm,
     "log": _unary("Log"),

@@ -10,7 +10,7 @@ from gpucnn.models.alexnet import (
 )
 from gpucnn.models.lenet import lenet, lenet5
 from gpucnn.models.mlp import mlp
-from gpucnn.models.registry import BY_NAME, build, input_shape, outline
+from gpucnn.models.registry import BY_NAME, build, input_shape
 from gpucnn.models.resnet import resnet18_cifar
 from gpucnn.models.ten_views import TenViews
 from gpucnn.models.vgg import vgg16_cifar
@@ -29,7 +29,6 @@ __all__ = [
     "lenet",
     "lenet5",
     "mlp",
-    "outline",
     "resnet18_cifar",
     "vgg16_cifar",
 ]

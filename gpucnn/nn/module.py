@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from gpucnn.device import Array, Device, default_device, device_of, to_device, working_on
 from gpucnn.errors import ArgumentError, CheckpointError, OutOfMemory
-from gpucnn.out_of_memory import Place, go_to, place, used_bytes
+from gpucnn.out_of_memory import ModuleContext, enter_module, module_context, used_bytes
 from gpucnn.tensor import Tensor, tensor
 
 Observer = Callable[["Module", tuple[Any, ...], Any], None]
@@ -53,8 +53,8 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} has no forward method")
 
     def __call__(self, *inputs: Any) -> Any:
-        outer = place()
-        go_to(_place(self, inputs, outer))
+        outer = module_context()
+        enter_module(_context(self, inputs, outer))
         try:
             output = self.forward(*inputs)
         except OutOfMemory as error:
@@ -62,7 +62,7 @@ class Module:
                 traceback.clear_frames(error.__traceback__)
             raise
         finally:
-            go_to(outer)
+            enter_module(outer)
         for observer in _observers:
             observer(self, inputs, output)
         return output
@@ -137,6 +137,16 @@ class Module:
         """Evaluation mode: no dropout, running statistics; returns itself."""
         return self.train(False)
 
+    @contextmanager
+    def evaluating(self) -> Iterator[Self]:
+        """Evaluation mode inside the block; each module gets its own mode back after it."""
+        modes = [(module, module.training) for _, module in self.named_modules()]
+        try:
+            yield self.eval()
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
     def to(self, device: str | Device) -> Self:
         """Move parameters and buffers to `device`; do it before an optimizer is built."""
         target = Device.parse(device)
@@ -181,7 +191,7 @@ class Module:
         for name, value in own.items():
             with working_on(value.device):
                 value.data[...] = tensor(state[name], value.device).data
-            value._version += 1
+            value._changed()
 
     # --- for people ---
 
@@ -246,15 +256,15 @@ def _names_a_part(key: Any) -> bool:
     return isinstance(key, int) or (isinstance(key, str) and key != "" and "." not in key)
 
 
-def _place(module: Module, inputs: tuple[Any, ...], outer: Place | None) -> Place:
-    """Where the program is while `module` is called: in the model that the call before began."""
+def _context(module: Module, inputs: tuple[Any, ...], outer: ModuleContext | None) -> ModuleContext:
+    """The context of a call of `module`; the outermost call decides the model and the batch."""
     if outer is not None:
-        return Place(outer.model, module, outer.images, outer.used)
+        return ModuleContext(outer.model, module, outer.images, outer.used)
     x = inputs[0] if inputs else None
     if not isinstance(x, Tensor) or x.ndim < 2:
-        return Place(module, module, 0, 0)
+        return ModuleContext(module, module, 0, 0)
     before = used_bytes(x.device) - int(x.data.nbytes)  # the batch itself grows with its size
-    return Place(module, module, len(x), before)
+    return ModuleContext(module, module, len(x), before)
 
 
 def observed() -> bool:

@@ -96,13 +96,8 @@ def summary(model: Module, input_shape: tuple[int, ...]) -> Summary:
 
     state = list(model.state_dict().values())
     device, dtype = _place(model)
-    modes = [(module, module.training) for _, module in model.named_modules()]
-    try:
-        with observe(note), no_grad():
-            model.eval()(Tensor(to_device(np.zeros((1, *input_shape), dtype), device)))
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with model.evaluating(), observe(note), no_grad():
+        model(Tensor(to_device(np.zeros((1, *input_shape), dtype), device)))
     return Summary(
         type(model).__name__,
         tuple(input_shape),

@@ -4,6 +4,7 @@ import numpy as np
 
 from gpucnn import cuda
 from gpucnn.device import Array, array_module
+from gpucnn.integers import ceil_div
 
 _THREADS = 256
 _SPLIT = 512  # rows that a split of a sum has at least
@@ -24,17 +25,16 @@ def forward(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Arr
     y = xp.empty(x.shape, np.float32)
     cuda.launch(
         "batch_norm_moments",
-        (-(-channels // 32), splits),
+        (ceil_div(channels, 32), splits),
         _THREADS,
         x,  # (rows, C)
         part,  # (splits, 2, C)
         rows,
         channels,
     )
-    cuda.launch(
+    cuda.launch_elementwise(
         "batch_norm_combine",
-        -(-channels // _THREADS),
-        _THREADS,
+        channels,
         part,  # (splits, 2, C)
         mean,  # (C,)
         var,  # (C,)
@@ -44,10 +44,9 @@ def forward(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Arr
         splits,
         eps,
     )
-    cuda.launch(
+    cuda.launch_elementwise(
         "batch_norm_apply",
-        -(-x.size // _THREADS),
-        _THREADS,
+        x.size,
         x,  # (rows, C)
         mean,
         scale,
@@ -72,7 +71,7 @@ def backward(
     dx = xp.empty(x.shape, np.float32)
     cuda.launch(
         "batch_norm_products",
-        (-(-channels // 32), splits),
+        (ceil_div(channels, 32), splits),
         _THREADS,
         dy,  # (rows, C)
         x,  # (rows, C)
@@ -82,19 +81,17 @@ def backward(
         rows,
         channels,
     )
-    cuda.launch(
+    cuda.launch_elementwise(
         "sum_splits",
-        -(-sums.size // _THREADS),
-        _THREADS,
+        sums.size,
         part,  # (splits, 2 C)
         sums,  # (2 C)
         sums.size,
         splits,
     )
-    cuda.launch(
+    cuda.launch_elementwise(
         "batch_norm_backward",
-        -(-x.size // _THREADS),
-        _THREADS,
+        x.size,
         dy,  # (rows, C)
         x,  # (rows, C)
         mean,  # (C,)
@@ -112,10 +109,9 @@ def backward(
 def scale_shift(x: Array, scale: Array, shift: Array) -> Array:
     xp = array_module(x)
     x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
-    cuda.launch(
+    cuda.launch_elementwise(
         "scale_shift",
-        -(-x.size // _THREADS),
-        _THREADS,
+        x.size,
         x,  # (rows, C)
         scale,  # (C,)
         shift,  # (C,)

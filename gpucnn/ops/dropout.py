@@ -9,6 +9,7 @@ from gpucnn.autograd import Function
 from gpucnn.cpu import blocks, empty, flat, parallel
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError
+from gpucnn.integers import ceil_div
 from gpucnn.ops._exact import select
 from gpucnn.ops._kernels import takes
 from gpucnn.random import default_generator
@@ -58,7 +59,7 @@ class _Dropout(Function):
 def _draw_array(x: Array, threshold: int, generator: np.random.Generator) -> Array:
     """Which elements stay.  Four draws of 16 bits each come out of one of 64, which NumPy draws
     without keeping half of one for later: a GPU can then start at any of them."""
-    draws = generator.integers(2**64 - 1, size=-(-x.size // 4), dtype=np.uint64, endpoint=True)
+    draws = generator.integers(2**64 - 1, size=ceil_div(x.size, 4), dtype=np.uint64, endpoint=True)
     keep = draws.astype("<u8", copy=False).view("<u2")[: x.size] >= threshold
     return array_module(x).asarray(keep.reshape(x.shape))
 
@@ -97,7 +98,7 @@ def _draw_cuda(x: Array, threshold: int, generator: np.random.Generator) -> Arra
     generator is not Philox, whose numbers alone can be computed in any order."""
     if not takes("dropout", x) or not isinstance(generator.bit_generator, np.random.Philox):
         return _draw_array(x, threshold, generator)
-    return _take(generator.bit_generator, -(-x.size // 4))
+    return _take(generator.bit_generator, ceil_div(x.size, 4))
 
 
 def _take(philox: np.random.Philox, count: int) -> tuple[int, ...]:
@@ -131,7 +132,7 @@ def _masked_cuda(x: Array, mask: Array, threshold: int) -> Array:
     x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
     cuda.launch(
         "dropout",
-        -(-(x.size + 15) // (16 * _THREADS)),  # 16 elements a thread, the first perhaps fewer
+        ceil_div(x.size + 15, 16 * _THREADS),  # 16 elements a thread, the first perhaps fewer
         _THREADS,
         x,
         y,

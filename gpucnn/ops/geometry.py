@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from gpucnn.errors import ArgumentError, ShapeError
+from gpucnn.integers import ceil_div
 
 Size: TypeAlias = int | tuple[int, int]
 Padding: TypeAlias = (
@@ -56,7 +57,8 @@ class Geometry:
 
         padding is an int, (vertical, horizontal), ((top, bottom), (left, right)), "valid" (none)
         or "same": output = ceil(size / stride), an odd row or column of zeros going last.  With
-        ceil_mode the last window may hang over the edge, if it starts on the image or its first padding.
+        ceil_mode the last window may hang over the edge, if it starts on the image or its first
+        padding.
         """
         if len(shape) != 4:
             raise ShapeError(f"{op}: expected images (N, H, W, C), got shape {shape}")
@@ -101,7 +103,7 @@ def _padding(
         return (0, 0), (0, 0)
     if padding == "same":
         total = [
-            max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
+            max((ceil_div(size, s) - 1) * s + (k - 1) * d + 1 - size, 0)
             for size, k, s, d in zip(image, window, stride, dilation, strict=True)
         ]
         return (total[0] // 2, total[0] - total[0] // 2), (total[1] // 2, total[1] - total[1] // 2)

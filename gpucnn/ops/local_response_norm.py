@@ -9,6 +9,7 @@ from gpucnn.autograd import Function
 from gpucnn.cpu import empty, parallel, scratch, spans
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError
+from gpucnn.integers import ceil_div
 from gpucnn.ops._kernels import takes
 from gpucnn.tensor import Tensor
 
@@ -181,10 +182,9 @@ def _forward_cuda(x: Array, size: int, alpha: float, beta: float, k: float) -> A
         return _forward_array(x, size, alpha, beta, k)
     xp = array_module(x)
     x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
-    cuda.launch(
+    cuda.launch_elementwise(
         "lrn_forward",
-        -(-x.size // _THREADS),
-        _THREADS,
+        x.size,
         x,  # (..., C)
         y,  # (..., C)
         x.size,
@@ -204,7 +204,7 @@ def _backward_cuda(dy: Array, x: Array, size: int, alpha: float, beta: float, k:
     xp = array_module(dy)
     dy, x = xp.ascontiguousarray(dy), xp.ascontiguousarray(x)
     inner, dx = xp.empty(x.shape, np.float32), xp.empty(x.shape, np.float32)
-    grid = -(-x.size // _THREADS)
+    grid = ceil_div(x.size, _THREADS)
     neighbours = (size // 2, size - 1 - size // 2)
     cuda.launch(
         "lrn_inner",

@@ -20,7 +20,10 @@ def relu(x: Tensor) -> Tensor:
 
 
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
-    """x where x > 0, else negative_slope * x.  The gradient at 0, and of NaN, is negative_slope * dy."""
+    """x where x > 0, else negative_slope * x.
+
+    The gradient at 0, and of NaN, is negative_slope * dy.
+    """
     return _LeakyReLU(negative_slope)(x)
 
 
@@ -122,10 +125,9 @@ def _relu_cuda(x: Array) -> Array:
         return _relu_array(x)
     xp = array_module(x)
     x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
-    cuda.launch(
+    cuda.launch_elementwise(
         "relu_forward",
-        -(-x.size // _THREADS),
-        _THREADS,
+        x.size,
         x,
         y,
         x.size,
@@ -138,10 +140,9 @@ def _relu_backward_cuda(dy: Array, y: Array) -> Array:
         return _relu_backward_array(dy, y)
     xp = array_module(dy)
     dy, dx = xp.ascontiguousarray(dy), xp.empty(dy.shape, np.float32)
-    cuda.launch(
+    cuda.launch_elementwise(
         "relu_backward",
-        -(-dy.size // _THREADS),
-        _THREADS,
+        dy.size,
         dy,
         y,
         dx,
@@ -155,10 +156,9 @@ def _leaky_cuda(v: Array, x: Array, slope: float) -> Array:
         return _leaky_array(v, x, slope)
     xp = array_module(v)
     v, x, result = xp.ascontiguousarray(v), xp.ascontiguousarray(x), xp.empty(v.shape, np.float32)
-    cuda.launch(
+    cuda.launch_elementwise(
         "leaky_relu",
-        -(-v.size // _THREADS),
-        _THREADS,
+        v.size,
         v,
         x,
         result,

@@ -275,10 +275,9 @@ def _loss_backward_cuda(
         return _loss_backward_array(dy, kept, labels, smoothing, class_weights)
     gradient, total = kept
     dx = array_module(dy).empty(gradient.shape, np.float32)
-    cuda.launch(
+    cuda.launch_elementwise(
         "scale_gradient",
-        -(-dx.size // _THREADS),
-        _THREADS,
+        dx.size,
         gradient,  # (rows, classes)
         dy,  # ()
         total,  # ()

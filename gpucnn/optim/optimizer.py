@@ -18,6 +18,7 @@ from gpucnn.errors import (
     GraphError,
     OutOfMemory,
 )
+from gpucnn.integers import ceil_div
 from gpucnn.out_of_memory import explain
 from gpucnn.tensor import Tensor
 
@@ -51,7 +52,7 @@ class Optimizer:
         self._starts, size = [], 0
         for parameter in self.parameters:
             self._starts.append(size)
-            size += -(-parameter.size // _ALIGN) * _ALIGN
+            size += ceil_div(parameter.size, _ALIGN) * _ALIGN
         self._by_kernel = xp is not np and first.dtype == np.float32
         self._table: tuple[Array, Array] | None = None  # for the kernel: starts and sizes
         with self._working("the state"):
@@ -59,7 +60,7 @@ class Optimizer:
             self._state = {name: xp.zeros_like(self._flat) for name in self.states}
             for parameter, view in zip(self.parameters, self._views(self._flat), strict=True):
                 view[...] = parameter.data
-                parameter.data = view
+                parameter._data, parameter._cache = view, None  # the same values: graphs stay good
         # On a GPU: where each must still be at a step.
         self._addresses = [None if xp is np else p.data.data.ptr for p in self.parameters]
         del first
@@ -96,7 +97,7 @@ class Optimizer:
             self._check_own(i)
         self.steps += 1
         for i in moved:
-            self.parameters[i]._version += 1
+            self.parameters[i]._changed()
         with self._working("a step"):
             if self._by_kernel:
                 self._step_by_kernel()
@@ -162,7 +163,7 @@ class Optimizer:
         for first in range(0, len(self.parameters), _ROWS):
             rows = self.parameters[first : first + _ROWS]
             most = max(parameter.size for parameter in rows)
-            yield first, (min(-(-most // _THREADS), _MOST_BLOCKS), len(rows))
+            yield first, (min(ceil_div(most, _THREADS), _MOST_BLOCKS), len(rows))
 
     def launch(self, grid: tuple[int, int], block: int, *table: Array | int | None) -> None:
         """Launch the rule's kernel in kernels/optimizer.cu.

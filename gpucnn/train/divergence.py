@@ -13,7 +13,7 @@ from gpucnn import nn
 from gpucnn.autograd import no_grad
 from gpucnn.device import Array, array_module, device_of, working_on
 from gpucnn.errors import ArgumentError
-from gpucnn.out_of_memory import Place
+from gpucnn.out_of_memory import ModuleContext
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
 
@@ -136,7 +136,7 @@ def _damaged(
 
 
 def _layer(model: nn.Module, module: nn.Module) -> str:
-    return str(Place(model, module, 0, 0))
+    return str(ModuleContext(model, module, 0, 0))
 
 
 def trace(model: nn.Module, images: Tensor, labels: Tensor) -> str:

@@ -92,27 +92,21 @@ def evaluate(model: Module, loader: Any) -> Evaluation:
     """
     check_loader("evaluate", loader)
     device = device_of_model(model)
-    modes = [(module, module.training) for _, module in model.named_modules()]
-    model.eval()
     metrics = RunningMetrics()
     confusion: Any = 0
-    try:
-        with no_grad():
-            for batch in loader:
-                images, labels = checked_batch("evaluate", batch, device)
-                with working_on(images.device):
-                    logits = model(images)
-                    check_logits("evaluate", logits, images, loader)
-                    targets = labels.data
-                    metrics.add(cross_entropy(logits, targets), logits, targets)
-                    xp, k = array_module(targets), logits.shape[1]
-                    if not bool(((targets >= 0) & (targets < k)).all()):  # bincount waits anyway
-                        raise ArgumentError(f"evaluate: labels must be in 0..{k - 1}")
-                    pairs = targets * k + logits.data.argmax(axis=1)
-                    confusion = confusion + xp.bincount(pairs, minlength=k * k).reshape(k, k)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with model.evaluating(), no_grad():
+        for batch in loader:
+            images, labels = checked_batch("evaluate", batch, device)
+            with working_on(images.device):
+                logits = model(images)
+                check_logits("evaluate", logits, images, loader)
+                targets = labels.data
+                metrics.add(cross_entropy(logits, targets), logits, targets)
+                xp, k = array_module(targets), logits.shape[1]
+                if not bool(((targets >= 0) & (targets < k)).all()):  # bincount waits anyway
+                    raise ArgumentError(f"evaluate: labels must be in 0..{k - 1}")
+                pairs = targets * k + logits.data.argmax(axis=1)
+                confusion = confusion + xp.bincount(pairs, minlength=k * k).reshape(k, k)
     if isinstance(confusion, int):
         raise ArgumentError("evaluate: the loader gave no batch")
     return Evaluation(metrics.loss, to_host(confusion))

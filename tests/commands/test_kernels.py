@@ -22,6 +22,7 @@ from gpucnn.cuda import launcher, nvrtc, sass
 from gpucnn.cuda.declarations import assemble
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError, DeviceError
+from gpucnn.integers import ceil_div
 
 BATCH = 8  # the least at which every sum of the step is split, as in a batch of 128
 ARCHITECTURES = [80, 90]
@@ -280,7 +281,7 @@ def same(ours, theirs, place):
 def test_the_launches_in_a_row_from_the_manifest_alone_compute_finite_numbers(replay, manifest):
     rng = np.random.default_rng(1)
     for buffer in replay.buffers:  # any numbers: what a stranger would begin with
-        numbers = rng.standard_normal(-(-buffer.size // 4), np.float32) * np.float32(0.01)
+        numbers = rng.standard_normal(ceil_div(buffer.size, 4), np.float32) * np.float32(0.01)
         buffer.set(numbers.view(np.uint8)[: buffer.size])
     for entry, launch in in_order(manifest):
         values = [replay.value(argument) for argument in launch["arguments"]]
@@ -401,10 +402,11 @@ def test_the_manifest_is_the_last_file_to_appear(tmp_path, monkeypatch):
 
 def test_a_killed_export_leaves_no_manifest_and_says_what_to_remove(tmp_path):
     program = (
-        "import os, signal, sys; from gpucnn import kernel_export, nvrtc\n"
+        "import os, signal, sys\n"
+        "from gpucnn.commands import kernels; from gpucnn.cuda import nvrtc\n"
         "nvrtc.architectures, nvrtc.version = lambda: (80,), lambda: '13.0'\n"
         "nvrtc.compile_source = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "kernel_export.export_kernels('lenet5', [80], sys.argv[1], 2)"
+        "kernels.export_kernels('lenet5', [80], sys.argv[1], 2)"
     )
     folder = tmp_path / "kernels"
     done = subprocess.run([sys.executable, "-c", program, folder], check=False, timeout=120)

@@ -87,7 +87,7 @@ def test_ctrl_c_ends_with_status_130(checkpoint, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gpucnn.commands.Classifier", interrupted)
+    monkeypatch.setattr("gpucnn.commands.predict.Classifier", interrupted)
     assert main(["predict", str(checkpoint), "a.png"]) == 130
 
 

@@ -382,7 +382,7 @@ def test_launches_past_the_limits_are_refused(xp):
 
 
 def test_arrays_past_31_bits_need_a_kernel_that_says_wide_offsets(xp, monkeypatch):
-    monkeypatch.setattr(cuda, "_LARGEST", 7)
+    monkeypatch.setattr(launcher, "_LARGEST", 7)
     x = xp.zeros(8, np.uint8)
     with pytest.raises(ShapeError, match="the kernel's offsets have 31 bits"):
         cuda.launch("narrow", 1, 1, x)

@@ -51,6 +51,7 @@ OPS: dict[str, Any] = {
     "sigmoid": op(ops.sigmoid, (3, 4)),
     "softmax": op(ops.softmax, (3, 4)),
     "cross_entropy": calls.cross_entropy,
+    "softmax_cross_entropy": calls.cross_entropy,
     "sqrt": op(ops.sqrt, (3, 4), positive=True),
     "subtract": op(ops.subtract, (3, 4), (4,)),
     "sum": op(lambda x: ops.sum(x, axis=(0, 2)), (3, 4, 2)),
@@ -85,7 +86,7 @@ NN: dict[str, Any] = {
     "Sequential": layer(lambda: nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(192, 2))),
     "Sigmoid": layer(nn.Sigmoid),
     "Softmax": layer(nn.Softmax, 3, 4),
-    "CrossEntropyLoss": lambda at: nn.CrossEntropyLoss(0.1, np.ones(4))(
+    "CrossEntropyLoss": lambda at: nn.CrossEntropyLoss(np.ones(4), 0.1)(
         at.tensor(3, 4), at.labels(3, 4)
     ),
     "Tanh": layer(nn.Tanh),

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 import gpucnn
+from gpucnn.integers import ceil_div
 from gpucnn.ops.geometry import Geometry
 
 
@@ -22,7 +23,7 @@ def random_window(rng: np.random.Generator, pool: bool = False) -> tuple[Geometr
         groups = 1 if pool else int(rng.choice([1, 1, 1, 2, 3]))
         c, oc = (int(rng.integers(1, 67 // groups + 1)) * groups for _ in range(2))
         if rng.random() < 0.5:  # divisible by 4: the kernels' 16-byte loads
-            c, oc = -(-c // (4 * groups)) * 4 * groups, -(-oc // (4 * groups)) * 4 * groups
+            c, oc = ceil_div(c, 4 * groups) * 4 * groups, ceil_div(oc, 4 * groups) * 4 * groups
         kernel, stride = rng.integers(1, 12, 2), rng.integers(1, 5, 2)
         dilation = np.ones(2, int) if pool else rng.choice([1, 1, 2, 3], 2)
         padding = rng.integers(0, 6, (2, 2))

@@ -8,6 +8,7 @@ import pytest
 from gpucnn import cuda
 from gpucnn.cuda import nvrtc
 from gpucnn.errors import DeviceError
+from gpucnn.integers import ceil_div
 
 # Of one multiprocessor: threads, and bytes of shared memory.  CUDA C++ Programming Guide, table
 # of technical specifications per compute capability.
@@ -93,7 +94,7 @@ def blocks_that_fit(file: str, name: str, arch: int) -> int:
     usage, threads = compiled(file, arch).usage[name], launch_bounds(file)[name][0]
     most_threads, shared = MULTIPROCESSOR[arch]
     warps = threads // 32
-    registers = -(-usage.registers // 8) * 8 * 32 * warps  # handed out to a warp 8 by 8
+    registers = ceil_div(usage.registers, 8) * 8 * 32 * warps  # handed out to a warp 8 by 8
     reserved = 0 if arch < 80 else 1024  # by the system, for every block
     limits = [most_threads // threads, REGISTERS // registers]
     if usage.shared:

@@ -88,7 +88,7 @@ def test_cuda_convnets_pools_overlap_and_round_up():
     model = models.cuda_convnet_18pct()
     assert shapes(model, (32, 32, 3), "MaxPool2d") == [(16, 16, 32)]
     assert shapes(model, (32, 32, 3), "AvgPool2d") == [(8, 8, 32), (4, 4, 64)]
-    stds = [float(layer.weight.data.std()) for layer in model if hasattr(layer, "w")]
+    stds = [float(layer.weight.data.std()) for layer in model if hasattr(layer, "weight")]
     assert np.allclose(stds, [0.0001, 0.01, 0.01, 0.01], rtol=0.1)
 
 

@@ -4,8 +4,8 @@ import pytest
 import gpucnn
 from gpucnn import data, models, nn, ops, train
 from gpucnn.commands import main
-from gpucnn.errors import ArgumentError, CheckpointError, DataError
 from gpucnn.commands.predict import bars
+from gpucnn.errors import ArgumentError, CheckpointError, DataError
 from gpucnn.models.classifier import Classifier, Guess
 
 Image = pytest.importorskip("PIL.Image", reason="images are made and read with Pillow")

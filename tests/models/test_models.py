@@ -172,7 +172,7 @@ def test_a_residual_block_agrees_with_pytorch(c, oc, stride, training, device, r
         return F.conv2d(y, w, None, stride, padding=w.shape[-1] // 2)
 
     def norm(y, name):
-        keys = ("running_mean", "running_var", "gamma", "beta")
+        keys = ("running_mean", "running_var", "weight", "bias")
         return F.batch_norm(y, *(state[f"{name}.{key}"].clone() for key in keys), training)
 
     x_t = torch.tensor(x.transpose(0, 3, 1, 2))

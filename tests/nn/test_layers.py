@@ -96,7 +96,7 @@ def test_a_small_network_passes_gradcheck_whole(device, rng):
     [
         (lambda: nn.Conv2d(0, 3, 3), "in_channels must be a positive int, got 0"),
         (lambda: nn.Conv2d(3, 4, 3, groups=2), "groups=2 must divide in_channels=3"),
-        (lambda: nn.Conv2d(3, 4, 0), "window_height must be a positive int"),
+        (lambda: nn.Conv2d(3, 4, 0), "kernel_height must be a positive int"),
         (lambda: nn.Linear(2.0, 3), "in_features must be a positive int, got 2.0"),
         (lambda: nn.Dropout(1.0), r"p must be in \[0, 1\), got 1.0"),
         (lambda: nn.BatchNorm2d(-1), "features must be a positive int"),

@@ -34,7 +34,8 @@ class Everywhere(nn.Module):
 
 
 PARAMETERS = """
-    scale shift gains.0 table.a blocks.0.weight blocks.0.bias blocks.1.weight heads.left.weight heads.left.bias
+    scale shift gains.0 table.a blocks.0.weight blocks.0.bias blocks.1.weight
+    heads.left.weight heads.left.bias
     heads.right.1.1.weight heads.right.1.1.bias
 """.split()
 
@@ -99,7 +100,7 @@ def test_a_state_that_is_loaded_between_forward_and_backward_is_found(device):
 def test_a_frozen_parameter_is_still_one_and_a_part_of_the_state():
     model = nn.Linear(2, 2)
     model.weight.requires_grad = False
-    assert [name for name, _ in model.named_parameters()] == ["w", "b"]
+    assert [name for name, _ in model.named_parameters()] == ["weight", "bias"]
 
 
 @pytest.mark.parametrize("key", ["a.b", "", 2.5, ("a", 1)])
@@ -144,7 +145,7 @@ def test_a_set_of_modules_is_refused_and_a_deque_is_not():
 def test_an_array_in_place_of_a_parameter_is_refused_with_the_way_out(value):
     layer = nn.Linear(2, 2)
     before = layer.weight
-    with pytest.raises(ArgumentError, match="Linear: w is a parameter; expected") as caught:
+    with pytest.raises(ArgumentError, match="Linear: weight is a parameter; expected") as caught:
         layer.weight = value
     assert layer.weight is before
     assert f"got {type(value).__name__}\n" in str(caught.value)
@@ -156,7 +157,7 @@ def test_an_array_in_place_of_a_parameter_is_refused_with_the_way_out(value):
 @pytest.mark.usefixtures("current")
 def test_an_array_of_a_gpu_in_place_of_a_parameter_is_refused(gpu):
     layer = nn.Linear(2, 2).to(gpu)
-    with pytest.raises(ArgumentError, match=r"w is a parameter; .* got ndarray"):
+    with pytest.raises(ArgumentError, match=r"weight is a parameter; .* got ndarray"):
         layer.weight = layer.weight.data * 2
 
 
@@ -177,9 +178,9 @@ def test_the_ways_out_work_and_what_is_a_parameter_may_take_its_place():
     assert layer(gpucnn.tensor([[3.0, 4.0]])).numpy().tolist() == [[3, 4]]
     layer.weight = gpucnn.tensor(np.ones((2, 2), np.float32), requires_grad=True)
     layer.bias = None
-    assert [name for name, _ in layer.named_parameters()] == ["w"]
+    assert [name for name, _ in layer.named_parameters()] == ["weight"]
     layer.weight = [layer.weight, nn.Linear(1, 1, bias=False)]
-    assert [name for name, _ in layer.named_parameters()] == ["w.0", "w.1.weight"]
+    assert [name for name, _ in layer.named_parameters()] == ["weight.0", "weight.1.weight"]
 
 
 # --- Sequential ---

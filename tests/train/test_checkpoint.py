@@ -20,7 +20,7 @@ def test_what_was_written_is_read_back(tmp_path):
     train.write_checkpoint(path, TENSORS, {"step": 3, "text": "ä", "pi": 0.1 + 0.2})
     checkpoint = train.read_checkpoint(path)
     assert checkpoint.info == {"format": 1, "step": 3, "text": "ä", "pi": 0.1 + 0.2}
-    assert np.array_equal(checkpoint.part("model")["w"], TENSORS["model.weight"])
+    assert np.array_equal(checkpoint.part("model")["weight"], TENSORS["model.weight"])
     assert list(checkpoint.part("optimizer")) == ["v"]
     assert os.listdir(tmp_path) == ["a.safetensors"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~_umask()

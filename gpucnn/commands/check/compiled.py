@@ -11,6 +11,7 @@ from gpucnn.commands.check.tools import output
 from gpucnn.commands.kernels import _register_budget
 from gpucnn.cuda import launcher
 from gpucnn.cuda.declarations import Kernel, assemble
+from gpucnn.integers import ceil_div
 
 _TABLE = "Registers and memory, as the driver reports them"
 _KEPT = 0.35  # share of the time that the cold compilation leaves to the rest
@@ -133,8 +134,8 @@ def _stated(declared: Kernel) -> tuple[str, str]:
 
 def _blocks(limits: dict[str, int], registers: int, shared: int, threads: int) -> int:
     """Blocks that a multiprocessor holds at once: CUDA C++ Programming Guide, occupancy."""
-    warps = -(-threads // 32)
-    of_a_block = -(-registers // 8) * 8 * 32 * warps  # handed out to a warp 8 by 8
+    warps = ceil_div(threads, 32)
+    of_a_block = ceil_div(registers, 8) * 8 * 32 * warps  # handed out to a warp 8 by 8
     fits = [
         limits["MaxThreadsPerMultiProcessor"] // (warps * 32),
         limits["MaxRegistersPerMultiprocessor"] // of_a_block,

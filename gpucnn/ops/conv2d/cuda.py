@@ -8,6 +8,7 @@ import numpy as np
 
 from gpucnn import cuda
 from gpucnn.device import Array, array_module
+from gpucnn.integers import ceil_div
 from gpucnn.ops.geometry import Geometry
 
 _THREADS = 256  # of a block whose threads own one number each
@@ -28,7 +29,7 @@ def forward(x: Array, w: Array, b: Array | None, v: Geometry, relu: bool, plain:
     if plain or not _tiled(v, oc) or oc // v.groups < _LEAST:
         cuda.launch(
             "conv2d_forward_plain",
-            _ceil_div(y.size, _THREADS),
+            ceil_div(y.size, _THREADS),
             _THREADS,
             x,  # (N, H, W, C)
             w,  # (OC, KH, KW, C / groups)
@@ -47,7 +48,7 @@ def forward(x: Array, w: Array, b: Array | None, v: Geometry, relu: bool, plain:
     rows, columns = _tile(pixels, filters, v.groups) if loads == "vector" else (128, 64)
     cuda.launch(
         f"conv2d_forward_{rows}x{columns}_{loads}",
-        (_ceil_div(pixels, rows), _ceil_div(filters, columns), v.groups),
+        (ceil_div(pixels, rows), ceil_div(filters, columns), v.groups),
         rows * columns // 64,
         x,  # (N, H, W, C)
         w,  # (OC, KH, KW, channels)
@@ -69,7 +70,7 @@ def grad_input(dy: Array, w: Array, v: Geometry, plain: bool) -> Array:
     if plain or not _tiled(v, oc) or channels < _LEAST:
         cuda.launch(
             "conv2d_grad_input_plain",
-            _ceil_div(dx.size, _THREADS),
+            ceil_div(dx.size, _THREADS),
             _THREADS,
             dy,  # (N, OH, OW, OC)
             w,  # (OC, KH, KW, C / groups)
@@ -79,13 +80,13 @@ def grad_input(dy: Array, w: Array, v: Geometry, plain: bool) -> Array:
         )
         return dx
     # Pixels of the largest phase: those whose row and column leave the same remainder.
-    pixels = v.n * _ceil_div(v.h, v.stride_h) * _ceil_div(v.w, v.stride_w)
+    pixels = v.n * ceil_div(v.h, v.stride_h) * ceil_div(v.w, v.stride_w)
     phases = v.groups * v.stride_h * v.stride_w
     loads = _loads(dy, w, channels, filters)
     rows, columns = _tile(pixels, channels, phases) if loads == "vector" else (128, 64)
     cuda.launch(
         f"conv2d_grad_input_{rows}x{columns}_{loads}",
-        (_ceil_div(pixels, rows), _ceil_div(channels, columns), phases),
+        (ceil_div(pixels, rows), ceil_div(channels, columns), phases),
         rows * columns // 64,
         dy,  # (N, OH, OW, OC)
         w,  # (OC, KH, KW, channels)
@@ -107,13 +108,13 @@ def grad_weight(
     pixels = v.n * v.oh * v.ow
     size = oc * depth + oc * bias  # floats of dw and db
     plain = plain or not _tiled(v, oc) or filters < _LEAST
-    tiles = _ceil_div(depth, 64) * _ceil_div(filters, 128) * v.groups
+    tiles = ceil_div(depth, 64) * ceil_div(filters, 128) * v.groups
     splits = 1 if plain else max(1, min(_BLOCKS // tiles, pixels // _SPLIT))
     part = xp.empty((splits, size), np.float32)
     if plain:
         cuda.launch(
             "conv2d_grad_weight_plain",
-            _ceil_div(oc * depth, _THREADS),
+            ceil_div(oc * depth, _THREADS),
             _THREADS,
             x,  # (N, H, W, C)
             dy,  # (N, OH, OW, OC)
@@ -124,7 +125,7 @@ def grad_weight(
     else:
         cuda.launch(
             f"conv2d_grad_weight_128x64_{_loads(x, dy, channels, filters)}",
-            (_ceil_div(depth, 64), _ceil_div(filters, 128), v.groups * splits),
+            (ceil_div(depth, 64), ceil_div(filters, 128), v.groups * splits),
             128,
             x,  # (N, H, W, C)
             dy,  # (N, OH, OW, OC)
@@ -138,7 +139,7 @@ def grad_weight(
     if bias:
         cuda.launch(
             "column_sums",
-            (_ceil_div(oc, 32), splits),
+            (ceil_div(oc, 32), splits),
             256,
             dy,  # (N * OH * OW, OC)
             part.reshape(-1)[oc * depth :],  # (splits, size) from db on
@@ -151,7 +152,7 @@ def grad_weight(
         total = xp.empty(size, np.float32)
         cuda.launch(
             "sum_splits",
-            _ceil_div(size, _THREADS),
+            ceil_div(size, _THREADS),
             _THREADS,
             part,  # (splits, size)
             total,  # (size,)
@@ -187,9 +188,5 @@ def _loads(a: Array, b: Array, *counts: int) -> str:
 
 def _tile(rows: int, columns: int, products: int) -> tuple[int, int]:
     """The rows and columns of a block: the larger tile if it leaves enough blocks."""
-    blocks = _ceil_div(rows, 128) * _ceil_div(columns, 128) * products
+    blocks = ceil_div(rows, 128) * ceil_div(columns, 128) * products
     return (128, 128) if columns > 64 and blocks >= _BLOCKS // 4 else (128, 64)
-
-
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)

@@ -22,6 +22,7 @@ import numpy as np
 
 from gpucnn.cpu import empty, parallel, scratch, spans
 from gpucnn.device import Array
+from gpucnn.integers import ceil_div
 from gpucnn.ops._exact import narrowed, wide
 from gpucnn.ops.conv2d.fusion import Epilogue
 from gpucnn.ops.geometry import Geometry
@@ -106,7 +107,7 @@ def add_rows(rows: Array) -> Array:
 def sum_rows(rows: Array) -> Array:
     """The sum of rows (M, C), for a bias: (C,)."""
     step = 4096
-    parts = np.zeros((max(1, -(-len(rows) // step)), rows.shape[1]), wide(rows.dtype))
+    parts = np.zeros((max(1, ceil_div(len(rows), step)), rows.shape[1]), wide(rows.dtype))
 
     def add(span: slice) -> None:
         parts[span.start // step] = add_rows(rows[span])

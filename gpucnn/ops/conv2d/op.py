@@ -11,6 +11,7 @@ import numpy as np
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
+from gpucnn.integers import ceil_div
 from gpucnn.ops._exact import total
 from gpucnn.ops._kernels import takes
 from gpucnn.ops.conv2d import cuda as _conv2d_cuda
@@ -291,7 +292,7 @@ def _best_tile(v: Geometry) -> tuple[int, int]:
     """Winograd's cheapest tile for this geometry, 0 for none, and its multiplications."""
     best, least = 0, 0
     for m in _TILES.get(v.kh, ()) if v.stride_h == v.stride_w == 1 and v.kh == v.kw else ():
-        down, across = -(-v.oh // (m * v.dilation_h)), -(-v.ow // (m * v.dilation_w))
+        down, across = ceil_div(v.oh, m * v.dilation_h), ceil_div(v.ow, m * v.dilation_w)
         cost = down * v.dilation_h * across * v.dilation_w * (m + v.kh - 1) ** 2
         if best == 0 or cost < least:
             best, least = m, cost

@@ -15,6 +15,7 @@ from typing import Any
 
 from gpucnn.cpu import empty, parallel, spans
 from gpucnn.device import Array
+from gpucnn.integers import ceil_div
 from gpucnn.ops.conv2d import winograd as _winograd
 from gpucnn.ops.conv2d.fusion import Epilogue
 from gpucnn.ops.geometry import Geometry
@@ -112,8 +113,8 @@ class _Lattices:
         self.v = v
         (top, above), (left, beside) = divmod(v.top, v.dilation_h), divmod(v.left, v.dilation_w)
         self.before = (above, beside)  # zeros in front of the image before it is taken apart
-        h, w = -(-(v.h + above) // v.dilation_h), -(-(v.w + beside) // v.dilation_w)
-        oh, ow = -(-v.oh // v.dilation_h), -(-v.ow // v.dilation_w)
+        h, w = ceil_div(v.h + above, v.dilation_h), ceil_div(v.w + beside, v.dilation_w)
+        oh, ow = ceil_div(v.oh, v.dilation_h), ceil_div(v.ow, v.dilation_w)
         n, depth = v.n * v.dilation_h * v.dilation_w, v.c // v.groups
         bottom, right = oh + v.kh - 1 - h - top, ow + v.kw - 1 - w - left
         self.window = Geometry(n, h, w, depth, v.kh, v.kw, oh, ow, 1, 1, top, bottom, left, right)

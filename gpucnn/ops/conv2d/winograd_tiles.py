@@ -12,6 +12,7 @@ import numpy as np
 
 from gpucnn.cpu import empty, scratch, spans
 from gpucnn.device import Array
+from gpucnn.integers import ceil_div
 from gpucnn.ops.geometry import Geometry
 
 # Interpolation points for each n, infinity aside.  The usual 0, +-1, +-2 make powers that differ
@@ -124,7 +125,7 @@ class Tiles:
     ) -> None:
         self.v, self.m, self.n = v, m, m + v.kh - 1
         self.places, self.mh, self.mw = places, m // places[0], m // places[1]
-        self.down, self.across = -(-v.oh // m), -(-v.ow // m)
+        self.down, self.across = ceil_div(v.oh, m), ceil_div(v.ow, m)
         self.per_image = self.down * self.across
         self.channel_bytes = self.per_image * self.n**2 * dtype.itemsize  # of an image's tiles
         self.narrow = self.n**2 * v.c * oc * dtype.itemsize <= _CACHE_BYTES
@@ -147,7 +148,7 @@ class Tiles:
     def _step(self, channels: int) -> int:
         """Images in a part: an eighth at most, so that there is something for every worker."""
         held = (_NARROW_BYTES if self.narrow else _CACHE_BYTES) // (self.channel_bytes * channels)
-        return max(1, min(held, -(-self.v.n // 8)))
+        return max(1, min(held, ceil_div(self.v.n, 8)))
 
     def rows(self, images: slice, first: int = 0) -> slice:
         """The tiles of these images, counted from those of image `first`."""
@@ -198,7 +199,7 @@ class Tiles:
     def _overlap_add(self, tiles: Array, dx: Array, images: slice) -> None:
         """The adjoint of _gather: tiles (tiles, n * n, C) summed into dx[images]."""
         v, m, n = self.v, self.m, self.n
-        count, blocks = images.stop - images.start, -(-n // m)
+        count, blocks = images.stop - images.start, ceil_div(n, m)
         d = tiles.reshape(count, self.down, self.across, n, n, v.c)
         shape = (count, self.down + blocks - 1, m, self.across + blocks - 1, m, v.c)
         total = scratch("winograd padded", shape, dx.dtype)

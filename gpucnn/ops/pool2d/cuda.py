@@ -6,6 +6,7 @@ import numpy as np
 
 from gpucnn import cuda
 from gpucnn.device import Array, array_module
+from gpucnn.integers import ceil_div
 from gpucnn.ops._kernels import takes
 from gpucnn.ops.geometry import Geometry
 from gpucnn.ops.pool2d import portable as _pool2d_array
@@ -21,7 +22,7 @@ def _takes(x: Array, v: Geometry) -> bool:
 
 def _launch(kernel: str, numbers: int, given: Array, v: Geometry, *rest: Any) -> None:
     """One thread for each of the `numbers` that an image of the result has."""
-    grid = -(-numbers // _THREADS), min(v.n, _ROWS)
+    grid = ceil_div(numbers, _THREADS), min(v.n, _ROWS)
     cuda.launch(kernel, grid, _THREADS, array_module(given).ascontiguousarray(given), *rest)
 
 

@@ -24,10 +24,10 @@ def max_pool2d(
 
     x is (N, H, W, C); the result is (N, OH, OW, C) with
     OH = (H + top + bottom - kernel_size) // stride + 1.  Sizes are in pixels; stride None means
-    kernel_size.  Padding is -infinity: it never wins.  With ceil_mode the last window may hang over the
-    edge.  On a tie the first element in row order takes the gradient; where all is -infinity that
-    is the first pixel of the image.  A NaN wins over every number, and of several the last in row
-    order takes the gradient, as in PyTorch.
+    kernel_size.  Padding is -infinity: it never wins.  With ceil_mode the last window may hang over
+    the edge.  On a tie the first element in row order takes the gradient; where all is -infinity
+    that is the first pixel of the image.  A NaN wins over every number, and of several the last in
+    row order takes the gradient, as in PyTorch.
 
     Raises ShapeError if a window is larger than the padded image, or sees padding alone.
     Source: Krizhevsky et al. 2012, section 3.4 (overlapping pooling).
@@ -56,9 +56,9 @@ def avg_pool2d(
 ) -> Tensor:
     """The mean of each window.
 
-    Shapes are max_pool2d's.  Padding is zero; with count_include_pad it counts as pixels of the mean,
-    without it the mean is over pixels of the image alone.  What ceil_mode adds beyond the padding
-    never counts.  Sums of float16 are float32's.
+    Shapes are max_pool2d's.  Padding is zero; with count_include_pad it counts as pixels of the
+    mean, without it the mean is over pixels of the image alone.  What ceil_mode adds beyond the
+    padding never counts.  Sums of float16 are float32's.
 
     Raises ShapeError if a window is larger than the padded image, or sees padding alone.
     """
