@@ -164,7 +164,7 @@ def test_an_outline_takes_nothing_of_a_devices_memory(device):
 
 
 def test_an_outline_takes_no_memory():
-    huge = outline("mlp", sizes=[300_000, 300_000, 2], activation="sigmoid")  # 360 GB
+    huge = registry.outline("mlp", sizes=[300_000, 300_000, 2], activation="sigmoid")  # 360 GB
     assert huge.parameters()[0].shape == (300_000, 300_000)
 
 
