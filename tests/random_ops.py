@@ -166,17 +166,17 @@ def _global_avg_pool2d(graph: Graph) -> Pair:
 def _batch_norm(graph: Graph) -> Pair:
     x = graph.pick(lambda p: p.ndim >= 2)
     channels = x.shape[-1:]
-    gamma, beta = graph.leaf(channels), graph.leaf(channels)
+    weight, bias = graph.leaf(channels), graph.leaf(channels)
     mean = graph.rng.standard_normal(channels)
     var = graph.rng.uniform(0.5, 2, channels)
     training = x.ours.size >= 2 * channels[0] and bool(graph.settings(False, True))
     ours = ops.batch_norm(
-        x.ours, gamma.ours, beta.ours, mean.astype(graph.dtype), var.astype(graph.dtype), training,
+        x.ours, weight.ours, bias.ours, mean.astype(graph.dtype), var.astype(graph.dtype), training,
         eps=0.1,
     )  # fmt: skip
     rows = x.theirs.reshape(-1, *channels)
     statistics = [torch.tensor(v.astype(graph.dtype).astype(np.float64)) for v in (mean, var)]
-    theirs = F.batch_norm(rows, *statistics, gamma.theirs, beta.theirs, training, eps=0.1)
+    theirs = F.batch_norm(rows, *statistics, weight.theirs, bias.theirs, training, eps=0.1)
     return Pair(ours, theirs.reshape(x.shape))
 
 

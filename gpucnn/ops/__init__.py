@@ -1,5 +1,6 @@
 """Operations on tensors.  One op, one file."""
 
+from gpucnn.ops.activation import gelu, sigmoid, tanh
 from gpucnn.ops.adaptive_pool2d import adaptive_avg_pool2d
 from gpucnn.ops.batch_norm import batch_norm
 from gpucnn.ops.conv2d.op import conv2d, get_conv_algorithm, set_conv_algorithm
@@ -8,15 +9,12 @@ from gpucnn.ops.elementwise import (
     add,
     divide,
     exp,
-    gelu,
     log,
     multiply,
     negative,
     power,
-    sigmoid,
     sqrt,
     subtract,
-    tanh,
     where,
 )
 from gpucnn.ops.linear import linear

@@ -1,10 +1,10 @@
-"""Element by element: arithmetic with broadcasting, and smooth functions.
+"""Arithmetic, powers, exp, log, sqrt and where, element by element, with broadcasting.
 
-Operands are tensors, arrays or Python numbers.  Tensors of two dtypes are refused and never
-promoted: a float64 that slips in would halve the speed of everything after it.
+Operands are tensors, arrays or Python numbers; shapes broadcast as in NumPy, and the gradient of
+a broadcast operand is summed back to its shape.  Two operands must have one dtype.  Nothing is
+promoted: a stray float64 would halve the speed of every op after it.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,93 +12,95 @@ import numpy as np
 from gpucnn.autograd import Function, unbroadcast
 from gpucnn.device import Array, array_module
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
-from gpucnn.ops._exact import narrowed, widened
 from gpucnn.tensor import Tensor, tensor
 
 Value = Tensor | int | float
 
 
 def add(a: Any, b: Any) -> Tensor:
-    """a + b, broadcast."""
+    """a + b, broadcast.
+
+    Raises DtypeError if the dtypes differ, ShapeError if the shapes do not broadcast.
+    """
     return _Add()(*_operands("add", a, b))
 
 
 def subtract(a: Any, b: Any) -> Tensor:
-    """a - b, broadcast."""
+    """a - b, broadcast.
+
+    Raises DtypeError if the dtypes differ, ShapeError if the shapes do not broadcast.
+    """
     return _Subtract()(*_operands("subtract", a, b))
 
 
 def multiply(a: Any, b: Any) -> Tensor:
-    """a * b, broadcast."""
+    """a * b, broadcast.
+
+    Raises DtypeError if the dtypes differ, ShapeError if the shapes do not broadcast.
+    """
     return _Multiply()(*_operands("multiply", a, b))
 
 
 def divide(a: Any, b: Any) -> Tensor:
-    """a / b, broadcast; floating-point only."""
+    """a / b, broadcast; a division by 0 is infinite or NaN, as in NumPy.
+
+    Raises DtypeError for integers or if the dtypes differ, ShapeError if the shapes do not
+    broadcast.
+    """
     a, b = _operands("divide", a, b)
     for operand in (a, b):
         if isinstance(operand, Tensor):
-            _require_float("divide", operand)
+            require_float("divide", operand)
     return _Divide()(a, b)
 
 
 def power(x: Any, exponent: int | float) -> Tensor:
-    """x ** exponent, for a number as exponent.
+    """x ** exponent, element by element; exponent is a Python number.
 
-    The gradient is dy * exponent * x ** (exponent - 1), and 0 everywhere for the exponent 0.  At
-    x = 0 that is 1 for the exponent 1, 0 for larger ones and infinite for those below 1.  Negative
-    x have no power that is not whole: NaN.  All as in PyTorch, on every device.
+    The gradient is dy * exponent * x ** (exponent - 1), and 0 everywhere for exponent 0.  At x = 0
+    the factor is 1 for exponent 1, 0 for larger exponents and infinite for smaller ones.  A
+    negative x to a fractional exponent is NaN.  All as in PyTorch, on every device.
+
+    Raises ArgumentError unless exponent is a number, DtypeError unless x is floating-point.
     """
     if not isinstance(exponent, int | float):
         raise ArgumentError(f"power: expected a number as exponent, got {type(exponent).__name__}")
-    return _Power(exponent)(_float_tensor("power", x))
+    return _Power(exponent)(float_tensor("power", x))
 
 
 def negative(x: Any) -> Tensor:
-    """-x."""
+    """-x, element by element."""
     return _Negative()(as_tensor(x))
 
 
 def exp(x: Any) -> Tensor:
-    """e to the power x."""
-    return _Exp()(_float_tensor("exp", x))
+    """e**x, element by element.  Raises DtypeError unless x is floating-point."""
+    return _Exp()(float_tensor("exp", x))
 
 
 def log(x: Any) -> Tensor:
-    """The natural logarithm."""
-    return _Log()(_float_tensor("log", x))
+    """The natural logarithm: -infinity at 0, NaN below.
+
+    Raises DtypeError unless x is floating-point.
+    """
+    return _Log()(float_tensor("log", x))
 
 
 def sqrt(x: Any) -> Tensor:
-    """The square root."""
-    return _Sqrt()(_float_tensor("sqrt", x))
+    """The square root: NaN below 0, with an infinite gradient at 0.
 
-
-def sigmoid(x: Any) -> Tensor:
-    """1 / (1 + e**-x), without overflow, and accurate wherever the result is not 0.
-
-    The gradient, e**-x / (1 + e**-x)**2, is so too: it comes from x, as 1 - y has no digits left
-    where y is nearly 1.
+    Raises DtypeError unless x is floating-point.
     """
-    return _Sigmoid()(_float_tensor("sigmoid", x))
-
-
-def tanh(x: Any) -> Tensor:
-    """The hyperbolic tangent."""
-    return _Tanh()(_float_tensor("tanh", x))
-
-
-def gelu(x: Any) -> Tensor:
-    """x times the normal distribution's share below x, in its tanh form (within 1e-3 of the exact).
-
-    0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x**3))), and accurate for negative x too.
-    Source: Hendrycks and Gimpel 2016, section 2.
-    """
-    return _Gelu()(_float_tensor("gelu", x))
+    return _Sqrt()(float_tensor("sqrt", x))
 
 
 def where(condition: Any, a: Any, b: Any) -> Tensor:
-    """a where condition is true, b elsewhere; all three broadcast.  condition has no gradient."""
+    """a where condition is true, b elsewhere; all three broadcast.
+
+    condition is a bool tensor, array or list and has no gradient.  The operand that is not picked
+    gets gradient 0, even where dy is infinite.
+    Raises DtypeError if the dtypes of a and b differ, ShapeError if their shapes do not broadcast.
+    """
     if isinstance(condition, Tensor):
         condition = condition.data
     a, b = _operands("where", a, b)
@@ -106,12 +108,12 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
 
 
 def as_tensor(x: Any) -> Tensor:
-    """x if it is a Tensor, else a new one."""
+    """x itself if it is a Tensor, else a new Tensor of it."""
     return x if isinstance(x, Tensor) else tensor(x)
 
 
 def _operands(op: str, a: Any, b: Any) -> tuple[Value, Value]:
-    """Tensors or Python numbers, one tensor at least: equal dtypes, shapes that broadcast."""
+    """a and b as tensors or Python numbers, at least one a tensor, checked to fit together."""
     a, b = (x.item() if isinstance(x, np.generic) else x for x in (a, b))
     a, b = (x if isinstance(x, int | float) else as_tensor(x) for x in (a, b))
     if isinstance(a, Tensor) and isinstance(b, Tensor):
@@ -136,13 +138,15 @@ def _operands(op: str, a: Any, b: Any) -> tuple[Value, Value]:
     return a, b
 
 
-def _float_tensor(op: str, x: Any) -> Tensor:
+def float_tensor(op: str, x: Any) -> Tensor:
+    """x as a Tensor; DtypeError in the name of `op` unless it is floating-point."""
     checked = as_tensor(x)
-    _require_float(op, checked)
+    require_float(op, checked)
     return checked
 
 
-def _require_float(op: str, x: Tensor) -> None:
+def require_float(op: str, x: Tensor) -> None:
+    """Raise DtypeError in the name of `op` unless x is floating-point."""
     if x.dtype.kind != "f":
         raise DtypeError(
             f"{op}: expected floating-point values, got {x.dtype}\n  convert: x.astype('float32')"
@@ -154,9 +158,10 @@ def _shape(x: Any) -> tuple[int, ...]:
 
 
 class _Binary(Function):
-    """Two operands; a subclass gives the two partial products, this sums out the broadcasting."""
+    """Two operands.  A subclass computes both partials; this class undoes the broadcasting."""
 
     def partials(self, dy: Array) -> tuple[Array, Array]:
+        """The gradients of a and b in the shape of the result."""
         raise NotImplementedError
 
     def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
@@ -166,7 +171,7 @@ class _Binary(Function):
             unbroadcast(db, self.shapes[1]) if self.needs[1] else None,
         )
 
-    def remember(self, a: Any, b: Any, *saved: Any) -> None:
+    def keep(self, a: Any, b: Any, *saved: Any) -> None:
         self.shapes = (_shape(a), _shape(b))
         self.saved = saved
 
@@ -175,7 +180,7 @@ class _Add(_Binary):
     name = "add"
 
     def forward(self, a: Any, b: Any) -> Array:
-        self.remember(a, b)
+        self.keep(a, b)
         return a + b
 
     def partials(self, dy: Array) -> tuple[Array, Array]:
@@ -186,7 +191,7 @@ class _Subtract(_Binary):
     name = "subtract"
 
     def forward(self, a: Any, b: Any) -> Array:
-        self.remember(a, b)
+        self.keep(a, b)
         return a - b
 
     def partials(self, dy: Array) -> tuple[Array, Array]:
@@ -197,7 +202,7 @@ class _Multiply(_Binary):
     name = "multiply"
 
     def forward(self, a: Any, b: Any) -> Array:
-        self.remember(a, b, a if self.needs[1] else None, b if self.needs[0] else None)
+        self.keep(a, b, a if self.needs[1] else None, b if self.needs[0] else None)
         return a * b
 
     def partials(self, dy: Array) -> tuple[Array, Array]:
@@ -210,7 +215,7 @@ class _Divide(_Binary):
 
     def forward(self, a: Any, b: Any) -> Array:
         y = a / b
-        self.remember(a, b, b, y)
+        self.keep(a, b, b, y)
         return y
 
     def partials(self, dy: Array) -> tuple[Array, Array]:
@@ -226,14 +231,14 @@ class _Where(_Binary):
         self.condition = condition
 
     def forward(self, a: Any, b: Any) -> Array:
-        self.remember(a, b)
+        self.keep(a, b)
         xp = array_module(a if hasattr(a, "shape") else b)
         self.condition = xp.asarray(self.condition, dtype=bool)
         dtype = a.dtype if hasattr(a, "dtype") else b.dtype
         return xp.where(self.condition, xp.asarray(a, dtype=dtype), xp.asarray(b, dtype=dtype))
 
     def partials(self, dy: Array) -> tuple[Array, Array]:
-        xp, zero = array_module(dy), dy.dtype.type(0)  # not a product: inf * 0 is NaN
+        xp, zero = array_module(dy), dy.dtype.type(0)  # no product: inf * 0 is NaN
         return xp.where(self.condition, dy, zero), xp.where(self.condition, zero, dy)
 
 
@@ -266,7 +271,7 @@ class _Power(Function):
 
 @np.errstate(divide="ignore", invalid="ignore")
 def _power(x: Array, exponent: int | float) -> Array:
-    """x ** exponent.  The square root itself where it is one: CuPy's power of -inf would be inf."""
+    """x ** exponent, by sqrt for 0.5 and -0.5: CuPy's (-inf) ** 0.5 is inf, not NaN."""
     if exponent in (0.5, -0.5):
         root = array_module(x).sqrt(x)
         return root if exponent > 0 else 1 / root
@@ -274,7 +279,7 @@ def _power(x: Array, exponent: int | float) -> Array:
 
 
 class _FromResult(Function):
-    """A function whose derivative is known from its result."""
+    """A function whose derivative is computed from its result."""
 
     def derivative(self, y: Array) -> Array:
         raise NotImplementedError
@@ -308,62 +313,6 @@ class _Sqrt(_FromResult):
         return 0.5 / y
 
 
-class _Smooth(Function):
-    """A function whose derivative is computed from its argument, both of them in float32 at least:
-    float16 has neither the range nor the digits for what is in between."""
-
-    def value(self, x: Array) -> Array:
-        raise NotImplementedError
-
-    def derivative(self, x: Array) -> Array:
-        raise NotImplementedError
-
-    def forward(self, x: Array) -> Array:
-        self.saved = (x,)
-        return narrowed(self.value(widened(x)), x.dtype)
-
-    def backward(self, dy: Array) -> Array:
-        (x,) = self.saved or ()
-        return narrowed(widened(dy) * self.derivative(widened(x)), dy.dtype)
-
-
-class _Sigmoid(_Smooth):
-    name = "sigmoid"
-
-    def value(self, x: Array) -> Array:
-        return _sigmoid(array_module(x), x)
-
-    def derivative(self, x: Array) -> Array:
-        return _sigmoid_slope(array_module(x), x)
-
-
-class _Tanh(_Smooth):
-    name = "tanh"
-
-    def value(self, x: Array) -> Array:
-        return array_module(x).tanh(x)
-
-    def derivative(self, x: Array) -> Array:
-        return 4 * _sigmoid_slope(array_module(x), 2 * x)  # tanh(x) is 2 * sigmoid(2 * x) - 1
-
-
-def _sigmoid(xp: Any, x: Array) -> Array:
-    """1 / (1 + e**-x), by e**-|x|, which never overflows and keeps the digits of a small result."""
-    small = xp.exp(-abs(x))
-    return _rise(xp, x, small) / (1 + small)
-
-
-def _rise(xp: Any, x: Array, small: Array) -> Array:
-    """e**x for negative x, where that is `small`, and 1 for the others; NaN for NaN."""
-    return xp.maximum(small, x >= 0)  # xp.where would branch for every element
-
-
-def _sigmoid_slope(xp: Any, x: Array) -> Array:
-    """The derivative of _sigmoid: even, so that the smaller power serves both sides."""
-    small = xp.exp(-abs(x))
-    return small / ((1 + small) * (1 + small))
-
-
 class _Log(Function):
     name = "log"
 
@@ -374,28 +323,3 @@ class _Log(Function):
     def backward(self, dy: Array) -> Array:
         (x,) = self.saved or ()
         return dy / x
-
-
-class _Gelu(_Smooth):
-    """x * sigmoid(2 u) for u = scale * (x + cubic * x**3): 1 + tanh(u), as the definition has it,
-    would cancel where x is negative."""
-
-    name = "gelu"
-    scale = math.sqrt(2 / math.pi)
-    cubic = 0.044715
-    limit = 25.0  # the sigmoid of -2 u is 0 there, in float64 too; further out x**3 may overflow
-
-    def value(self, x: Array) -> Array:
-        xp = array_module(x)
-        near = xp.clip(x, -self.limit, self.limit)
-        u = near * (self.scale + self.scale * self.cubic * (near * near))
-        return xp.maximum(x, x.dtype.type(-self.limit)) * _sigmoid(xp, 2 * u)
-
-    def derivative(self, x: Array) -> Array:
-        xp = array_module(x)
-        near = xp.clip(x, -self.limit, self.limit)
-        square = near * near
-        u = near * (self.scale + self.scale * self.cubic * square)
-        small = xp.exp(-2 * abs(u))
-        steep = near * (2 * self.scale + 6 * self.scale * self.cubic * square)  # x times 2 du/dx
-        return (_rise(xp, u, small) + steep * small / (1 + small)) / (1 + small)

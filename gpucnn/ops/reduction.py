@@ -9,7 +9,7 @@ from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module
 from gpucnn.errors import ArgumentError, ShapeError
 from gpucnn.ops._exact import narrowed, wide, widened
-from gpucnn.ops.elementwise import _require_float, as_tensor
+from gpucnn.ops.elementwise import as_tensor, require_float
 from gpucnn.ops.shape import astype
 from gpucnn.tensor import Tensor
 
@@ -35,7 +35,7 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     count = math.prod(t.shape[i] for i in axes)
     if count == 0:
         raise ShapeError(f"mean: nothing to average in shape {t.shape} over axes {axes}")
-    _require_float("mean", t)
+    require_float("mean", t)
     return _Sum(axes, keepdims, "mean", 1.0 / count)(t)
 
 

@@ -9,7 +9,7 @@ from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module, by_device, device_of, to_device, working_on
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.ops._exact import narrowed, wide, widened
-from gpucnn.ops.elementwise import _float_tensor
+from gpucnn.ops.elementwise import float_tensor
 from gpucnn.tensor import Tensor
 
 
@@ -72,7 +72,7 @@ softmax_cross_entropy = cross_entropy  # its long name
 
 
 def _checked(op: str, x: Any, axis: int) -> Tensor:
-    t = _float_tensor(op, x)
+    t = float_tensor(op, x)
     if not -t.ndim <= axis < t.ndim:
         raise ShapeError(f"{op}: axis {axis} is out of range for shape {t.shape}")
     return t

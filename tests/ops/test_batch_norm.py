@@ -19,20 +19,20 @@ SHAPES = [(5, 3), (4, 3, 2, 5), (2, 5, 7, 6), (64, 16, 16, 24), (3, 2, 1)]
 def draw(shape, dtype=np.float64):
     c = shape[-1]
     x = rng.standard_normal(shape) * 3 + 2
-    gamma, beta, mean = rng.standard_normal((3, c))
-    return [a.astype(dtype) for a in (x, gamma, beta, mean, rng.random(c) + 0.5)]
+    weight, bias, mean = rng.standard_normal((3, c))
+    return [a.astype(dtype) for a in (x, weight, bias, mean, rng.random(c) + 0.5)]
 
 
 @in_both_dtypes
 @pytest.mark.parametrize("shape", SHAPES)
 def test_training_normalises_by_the_batch(shape, dtype, device):
-    x, gamma, beta, mean, var = (a.astype(dtype).astype(np.float64) for a in draw(shape))
+    x, weight, bias, mean, var = (a.astype(dtype).astype(np.float64) for a in draw(shape))
     axes = tuple(range(len(shape) - 1))
     m, v = x.mean(axes), x.var(axes)
-    expected = (x - m) / np.sqrt(v + 1e-3) * gamma + beta
+    expected = (x - m) / np.sqrt(v + 1e-3) * weight + bias
     count = x.size // shape[-1]
     running = (0.8 * mean + 0.2 * m, 0.8 * var + 0.2 * v * count / (count - 1))
-    *inputs, mean, var = (tensor(a, device, dtype) for a in (x, gamma, beta, mean, var))
+    *inputs, mean, var = (tensor(a, device, dtype) for a in (x, weight, bias, mean, var))
     y = batch_norm(*inputs, mean.data, var.data, True, 0.2, 1e-3)
     assert_close(y, expected)
     assert_close(mean, running[0])
@@ -41,10 +41,10 @@ def test_training_normalises_by_the_batch(shape, dtype, device):
 
 @in_both_dtypes
 def test_evaluation_uses_the_running_estimates_and_leaves_them(dtype, device):
-    x, gamma, beta, mean, var = draw((4, 3, 2, 5), dtype)
-    *inputs, running_mean, running_var = (tensor(a, device) for a in (x, gamma, beta, mean, var))
+    x, weight, bias, mean, var = draw((4, 3, 2, 5), dtype)
+    *inputs, running_mean, running_var = (tensor(a, device) for a in (x, weight, bias, mean, var))
     y = batch_norm(*inputs, running_mean.data, running_var.data, False)
-    assert_close(y, (x - mean) / np.sqrt(var + 1e-5) * gamma + beta)
+    assert_close(y, (x - mean) / np.sqrt(var + 1e-5) * weight + bias)
     np.testing.assert_array_equal(host(running_mean), mean)
     np.testing.assert_array_equal(host(running_var), var)
 
@@ -52,12 +52,12 @@ def test_evaluation_uses_the_running_estimates_and_leaves_them(dtype, device):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", [(5, 3), (2, 3, 2, 4)])
 def test_gradients_match_finite_differences(shape, training, device):
-    x, gamma, beta, mean, var = draw(shape)
+    x, weight, bias, mean, var = draw(shape)
 
     def op(*inputs):
         return batch_norm(*inputs, *(tensor(a.copy(), device).data for a in (mean, var)), training)
 
-    gradcheck(op, x, gamma, beta, device=device)
+    gradcheck(op, x, weight, bias, device=device)
 
 
 @in_both_dtypes
@@ -65,10 +65,10 @@ def test_gradients_match_finite_differences(shape, training, device):
 @pytest.mark.parametrize("shape", SHAPES[:4])
 def test_equals_pytorch(shape, training, dtype, device):
     torch = pytest.importorskip("torch", reason="the peer of this test")
-    x, gamma, beta, mean, var = (a.astype(dtype).astype(np.float64) for a in draw(shape))
-    ours = [leaf(a, device, dtype) for a in (x, gamma, beta)]
+    x, weight, bias, mean, var = (a.astype(dtype).astype(np.float64) for a in draw(shape))
+    ours = [leaf(a, device, dtype) for a in (x, weight, bias)]
     own_running = [tensor(a, device, dtype).data for a in (mean, var)]
-    theirs = [torch.tensor(a, requires_grad=True) for a in (x, gamma, beta)]
+    theirs = [torch.tensor(a, requires_grad=True) for a in (x, weight, bias)]
     running = [torch.tensor(mean), torch.tensor(var)]
     expected = torch.nn.functional.batch_norm(
         theirs[0].movedim(-1, 1), *running, *theirs[1:], training
@@ -83,13 +83,13 @@ def test_equals_pytorch(shape, training, dtype, device):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_numpy_halves_equal_the_array_halves(shape):
-    x, gamma, beta, mean, var = draw(shape)
+    x, weight, bias, mean, var = draw(shape)
     dy = rng.standard_normal(shape)
     scale = 1 / np.sqrt(var)
     for pair, arguments in (
-        (_forward, (x, gamma, beta, 1e-5)),
-        (_backward, (dy, x, gamma, mean, scale)),
-        (_scale_shift, (x, gamma, beta)),
+        (_forward, (x, weight, bias, 1e-5)),
+        (_backward, (dy, x, weight, mean, scale)),
+        (_scale_shift, (x, weight, bias)),
     ):
         assert inspect.signature(pair.cpu) == inspect.signature(pair.cuda)
         actual, expected = pair.cpu(*arguments), pair.cuda(*arguments)
@@ -99,11 +99,11 @@ def test_numpy_halves_equal_the_array_halves(shape):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_dtype_memory_order_and_threads_change_nothing(training):
-    x, gamma, beta, mean, var = draw((64, 16, 16, 24), np.float32)
+    x, weight, bias, mean, var = draw((64, 16, 16, 24), np.float32)
     before, results = gpucnn.get_num_threads(), []
     for threads, given in ((1, x), (3, x), (2, np.asfortranarray(x))):
         gpucnn.set_num_threads(threads)
-        inputs = [gpucnn.tensor(a, requires_grad=True) for a in (given, gamma, beta)]
+        inputs = [gpucnn.tensor(a, requires_grad=True) for a in (given, weight, bias)]
         running = mean.copy(), var.copy()
         y = batch_norm(*inputs, *running, training)
         y.backward(x)
@@ -128,7 +128,7 @@ def test_mistakes_are_named(device):
     mean, var = mean.data, var.data
     with pytest.raises(ShapeError, match="running_var has shape"):
         batch_norm(*tensors, mean, var[:2], True)
-    with pytest.raises(ShapeError, match="two values or more"):
+    with pytest.raises(ShapeError, match="at least two values"):
         batch_norm(tensors[0][:1], *tensors[1:], mean, var, True)
     with pytest.raises(DtypeError, match="float32"):
         batch_norm(tensors[0].astype(np.float32), *tensors[1:], mean, var, True)
