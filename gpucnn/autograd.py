@@ -1,15 +1,16 @@
-"""Define-by-run differentiation: the tape, and how it is walked backward.
+"""Reverse-mode differentiation, define by run: recording the graph and walking it backward.
 
-Each call of a Function computes arrays and, if a gradient may be wanted, leaves itself on the
-result as its node.  `backward` visits the nodes newest first, hands each the gradient of its
-result, and adds what comes back to the gradients of its inputs.  A node's saved arrays are
-freed as soon as they have been used.
+Each call of a Function computes an array and, if an input requires a gradient, stores itself as
+the result's node.  `backward` visits the nodes newest first, passes each the gradient of its
+result, and adds the gradients that it returns to those of its inputs.  A node's saved arrays are
+freed as soon as it has been visited.
 """
 
 import heapq
 import itertools
 import threading
 import traceback
+from collections.abc import Iterator
 from contextlib import ContextDecorator
 from typing import Any, Literal, TypeAlias
 
@@ -27,12 +28,12 @@ _state = threading.local()
 
 
 def grad_enabled() -> bool:
-    """Whether operations are being recorded in this thread."""
+    """Whether this thread records operations."""
     return getattr(_state, "enabled", True)
 
 
 class _GradMode(ContextDecorator):
-    """Switches recording in this thread; usable as `with` and as a decorator."""
+    """Switches recording in this thread on or off: a context manager and a decorator."""
 
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
@@ -48,7 +49,7 @@ class _GradMode(ContextDecorator):
 
 
 def no_grad() -> _GradMode:
-    """Record nothing in the block: `with gpucnn.no_grad(): ...` or `@gpucnn.no_grad()`."""
+    """Record nothing inside the block: `with gpucnn.no_grad(): ...` or `@gpucnn.no_grad()`."""
     return _GradMode(False)
 
 
@@ -58,12 +59,12 @@ def enable_grad() -> _GradMode:
 
 
 class Function:
-    """One differentiable operation.  A subclass is one op:
+    """One differentiable operation; each call makes one instance.  A subclass is an op:
 
         class _Scale(Function):
             name = "scale"
 
-            def __init__(self, factor):      # what is not a tensor
+            def __init__(self, factor):      # everything that is not a tensor
                 self.factor = factor
 
             def forward(self, x):            # arrays in, array out
@@ -74,16 +75,19 @@ class Function:
 
         y = _Scale(2.0)(x)
 
-    Inputs are Tensors, Python numbers or None; forward sees arrays, numbers and None.  It keeps
-    what backward needs in `self.saved`; it may look at `self.needs`, which says for each input
-    whether its gradient will be asked for (all False: nothing is recorded).  backward returns
-    None for an input without a gradient, and must not change dy; where `self.last_use` is true the
-    saved arrays are its own, to overwrite.  A gradient has its input's shape, dtype and device;
-    anything else is an error that names the op.
+    Inputs are Tensors, Python numbers or None; forward gets arrays, numbers and None.
+    `self.needs` says for each input whether its gradient is needed (all False: nothing is
+    recorded).  backward must not change dy.  It returns gradients of the shape, dtype and device of
+    their inputs, None for an input without one; anything else is an error that names the op.
+
+    forward stores what backward needs in `self.saved`: a tuple of arrays, or, if the op has
+    several engines, the engine's own object, whose `saved.backward(dy, needs)` computes the
+    gradients.  `saved_arrays` finds the arrays in either.  The graph is usually walked once;
+    `self.last_use` then tells backward that it may overwrite the saved arrays.
     """
 
     name = "function"
-    saved: tuple[Any, ...] | None = ()
+    saved: Any = ()  # None once it is freed
     needs: tuple[bool, ...] = ()
     inputs: tuple[Operand, ...] = ()
     order = -1
@@ -124,7 +128,7 @@ class Function:
 
 
 def _array(y: Array) -> Array:
-    """NumPy makes a scalar of an array without axes; a tensor holds the array."""
+    """y as an array: NumPy returns a scalar where a result has no axes."""
     return np.asarray(y) if isinstance(y, np.generic) else y
 
 
@@ -133,7 +137,7 @@ def _versions(inputs: tuple[Operand, ...]) -> tuple[int, ...]:
 
 
 def _common_device(name: str, inputs: tuple[Operand, ...]) -> Device:
-    """The one device of all inputs that are tensors."""
+    """The device that all input tensors share; DeviceMismatch if there are two."""
     first = None
     for tensor in inputs:
         if not isinstance(tensor, Tensor):
@@ -151,13 +155,13 @@ def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = F
     """Add d root / d leaf to `.grad` of every leaf that root depends on.
 
     gradient is the array to start from, of root's shape, dtype and device; None means 1 and needs
-    a scalar root.  Tensors that asked for it with `retain_grad()` get theirs too.  No `.grad`
-    shares memory with gradient or with another `.grad`.  Unless retain_graph, the graph is freed
-    on the way.
+    a root with one element.  Tensors marked by `retain_grad()` get a `.grad` too.  A `.grad` shares
+    no memory with gradient, with another `.grad` or with the graph.  The graph is freed during the
+    walk unless retain_graph is set.
 
-    Raises GraphError if nothing was recorded, the graph is already freed, or an input was changed
-    in place since it was used; ShapeError, DtypeError or DeviceMismatch for a gradient, given or
-    computed by an op, that is not like its tensor.
+    Raises GraphError if nothing was recorded, the graph was freed before, or an input has changed
+    since it was used; ShapeError, DtypeError or DeviceMismatch if a gradient, passed in or
+    computed by an op, does not match its tensor.
     """
     if not root.requires_grad:
         raise GraphError(
@@ -181,7 +185,7 @@ def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = F
         with working_on(root.device):
             _walk(root, gradient, retain_graph)
     except OutOfMemory as error:
-        traceback.clear_frames(error.__traceback__)  # whoever handles it needs their arrays' memory
+        traceback.clear_frames(error.__traceback__)  # they would keep arrays alive
         raise
 
 
@@ -216,7 +220,7 @@ def _walk(root: Tensor, gradient: Array, retain_graph: bool) -> None:
                 tensor.grad = _copy(dy) if tensor.grad is None else _sum(tensor.grad, dy)
             with working_on(device_of(dy)):
                 given = _checked(node, node.backward(dy))
-            _part(node, given, dy)
+            _separate(node, given, dy)
             del dy
             if not retain_graph:
                 node._free()
@@ -226,11 +230,11 @@ def _walk(root: Tensor, gradient: Array, retain_graph: bool) -> None:
         except OutOfMemory as error:
             explain(error, f"the gradient of {node.name}", node.context, training=True)
             raise
-        del given, dx, inputs, tensor  # or the last gradient would outlive its use
+        del given, dx, inputs, tensor  # free the last gradients before the next node
 
 
 def tape(root: Tensor) -> list[Function]:
-    """Every recorded operation behind `root`, newest first: the order of the backward pass."""
+    """Every recorded operation that `root` depends on, in the order of the backward pass."""
     found: dict[int, Function] = {}
     waiting = [root._node]
     while waiting:
@@ -252,23 +256,23 @@ def _copy(x: Array) -> Array:
         return x.copy()
 
 
-# --- what a backward gave ---
+# --- the gradients that a node returned ---
 
 
 def _checked(node: Function, given: Any) -> list[Array | None]:
-    """The gradient of each input as an array like it; None where none is needed, or none came."""
+    """The gradient of each input, checked; None where none is needed or none was returned."""
     if not isinstance(given, tuple):
         given = (given,)
     if len(given) != len(node.inputs):
         raise GraphError(
             f"{node.name}: expected backward to return {len(node.inputs)} gradients, one for each "
-            f"input, got {len(given)}\n  return None for an input that has none"
+            f"input, got {len(given)}\n  return None for an input without a gradient"
         )
     gradients: list[Array | None] = []
     for x, needed, dx in zip(node.inputs, node.needs, given, strict=True):
         if not needed or dx is None or not isinstance(x, Tensor):
             dx = None
-        elif not _fits(dx, x._data):  # spares the text
+        elif not _fits(dx, x._data):  # the common case, without formatting a message
             dx = _array(dx)
             check_gradient(f"{node.name}: backward, input {len(gradients)}", dx, x.data)
         gradients.append(dx)
@@ -276,7 +280,7 @@ def _checked(node: Function, given: Any) -> list[Array | None]:
 
 
 def _fits(dx: Any, x: Array) -> bool:
-    """Whether dx is an array like x; False may be wrong of a subclass or a NumPy scalar."""
+    """Whether dx matches x; may be False for a matching subclass or NumPy scalar."""
     return (
         type(dx) is type(x)
         and dx.shape == x.shape
@@ -286,7 +290,10 @@ def _fits(dx: Any, x: Array) -> bool:
 
 
 def check_gradient(where: str, dx: Any, x: Array) -> None:
-    """Raise GraphError, DeviceMismatch, ShapeError or DtypeError unless dx is an array like x."""
+    """Raise unless dx is an array of x's device, shape and dtype.
+
+    Raises GraphError, DeviceMismatch, ShapeError or DtypeError in the name of `where`.
+    """
     if _fits(dx, x):
         return
     try:
@@ -297,7 +304,7 @@ def check_gradient(where: str, dx: Any, x: Array) -> None:
         ) from None
     if device_of(dx) != device_of(x):
         raise DeviceMismatch(
-            f"{where}: expected a gradient on {device_of(x)}, where the tensor is, got one on "
+            f"{where}: expected a gradient on {device_of(x)}, the tensor's device, got one on "
             f"{device_of(dx)}"
         )
     if dx.shape != x.shape:
@@ -309,33 +316,56 @@ def check_gradient(where: str, dx: Any, x: Array) -> None:
         )
 
 
-def _part(node: Function, given: list[Array | None], dy: Array) -> None:
-    """Copy, in `given`, what a leaf is to keep but would share with another array.
+def _separate(node: Function, given: list[Array | None], dy: Array) -> None:
+    """Copy each gradient in `given` that a leaf will keep but that shares memory with the graph.
 
-    An op may return dy itself, a view of it, an array that it was given or keeps, or one array for
-    two inputs.  What it made itself stays as it is: a parameter's gradient costs no copy.
+    An op may return dy, a view of it, an input, a saved array or one array for two inputs.  An
+    array that the op allocated is kept as it is: a parameter's gradient costs no copy.
     """
     for i, dx in enumerate(given):
         x = node.inputs[i]
         if dx is None or not isinstance(x, Tensor) or x._node is not None or x.grad is not None:
             continue
         others = [dy, *given[:i], *given[i + 1 :]]
-        if not dx.flags.c_contiguous or _is_kept(dx, node) or _overlaps(dx, others):
+        others += [other._data for other in node.inputs if isinstance(other, Tensor)]
+        if not node.last_use:
+            others += saved_arrays(node)
+        if not dx.flags.c_contiguous or _overlaps(dx, others):
             given[i] = _copy(dx)
 
 
-def _is_kept(dx: Array, node: Function) -> bool:
-    """Whether dx is one of the arrays that outlive node's backward."""
-    for x in node.inputs:
-        if isinstance(x, Tensor) and x._data is dx:
-            return True
-    return not node.last_use and any(dx is array for array in node.saved or ())
+def saved_arrays(node: Function) -> Iterator[Array]:
+    """The arrays in `node.saved`, also inside containers and objects that know their backward."""
+    waiting = [node.saved]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, tuple | list):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += value.values()
+        elif hasattr(value, "dtype") and hasattr(value, "base"):
+            yield value
+        elif hasattr(value, "__dict__"):
+            waiting += vars(value).values()
 
 
 def _overlaps(x: Array, others: list[Array | None]) -> bool:
-    """Whether x's range of addresses meets that of one of the others."""
-    kind, meets = type(x), array_module(x).may_share_memory
-    return any(type(other) is kind and meets(x, other) for other in others)
+    """Whether x may share memory with one of the others.
+
+    Views of one array do where their addresses meet.  Most arrays have different owners, which
+    is cheaper to compare.
+    """
+    owner, kind, meets = _owner(x), type(x), array_module(x).may_share_memory
+    return any(
+        type(other) is kind and _owner(other) is owner and meets(x, other) for other in others
+    )
+
+
+def _owner(x: Array) -> Array:
+    """The array that x is a view of, x itself if it is none."""
+    while isinstance(x.base, type(x)):
+        x = x.base
+    return x
 
 
 def _check_usable(node: Function) -> None:
@@ -352,7 +382,7 @@ def _check_usable(node: Function) -> None:
 
 
 def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:
-    """The adjoint of broadcasting: dy summed down to `shape`."""
+    """Sum dy down to `shape`, which broadcasting expanded to dy's."""
     if dy.shape == shape:
         return dy
     extra = dy.ndim - len(shape)

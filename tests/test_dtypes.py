@@ -27,8 +27,8 @@ def test_every_array_of_a_step_is_float32(build, kind, rng, monkeypatch):
 
         self.backward = watched_backward
         seen.append((self.name, "result", result.dtype))
-        for saved in self.saved or ():
-            if hasattr(saved, "dtype") and saved.dtype.kind == "f":
+        for saved in autograd.saved_arrays(self):
+            if saved.dtype.kind == "f":
                 seen.append((self.name, "saved", saved.dtype))
         return result
 

@@ -60,7 +60,7 @@ def test_a_scalars_gradient_may_be_given_as_a_numpy_scalar():
 
 
 class Same(Function):
-    """Gives the gradient that it got, or what `change` makes of it, to all of its inputs."""
+    """Returns the gradient that it got, or what `change` makes of it, for each of its inputs."""
 
     name = "same"
 
@@ -86,8 +86,10 @@ CHANGES = {
     "a view of dy": lambda op, dy: dy.reshape(-1).reshape(dy.shape),
     "dy turned": lambda op, dy: dy.swapaxes(0, 1),
     "one number for all": lambda op, dy: array_module(dy).broadcast_to(dy[:1, :1], dy.shape),
-    "what it saved": lambda op, dy: op.saved[0],
+    "a saved array": lambda op, dy: op.saved[0],
+    "a view of a saved array": lambda op, dy: op.saved[0].reshape(-1).reshape(dy.shape),
     "an input": lambda op, dy: op.inputs[0].data,
+    "a view of an input": lambda op, dy: op.inputs[0].data.reshape(-1).reshape(dy.shape),
     "one new array": lambda op, dy: dy * 2,
     "one new array in another order": lambda op, dy: (dy * 2).swapaxes(0, 1),
 }
@@ -112,6 +114,43 @@ def test_gradients_of_leaves_share_no_memory_whatever_an_op_returns(change, dtyp
         p.zero_grad()
     y.backward(given)
     assert host(a.grad).tolist() == host(b.grad).tolist() == first.tolist()
+
+
+class Engine:
+    """Saved state that knows its backward, with the array to return inside a container."""
+
+    def __init__(self, array):
+        self.state = {"parts": [array]}
+
+    def backward(self, dy, needs):
+        return self.state["parts"][0][...]
+
+
+class WithEngine(Function):
+    name = "with_engine"
+
+    def forward(self, x):
+        self.saved = Engine(x * 2)
+        return x * 1
+
+    def backward(self, dy):
+        return self.saved.backward(dy, self.needs)
+
+
+def test_a_gradient_that_views_an_engines_saved_array_is_a_copy_while_the_graph_is_kept(device):
+    x = leaf([1.0, 2.0], device, np.float32)
+    y = WithEngine()(x)
+    dy = array_module(y.data).ones_like(y.data)
+    y.backward(dy, retain_graph=True)
+    (saved,) = autograd.saved_arrays(y._node)
+    assert not share(x.grad, saved)
+    x.grad[...] = -1
+    x.zero_grad()
+    y.backward(dy)
+    assert host(x.grad).tolist() == [2, 4]
+    assert list(autograd.saved_arrays(y._node)) == []  # freed with the graph
+    with pytest.raises(GraphError, match="already freed"):
+        y.backward(dy)
 
 
 PASSING_ON = {

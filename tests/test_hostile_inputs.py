@@ -46,7 +46,7 @@ MISTAKES = {
     "a pool of a matrix": (lambda: ops.avg_pool2d(zeros(2, 3), 2), ShapeError, "N, H, W, C"),
     "a dense layer for other features": (lambda: nn.Linear(5, 2)(zeros(1, 4)), ShapeError, "in_features=4"),
     "labels of another length": (
-        lambda: ops.cross_entropy(zeros(2, 3), [0]), ShapeError, "want labels of shape (2,)"),
+        lambda: ops.cross_entropy(zeros(2, 3), [0]), ShapeError, "need labels of shape (2,)"),
     "shapes that do not broadcast": (lambda: zeros(2) + zeros(3), ShapeError, "do not broadcast"),
     "rows of different lengths": (lambda: gpucnn.tensor([[1.0], [1.0, 2.0]]), ShapeError, "different lengths"),
     "batch statistics of nothing": (lambda: nn.BatchNorm2d(3)(zeros(0, 8, 8, 3)), ShapeError, "batch"),

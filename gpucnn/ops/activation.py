@@ -58,7 +58,7 @@ class _Smooth(Function):
         return narrowed(self.value(widened(x)), x.dtype)
 
     def backward(self, dy: Array) -> Array:
-        (x,) = self.saved or ()
+        (x,) = self.saved
         return narrowed(widened(dy) * self.derivative(widened(x)), dy.dtype)
 
 

@@ -83,7 +83,6 @@ class _BatchNorm(Function):
         return narrowed(y, x.dtype)
 
     def backward(self, dy: Array) -> tuple[Array, ...]:
-        assert self.saved is not None
         gradients = _backward(*map(widened, (dy, *self.saved)))
         return tuple(narrowed(gradient, dy.dtype) for gradient in gradients)
 
@@ -107,7 +106,6 @@ class _Normalize(Function):
         return narrowed(y, x.dtype)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
-        assert self.saved is not None
         x, weight, mean, scale = map(widened, self.saved)
         xp, dtype, dy = array_module(dy), dy.dtype, widened(dy)
         dx = dweight = dbias = None

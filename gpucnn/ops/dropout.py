@@ -1,5 +1,6 @@
-"""Dropout: in training, forget a random part of the activations."""
+"""Dropout: during training, zero a random part of the activations."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,13 @@ from gpucnn.tensor import Tensor
 def dropout(
     x: Tensor, p: float, training: bool = True, generator: np.random.Generator | None = None
 ) -> Tensor:
-    """Set each element to 0 with probability p, and divide the others by 1 - p.
+    """Zero each element of x with probability p, and divide the others by 1 - p.
 
-    A dropped element is 0 even if it was infinite or NaN, and so is its gradient (PyTorch
-    multiplies by 0, and has NaN there).  The mean stays what it was, so that nothing is left to do
-    when training is False: x itself comes back.  Random numbers come from generator, or from the
-    one that `gpucnn.manual_seed` seeds; they have 16 bits, so that p counts in steps of 1 / 65536.
+    y has x's shape and dtype, and x's mean in expectation, so evaluation needs no correction: for
+    training=False or p = 0 the result is x itself.  A dropped element is 0 even if it was infinite
+    or NaN, and so is its gradient (PyTorch multiplies by 0 and gets NaN).  Random numbers come
+    from generator, by default the one that `gpucnn.manual_seed` seeds.  They have 16 bits, so p is
+    rounded to a multiple of 1 / 65536.  A seed gives the same mask on every device.
 
     Raises ArgumentError unless 0 <= p < 1.
     Source: Srivastava et al. 2014 ("inverted" form).
@@ -40,109 +42,137 @@ class _Dropout(Function):
     name = "dropout"
 
     def __init__(self, p: float, generator: np.random.Generator) -> None:
-        self.threshold = round(p * 65536)
+        self.threshold = round(p * 65536)  # an element whose 16 random bits are below is dropped
         self.generator = generator
 
     def forward(self, x: Array) -> Array:
-        mask = _draw(x, self.threshold, self.generator)
-        self.saved = (mask,)
-        return _masked(x, mask, self.threshold)
+        y, self.saved = _forward(x, self.threshold, self.generator)
+        return y
 
     def backward(self, dy: Array) -> Array:
-        assert self.saved is not None
-        return _masked(dy, *self.saved, self.threshold)
+        return self.saved.backward(dy, self.needs)
 
 
-# --- any array module: the numbers are drawn on the CPU ---
+# --- any array module: the mask is drawn on the CPU ---
 
 
-def _draw_array(x: Array, threshold: int, generator: np.random.Generator) -> Array:
-    """Which elements stay.  Four draws of 16 bits each come out of one of 64, which NumPy draws
-    without keeping half of one for later: a GPU can then start at any of them."""
+@dataclass(frozen=True, eq=False)
+class _Mask:
+    """A mask in memory."""
+
+    keep: Array  # bool, in x's shape
+    scale: float
+
+    def apply(self, x: Array) -> Array:
+        zero, scale = x.dtype.type(0), x.dtype.type(self.scale)
+        return array_module(x).where(self.keep, x * scale, zero)
+
+    def backward(self, dy: Array, needs: tuple[bool, ...]) -> Array:
+        return self.apply(dy)
+
+
+def _forward_array(x: Array, threshold: int, generator: np.random.Generator) -> tuple[Array, _Mask]:
+    mask = _Mask(array_module(x).asarray(_draw(x, threshold, generator)), _scale(threshold))
+    return mask.apply(x), mask
+
+
+def _draw(x: Array, threshold: int, generator: np.random.Generator) -> Array:
+    """True for each element of x to keep, on the CPU.
+
+    A 64-bit number gives four draws of 16 bits.  NumPy keeps no half of a 64-bit number for the
+    next call, so a GPU can start at any of them.
+    """
     draws = generator.integers(2**64 - 1, size=ceil_div(x.size, 4), dtype=np.uint64, endpoint=True)
     keep = draws.astype("<u8", copy=False).view("<u2")[: x.size] >= threshold
-    return array_module(x).asarray(keep.reshape(x.shape))
-
-
-def _masked_array(x: Array, mask: Array, threshold: int) -> Array:
-    zero, scale = x.dtype.type(0), x.dtype.type(_scale(threshold))
-    return array_module(x).where(mask, x * scale, zero)
+    return keep.reshape(x.shape)
 
 
 def _scale(threshold: int) -> float:
     return 65536 / (65536 - threshold)
 
 
-# --- NumPy ---
+# --- NumPy, in blocks that stay in the cache ---
 
 
-def _masked_numpy(x: Array, mask: Array, threshold: int) -> Array:
-    y, scale = empty(x.shape, x.dtype), _scale(threshold)
-    source, kept, into = flat(x), flat(mask), y.reshape(-1)
+class _BlockedMask(_Mask):
+    def apply(self, x: Array) -> Array:
+        y = empty(x.shape, x.dtype)
+        source, keep, out = flat(x), flat(self.keep), y.reshape(-1)
 
-    def apply(block: slice) -> None:
-        np.multiply(source[block], scale, out=into[block])
-        select(into[block], kept[block], into[block])
+        def apply(block: slice) -> None:
+            np.multiply(source[block], self.scale, out=out[block])
+            select(out[block], keep[block], out[block])
 
-    parallel(apply, blocks(x.size))
-    return y
-
-
-# --- CUDA: each thread draws the numbers of its elements, the same ones ---
-
-_THREADS = 256
+        parallel(apply, blocks(x.size))
+        return y
 
 
-def _draw_cuda(x: Array, threshold: int, generator: np.random.Generator) -> Array:
-    """Where the generator stood, as kernels/dropout.cu takes it; or the mask itself, if the
-    generator is not Philox, whose numbers alone can be computed in any order."""
+def _forward_numpy(x: Array, threshold: int, generator: np.random.Generator) -> tuple[Array, _Mask]:
+    mask = _BlockedMask(_draw(x, threshold, generator), _scale(threshold))
+    return mask.apply(x), mask
+
+
+# --- CUDA: each thread draws its elements' numbers, and draws them again in backward ---
+
+
+@dataclass(frozen=True, eq=False)
+class _PhiloxMask:
+    """A mask that the kernel draws from a state of the generator: no memory."""
+
+    state: tuple[int, ...]  # as `_skip` returns it
+    threshold: int
+
+    def apply(self, x: Array) -> Array:
+        xp = array_module(x)
+        x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
+        cuda.launch_elementwise(
+            "dropout",
+            ceil_div(x.size + 15, 16),  # 16 elements a thread, the first perhaps fewer
+            x,
+            y,
+            *self.state,
+            self.threshold,
+            _scale(self.threshold),
+            x.size,
+        )
+        return y
+
+    def backward(self, dy: Array, needs: tuple[bool, ...]) -> Array:
+        return self.apply(dy)
+
+
+def _forward_cuda(
+    x: Array, threshold: int, generator: np.random.Generator
+) -> tuple[Array, _Mask | _PhiloxMask]:
+    """Only Philox's numbers can be computed in any order: other generators draw on the CPU."""
     if not takes("dropout", x) or not isinstance(generator.bit_generator, np.random.Philox):
-        return _draw_array(x, threshold, generator)
-    return _take(generator.bit_generator, ceil_div(x.size, 4))
+        return _forward_array(x, threshold, generator)
+    mask = _PhiloxMask(_skip(generator.bit_generator, ceil_div(x.size, 4)), threshold)
+    return mask.apply(x), mask
 
 
-def _take(philox: np.random.Philox, count: int) -> tuple[int, ...]:
-    """Move philox on as if `count` 64-bit numbers had been drawn, without drawing them.
+def _skip(philox: np.random.Philox, count: int) -> tuple[int, ...]:
+    """Advance philox by `count` 64-bit numbers without drawing them.
 
-    Returns where it stood: counter (4), key (2), and how many of the four numbers of that counter
-    were used up.
+    Returns its state before, as kernels/dropout.cu takes it: counter (4), key (2), and how many of
+    the counter's four numbers were used.
     """
     state: Any = philox.state
     counter = sum(int(word) << 64 * i for i, word in enumerate(state["state"]["counter"]))
     used = state["buffer_pos"]
     start = (*_words(counter + used // 4), *map(int, state["state"]["key"]), used % 4)
     if count:
-        last = used + count - 1  # the last number taken, counted from this counter's first
+        last = used + count - 1  # the last number drawn, relative to this counter's first
         state["state"]["counter"][:] = _words(counter + last // 4 - 1)
         state["buffer_pos"] = 4
         philox.state = state
-        philox.random_raw(last % 4 + 1)  # fills the buffer of four
+        philox.random_raw(last % 4 + 1)  # refills the buffer of four
     return start
 
 
 def _words(counter: int) -> list[int]:
-    """A 256-bit number as four of 64, the lowest first."""
+    """A 256-bit number as four 64-bit words, lowest first."""
     return [counter >> 64 * i & (1 << 64) - 1 for i in range(4)]
 
 
-def _masked_cuda(x: Array, mask: Array, threshold: int) -> Array:
-    if not isinstance(mask, tuple):
-        return _masked_array(x, mask, threshold)
-    xp = array_module(x)
-    x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
-    cuda.launch(
-        "dropout",
-        ceil_div(x.size + 15, 16 * _THREADS),  # 16 elements a thread, the first perhaps fewer
-        _THREADS,
-        x,
-        y,
-        *mask,  # counter (4), key (2), how many of its numbers are used up
-        threshold,
-        _scale(threshold),
-        x.size,
-    )
-    return y
-
-
-_draw: Any = by_device(cpu=_draw_array, cuda=_draw_cuda)
-_masked: Any = by_device(cpu=_masked_numpy, cuda=_masked_cuda)
+_forward: Any = by_device(cpu=_forward_numpy, cuda=_forward_cuda)

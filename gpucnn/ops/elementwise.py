@@ -206,7 +206,7 @@ class _Multiply(_Binary):
         return a * b
 
     def partials(self, dy: Array) -> tuple[Array, Array]:
-        a, b = self.saved or ()
+        a, b = self.saved
         return dy if b is None else dy * b, dy if a is None else dy * a
 
 
@@ -219,7 +219,7 @@ class _Divide(_Binary):
         return y
 
     def partials(self, dy: Array) -> tuple[Array, Array]:
-        b, y = self.saved or ()
+        b, y = self.saved
         da = dy / b
         return da, -da * y if self.needs[1] else da
 
@@ -263,7 +263,7 @@ class _Power(Function):
         return _power(x, self.exponent)
 
     def backward(self, dy: Array) -> Array:
-        (x,) = self.saved or ()
+        (x,) = self.saved
         if self.exponent == 0:
             return array_module(x).zeros_like(x)
         return dy * (self.exponent * _power(x, self.exponent - 1))
@@ -289,7 +289,7 @@ class _FromResult(Function):
         return y
 
     def backward(self, dy: Array) -> Array:
-        (y,) = self.saved or ()
+        (y,) = self.saved
         return dy * self.derivative(y)
 
 
@@ -321,5 +321,5 @@ class _Log(Function):
         return array_module(x).log(x)
 
     def backward(self, dy: Array) -> Array:
-        (x,) = self.saved or ()
+        (x,) = self.saved
         return dy / x

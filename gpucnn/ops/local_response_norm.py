@@ -42,7 +42,6 @@ class _LocalResponseNorm(Function):
         return _forward(x, *self.constants)
 
     def backward(self, dy: Array) -> Array:
-        assert self.saved is not None
         return _backward(dy, *self.saved, *self.constants)
 
 

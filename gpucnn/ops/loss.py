@@ -1,4 +1,4 @@
-"""Losses other than cross_entropy, which lives with softmax."""
+"""Losses other than cross_entropy, which is in softmax.py."""
 
 from typing import Any
 
@@ -8,10 +8,14 @@ from gpucnn.ops.reduction import mean
 from gpucnn.tensor import Tensor
 
 
-def mse_loss(y: Any, target: Any) -> Tensor:
-    """The mean of (y - target)**2 over every element: a scalar.  Shapes must be equal."""
-    y, target = as_tensor(y), as_tensor(target)
-    if y.shape != target.shape:
-        raise ShapeError(f"mse_loss: y {y.shape} and target {target.shape} differ")
-    difference = subtract(y, target)
+def mse_loss(x: Any, target: Any) -> Tensor:
+    """The mean of (x - target)**2 over all elements: a scalar.
+
+    x and target have one shape and one floating-point dtype; either may require a gradient.
+    Raises ShapeError if the shapes differ, where NumPy would broadcast; DtypeError.
+    """
+    x, target = as_tensor(x), as_tensor(target)
+    if x.shape != target.shape:
+        raise ShapeError(f"mse_loss: x {x.shape} and target {target.shape} differ")
+    difference = subtract(x, target)
     return mean(difference * difference)

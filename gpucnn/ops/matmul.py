@@ -50,7 +50,7 @@ class _Matmul(Function):
             raise ShapeError(f"matmul: {a.shape} and {b.shape} do not broadcast") from None
 
     def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
-        a, b = self.saved or ()
+        a, b = self.saved
         da = unbroadcast(_product(dy, b.swapaxes(-1, -2)), a.shape) if self.needs[0] else None
         if not self.needs[1]:
             return da, None

@@ -132,7 +132,7 @@ class _Extreme(_Reduction):
         return y
 
     def backward(self, dy: Array) -> Array:
-        x, y = self.saved or ()
+        x, y = self.saved
         xp, y = array_module(x), self.spread(y)
         winners = (x == y) | (x != x)  # a NaN: y is one too then
         count = winners.sum(axis=self.axes, keepdims=True, dtype=wide(x.dtype))

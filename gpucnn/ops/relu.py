@@ -36,7 +36,6 @@ class _ReLU(Function):
         return y
 
     def backward(self, dy: Array) -> Array:
-        assert self.saved is not None
         return _relu_backward(dy, *self.saved)
 
 
@@ -51,7 +50,6 @@ class _LeakyReLU(Function):
         return _leaky(x, x, self.negative_slope)
 
     def backward(self, dy: Array) -> Array:
-        assert self.saved is not None
         return _leaky(dy, *self.saved, self.negative_slope)
 
 

@@ -1,5 +1,6 @@
-"""Softmax, its logarithm, and the classification loss."""
+"""Softmax, its logarithm, and the cross-entropy loss."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,21 @@ from gpucnn.tensor import Tensor
 
 
 def softmax(x: Any, axis: int = -1) -> Tensor:
-    """e**x over its sum along `axis`: 0 to 1, and 1 in all.
+    """e**x divided by its sum along `axis`: between 0 and 1, with sum 1.
 
-    -infinity, a masked class, has 0.  Where all are masked, or one is +infinity, all are NaN.
+    y has x's shape and dtype.  -infinity marks a masked class, whose probability is 0.  Where
+    every class is masked or one is +infinity, all probabilities are NaN, as in PyTorch.
+    Raises ShapeError for an axis out of range, DtypeError unless x is floating-point.
     """
     x = _checked("softmax", x, axis)
     return _Softmax(axis)(x)
 
 
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
-    """The logarithm of softmax, computed without rounding small probabilities to zero.
+    """The logarithm of softmax, accurate for probabilities that softmax would round to 0.
 
-    That of a masked class, -infinity, is -infinity.
+    y has x's shape and dtype.  A masked class, -infinity, stays -infinity.
+    Raises ShapeError for an axis out of range, DtypeError unless x is floating-point.
     """
     x = _checked("log_softmax", x, axis)
     return _LogSoftmax(axis)(x)
@@ -34,19 +38,21 @@ def log_softmax(x: Any, axis: int = -1) -> Tensor:
 def cross_entropy(
     logits: Any, target: Any, weight: Any = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """The mean of -log softmax(logits)[target]: a scalar, in nats.
+    """The mean of -log softmax(logits)[target] over the examples: a scalar, in nats.
 
-    logits is (..., K), target (...) integers in 0..K-1: a tensor, array or list.  With
-    label_smoothing s in [0, 1) the target is 1 - s for the label plus s / K for every class.
-    weight (K,) weighs each example by its label, and the mean is then the weighted one;
-    the smoothed part is weighted class by class.
+    logits is (..., K), at least two-dimensional; target is (...), integers in 0..K-1: a tensor,
+    array or list.  With label_smoothing s in [0, 1) the target distribution is 1 - s for the label
+    plus s / K for every class.  weight (K,) weights each example by its label and makes the mean a
+    weighted one; the smoothed part is weighted class by class.
 
-    A class whose logit is -infinity is masked: it has no probability and no gradient.  The loss is
-    infinite where it is the label, or where smoothing gives it a share of the target (its gradient
-    is that share then), and NaN where 0 weighs it or all weights: as in PyTorch.
+    A class whose logit is -infinity is masked: its probability and its gradient are 0.  As in
+    PyTorch, the loss is infinite if a masked class is the label or gets a share of the target by
+    smoothing (its gradient is then that share), and NaN if its weight is 0 or all weights are.
 
-    Raises ShapeError, DtypeError or ArgumentError for what does not fit.  Labels out of range are
-    found on the CPU; on a GPU, where the check would make every step wait, the loss is NaN.
+    Raises ShapeError if shapes do not fit or there is no example; DtypeError for logits that are
+    not floating-point or labels that are not integers; ArgumentError for label_smoothing or a
+    label out of range.  Labels on a GPU are not checked, which would stall every step: one out of
+    range makes the loss NaN.
     Source: Szegedy et al. 2016, section 7 (label smoothing).
     """
     logits = _checked("cross_entropy", logits, -1)
@@ -68,7 +74,7 @@ def cross_entropy(
     return _CrossEntropy(labels, label_smoothing, weight)(logits)
 
 
-softmax_cross_entropy = cross_entropy  # its long name
+softmax_cross_entropy = cross_entropy
 
 
 def _checked(op: str, x: Any, axis: int) -> Tensor:
@@ -79,6 +85,7 @@ def _checked(op: str, x: Any, axis: int) -> Tensor:
 
 
 def _labels(logits: Tensor, labels: Any) -> Array:
+    """The labels, a tensor, array or list, as an array on the device of logits, checked."""
     op = "cross_entropy"
     labels = labels.data if isinstance(labels, Tensor) else labels
     if not hasattr(labels, "dtype"):
@@ -87,7 +94,7 @@ def _labels(logits: Tensor, labels: Any) -> Array:
         raise DtypeError(f"{op}: expected integer labels, got {labels.dtype}")
     if labels.shape != logits.shape[:-1] or logits.ndim < 2:
         raise ShapeError(
-            f"{op}: logits {logits.shape} want labels of shape {logits.shape[:-1]}, "
+            f"{op}: logits {logits.shape} need labels of shape {logits.shape[:-1]}, "
             f"got {tuple(labels.shape)}"
         )
     if logits.size == 0:
@@ -102,7 +109,7 @@ def _labels(logits: Tensor, labels: Any) -> Array:
     return labels
 
 
-# Infinities and NaN are results here, and no reason to warn: GPUs do not.
+# Infinities and NaN are legitimate results here, so NumPy does not warn; a GPU never does.
 _quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
@@ -129,7 +136,7 @@ class _Softmax(Function):
         return y
 
     def backward(self, dy: Array) -> Array:
-        (y,) = self.saved or ()
+        (y,) = self.saved
         given, dy, y = dy.dtype, widened(dy), widened(y)
         return narrowed(y * (dy - (dy * y).sum(axis=self.axis, keepdims=True)), given)
 
@@ -146,7 +153,7 @@ class _LogSoftmax(Function):
         return y
 
     def backward(self, dy: Array) -> Array:
-        (y,) = self.saved or ()
+        (y,) = self.saved
         given, dy, y = dy.dtype, widened(dy), widened(y)
         dx = dy - array_module(dy).exp(y) * dy.sum(axis=self.axis, keepdims=True)
         return narrowed(dx, given)
@@ -162,12 +169,11 @@ class _CrossEntropy(Function):
     def forward(self, logits: Array) -> Array:
         self.shape = logits.shape
         rows = widened(logits.reshape(-1, logits.shape[-1]))
-        loss, self.saved = _loss(rows, self.labels.reshape(-1), *self.settings, self.needs[0])
+        loss, self.saved = _forward(rows, self.labels.reshape(-1), *self.settings, self.needs[0])
         return narrowed(loss, logits.dtype)
 
     def backward(self, dy: Array) -> Array:
-        assert self.saved is not None
-        dx = _loss_backward(widened(dy), self.saved, self.labels.reshape(-1), *self.settings)
+        dx = self.saved.backward(widened(dy), self.needs)
         return narrowed(dx, dy.dtype).reshape(self.shape)
 
 
@@ -175,10 +181,10 @@ class _CrossEntropy(Function):
 
 
 @_quiet
-def _loss_array(
+def _forward_array(
     logits: Array, labels: Array, smoothing: float, class_weights: Array | None, needed: bool
-) -> tuple[Array, tuple[Any, ...]]:
-    """The loss of logits (rows, classes), and what backward needs."""
+) -> tuple[Array, "_LogProbabilities"]:
+    """The loss of logits (rows, classes) for labels (rows,), and what backward needs."""
     xp = array_module(logits)
     classes = logits.shape[1]
     log_p = _log_softmax(logits, axis=1)
@@ -193,54 +199,56 @@ def _loss_array(
     if smoothing:
         smooth = log_p if class_weights is None else log_p * class_weights
         loss -= smooth.sum() * (smoothing / classes / total)
-    return loss.astype(logits.dtype), (log_p, weights, total)
+    saved = _LogProbabilities(log_p, labels, smoothing, class_weights, weights, total)
+    return loss.astype(logits.dtype), saved
 
 
-@_quiet
-def _loss_backward_array(
-    dy: Array,
-    kept: tuple[Any, ...],
-    labels: Array,
-    smoothing: float,
-    class_weights: Array | None,
-) -> Array:
-    log_p, weights, total = kept
-    xp = array_module(log_p)
-    classes = log_p.shape[1]
-    each: Any = 1.0  # how much probability mass each row's target holds
-    if class_weights is not None:
-        each = weights[:, None] * (1 - smoothing)
-        each = each + smoothing / classes * class_weights.sum()
-    dx = xp.exp(log_p) * each
-    dx[xp.arange(len(log_p)), labels] -= (1 - smoothing) * (1.0 if weights is None else weights)
-    if smoothing:
-        dx -= smoothing / classes * (1.0 if class_weights is None else class_weights)
-    share = dy / total
-    if class_weights is not None:
-        share = xp.where(total == 0, share.dtype.type(np.nan), share)  # 0 / 0 in every element
-    dx *= share
-    return dx
+@dataclass(frozen=True, eq=False)
+class _LogProbabilities:
+    log_p: Array  # (rows, classes)
+    labels: Array  # (rows,)
+    smoothing: float
+    class_weights: Array | None  # (classes,)
+    weights: Array | None  # (rows,): of each row's label
+    total: Any  # the sum of the weights: a number, or an array ()
+
+    @_quiet
+    def backward(self, dy: Array, needs: tuple[bool, ...]) -> Array:
+        log_p, smoothing, class_weights = self.log_p, self.smoothing, self.class_weights
+        weights: Any = 1.0 if self.weights is None else self.weights
+        xp = array_module(log_p)
+        classes = log_p.shape[1]
+        mass: Any = 1.0  # of each row's target distribution
+        if class_weights is not None:
+            mass = weights[:, None] * (1 - smoothing)
+            mass = mass + smoothing / classes * class_weights.sum()
+        dx = xp.exp(log_p) * mass
+        dx[xp.arange(len(log_p)), self.labels] -= (1 - smoothing) * weights
+        if smoothing:
+            dx -= smoothing / classes * (1.0 if class_weights is None else class_weights)
+        share = dy / self.total
+        if class_weights is not None:
+            share = xp.where(self.total == 0, share.dtype.type(np.nan), share)  # 0 / 0 everywhere
+        dx *= share
+        return dx
 
 
-# --- CUDA: the gradient is made with the loss, and backward only scales it ---
-
-_THREADS = 256
+# --- CUDA: forward computes the gradient with the loss, and backward only scales it ---
 
 
-def _loss_cuda(
+def _forward_cuda(
     logits: Array, labels: Array, smoothing: float, class_weights: Array | None, needed: bool
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, "_LogProbabilities | _Gradient"]:
     if logits.dtype != np.float32:
-        return _loss_array(logits, labels, smoothing, class_weights, needed)
+        return _forward_array(logits, labels, smoothing, class_weights, needed)
     xp = array_module(logits)
     rows, classes = logits.shape
     row_loss, row_weight = xp.empty(rows, np.float32), xp.empty(rows, np.float32)
     gradient = xp.empty(logits.shape, np.float32) if needed else None
     loss, total = xp.empty((), np.float32), xp.empty((), np.float32)
-    cuda.launch(
+    cuda.launch_elementwise(
         "cross_entropy",
-        -(-rows * 32 // _THREADS),
-        _THREADS,
+        rows * 32,  # a warp per row
         xp.ascontiguousarray(logits),  # (rows, classes)
         xp.ascontiguousarray(labels).astype(np.int64, copy=False),  # (rows,)
         class_weights,  # (classes,) or None
@@ -254,38 +262,33 @@ def _loss_cuda(
     cuda.launch(
         "mean_of_rows",
         1,
-        _THREADS,
+        256,
         row_loss,  # (rows,)
         row_weight,  # (rows,)
         loss,  # ()
         total,  # (): the sum of the weights
         rows,
     )
-    return loss, (gradient, total)
+    return loss, _Gradient(gradient, total)
 
 
-def _loss_backward_cuda(
-    dy: Array,
-    kept: tuple[Any, ...],
-    labels: Array,
-    smoothing: float,
-    class_weights: Array | None,
-) -> Array:
-    if dy.dtype != np.float32:
-        return _loss_backward_array(dy, kept, labels, smoothing, class_weights)
-    gradient, total = kept
-    dx = array_module(dy).empty(gradient.shape, np.float32)
-    cuda.launch_elementwise(
-        "scale_gradient",
-        dx.size,
-        gradient,  # (rows, classes)
-        dy,  # ()
-        total,  # ()
-        dx,  # (rows, classes)
-        dx.size,
-    )
-    return dx
+@dataclass(frozen=True, eq=False)
+class _Gradient:
+    gradient: Any  # (rows, classes): of the sum of the row losses; None unless needed
+    total: Array  # (): the sum of the weights
+
+    def backward(self, dy: Array, needs: tuple[bool, ...]) -> Array:
+        dx = array_module(dy).empty(self.gradient.shape, np.float32)
+        cuda.launch_elementwise(
+            "scale_gradient",
+            dx.size,
+            self.gradient,  # (rows, classes)
+            dy,  # ()
+            self.total,  # ()
+            dx,  # (rows, classes)
+            dx.size,
+        )
+        return dx
 
 
-_loss: Any = by_device(cpu=_loss_array, cuda=_loss_cuda)
-_loss_backward: Any = by_device(cpu=_loss_backward_array, cuda=_loss_backward_cuda)
+_forward: Any = by_device(cpu=_forward_array, cuda=_forward_cuda)

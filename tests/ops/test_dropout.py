@@ -10,7 +10,7 @@ import gpucnn
 from gpucnn import random
 from gpucnn.errors import ArgumentError
 from gpucnn.ops import dropout
-from gpucnn.ops.dropout import _masked
+from gpucnn.ops.dropout import _BlockedMask, _forward, _Mask
 
 
 @pytest.fixture
@@ -107,8 +107,9 @@ def test_what_a_gpu_drops_is_zero_even_where_x_was_infinite(gpu):
 def test_numpy_half_equals_the_array_half():
     rng = np.random.default_rng(0)
     x, keep = rng.standard_normal((7, 9)), rng.random((7, 9)) > 0.5
-    np.testing.assert_array_equal(_masked.cpu(x, keep, 2.0), _masked.cuda(x, keep, 2.0))
-    assert inspect.signature(_masked.cpu) == inspect.signature(_masked.cuda)
+    np.testing.assert_array_equal(_BlockedMask(keep, 2.0).apply(x), _Mask(keep, 2.0).apply(x))
+    halves = [list(inspect.signature(half).parameters) for half in (_forward.cpu, _forward.cuda)]
+    assert halves[0] == halves[1]
 
 
 @pytest.mark.parametrize("p", [1.0, -0.1, float("nan")])

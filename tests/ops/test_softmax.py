@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from devices import assert_close, error_beside_cpu, host, in_both_dtypes, leaf, results, tensor
 
+import gpucnn
 from gpucnn import ops
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.testing import gradcheck
@@ -123,6 +124,18 @@ def test_softmax_of_extremes_is_pytorchs(op, logits, dtype, device):
     np.testing.assert_allclose(actual[1], theirs.grad.numpy(), rtol=1e-6, atol=1e-6)
 
 
+def test_softmax_cross_entropy_is_another_name_of_cross_entropy():
+    assert ops.softmax_cross_entropy is ops.cross_entropy
+    assert {"cross_entropy", "softmax_cross_entropy"} <= set(ops.__all__)
+
+
+def test_labels_may_be_a_tensor_an_array_or_a_list(device, rng):
+    logits = tensor(rng.standard_normal((5, 4)), device)
+    expected = ops.cross_entropy(logits, LABELS).item()
+    for labels in (gpucnn.tensor(LABELS), tensor(LABELS, device), LABELS.tolist()):
+        assert ops.cross_entropy(logits, labels).item() == expected
+
+
 @in_both_dtypes
 def test_cross_entropy_by_hand(dtype, device):
     logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
@@ -168,7 +181,7 @@ def test_what_does_not_fit_is_refused(device):
         ops.cross_entropy(logits, [0, 3])
     with pytest.raises(ArgumentError, match=r"got -1..0"):
         ops.cross_entropy(logits, [0, -1])
-    with pytest.raises(ShapeError, match=r"want labels of shape \(2,\), got \(3,\)"):
+    with pytest.raises(ShapeError, match=r"need labels of shape \(2,\), got \(3,\)"):
         ops.cross_entropy(logits, [0, 1, 2])
     with pytest.raises(DtypeError, match="expected integer labels, got float64"):
         ops.cross_entropy(logits, [0.0, 1.0])
