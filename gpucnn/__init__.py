@@ -5,12 +5,13 @@ from gpucnn._version import __version__
 from gpucnn.autograd import enable_grad, no_grad
 from gpucnn.checkpoint import load, save
 from gpucnn.cpu import get_num_threads, set_num_threads
+from gpucnn.creation import from_dlpack, tensor
 from gpucnn.device import Device, device
 from gpucnn.errors import GpucnnError, OutOfMemory
 from gpucnn.interop.onnx import export_onnx
 from gpucnn.ops import get_conv_algorithm, set_conv_algorithm
 from gpucnn.random import default_generator, manual_seed
-from gpucnn.tensor import Tensor, bind, from_dlpack, tensor
+from gpucnn.tensor import Tensor, bind
 
 bind(ops, autograd)
 

@@ -1,4 +1,4 @@
-"""Arithmetic on sizes."""
+"""Integer arithmetic on sizes."""
 
 
 def ceil_div(a: int, b: int) -> int:

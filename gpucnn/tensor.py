@@ -1,8 +1,8 @@
-"""Tensor: an array, the device it lives on, and its gradient.
+"""Tensor: an array, its device and its gradient.
 
-Nothing is computed here.  Operators and methods call gpucnn.ops, and backward calls
-gpucnn.autograd; both build on Tensor, so gpucnn/__init__.py binds them with `bind` once all are
-loaded.
+Nothing is computed here: operators and methods call gpucnn.ops, and backward calls
+gpucnn.autograd.  Both import Tensor, so gpucnn/__init__.py passes them to `bind` once everything
+is loaded.
 """
 
 from collections.abc import Callable
@@ -10,24 +10,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gpucnn.device import (
-    Array,
-    Device,
-    array_module,
-    default_device,
-    device_of,
-    to_device,
-    to_host,
-    working_on,
-)
-from gpucnn.dlpack import array_from_cuda, array_from_dlpack, check_dtype, speaks_dlpack
+from gpucnn.device import Array, Device, device_of, to_host, working_on
 from gpucnn.errors import DtypeError, GraphError, ShapeError
 
 Scalar = int | float
 
 
 class _Late(Protocol):
-    """A module that builds on Tensor."""
+    """A module that imports this one."""
 
     def __getattr__(self, name: str) -> Callable[..., "Tensor"]: ...
 
@@ -37,7 +27,7 @@ autograd: _Late
 
 
 def bind(ops_module: Any, autograd_module: Any) -> None:
-    """Give Tensor's operators the modules that compute them."""
+    """Set the modules that compute Tensor's operators and its backward pass."""
     global ops, autograd
     ops, autograd = ops_module, autograd_module
 
@@ -46,10 +36,12 @@ class Tensor:
     """An array that remembers how it was computed.
 
     data           the NumPy or CuPy array
-    grad           an array of the same shape, in memory of its own; None before the first backward
+    grad           an array of the same shape and dtype in memory of its own, or None
     requires_grad  whether operations on this tensor are recorded
 
-    Make one with `gpucnn.tensor`.  Images are (N, H, W, C).
+    Create one with `gpucnn.tensor`.  Images are (N, H, W, C).  Operators broadcast as in NumPy and
+    take tensors, arrays and Python numbers.  They raise DtypeError for two dtypes: nothing is
+    promoted.
     """
 
     __slots__ = (
@@ -62,7 +54,7 @@ class Tensor:
         "grad",
         "requires_grad",
     )
-    __array_ufunc__ = None  # array + tensor is the tensor's business
+    __array_ufunc__ = None  # NumPy leaves array + tensor to Tensor.__radd__
 
     grad: Array | None
 
@@ -72,19 +64,19 @@ class Tensor:
         self.requires_grad = requires_grad
         self._node: Any = None  # the autograd.Function that computed it
         self._retain = False
-        self._version = 0  # counts the changes that a recorded graph must not survive
-        self._cache: dict[Any, Any] | None = None  # what ops computed from the array: see `cache`
+        self._version = 0  # counts changes of the array, which invalidate graphs
+        self._cache: dict[Any, Any] | None = None  # see `cache`
 
     # --- its array ---
 
     @property
     def data(self) -> Array:
-        """The NumPy or CuPy array.  It may be written through this attribute, `t.data[...] = x`.
+        """The NumPy or CuPy array.  It may be written in place: `t.data[...] = x`.
 
-        Inference caches the transformed filters of a convolution until `data` is read or set.  An
-        array that was taken from it earlier and is written later is not noticed: read `data` anew
-        for each write.  Setting it, or an optimizer's step, also makes graphs that were recorded
-        before unusable.
+        Ops cache what they compute from the array, such as a convolution's transformed filters,
+        until `data` is read or set.  Writing to an array that was read earlier is not noticed, so
+        read `data` again for each write.  Setting `data` (`t.data -= x` does too) or an optimizer's
+        step also invalidates every graph recorded before: its backward raises GraphError.
         """
         self._cache = None
         return self._data
@@ -95,21 +87,21 @@ class Tensor:
         self._changed()
 
     def _changed(self) -> None:
-        """The array has been replaced or written."""
+        """Note that the array was replaced or written."""
         self._version += 1
         self._cache = None
 
     def cache(self) -> dict[Any, Any]:
-        """What ops computed from the array and may use again: a dict that lives until it changes.
+        """A dict for what ops compute from the array, dropped when the array changes.
 
-        A result that comes too late goes into a dict that nobody reads any more.
+        A result of the old array that is stored after the change lands in the dropped dict.
         """
         cache = self._cache
         if cache is None:
             cache = self._cache = {}
         return cache
 
-    # --- what it is ---
+    # --- properties ---
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -134,7 +126,7 @@ class Tensor:
 
     @property
     def is_leaf(self) -> bool:
-        """Whether no operation computed it: its gradient, if it has one, is kept."""
+        """Whether no recorded operation computed it; backward sets `.grad` of leaves alone."""
         return self._node is None
 
     def __len__(self) -> int:
@@ -156,14 +148,14 @@ class Tensor:
     def __bool__(self) -> bool:
         return bool(self.item())
 
-    # --- in and out ---
+    # --- conversion ---
 
     def numpy(self) -> np.ndarray[Any, Any]:
-        """The values as a NumPy array: the tensor's own memory on the CPU, a copy elsewhere."""
+        """The values as a NumPy array: the tensor's own memory on the CPU, else a copy."""
         return to_host(self.data)
 
     def item(self) -> Any:
-        """The only element, as a Python number."""
+        """The only element as a Python number; ShapeError if there is not exactly one."""
         if self.size != 1:
             raise ShapeError(f"item: expected one element, got shape {self.shape}")
         return to_host(self.data).item()
@@ -173,7 +165,7 @@ class Tensor:
             raise ValueError(f"a tensor on {self.device} has no NumPy array without a copy")
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
-    # Other libraries share the tensor's memory, gradients aside: torch.from_dlpack(tensor).
+    # Other libraries can share the tensor's memory, without its graph: torch.from_dlpack(tensor).
 
     def __dlpack_device__(self) -> tuple[int, int]:
         kind, index = self.data.__dlpack_device__()
@@ -193,41 +185,71 @@ class Tensor:
             "dl_device": dl_device,
             "copy": copy,
         }
-        # NumPy 2.0 knows the first of these alone.
+        # NumPy 2.0 accepts only `stream`.
         asked = {name: value for name, value in asked.items() if value is not None}
-        with working_on(self.device):  # whose current stream the consumer waits for
+        with working_on(self.device):  # the consumer waits for its current stream
             return self.data.__dlpack__(**asked)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """CuPy's; AttributeError elsewhere, so that hasattr tells what is on a GPU."""
-        with working_on(self.device):  # whose current stream it names
+        """CuPy's interface; AttributeError on the CPU, so hasattr is false there."""
+        with working_on(self.device):  # it names the current stream
             interface: dict[str, Any] = self.data.__cuda_array_interface__
         return interface
 
     def to(self, device: "str | Device") -> "Tensor":
-        """This tensor on `device`: itself if it is there, else a copy that passes gradients on."""
+        """This tensor on `device`: itself if it is there, else a copy that passes gradients back.
+
+        device is "auto", "cpu", "cuda", "cuda:N" or a Device; DeviceError if it cannot be used.
+        """
         return ops.to_device(self, Device.parse(device))
 
     def detach(self) -> "Tensor":
-        """The same memory, outside the graph."""
+        """A tensor that shares this one's memory but not its graph."""
         return Tensor(self.data)
 
     # --- gradients ---
 
     def backward(self, gradient: Array | None = None, retain_graph: bool = False) -> None:
-        """Add the gradient of this tensor to `.grad` of every leaf behind it: autograd.backward."""
+        """Add this tensor's gradient to `.grad` of every leaf it depends on.
+
+        gradient is the array to start from, of this tensor's shape, dtype and device; None means 1
+        and needs a tensor with one element.  The graph is freed unless retain_graph is set.
+        Raises GraphError, ShapeError, DtypeError or DeviceMismatch: see autograd.backward.
+        """
         autograd.backward(self, gradient, retain_graph)
 
+    def requires_grad_(self, requires_grad: bool = True) -> "Tensor":
+        """Set `requires_grad` and return the tensor itself.
+
+        Raises DtypeError if a tensor of integers is to require a gradient; GraphError if the
+        result of a recorded operation is not to: detach() gives a tensor that does not.
+        """
+        if requires_grad and self.dtype.kind != "f":
+            raise DtypeError(
+                f"requires_grad_: only floating-point tensors have gradients, got {self.dtype}\n"
+                "  convert the tensor first: x.astype('float32')"
+            )
+        if not requires_grad and not self.is_leaf:
+            raise GraphError(
+                f"requires_grad_: the result of {self._node.name} always requires a gradient; "
+                "only a leaf can be frozen\n  use detach() for the same values without the graph"
+            )
+        self.requires_grad = requires_grad
+        return self
+
     def retain_grad(self) -> "Tensor":
-        """Ask for `.grad` although this tensor is not a leaf; returns the tensor itself."""
+        """Make backward set `.grad` of this tensor, leaf or not; returns the tensor itself.
+
+        Raises GraphError if the tensor does not require a gradient.
+        """
         if not self.requires_grad:
             raise GraphError("retain_grad: this tensor does not require a gradient")
         self._retain = not self.is_leaf
         return self
 
     def zero_grad(self) -> None:
-        """Forget the gradient."""
+        """Set `.grad` to None."""
         self.grad = None
 
     # --- operators ---
@@ -255,139 +277,110 @@ class Tensor:
         return ops.divide(other, self)
 
     def __pow__(self, exponent: Scalar) -> "Tensor":
+        """self ** exponent for a number: ops.power."""
         return ops.power(self, exponent)
 
     def __neg__(self) -> "Tensor":
         return ops.negative(self)
 
     def __matmul__(self, other: Any) -> "Tensor":
+        """(..., M, K) @ (..., K, N), leading axes broadcast: ops.matmul."""
         return ops.matmul(self, other)
 
     def __rmatmul__(self, other: Any) -> "Tensor":
         return ops.matmul(other, self)
 
     def __getitem__(self, index: Any) -> "Tensor":
+        """self[index] as in NumPy, always contiguous: ops.getitem."""
         return ops.getitem(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise GraphError(
             "a tensor cannot be changed in place: the graph may still need its old values\n"
-            "  build a new one (gpucnn.ops.where, pad, concatenate), or change a leaf's .data "
+            "  create a new one (gpucnn.ops.where, pad, concatenate), or write to a leaf's .data "
             "before it is used"
         )
 
-    # --- methods that are ops ---
+    # --- ops as methods ---
 
     def reshape(self, *shape: Any) -> "Tensor":
+        """The elements in row order in a new shape, `x.reshape(2, -1)` or `x.reshape((2, -1))`.
+
+        One size may be -1, to be inferred.  Raises ShapeError if the sizes do not match.
+        """
         return ops.reshape(
             self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
         )
 
     def flatten(self) -> "Tensor":
+        """(N, ...) as (N, M), in row order.  Raises ShapeError for a scalar."""
         return ops.flatten(self)
 
     def transpose(self, *axes: Any) -> "Tensor":
+        """The axes in the order `axes`, `x.transpose(0, 2, 1)` or `x.transpose((0, 2, 1))`.
+
+        Without axes, their order is reversed.  The result is contiguous.
+        Raises ArgumentError unless axes is a permutation of the tensor's axes.
+        """
         if len(axes) == 1 and not isinstance(axes[0], int):
             axes = tuple(axes[0])
         return ops.transpose(self, axes or None)
 
     @property
     def T(self) -> "Tensor":
+        """The tensor with its axes reversed, contiguous."""
         return ops.transpose(self)
 
     def sum(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
+        """The sum over `axis`: one axis, a tuple of axes, or None for all.
+
+        Reduced axes stay with size 1 if keepdims is set.  float16 is accumulated in float32.
+        Raises ArgumentError for an axis out of range or named twice.
+        """
         return ops.sum(self, axis, keepdims)
 
     def mean(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
+        """The mean over `axis`; axis and keepdims as for `sum`.
+
+        Raises ShapeError for no elements, DtypeError for integers.
+        """
         return ops.mean(self, axis, keepdims)
 
     def max(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
+        """The largest value over `axis`; axis and keepdims as for `sum`.
+
+        NaN wins; elements that tie share the gradient equally.  Raises ShapeError for no elements.
+        """
         return ops.max(self, axis, keepdims)
 
     def min(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
+        """The smallest value over `axis`; ties, NaN and errors as for `max`."""
         return ops.min(self, axis, keepdims)
 
     def argmax(self, axis: int | None = None) -> Array:
-        """Positions of the largest elements, as an integer array: they have no gradient."""
+        """The positions of the largest values as an integer array, which has no gradient.
+
+        axis None takes the position in the flattened tensor; of equal values the first wins.
+        """
         with working_on(self.device):
             return self.data.argmax(axis=axis)
 
     def exp(self) -> "Tensor":
+        """e**x, element by element.  Raises DtypeError for integers."""
         return ops.exp(self)
 
     def log(self) -> "Tensor":
+        """The natural logarithm: -infinity at 0, NaN below.  Raises DtypeError for integers."""
         return ops.log(self)
 
     def sqrt(self) -> "Tensor":
+        """The square root: NaN below 0.  Raises DtypeError for integers."""
         return ops.sqrt(self)
 
     def relu(self) -> "Tensor":
+        """max(x, 0), element by element; the gradient at 0 is 0, and NaN stays NaN."""
         return ops.relu(self)
 
     def astype(self, dtype: Any) -> "Tensor":
+        """The tensor converted to dtype, itself if it has it; the gradient is converted back."""
         return ops.astype(self, dtype)
-
-
-def tensor(
-    array: Any, device: "str | Device | None" = None, requires_grad: bool = False, dtype: Any = None
-) -> Tensor:
-    """A Tensor of `array`: anything that NumPy or CuPy can make an array of.
-
-    Memory is shared where device and dtype allow, also with arrays of other libraries that have
-    __dlpack__ or __cuda_array_interface__ (PyTorch, Numba); see from_dlpack for their errors.
-    device is "auto", "cpu", "cuda", "cuda:N" or a Device.  None leaves an array of a GPU where it
-    is, and puts anything else on the device of the `with gpucnn.device(...)` around the call, on
-    the CPU without one.  dtype None keeps an array's own; Python floats become float32.
-
-    Raises DtypeError for what is not numeric, or for a gradient of integers; DeviceError for a
-    device that cannot be used.
-    """
-    array = _array(array)
-    if dtype is not None:
-        with working_on(device_of(array)):
-            array = array.astype(dtype, copy=False)
-    check_dtype("tensor", array)
-    if requires_grad and array.dtype.kind != "f":
-        raise DtypeError(
-            f"tensor: only floating-point tensors have gradients, got {array.dtype}\n"
-            "  pass dtype=numpy.float32"
-        )
-    if device is None and isinstance(array, np.ndarray):
-        device = default_device()
-    if device is not None:
-        array = to_device(array, Device.parse(device))
-    return Tensor(array, requires_grad)
-
-
-def _array(x: Any) -> Array:
-    """x as a NumPy or CuPy array, without a copy where that can be."""
-    if isinstance(x, Tensor):
-        return x.data
-    try:
-        array_module(x)
-        return x
-    except TypeError:
-        pass  # neither library's: an array of another one, or no array
-    if speaks_dlpack(x):
-        return array_from_dlpack("tensor", x)
-    if hasattr(x, "__cuda_array_interface__"):
-        return array_from_cuda("tensor", x)
-    typed = isinstance(x, np.generic) or hasattr(x, "__array__")
-    try:
-        array = np.asarray(x)
-    except ValueError as error:
-        raise ShapeError(f"tensor: rows of different lengths make no array ({error})") from error
-    return array.astype(np.float32) if array.dtype == np.float64 and not typed else array
-
-
-def from_dlpack(x: Any) -> Tensor:
-    """A Tensor of x's own memory: an array of any library that speaks DLPack, on the CPU or CUDA.
-
-    Nothing is copied: shape, strides, dtype and device are x's, and so is whether it may be
-    written, except that NumPy 2.0 makes read-only what it takes and does not pass that on.
-    Raises ArgumentError if x does not speak DLPack; DeviceError for a device that gpucnn does not
-    have; DtypeError for a dtype that it does not have (bfloat16, complex); GraphError if x
-    requires a gradient in its own library.
-    Source: the array API standard, data interchange mechanisms.
-    """
-    return Tensor(array_from_dlpack("from_dlpack", x.data if isinstance(x, Tensor) else x))

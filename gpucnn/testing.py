@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from gpucnn.creation import tensor
 from gpucnn.device import Array
-from gpucnn.tensor import Tensor, tensor
+from gpucnn.tensor import Tensor
 
 
 def gradcheck(

@@ -16,7 +16,7 @@ LAYERS = (
     ("gpucnn.models", "gpucnn.checkpoint"),
     ("gpucnn.nn", "gpucnn.optim", "gpucnn.data", "gpucnn.testing"),
     ("gpucnn.ops",),
-    ("gpucnn.autograd", "gpucnn.tensor"),
+    ("gpucnn.autograd", "gpucnn.creation", "gpucnn.tensor"),
     ("gpucnn.cuda", "gpucnn.cpu", "gpucnn.dlpack", "gpucnn.out_of_memory"),
     ("gpucnn.device",),
     ("gpucnn.cudasim",),

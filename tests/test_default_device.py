@@ -161,8 +161,8 @@ def test_an_op_works_on_its_tensors_device_whatever_the_current_one_is(cupy):
     seen = []
     x = cupy.ndarray()
     x.device, x.shape, x.dtype, x.size = types.SimpleNamespace(id=1), (), np.dtype("f4"), 1
-    x.flags, x.copy = types.SimpleNamespace(c_contiguous=True), lambda: x
-    cupy.ones_like = lambda x: x
+    x.flags, x.copy, x.base = types.SimpleNamespace(c_contiguous=True), lambda: x, None
+    cupy.ones_like, cupy.may_share_memory = lambda x: x, lambda a, b: a is b
     y = Where()(gpucnn.Tensor(x, requires_grad=True))
     y.backward()
     assert seen == [1, 1]

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 import gpucnn
+from gpucnn import nn
 from gpucnn.errors import DeviceError, DtypeError, GraphError, ShapeError
 
 
@@ -58,6 +59,69 @@ def test_what_is_no_number_is_refused():
         gpucnn.tensor([[1.0], [1.0, 2.0]])
     with pytest.raises(DtypeError, match="only floating-point tensors have gradients"):
         gpucnn.tensor([1, 2], requires_grad=True)
+
+
+def test_requires_grad_sets_the_flag_of_a_leaf_and_returns_the_tensor():
+    t = gpucnn.tensor([1.0, 2.0])
+    assert t.requires_grad_() is t
+    assert t.requires_grad
+    assert (t * 2).requires_grad
+    assert t.requires_grad_(False) is t
+    assert not (t * 2).requires_grad
+    assert gpucnn.tensor([1, 2]).requires_grad_(False).dtype == np.int64
+
+
+def test_requires_grad_refuses_integers_and_to_freeze_the_result_of_an_op():
+    with pytest.raises(DtypeError, match="requires_grad_: only floating-point"):
+        gpucnn.tensor([1, 2]).requires_grad_()
+    y = gpucnn.tensor([1.0], requires_grad=True) * 2
+    assert y.requires_grad_() is y
+    with pytest.raises(GraphError, match="requires_grad_: the result of multiply"):
+        y.requires_grad_(False)
+    assert y.requires_grad
+
+
+def test_a_frozen_parameter_gets_no_gradient_and_the_others_do():
+    layer = nn.Linear(2, 3)
+    layer.weight.requires_grad = False
+    layer(gpucnn.tensor([[1.0, 2.0]])).sum().backward()
+    assert layer.weight.grad is None
+    assert layer.bias.grad.tolist() == [1, 1, 1]
+
+
+def test_setting_data_invalidates_graphs_recorded_before():
+    x = gpucnn.tensor([3.0], requires_grad=True)
+    y = x * x
+    x.data = np.array([5.0], np.float32)
+    with pytest.raises(GraphError, match="input of multiply was changed"):
+        y.backward()
+    assert x.grad is None
+    (x * x).backward()
+    assert x.grad.tolist() == [10]
+
+
+def test_data_may_be_updated_by_an_operator_which_counts_as_setting_it():
+    x = gpucnn.tensor([3.0], requires_grad=True)
+    y, array = x * x, x.data
+    x.data -= np.float32(1)
+    assert x.data is array  # updated in place
+    assert x.numpy().tolist() == [2]
+    with pytest.raises(GraphError, match="input of multiply was changed"):
+        y.backward()
+
+
+def test_the_cache_of_a_tensor_lives_until_data_is_read_or_set():
+    x = gpucnn.tensor([3.0])
+    x.cache()["key"] = 1
+    assert x.cache() == {"key": 1}
+    old = x.cache()
+    x.data[...] = 4
+    assert x.cache() == {}
+    old["late"] = 2  # stored after the change
+    assert x.cache() == {}
+    x.cache()["key"] = 1
+    x.data = np.zeros(1, np.float32)
+    assert x.cache() == {}
 
 
 def test_elements_cannot_be_assigned():

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from gpucnn import ops
+from gpucnn.creation import tensor
 from gpucnn.errors import ArgumentError
 from gpucnn.nn import init
 from gpucnn.nn.module import Module, Parameter
 from gpucnn.ops.geometry import Geometry, Padding, Size
 from gpucnn.random import default_generator
-from gpucnn.tensor import Tensor, tensor
+from gpucnn.tensor import Tensor
 
 
 def _positive(layer: str, **sizes: Any) -> None:

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
+from gpucnn.creation import tensor
 from gpucnn.device import Array, Device, default_device, device_of, to_device, working_on
 from gpucnn.errors import ArgumentError, CheckpointError, OutOfMemory
 from gpucnn.out_of_memory import ModuleContext, enter_module, module_context, used_bytes
-from gpucnn.tensor import Tensor, tensor
+from gpucnn.tensor import Tensor
 
 Observer = Callable[["Module", tuple[Any, ...], Any], None]
 _observers: list[Observer] = []

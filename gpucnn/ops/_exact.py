@@ -1,4 +1,4 @@
-"""What the ops share to keep infinities apart from zeros, and float16 from its limits."""
+"""Helpers for exact zeros beside infinities, and for float16 beyond its range."""
 
 from typing import Any
 
@@ -10,31 +10,31 @@ _INTEGERS = {2: np.int16, 4: np.int32, 8: np.int64}  # by the size of an element
 
 
 def select(values: Array, kept: Array, out: Array) -> None:
-    """Set out to `values` where `kept` (bool) is true, and to 0 elsewhere, on NumPy.
+    """Set out to `values` where `kept` (bool) is true, else to 0; NumPy arrays only.
 
-    A product with 1 and 0, as fast as one of floats, but of the bits: an infinity or a NaN that is
-    not kept leaves 0, where inf * 0 would be NaN.
+    Multiplies the bits as integers by 1 or 0, as fast as floats: an infinity or NaN that is not
+    kept gives 0, where inf * 0 would be NaN.
     """
     np.multiply(bits(values), kept, out=bits(out))
 
 
 def bits(x: Array) -> Array:
-    """The same memory as integers, on NumPy."""
+    """x's memory as integers; NumPy arrays only."""
     return x.view(_INTEGERS[x.dtype.itemsize])
 
 
 def wide(dtype: Any) -> Any:
-    """The dtype to add up in: float32 for float16, whose sums overflow beyond 65504."""
+    """The dtype to accumulate in: float32 for float16, whose sums overflow beyond 65504."""
     return np.dtype(np.float32) if dtype == np.float16 else dtype
 
 
 def widened(x: Array) -> Array:
-    """x in the dtype to compute in: a float32 copy of float16, else x itself."""
+    """x in the dtype to compute in: a float32 copy for float16, else x itself."""
     return x.astype(np.float32) if x.dtype == np.float16 else x
 
 
 def narrowed(y: Array, dtype: Any) -> Array:
-    """y in `dtype` again, itself if it is so already; what is too large for it is infinite."""
+    """y rounded to `dtype`, y itself if it has it; values beyond its range become infinite."""
     if y.dtype == dtype:
         return y
     with np.errstate(over="ignore"):
@@ -42,5 +42,5 @@ def narrowed(y: Array, dtype: Any) -> Array:
 
 
 def total(x: Array, axes: int | tuple[int, ...]) -> Array:
-    """The sum over these axes, of float16 added up in float32."""
+    """The sum over these axes, accumulated in float32 for float16."""
     return narrowed(x.sum(axis=axes, dtype=wide(x.dtype)), x.dtype)

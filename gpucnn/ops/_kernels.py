@@ -1,9 +1,9 @@
-"""Which arrays the CUDA kernels take, asked in one place.
+"""Whether the CUDA kernels support an array.
 
-The kernels are float32.  Everything else takes an op's form for any array module: float64, which is
-there to check gradients, without a word, and float16, which looks like a way to be faster, with one
-warning.  Its figures were counted under CuPy 14.2: forward and backward of alexnet_cifar10 are 50
-launches in float32, 295 in float16, both without cuBLAS's.
+The kernels are float32.  Other dtypes use an op's generic form for any array module.  float64,
+meant for gradient checks, does so silently; float16, which a user may choose for speed, warns once.
+The warning's figures were counted with CuPy 14.2: forward and backward of alexnet_cifar10 launch 50
+kernels in float32 and 295 in float16, not counting cuBLAS's.
 """
 
 import warnings
@@ -12,23 +12,23 @@ import numpy as np
 
 from gpucnn.device import Array
 
-_said = False
+_warned = False
 
 
 def takes(op: str, x: Array) -> bool:
-    """Whether op's kernels take x, an array of a GPU.  The first float16 of the process warns."""
+    """Whether op's kernels support x, an array on a GPU; the first float16 array warns."""
     if x.dtype == np.float32:
         return True
     if x.dtype == np.float16:
-        _say_once(op)
+        _warn_once(op)
     return False
 
 
-def _say_once(op: str) -> None:
-    global _said
-    if _said:
+def _warn_once(op: str) -> None:
+    global _warned
+    if _warned:
         return
-    _said = True
+    _warned = True
     warnings.warn(
         f"{op}: float16 on a GPU is slow: the kernels are float32, and float16 takes the generic "
         "path\n  forward and backward of alexnet_cifar10 launch 295 kernels, with float32 50, and "

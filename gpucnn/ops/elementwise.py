@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from gpucnn.autograd import Function, unbroadcast
+from gpucnn.creation import tensor
 from gpucnn.device import Array, array_module
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
-from gpucnn.tensor import Tensor, tensor
+from gpucnn.tensor import Tensor
 
 Value = Tensor | int | float
 

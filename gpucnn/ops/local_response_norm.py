@@ -1,4 +1,4 @@
-"""Local response normalisation: strong responses damp those of neighbouring channels."""
+"""Local response normalisation: strong responses damp neighbouring channels."""
 
 from typing import Any
 
@@ -9,7 +9,6 @@ from gpucnn.autograd import Function
 from gpucnn.cpu import empty, parallel, scratch, spans
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError
-from gpucnn.integers import ceil_div
 from gpucnn.ops._kernels import takes
 from gpucnn.tensor import Tensor
 
@@ -17,11 +16,12 @@ from gpucnn.tensor import Tensor
 def local_response_norm(
     x: Tensor, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0
 ) -> Tensor:
-    """y = x / (k + alpha * sum of squares of `size` neighbouring channels) ** beta.
+    """y = x / (k + alpha * sum of squares over `size` neighbouring channels) ** beta.
 
-    x is (..., C).  The neighbours of channel c are c - size // 2 ... c - size // 2 + size - 1, as
-    far as they exist: itself in the middle if size is odd.  alpha is not divided by size, as in
-    the source; PyTorch divides it (give it alpha * size), TensorFlow and Caffe differ again.
+    x is (..., C) and y has its shape.  The window of channel c is the existing channels among
+    c - size // 2 ... c - size // 2 + size - 1, centred on c if size is odd.  alpha is not divided
+    by size, as in the source.  PyTorch divides it (pass alpha * size there); TensorFlow and Caffe
+    differ again.
 
     Raises ArgumentError unless size >= 1 and k > 0.
     Source: Krizhevsky et al. 2012, section 3.3.
@@ -49,7 +49,7 @@ class _LocalResponseNorm(Function):
 
 
 def _neighbours(x: Array, before: int, after: int) -> Array:
-    """For each channel the sum over itself, `before` channels before it and `after` after it."""
+    """Sum each channel with the `before` channels before it and the `after` channels after it."""
     total, channels = x.copy(), x.shape[-1]
     for i in range(1, min(before, channels - 1) + 1):
         total[..., i:] += x[..., :-i]
@@ -59,7 +59,7 @@ def _neighbours(x: Array, before: int, after: int) -> Array:
 
 
 def _damping(x: Array, size: int, alpha: float, beta: float, k: float) -> tuple[Array, Array]:
-    """The sum in the denominator, and the denominator to the power of -beta."""
+    """The base k + alpha * sum of squares, and base ** -beta."""
     total = _neighbours(x * x, size // 2, size - 1 - size // 2)
     total *= alpha
     total += k
@@ -94,7 +94,7 @@ def _row_spans(rows: Array) -> list[slice]:
 
 
 def _banded(name: str, shape: tuple[int, ...], size: int, dtype: Any) -> tuple[Array, Array]:
-    """Zeroed memory for rows with size - 1 elements more in each, and those rows of it."""
+    """Zeroed scratch memory, and a view of it as rows padded by size - 1 elements each."""
     rows, channels = shape
     memory = scratch(name, (rows * (channels + size - 1) + size - 1,), dtype)
     memory[...] = 0
@@ -102,9 +102,9 @@ def _banded(name: str, shape: tuple[int, ...], size: int, dtype: Any) -> tuple[A
 
 
 def _add_neighbours(memory: Array, size: int, shape: tuple[int, ...]) -> Array:
-    """For each element of the padded rows the sum of it and the size - 1 that follow.
+    """Sum each element of the padded rows with the size - 1 that follow it.
 
-    Rows are added as one long run: the zeros between them keep them apart.
+    The rows are summed as one long run; the zeros between keep them apart.
     """
     length = shape[0] * (shape[1] + size - 1)
     total = scratch("lrn total", (length,), memory.dtype)
@@ -115,8 +115,8 @@ def _add_neighbours(memory: Array, size: int, shape: tuple[int, ...]) -> Array:
 
 
 def _power(base: Array, beta: float, out: Array) -> None:
-    """base ** -beta."""
-    if beta == 0.75:  # two square roots are faster than a power
+    """Set out to base ** -beta."""
+    if beta == 0.75:  # two square roots are faster than np.power
         np.sqrt(base, out=out)
         out *= np.sqrt(out)
         np.divide(1, out, out=out)
@@ -124,12 +124,13 @@ def _power(base: Array, beta: float, out: Array) -> None:
         np.power(base, -beta, out=out)
 
 
-def _denominator(x: Array, size: int, alpha: float, k: float) -> Array:
+def _base(x: Array, size: int, alpha: float, k: float) -> Array:
+    """k + alpha * sum of squares for rows x, in scratch memory."""
     before = size // 2
     memory, padded = _banded("lrn squares", x.shape, size, x.dtype)
     np.multiply(x, x, out=padded[:, before : before + x.shape[1]])
     total = _add_neighbours(memory, size, x.shape)
-    result = scratch("lrn denominator", x.shape, x.dtype)
+    result = scratch("lrn base", x.shape, x.dtype)
     np.multiply(total, alpha, out=result)
     result += k
     return result
@@ -140,7 +141,7 @@ def _forward_numpy(x: Array, size: int, alpha: float, beta: float, k: float) -> 
     y = empty(rows.shape, x.dtype)
 
     def normalize(block: slice) -> None:
-        base = _denominator(rows[block], size, alpha, k)
+        base = _base(rows[block], size, alpha, k)
         _power(base, beta, y[block])
         y[block] *= rows[block]
 
@@ -149,31 +150,29 @@ def _forward_numpy(x: Array, size: int, alpha: float, beta: float, k: float) -> 
 
 
 def _backward_numpy(dy: Array, x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
-    rows, given = _rows(x), _rows(dy)
+    rows, dy_rows = _rows(x), _rows(dy)
     dx = empty(rows.shape, dy.dtype)
-    after = size - 1 - size // 2  # the adjoint looks the other way
+    after = size - 1 - size // 2  # the backward window is mirrored
 
     def spread(block: slice) -> None:
-        xs, dys, into = rows[block], given[block], dx[block]
-        base = _denominator(xs, size, alpha, k)
-        _power(base, beta, into)
-        into *= dys  # dy * base ** -beta
+        xs, out = rows[block], dx[block]
+        base = _base(xs, size, alpha, k)
+        _power(base, beta, out)
+        out *= dy_rows[block]  # dy * base ** -beta
         memory, padded = _banded("lrn squares", xs.shape, size, dy.dtype)
         inner = padded[:, after : after + xs.shape[1]]
-        np.multiply(into, xs, out=inner)
+        np.multiply(out, xs, out=inner)
         inner /= base
         total = _add_neighbours(memory, size, xs.shape)
         np.multiply(total, xs, out=base)
         base *= 2 * alpha * beta
-        into -= base
+        out -= base
 
     parallel(spread, _row_spans(rows))
     return dx.reshape(x.shape)
 
 
 # --- CUDA ---
-
-_THREADS = 256
 
 
 def _forward_cuda(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
@@ -203,12 +202,10 @@ def _backward_cuda(dy: Array, x: Array, size: int, alpha: float, beta: float, k:
     xp = array_module(dy)
     dy, x = xp.ascontiguousarray(dy), xp.ascontiguousarray(x)
     inner, dx = xp.empty(x.shape, np.float32), xp.empty(x.shape, np.float32)
-    grid = ceil_div(x.size, _THREADS)
     neighbours = (size // 2, size - 1 - size // 2)
-    cuda.launch(
+    cuda.launch_elementwise(
         "lrn_inner",
-        grid,
-        _THREADS,
+        x.size,
         dy,  # (..., C)
         x,  # (..., C)
         inner,  # (..., C)
@@ -219,10 +216,9 @@ def _backward_cuda(dy: Array, x: Array, size: int, alpha: float, beta: float, k:
         beta,
         k,
     )
-    cuda.launch(
+    cuda.launch_elementwise(
         "lrn_backward",
-        grid,
-        _THREADS,
+        x.size,
         dy,
         x,
         inner,

@@ -18,9 +18,10 @@ from gpucnn.tensor import Tensor
 def matmul(a: Any, b: Any) -> Tensor:
     """a @ b: (..., M, K) times (..., K, N) is (..., M, N); leading axes broadcast.
 
-    A vector stands for one row on the left, one column on the right, as in NumPy.  On the CPU the
-    result and both gradients are the same bits on any number of threads, of ours or of BLAS.
-    Raises ShapeError if the inner sizes differ, DtypeError if the dtypes do.
+    A vector is a row on the left and a column on the right, as in NumPy.  On the CPU the result
+    and both gradients have the same bits for any number of threads, gpucnn's or BLAS's.
+    Raises ShapeError if the inner sizes differ or the leading axes do not broadcast; DtypeError if
+    the dtypes differ.
     """
     a, b = as_tensor(a), as_tensor(b)
     if a.ndim == 0 or b.ndim == 0:
@@ -54,13 +55,13 @@ class _Matmul(Function):
         da = unbroadcast(_product(dy, b.swapaxes(-1, -2)), a.shape) if self.needs[0] else None
         if not self.needs[1]:
             return da, None
-        if b.ndim == 2:  # one product over all rows, where a stack of them would be added up
+        if b.ndim == 2:  # one product over all rows, not one for each matrix of the stack
             a, dy = _rows(a), _rows(dy)
         return da, unbroadcast(_product(a.swapaxes(-1, -2), dy), b.shape)
 
 
 def _rows(x: Array) -> Array:
-    """A stack of matrices as one: (..., M, K) as (all the rows, K)."""
+    """A stack of matrices (..., M, K) as one matrix (rows, K)."""
     return x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
@@ -71,17 +72,16 @@ def _product_array(a: Array, b: Array) -> Array:
     return a @ b
 
 
-# --- NumPy: the products cut into pieces by shape, so that every number of threads gives the
-# same bits; BLAS's own cutting depends on the number of its threads ---
+# --- NumPy: products split by shape, so that any number of threads gives the same bits; how BLAS
+# splits one depends on its number of threads ---
 
-# Rows and columns of one piece, enough for BLAS to multiply at full speed; and multiplications of
-# a piece of a stack, enough to be worth a thread.
-_PIECE, _WORK = (512, 512), 1 << 20
+_PIECE = (512, 512)  # rows and columns of a piece: BLAS multiplies those at full speed
+_WORK = 1 << 20  # multiplications in a piece of a stack: worth a thread
 
 
 def _product_numpy(a: Array, b: Array) -> Array:
     (*_, m, k), n = a.shape, b.shape[-1]
-    if b.ndim == 2 and a.ndim > 2:  # the stack's rows are those of one large matrix
+    if b.ndim == 2 and a.ndim > 2:  # the stack is one tall matrix
         return _product_numpy(_rows(a), b).reshape(*a.shape[:-1], n)
     if a.ndim == b.ndim == 2 and m <= _PIECE[0] and n <= _PIECE[1]:  # one piece
         with single_threaded_blas():
@@ -91,9 +91,9 @@ def _product_numpy(a: Array, b: Array) -> Array:
     a, b = np.broadcast_to(a, (*stack, m, k)), np.broadcast_to(b, (*stack, k, n))
 
     def multiply(piece: tuple[tuple[slice, ...], slice, slice]) -> None:
-        some, rows, columns = piece
-        into = y[some][..., rows, columns]
-        np.matmul(a[some][..., rows, :], b[some][..., columns], out=into)
+        part, rows, columns = piece
+        out = y[part][..., rows, columns]
+        np.matmul(a[part][..., rows, :], b[part][..., columns], out=out)
 
     parallel(
         multiply,
@@ -103,14 +103,18 @@ def _product_numpy(a: Array, b: Array) -> Array:
 
 
 def _parts(stack: tuple[int, ...], work: int) -> list[tuple[slice, ...]]:
-    """A stack cut along its longest axis, each part of _WORK multiplications or one matrix."""
+    """Split a stack along its longest axis into parts of about _WORK multiplications.
+
+    work is the number of multiplications in one product.
+    """
     if not stack:
         return [()]
     longest = max(stack)
     axis = stack.index(longest)
-    of_one = work * math.prod(stack) // max(longest, 1)
+    per_index = work * math.prod(stack) // max(longest, 1)
     return [
-        (slice(None),) * axis + (part,) for part in spans(longest, max(1, _WORK // max(of_one, 1)))
+        (slice(None),) * axis + (part,)
+        for part in spans(longest, max(1, _WORK // max(per_index, 1)))
     ]
 
 

@@ -1,4 +1,8 @@
-"""Sums, means and extremes over axes."""
+"""Reductions over axes: sum, mean, var, max and min.
+
+axis is one axis, several or None for all; negative axes count from the end.  Reduced axes vanish,
+or stay with size 1 if keepdims is set.  An axis out of range or named twice raises ArgumentError.
+"""
 
 import math
 from typing import Any
@@ -17,18 +21,18 @@ Axis = int | tuple[int, ...] | None
 
 
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The sum over `axis` (one, several, or None for all); reduced axes stay as 1 if keepdims.
+    """The sum over `axis`, 0 for no elements.
 
-    float16 is added up in float32 and rounded once: beyond 65504 the sum is infinite.
+    float16 is accumulated in float32 and rounded once: a sum beyond 65504 is infinite.
     """
     x = as_tensor(x)
     return _Sum(_axes("sum", x, axis), keepdims)(x)
 
 
 def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The mean over `axis`; of float16 it is finite even where the sum is not.
+    """The mean over `axis`; that of float16 is finite even where the sum is not.
 
-    Raises ShapeError if there is nothing to average.
+    Raises ShapeError for no elements, DtypeError unless x is floating-point.
     """
     t = as_tensor(x)
     axes = _axes("mean", t, axis)
@@ -40,9 +44,10 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 def var(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The mean squared distance from the mean over `axis` (divides by the count).
+    """The population variance over `axis`: the mean squared deviation from the mean.
 
     float16 is computed in float32, where the squares do not overflow.
+    Raises ShapeError for no elements, DtypeError unless x is floating-point.
     """
     x = as_tensor(x)
     if x.dtype == np.float16:
@@ -52,17 +57,19 @@ def var(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The largest value over `axis`.  Elements that tie share the gradient equally.
+    """The largest value over `axis`; elements that tie share the gradient equally.
 
     NaN wins over every number, and the NaNs share the gradient, as in torch.max(x).
+    Raises ShapeError for no elements.
     """
     return _extreme("max", x, axis, keepdims)
 
 
 def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The smallest value over `axis`.  Elements that tie share the gradient equally.
+    """The smallest value over `axis`; elements that tie share the gradient equally.
 
     NaN wins over every number, and the NaNs share the gradient, as in torch.min(x).
+    Raises ShapeError for no elements.
     """
     return _extreme("min", x, axis, keepdims)
 
@@ -95,12 +102,12 @@ class _Reduction(Function):
         self.keepdims = keepdims
 
     def spread(self, reduced: Array) -> Array:
-        """`reduced` with its reduced axes back as 1."""
+        """`reduced` with its reduced axes restored as size 1."""
         return reduced.reshape([1 if i in self.axes else n for i, n in enumerate(self.shape)])
 
 
 class _Sum(_Reduction):
-    """The sum times a factor: 1, or for a mean one over the count."""
+    """The sum, multiplied by 1 / count for a mean."""
 
     def __init__(
         self, axes: tuple[int, ...], keepdims: bool, name: str = "sum", factor: float | None = None
@@ -114,9 +121,9 @@ class _Sum(_Reduction):
         return narrowed(total if self.factor is None else total * self.factor, x.dtype)
 
     def backward(self, dy: Array) -> Array:
-        xp, given = array_module(dy), dy.dtype
+        xp, dtype = array_module(dy), dy.dtype
         if self.factor is not None:
-            dy = narrowed(widened(dy) * self.factor, given)
+            dy = narrowed(widened(dy) * self.factor, dtype)
         return xp.broadcast_to(self.spread(dy), self.shape).copy()
 
 
@@ -134,7 +141,7 @@ class _Extreme(_Reduction):
     def backward(self, dy: Array) -> Array:
         x, y = self.saved
         xp, y = array_module(x), self.spread(y)
-        winners = (x == y) | (x != x)  # a NaN: y is one too then
+        winners = (x == y) | (x != x)  # NaN, where y is NaN too
         count = winners.sum(axis=self.axes, keepdims=True, dtype=wide(x.dtype))
         share = narrowed(widened(self.spread(dy)) / count, dy.dtype)
         return xp.where(winners, share, dy.dtype.type(0))

@@ -1,4 +1,4 @@
-"""Rectified linear units."""
+"""Rectified linear units: relu and leaky_relu."""
 
 from typing import Any
 
@@ -14,15 +14,19 @@ from gpucnn.tensor import Tensor
 
 
 def relu(x: Tensor) -> Tensor:
-    """max(x, 0), element by element.  The gradient is dy where x > 0, and 0 where x <= 0 for an
-    infinite dy too.  NaN stays NaN, and passes dy, as in PyTorch."""
+    """max(x, 0), element by element; y has x's shape and dtype.
+
+    The gradient is dy where x > 0 and 0 where x <= 0, even where dy is infinite.  NaN stays NaN and
+    passes dy on, as in PyTorch.
+    """
     return _ReLU()(x)
 
 
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
-    """x where x > 0, else negative_slope * x.
+    """x where x > 0, else negative_slope * x; y has x's shape and dtype.
 
-    The gradient at 0, and of NaN, is negative_slope * dy.
+    The gradient is dy where x > 0, else negative_slope * dy, at 0 and for NaN too.
+    Source: Maas et al. 2013, section 2.
     """
     return _LeakyReLU(negative_slope)(x)
 
@@ -61,7 +65,7 @@ def _relu_array(x: Array) -> Array:
 
 
 def _relu_backward_array(dy: Array, y: Array) -> Array:
-    return array_module(dy).where(y == 0, dy.dtype.type(0), dy)  # y is positive, 0 or NaN
+    return array_module(dy).where(y == 0, dy.dtype.type(0), dy)  # y > 0, 0 or NaN
 
 
 def _leaky_array(v: Array, x: Array, slope: float) -> Array:
@@ -74,10 +78,10 @@ def _leaky_array(v: Array, x: Array, slope: float) -> Array:
 
 def _relu_numpy(x: Array) -> Array:
     y = empty(x.shape, x.dtype)
-    source, into = flat(x), y.reshape(-1)
+    source, out = flat(x), y.reshape(-1)
 
     def clip(block: slice) -> None:
-        np.clip(source[block], 0, np.inf, out=into[block])  # 3 times as fast as np.maximum(x, 0)
+        np.clip(source[block], 0, np.inf, out=out[block])  # 3 times as fast as np.maximum(x, 0)
 
     parallel(clip, blocks(x.size))
     return y
@@ -85,37 +89,35 @@ def _relu_numpy(x: Array) -> Array:
 
 def _relu_backward_numpy(dy: Array, y: Array) -> Array:
     dx = empty(y.shape, dy.dtype)
-    given, result, into = flat(dy), flat(y), dx.reshape(-1)
+    source, result, out = flat(dy), flat(y), dx.reshape(-1)
 
-    def pass_on(block: slice) -> None:
+    def mask(block: slice) -> None:
         alive = scratch("relu alive", (block.stop - block.start,), bool)
-        np.not_equal(result[block], 0, out=alive)  # it is positive, 0 or NaN
-        select(given[block], alive, into[block])
+        np.not_equal(result[block], 0, out=alive)
+        select(source[block], alive, out[block])
 
-    parallel(pass_on, blocks(y.size))
+    parallel(mask, blocks(y.size))
     return dx
 
 
 def _leaky_numpy(v: Array, x: Array, slope: float) -> Array:
     result = empty(v.shape, v.dtype)
-    values, source, into = flat(v), flat(x), result.reshape(-1)
+    values, source, out = flat(v), flat(x), result.reshape(-1)
     factors = np.array([slope, 1], v.dtype)
 
-    def pass_on(block: slice) -> None:
+    def scale(block: slice) -> None:
         length = (block.stop - block.start,)
         alive = scratch("relu alive", length, bool)
         factor = scratch("leaky factor", length, v.dtype)
         np.greater(source[block], 0, out=alive)
         np.take(factors, alive.view(np.uint8), out=factor, mode="clip")
-        np.multiply(values[block], factor, out=into[block])
+        np.multiply(values[block], factor, out=out[block])
 
-    parallel(pass_on, blocks(v.size))
+    parallel(scale, blocks(v.size))
     return result
 
 
 # --- CUDA ---
-
-_THREADS = 256
 
 
 def _relu_cuda(x: Array) -> Array:
@@ -126,7 +128,7 @@ def _relu_cuda(x: Array) -> Array:
     cuda.launch_elementwise(
         "relu_forward",
         x.size,
-        x,
+        x,  # any shape
         y,
         x.size,
     )
@@ -141,7 +143,7 @@ def _relu_backward_cuda(dy: Array, y: Array) -> Array:
     cuda.launch_elementwise(
         "relu_backward",
         dy.size,
-        dy,
+        dy,  # any shape
         y,
         dx,
         dy.size,
@@ -157,7 +159,7 @@ def _leaky_cuda(v: Array, x: Array, slope: float) -> Array:
     cuda.launch_elementwise(
         "leaky_relu",
         v.size,
-        v,
+        v,  # any shape
         x,
         result,
         slope,

@@ -1,4 +1,4 @@
-"""The same values in another shape, order, place or dtype."""
+"""Ops that move values: reshape, transpose, concatenate, pad, index, and change dtype or device."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.autograd import Function
-from gpucnn.device import Array, Device, array_module, device_of
+from gpucnn.device import Array, Device, array_module, device_of, to_host
 from gpucnn.device import to_device as copy_to
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.ops.elementwise import as_tensor
@@ -15,7 +15,11 @@ from gpucnn.tensor import Tensor
 
 
 def reshape(x: Any, shape: Sequence[int]) -> Tensor:
-    """x with its elements in row order under a new shape; one size may be -1."""
+    """x in a new shape, its elements in row order; one size may be -1, to be inferred.
+
+    The result shares x's memory where x is contiguous.
+    Raises ShapeError if the sizes do not match.
+    """
     x = as_tensor(x)
     shape = tuple(shape)
     known = math.prod(n for n in shape if n != -1)
@@ -27,7 +31,10 @@ def reshape(x: Any, shape: Sequence[int]) -> Tensor:
 
 
 def flatten(x: Any) -> Tensor:
-    """(N, ...) as (N, everything else); images (N, H, W, C) go in row, column, channel order."""
+    """x (N, ...) as (N, M); images (N, H, W, C) in row, column, channel order.
+
+    Raises ShapeError for a scalar.
+    """
     x = as_tensor(x)
     if x.ndim == 0:
         raise ShapeError("flatten: expected at least one axis, got a scalar")
@@ -35,7 +42,10 @@ def flatten(x: Any) -> Tensor:
 
 
 def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
-    """x with its axes in the order `axes`; None reverses them."""
+    """x with its axes in the order `axes`, contiguous; None reverses them.
+
+    Raises ArgumentError unless axes is a permutation of x's axes; negative ones count from the end.
+    """
     x = as_tensor(x)
     order = tuple(range(x.ndim))[::-1] if axes is None else tuple(axes)
     if sorted(i % x.ndim if -x.ndim <= i < x.ndim else -1 for i in order) != list(range(x.ndim)):
@@ -44,7 +54,10 @@ def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
 
 
 def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
-    """The tensors one after another along `axis`; their other sizes must agree."""
+    """Join tensors along the existing axis `axis`; their other sizes and dtypes must agree.
+
+    Raises ArgumentError for no tensors or an axis out of range, ShapeError, DtypeError.
+    """
     parts = [as_tensor(x) for x in tensors]
     if not parts:
         raise ArgumentError("concatenate: expected at least one tensor")
@@ -67,7 +80,10 @@ def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
 
 
 def pad(x: Any, widths: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
-    """x with `value` around it: widths holds (before, after) for each axis, in elements."""
+    """x surrounded by `value`: widths holds (before, after) for each axis, in elements.
+
+    Raises ArgumentError unless there is one pair of non-negative widths for each axis.
+    """
     x = as_tensor(x)
     pairs = tuple((int(before), int(after)) for before, after in widths)
     if len(pairs) != x.ndim or any(n < 0 for pair in pairs for n in pair):
@@ -78,12 +94,14 @@ def pad(x: Any, widths: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor
 
 
 def getitem(x: Any, index: Any) -> Tensor:
-    """x[index]: integers, slices, None, Ellipsis, integer and boolean arrays, as in NumPy.
+    """x[index] with integers, slices, None, Ellipsis, integer and boolean arrays, as in NumPy.
 
-    The gradients of an element that is picked several times are added up in an order that depends
-    on the index alone: the same bits every time, on a GPU too.  There the backward pass of index
-    arrays sorts them on the host, and waits for those that are on the GPU; integers and slices
-    wait for nothing.
+    The result is contiguous.  The gradients of an element that is picked several times are
+    summed in an order that depends on the index alone: the same bits every time, on a GPU too.
+    There the backward pass sorts index arrays on the host, which synchronises if they are on the
+    GPU; integers and slices never do.
+
+    Raises ShapeError for an index out of range.
     """
     x = as_tensor(x)
     if isinstance(index, tuple):
@@ -94,18 +112,21 @@ def getitem(x: Any, index: Any) -> Tensor:
 
 
 def astype(x: Any, dtype: Any) -> Tensor:
-    """x as another dtype; the gradient comes back in x's own."""
+    """x converted to dtype, x itself if it has it; the gradient is converted back to x's."""
     x = as_tensor(x)
     return x if x.dtype == dtype else _AsType(dtype)(x)
 
 
 def to_device(x: Tensor, device: Device) -> Tensor:
-    """x on `device`: itself if it is there, else a copy through which gradients flow back."""
+    """x on `device`: x itself if it is there, else a copy that passes gradients back."""
     return x if x.device == device else _ToDevice(device)(x)
 
 
 def from_nchw(x: Any) -> Tensor:
-    """Images (N, C, H, W), as PyTorch holds them, as (N, H, W, C), contiguous."""
+    """PyTorch's images (N, C, H, W) as (N, H, W, C), contiguous.
+
+    Raises ShapeError unless x has four axes.
+    """
     x = as_tensor(x)
     if x.ndim != 4:
         raise ShapeError(f"from_nchw: expected images (N, C, H, W), got shape {x.shape}")
@@ -113,7 +134,10 @@ def from_nchw(x: Any) -> Tensor:
 
 
 def to_nchw(x: Any) -> Tensor:
-    """Images (N, H, W, C) as (N, C, H, W), contiguous."""
+    """Images (N, H, W, C) as PyTorch's (N, C, H, W), contiguous.
+
+    Raises ShapeError unless x has four axes.
+    """
     x = as_tensor(x)
     if x.ndim != 4:
         raise ShapeError(f"to_nchw: expected images (N, H, W, C), got shape {x.shape}")
@@ -142,7 +166,7 @@ class _Transpose(Function):
 
     def forward(self, x: Array) -> Array:
         y = x.transpose(self.axes)
-        return array_module(x).ascontiguousarray(y).reshape(y.shape)  # which turns () into (1,)
+        return array_module(x).ascontiguousarray(y).reshape(y.shape)  # it made () into (1,)
 
     def backward(self, dy: Array) -> Array:
         dx = dy.transpose(sorted(range(len(self.axes)), key=self.axes.__getitem__))
@@ -179,7 +203,7 @@ class _Pad(Function):
         self.inner = tuple(
             slice(before, before + n) for (before, _), n in zip(self.widths, x.shape, strict=True)
         )
-        if x.ndim == 0:  # NumPy refuses no widths at all
+        if x.ndim == 0:  # np.pad rejects an empty list of widths
             return x.copy()
         return array_module(x).pad(x, self.widths, constant_values=self.value)
 
@@ -200,34 +224,34 @@ class _GetItem(Function):
             y = x[self.index]
         except IndexError as error:
             raise ShapeError(f"getitem: {error}; x has shape {x.shape}") from None
-        return array_module(x).ascontiguousarray(y).reshape(y.shape)  # which turns () into (1,)
+        return array_module(x).ascontiguousarray(y).reshape(y.shape)  # it made () into (1,)
 
     def backward(self, dy: Array) -> Array:
         xp = array_module(dy)
         dx = xp.zeros(self.shape, dtype=dy.dtype)
         parts = self.index if isinstance(self.index, tuple) else (self.index,)
         if all(isinstance(i, _PLAIN) for i in parts):
-            dx[self.index] = dy  # each element at most once
+            dx[self.index] = dy  # picks each element at most once
         elif xp is np:
             np.add.at(dx, self.index, dy)
         elif dy.size:
-            places, trailing = _places(self.shape, self.index)
-            _add_at(dx.reshape(-1, trailing), places, dy.reshape(-1, trailing))
+            rows, trailing = _rows(self.shape, self.index)
+            _add_at(dx.reshape(-1, trailing), rows, dy.reshape(-1, trailing))
         return dx
 
 
-# --- a GPU's add.at is an atomic for each number, in no order: sums of pairs instead ---
+# --- add.at on a GPU: CuPy's adds atomically, in no fixed order; this sums pairs instead ---
 
 _PLAIN = int | np.integer | slice | type(None) | type(Ellipsis)
 
 
-def _places(shape: tuple[int, ...], index: Any) -> tuple[Any, int]:
-    """Where each part of x[index] came from in x (lead, trailing), by row, in order; and trailing.
+def _rows(shape: tuple[int, ...], index: Any) -> tuple[Any, int]:
+    """The row of x that each row of x[index] was taken from, in order, and the length of a row.
 
-    Trailing axes that the index does not mention are whole in every part.
+    x is seen as (rows, trailing), where trailing is the axes that the index leaves whole.
     """
     parts = [
-        part.get() if hasattr(part, "get") else part
+        to_host(part) if hasattr(part, "get") else part  # an index array on the GPU
         for part in (index if isinstance(index, tuple) else (index,))
     ]
     parts = [np.asarray(part) if isinstance(part, list) else part for part in parts]
@@ -237,7 +261,7 @@ def _places(shape: tuple[int, ...], index: Any) -> tuple[Any, int]:
     rows = np.arange(math.prod(shape[:lead])).reshape(shape[:lead])
     try:
         return rows[tuple(parts)].reshape(-1), math.prod(shape[lead:])
-    except IndexError as error:  # CuPy wraps such an index round and says nothing
+    except IndexError as error:  # CuPy wraps such an index around without an error
         raise ShapeError(f"getitem: {error}; x has shape {shape}") from None
 
 
@@ -245,15 +269,15 @@ def _is_mask(part: Any) -> bool:
     return hasattr(part, "dtype") and part.dtype.kind == "b"
 
 
-def _add_at(dx: Array, places: Any, dy: Array) -> None:
-    """Add dy (n, trailing) to dx[places], places (n,) of the host, where dx is 0.
+def _add_at(dx: Array, rows: Any, dy: Array) -> None:
+    """Add dy (n, trailing) to dx[rows], where dx is 0; rows (n,) is on the host.
 
-    The rows of one place are put side by side, and added up in pairs until one of each is left:
-    as many rounds as the largest number of them has bits.
+    The rows of dy are sorted by target, and those of one target are summed in pairs until one is
+    left: log2 of the largest count rounds.
     """
     xp = array_module(dx)
-    order = np.argsort(places, kind="stable")
-    found, starts, counts = np.unique(places[order], return_index=True, return_counts=True)
+    order = np.argsort(rows, kind="stable")
+    targets, starts, counts = np.unique(rows[order], return_index=True, return_counts=True)
     dy = dy[xp.asarray(order)]
     while counts.max() > 1:
         halves = (counts + 1) // 2
@@ -265,7 +289,7 @@ def _add_at(dx: Array, places: Any, dy: Array) -> None:
         total = dy[xp.asarray(left)]
         total[xp.asarray(paired)] += dy[xp.asarray(right)]
         dy, starts, counts = total, firsts, halves
-    dx[xp.asarray(found)] = dy
+    dx[xp.asarray(targets)] = dy
 
 
 class _AsType(Function):

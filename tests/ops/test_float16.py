@@ -47,7 +47,7 @@ def test_means_of_windows_are_finite_where_their_sums_are_not(device):
 def test_the_first_float16_op_on_a_gpu_warns_with_the_way_out_and_no_other_does(
     gpu, monkeypatch, rng
 ):
-    monkeypatch.setattr(_kernels, "_said", False)
+    monkeypatch.setattr(_kernels, "_warned", False)
     x, w = (tensor(rng.standard_normal(s), gpu, half) for s in ((1, 4, 4, 2), (3, 3, 3, 2)))
     with pytest.warns(UserWarning, match=r"conv2d: float16 on a GPU.*\n.*\n.*model.astype"):
         ops.conv2d(x, w)
@@ -58,8 +58,8 @@ def test_the_first_float16_op_on_a_gpu_warns_with_the_way_out_and_no_other_does(
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_other_dtypes_and_the_cpu_do_not_warn(dtype, device, monkeypatch, rng):
-    monkeypatch.setattr(_kernels, "_said", False)
+    monkeypatch.setattr(_kernels, "_warned", False)
     used = half if device == "cpu" else dtype
     x = tensor(rng.standard_normal((2, 4, 4, 2)), device, used)
     ops.max_pool2d(ops.relu(x), 2)
-    assert not _kernels._said
+    assert not _kernels._warned
