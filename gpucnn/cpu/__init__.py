@@ -1,4 +1,8 @@
-"""What the CPU path stands on: worker threads, memory, and products of matrices."""
+"""Support for the ops on the CPU: worker threads, memory and BLAS.
+
+Counterpart of gpucnn.cuda.  NumPy computes; this package splits the work over threads, reuses
+buffers and controls BLAS's own threads.
+"""
 
 from gpucnn.cpu.blas import single_threaded_blas
 from gpucnn.cpu.memory import empty, flat, give_back_freed_memory, scratch, scratch_bytes

@@ -1,8 +1,8 @@
-"""Memory on the CPU: arrays that start on a cache line, buffers kept for reuse, and glibc.
+"""CPU memory: aligned arrays, scratch buffers, and glibc's allocator.
 
-glibc gives every array of more than 128 KiB back to the system when it is freed, and the next
-one of that size costs a page fault for each 4 KiB and the system's zeroing of it.  A training
-step frees and asks for the same sizes over and over: that was up to a tenth of its time.
+By default glibc returns every freed array of more than 128 KiB to the system, and the next one of
+that size costs a page fault, with zeroing, for each 4 KiB.  A training step frees and allocates the
+same sizes over and over, which took up to a tenth of its time.
 """
 
 import ctypes
@@ -16,21 +16,20 @@ import numpy as np
 
 _CACHE_LINE = 64  # bytes
 _NOTHING = np.empty(0, np.uint8)
-_MOST_VIEWS = 1000  # of buffers: made again when images of ever new sizes have made so many
-_local = threading.local()  # .owned: this thread's buffers
+_MOST_VIEWS = 1000  # cached views of buffers: images of ever new sizes would add without limit
+_local = threading.local()  # .buffers: this thread's scratch
 
 
 def flat(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The elements of x in row order: x's own memory if it is contiguous."""
+    """x as one axis in row order: a view if x is contiguous, else a copy."""
     return np.ascontiguousarray(x).reshape(-1)
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
-    """np.empty that starts on a cache line of its own.
+    """np.empty aligned to a cache line.
 
-    NumPy's own arrays start 16 bytes into one where they are large.  Then every vector of 64 bytes
-    lies across two, and the products of small matrices, which BLAS reads where they lie, took 1.25
-    to 1.4 times as long.
+    NumPy's large arrays start 16 bytes into a line, so every 64-byte vector straddles two.  On
+    those, products of small matrices, which BLAS does not pack, took 1.25 to 1.4 times as long.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + _CACHE_LINE, np.uint8)
@@ -38,33 +37,35 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
-    """Uninitialised memory of this thread's own under `name`, the same at every call.
+    """This thread's uninitialised buffer `name`, the same memory at every call.
 
-    A fresh large array costs a page fault for every 4 KiB; this one is faulted in once.  It starts
-    on a cache line of its own, as those of `empty` do.
+    A new large array costs a page fault for every 4 KiB; a buffer is faulted in once.  It is
+    aligned to a cache line too.
     """
-    owned = _owned()
+    buffers = _buffers()
     key = name, shape, dtype
-    view = owned.views.get(key)
+    view = buffers.views.get(key)
     if view is None:
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        if owned.memory.get(name, _NOTHING).size < size:
-            owned.drop(name)  # first, so that its place may be part of the new one's
-            owned.memory[name] = empty((size,), np.uint8)
-        if len(owned.views) >= _MOST_VIEWS:
-            owned.views.clear()
-        view = owned.views[key] = owned.memory[name][:size].view(dtype).reshape(shape)
+        if buffers.memory.get(name, _NOTHING).size < size:
+            buffers.drop(name)  # first, so that the new buffer may reuse its memory
+            buffers.memory[name] = empty((size,), np.uint8)
+        if len(buffers.views) >= _MOST_VIEWS:
+            buffers.views.clear()
+        view = buffers.views[key] = buffers.memory[name][:size].view(dtype).reshape(shape)
     return view
 
 
 def scratch_bytes() -> int:
-    """The memory that `scratch` keeps for this thread."""
-    return sum(memory.nbytes for memory in _owned().memory.values())
+    """The size of this thread's scratch buffers in bytes."""
+    return sum(memory.nbytes for memory in _buffers().memory.values())
 
 
-class _Owned:
-    """The buffers of a thread by name, and the views that were asked for: making one costs more
-    than some of the operations on it."""
+class _Buffers:
+    """A thread's buffers by name, and the views of them that were asked for.
+
+    Creating a view costs more than some operations on it.
+    """
 
     def __init__(self) -> None:
         self.memory: dict[str, np.ndarray[Any, Any]] = {}
@@ -75,11 +76,11 @@ class _Owned:
         self.memory.pop(name, None)
 
 
-def _owned() -> _Owned:
-    owned: _Owned | None = getattr(_local, "owned", None)
-    if owned is None:
-        owned = _local.owned = _Owned()
-    return owned
+def _buffers() -> _Buffers:
+    buffers: _Buffers | None = getattr(_local, "buffers", None)
+    if buffers is None:
+        buffers = _local.buffers = _Buffers()
+    return buffers
 
 
 # --- glibc ---
@@ -90,10 +91,9 @@ _LARGEST = 2**31 - 1  # mallopt takes an int
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc to keep what is freed; False if it is another C library or refuses.
+    """Make glibc keep freed memory; False if it refuses or the C library is another one.
 
-    Whoever has set MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_ in the environment has
-    chosen already, and keeps the choice.
+    MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_ in the environment takes precedence.
     """
     chosen = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys()
     libc = None if chosen else _glibc()
@@ -103,10 +103,10 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """Give all that is free to the system; False if there was nothing, or libc is another.
+    """Return all free memory to the system; False if there is none or libc is not glibc.
 
-    For the end of setting up.  What is kept from there has holes of sizes that a training step
-    does not ask for: for alexnet_keras in batches of 8 they were 126 MiB of 1,176.
+    Called when setting up is done: the memory that it freed has sizes that a training step does not
+    allocate.  For alexnet_keras in batches of 8 that was 126 MiB of 1,176.
     """
     libc = _glibc()
     return libc is not None and libc.malloc_trim(0) == 1
@@ -117,7 +117,7 @@ def _glibc() -> ctypes.CDLL | None:
         return None
     try:
         libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018  musl has a mallopt that does nothing
+        libc.gnu_get_libc_version  # noqa: B018  musl lacks it: its mallopt does nothing
     except (OSError, AttributeError):
         return None
     return libc

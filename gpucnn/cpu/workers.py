@@ -1,12 +1,12 @@
-"""The worker threads of the CPU path.
+"""Worker threads: `parallel(function, pieces)` calls function(piece) for every piece.
 
-`parallel(function, pieces)` calls function(piece) for every piece, on as many threads as
-`set_num_threads` allows, the caller's among them.  NumPy lets go of the interpreter lock in
-copies, ufuncs and BLAS, so threads help although they are Python's.  Two rules keep results
-equal to the last bit for every number of threads: pieces are cut by the shape of the data and
-never by the number of threads, and each piece writes memory of its own.
+`set_num_threads` sets the number of threads, including the caller's.  NumPy releases the
+interpreter lock in copies, ufuncs and BLAS, so Python threads do run at once.  Two rules give the
+same bits for any number of threads: pieces are split by the shape of the data, never by the number
+of threads, and each piece writes its own memory.
 
-BLAS is held to one thread meanwhile: N workers with N BLAS threads each fight over the cores.
+BLAS is limited to one thread meanwhile: N workers with N BLAS threads each would compete for the
+cores.
 """
 
 import atexit
@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gpucnn.cpu import blas
 from gpucnn.cpu.blas import single_threaded_blas
 from gpucnn.cpu.memory import keep_freed_memory
 from gpucnn.errors import ArgumentError
@@ -28,9 +29,9 @@ from gpucnn.errors import ArgumentError
 _Piece = TypeVar("_Piece")
 Work = tuple[Callable[[Any], object], Iterable[Any]]  # a function and its pieces
 
-# Elements of a ufunc's buffers inside a piece.  NumPy copies operands that are not contiguous, or
-# of another type, through them; at its default of 8192 they leave the first cache, and it copies
-# runs of 2048 elements or more too: maxima of such runs took 1.6 times as long.
+# Elements in a ufunc's buffers inside a piece.  NumPy copies operands that are strided or of
+# another dtype through them.  At its default of 8192 they exceed the first-level cache, and NumPy
+# copies runs of 2048 elements or more too: maxima over such runs took 1.6 times as long.
 _BUFFER = 2048
 
 
@@ -42,9 +43,10 @@ def usable_cores() -> int:
 
 
 def set_num_threads(n: int) -> None:
-    """Use n threads, the caller's included, inside each operation on the CPU.
+    """Use n threads, including the caller's, in each operation on the CPU.
 
-    The default is `usable_cores()`.  Results are the same bits for every n.
+    The default is the number of cores that the process may use.  Results have the same bits for
+    every n.
     Raises ArgumentError unless n is a positive int.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
@@ -58,14 +60,14 @@ def get_num_threads() -> int:
 
 
 def parallel(function: Callable[[_Piece], object], pieces: Iterable[_Piece]) -> None:
-    """Call function(piece) for every piece, in any order, several at a time.
+    """Call function(piece) for every piece, in any order, on several threads.
 
-    Inside a piece BLAS has one thread, and a nested `parallel` runs in line.  If pieces raise,
-    the others still run, and the first exception is raised here.
+    Inside a piece BLAS has one thread, and a nested `parallel` runs in the same thread.  If a piece
+    raises, the others still run, and the first exception is raised here.
     """
     _keep_freed_memory()
     work = list(pieces)
-    if getattr(_local, "busy", False):  # BLAS and buffers are as they should be
+    if getattr(_local, "busy", False):  # BLAS and ufunc buffers are set already
         for piece in work:
             function(piece)
         return
@@ -82,24 +84,24 @@ def parallel(function: Callable[[_Piece], object], pieces: Iterable[_Piece]) -> 
 
 
 def parallel_all(*work: Work) -> None:
-    """Call each function for each of its pieces, as `parallel` would, all in one go."""
+    """Run several `parallel` calls as one, so that their pieces share the threads."""
     parallel(lambda call: call[0](call[1]), [(f, piece) for f, pieces in work for piece in pieces])
 
 
 def spans(total: int, step: int) -> Iterator[slice]:
-    """range(total) cut into slices of `step`, the last one shorter."""
+    """range(total) as slices of `step` elements, the last one perhaps shorter."""
     for start in range(0, total, step):
         yield slice(start, min(start + step, total))
 
 
 def blocks(size: int) -> list[slice]:
-    """range(size) cut for element-wise work: blocks of 64 Ki elements stay in a core's cache."""
+    """range(size) as slices for element-wise work: 64 Ki elements stay in a core's cache."""
     return list(spans(size, 1 << 16))
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """A block in which this thread's `parallel` has no help: it does every piece itself."""
+    """Run each `parallel` inside the block in the calling thread alone."""
     before = getattr(_local, "busy", False)
     _local.busy = True
     try:
@@ -111,11 +113,11 @@ def alone() -> Iterator[None]:
 
 # --- the pool ---
 
-_local = threading.local()  # .busy: this thread works alone, as on a piece
+_local = threading.local()  # .busy: `parallel` runs in this thread alone
 
 
 class _Job:
-    """One call of `parallel`: what is to be done, and a word back for each piece done."""
+    """One call of `parallel`: its pieces, and a queue with None or an exception for each done."""
 
     def __init__(self, function: Callable[[Any], object], pieces: list[Any]) -> None:
         self.function = function
@@ -125,6 +127,7 @@ class _Job:
         self.done: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def help(self) -> None:
+        """Run pieces in a helper thread until none is left."""
         np.seterr(**self.errors)
         while True:
             try:
@@ -139,9 +142,11 @@ class _Job:
                 self.done.put(None)
 
     def lead(self) -> None:
-        """Work too, then wait for the pieces that helpers took, not for the helpers:
-        one that got no core in time has nothing to finish."""
-        taken_by_others = self.count  # not len(todo): helpers may have begun before this line
+        """Run pieces in the calling thread, then wait for those that helpers took.
+
+        A helper that got no core in time took none, and is not waited for.
+        """
+        taken_by_others = self.count  # not len(todo): helpers may have started before this line
         first_error: BaseException | None = None
         while True:
             try:
@@ -153,7 +158,7 @@ class _Job:
                 self.function(piece)
             except Exception as error:
                 first_error = first_error or error
-            except BaseException as error:  # Ctrl-C: start nothing more
+            except BaseException as error:  # Ctrl-C: start no more pieces
                 first_error = error
                 with contextlib.suppress(IndexError):
                     while True:
@@ -166,7 +171,7 @@ class _Job:
 
 
 class _Pool:
-    """size - 1 helper threads, started when first needed."""
+    """size - 1 helper threads, started at the first job."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -197,7 +202,7 @@ class _Pool:
             self.size = size
             surplus = max(len(self._helpers) - (size - 1), 0)
             stopping = self._helpers if surplus else []
-            if surplus:  # any helper may take the word to stop, so stop them all
+            if surplus:  # any helper may take the stop marker, so stop all
                 self._helpers = []
                 for _ in stopping:
                     self._jobs.put(None)
@@ -211,17 +216,21 @@ def _serve(jobs: "SimpleQueue[_Job | None]") -> None:
     np.setbufsize(_BUFFER)
     while (job := jobs.get()) is not None:
         job.help()
-        del job  # or its arrays would live until the next one
+        del job  # free its arrays now, not at the next job
 
 
 def _after_fork() -> None:
-    """The child has no thread but its own, and locks may be held by threads that it lacks."""
+    """Replace the pool and BLAS's lock in the child of a fork.
+
+    Only the forking thread exists there, and another one may have held a lock.
+    """
     global _pool
+    blas.reset()
     _pool = _Pool(_pool.size)
     _local.busy = False
 
 
-_keep_freed_memory = functools.cache(keep_freed_memory)  # at the first use of the CPU path
+_keep_freed_memory = functools.cache(keep_freed_memory)  # at the first `parallel`
 _pool = _Pool(usable_cores())
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

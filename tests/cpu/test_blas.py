@@ -1,10 +1,14 @@
-"""Stacks of matrix products, whole and cut into blocks."""
+"""Batched matrix products, whole and in blocks, and the number of BLAS's threads."""
+
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
-from gpucnn.cpu import blas as _products
-from gpucnn.cpu import empty
+from gpucnn.cpu import blas, empty, parallel, single_threaded_blas
 
 # rows, depth, columns: less than a block, whole blocks, some over, panels of 64 and of 32 columns
 # and none, and too deep for any block
@@ -15,7 +19,7 @@ SHAPES = [*SMALL, (77, 300, 130), (40, 1954, 32)]
 def _in_panels(b):
     """b (i, depth, columns) as `multiply` wants it."""
     stack, depth, columns = b.shape
-    width = _products.panel_width(depth, columns)
+    width = blas.panel_width(depth, columns)
     panels = empty((stack, columns // width, depth, width), b.dtype)
     panels[...] = b.reshape(stack, depth, -1, width).transpose(0, 2, 1, 3)
     return panels
@@ -24,12 +28,12 @@ def _in_panels(b):
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize(("rows", "depth", "columns"), SHAPES)
 def test_blocks_cover_the_product(monkeypatch, rng, rows, depth, columns, in_place):
-    monkeypatch.setattr(_products, "_blas_multiplies_in_place", lambda: in_place)
+    monkeypatch.setattr(blas, "_blas_multiplies_in_place", lambda: in_place)
     a = empty((3, rows + 1, depth), np.float32)[:, :rows]  # as positions lie: a row apart
     b = rng.standard_normal((3, depth, columns), np.float32)
     a[...] = rng.standard_normal(a.shape)
     out = np.full((3, rows + 1, columns), np.nan, np.float32)
-    _products.multiply(a, _in_panels(b), out[:, :rows])
+    blas.multiply(a, _in_panels(b), out[:, :rows])
     expected = a.astype(np.float64) @ b.astype(np.float64)
     np.testing.assert_allclose(out[:, :rows], expected, rtol=0, atol=1e-5 * depth**0.5)
     assert np.isnan(out[:, rows:]).all()
@@ -37,7 +41,7 @@ def test_blocks_cover_the_product(monkeypatch, rng, rows, depth, columns, in_pla
 
 @pytest.mark.parametrize(("rows", "depth", "columns"), SMALL)
 def test_blocks_are_small_enough_for_blas(monkeypatch, rows, depth, columns):
-    monkeypatch.setattr(_products, "_blas_multiplies_in_place", lambda: True)
+    monkeypatch.setattr(blas, "_blas_multiplies_in_place", lambda: True)
     blocks = []
     matmul = np.matmul
 
@@ -50,7 +54,7 @@ def test_blocks_are_small_enough_for_blas(monkeypatch, rows, depth, columns):
     monkeypatch.setattr(np, "matmul", noting)
     a, b, out = (2, rows, depth), (2, depth, columns), (2, rows, columns)
     b = _in_panels(np.zeros(b, np.float32))
-    _products.multiply(np.zeros(a, np.float32), b, np.zeros(out, np.float32))
+    blas.multiply(np.zeros(a, np.float32), b, np.zeros(out, np.float32))
     assert blocks
     assert max(blocks) <= 100**3
 
@@ -60,11 +64,46 @@ def test_blocks_are_small_enough_for_blas(monkeypatch, rows, depth, columns):
 def test_blocks_cover_the_product_with_a_transposed_matrix(
     monkeypatch, rng, rows, depth, columns, in_place
 ):
-    monkeypatch.setattr(_products, "_blas_multiplies_in_place", lambda: in_place)
+    monkeypatch.setattr(blas, "_blas_multiplies_in_place", lambda: in_place)
     a = empty((3, depth + 1, rows), np.float32)[:, :depth]  # as positions lie: a row apart
     b = empty((3, depth + 1, columns), np.float32)[:, :depth]
     a[...], b[...] = rng.standard_normal(a.shape), rng.standard_normal(b.shape)
     out = np.full((3, rows, columns), np.nan, np.float32)
-    _products.multiply_transposed(a, b, out)
+    blas.multiply_transposed(a, b, out)
     expected = a.astype(np.float64).transpose(0, 2, 1) @ b.astype(np.float64)
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5 * depth**0.5)
+
+
+# --- threads ---
+
+
+def blas_threads():
+    return {i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas"}
+
+
+def test_blas_has_one_thread_inside_and_its_own_number_after():
+    before = blas_threads()
+    inside = []
+    parallel(lambda _: inside.append(blas_threads()), range(3))
+    with single_threaded_blas():
+        inside.append(blas_threads())
+    assert inside == [{1}] * 4
+    assert blas_threads() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_can_limit_blas_although_a_thread_of_its_parent_held_the_lock():
+    code = """
+import os, signal
+from gpucnn.cpu import blas, single_threaded_blas
+blas._blas._lock.acquire()  # as another thread may at the fork
+child = os.fork()
+if child == 0:
+    signal.alarm(20)  # a deadlock ends here
+    with single_threaded_blas():
+        pass
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    subprocess.run(command, check=True, timeout=60)

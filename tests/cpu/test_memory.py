@@ -1,17 +1,54 @@
-"""Freed memory is kept for the next step, unless the user has chosen otherwise, or given back."""
+"""Aligned arrays, scratch buffers, and freed memory that is kept or returned to the system."""
 
 import subprocess
 import sys
+import threading
 
+import numpy as np
 import pytest
 
-from gpucnn.cpu import memory
+from gpucnn.cpu import empty, memory, scratch
+
+
+def test_scratch_belongs_to_its_thread():
+    mine = scratch("test", (4,), np.float32)
+    assert scratch("test", (2, 2), np.float32).base is mine.base
+    others = []
+    other = threading.Thread(target=lambda: others.append(scratch("test", (4,), np.float32)))
+    other.start()
+    other.join()
+    assert not np.shares_memory(mine, others[0])
+
+
+def test_scratch_that_grew_is_one_memory_for_every_shape():
+    small = scratch("grows", (3,), np.float32)
+    large = scratch("grows", (300,), np.float32)
+    again = scratch("grows", (3,), np.float32)
+    assert not np.shares_memory(small, again)
+    assert np.shares_memory(large, again)
+    assert scratch("grows", (3,), np.float32) is again
+
+
+def test_scratch_of_ever_new_shapes_keeps_few_views():
+    for size in range(1, 3000):
+        scratch("many", (size,), np.uint8)
+    assert len(memory._buffers().views) <= 1000
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 5), (1000, 100)])
+def test_memory_starts_on_a_line_of_the_cache(shape):
+    for array in (empty(shape, np.float64), scratch("aligned", shape, np.float64)):
+        assert (array.shape, array.dtype) == (shape, np.float64)
+        assert array.ctypes.data % 64 == 0
+
+
+# --- glibc ---
 
 CODE = """
 import resource
 import numpy as np
 from gpucnn.cpu import parallel
-parallel(lambda piece: None, [0])  # the first use asks glibc to keep what is freed
+parallel(lambda piece: None, [0])  # the first use makes glibc keep freed memory
 def step():
     np.ones(4 << 20, np.float32)  # 16 MiB, used and freed
 step()
@@ -31,7 +68,7 @@ def test_a_freed_array_is_used_again_without_page_faults():
 GIVE_BACK = """
 import numpy as np
 from gpucnn.cpu import parallel
-parallel(lambda piece: None, [0])  # the first use asks glibc to keep what is freed
+parallel(lambda piece: None, [0])  # the first use makes glibc keep freed memory
 from gpucnn.cpu import memory
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096

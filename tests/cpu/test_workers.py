@@ -1,4 +1,4 @@
-"""The worker pool, and what must not depend on it."""
+"""The worker pool, and results that must not depend on its size."""
 
 import os
 import subprocess
@@ -8,12 +8,10 @@ import time
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info
 
 import gpucnn
 from gpucnn import nn, ops
-from gpucnn.cpu import alone, empty, parallel, scratch, single_threaded_blas, spans, usable_cores
-from gpucnn.cpu.memory import _owned
+from gpucnn.cpu import alone, parallel, spans, usable_cores
 from gpucnn.cpu.workers import _Job
 from gpucnn.errors import ArgumentError
 
@@ -23,10 +21,6 @@ def _restore():
     before = gpucnn.get_num_threads()
     yield
     gpucnn.set_num_threads(before)
-
-
-def blas_threads():
-    return {i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas"}
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -131,16 +125,6 @@ def test_several_threads_may_call_at_once():
     assert totals == [8] * 200
 
 
-def test_blas_has_one_thread_inside_and_its_own_number_after():
-    before = blas_threads()
-    inside = []
-    parallel(lambda _: inside.append(blas_threads()), range(3))
-    with single_threaded_blas():
-        inside.append(blas_threads())
-    assert inside == [{1}] * 4
-    assert blas_threads() == before
-
-
 def test_the_default_is_the_cores_of_this_process():
     code = "import gpucnn; print(gpucnn.get_num_threads())"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -192,38 +176,6 @@ parallel(lambda i: None, range(50))
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
     )
     assert (out.returncode, out.stdout, out.stderr) == (0, "", "")
-
-
-def test_scratch_belongs_to_its_thread():
-    mine = scratch("test", (4,), np.float32)
-    assert scratch("test", (2, 2), np.float32).base is mine.base
-    others = []
-    other = threading.Thread(target=lambda: others.append(scratch("test", (4,), np.float32)))
-    other.start()
-    other.join()
-    assert not np.shares_memory(mine, others[0])
-
-
-def test_scratch_that_grew_is_one_memory_for_every_shape():
-    small = scratch("grows", (3,), np.float32)
-    large = scratch("grows", (300,), np.float32)
-    again = scratch("grows", (3,), np.float32)
-    assert not np.shares_memory(small, again)
-    assert np.shares_memory(large, again)
-    assert scratch("grows", (3,), np.float32) is again
-
-
-def test_scratch_of_ever_new_shapes_keeps_few_views():
-    for size in range(1, 3000):
-        scratch("many", (size,), np.uint8)
-    assert len(_owned().views) <= 1000
-
-
-@pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 5), (1000, 100)])
-def test_memory_starts_on_a_line_of_the_cache(shape):
-    for memory in (empty(shape, np.float64), scratch("aligned", shape, np.float64)):
-        assert (memory.shape, memory.dtype) == (shape, np.float64)
-        assert memory.ctypes.data % 64 == 0
 
 
 @pytest.mark.parametrize("threads", [1, 3])
