@@ -13,7 +13,7 @@ from gpucnn.device import (
     to_device,
     working_on,
 )
-from gpucnn.dlpack import array_from_cuda, array_from_dlpack, check_dtype, speaks_dlpack
+from gpucnn.dlpack import array_from_cuda, array_from_dlpack, check_dtype, supports_dlpack
 from gpucnn.errors import DtypeError, ShapeError
 from gpucnn.tensor import Tensor
 
@@ -72,7 +72,7 @@ def _array(x: Any) -> Array:
         return x
     except TypeError:
         pass  # another library's array, or no array
-    if speaks_dlpack(x):
+    if supports_dlpack(x):
         return array_from_dlpack("tensor", x)
     if hasattr(x, "__cuda_array_interface__"):
         return array_from_cuda("tensor", x)

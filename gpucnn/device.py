@@ -1,25 +1,25 @@
-"""Where arrays live: "cpu" (NumPy), "cuda", "cuda:1", ... (CuPy) or "cudasim".
+"""Devices: "cpu" (NumPy), "cuda", "cuda:1", ... (CuPy) and "cudasim".
 
-NumPy and CuPy share most of their API, so most code asks `array_module(x)` for the module that
-x belongs to.  An op with a kernel of its own pairs its two halves by name instead:
+NumPy and CuPy share most of their API, so most code calls `array_module(x)` and computes with the
+module that x belongs to.  An op with its own CUDA kernels pairs its two implementations instead:
 
     _forward = by_device(cpu=_forward_numpy, cuda=_forward_cuda)
 
-CuPy is imported only when a CUDA device is asked for.  "cudasim" is a CUDA device made of CPU
-cores: gpucnn.cudasim stands in for CuPy there, and runs the same kernels.
+CuPy is imported only when a CUDA device is requested.  "cudasim" is a simulated CUDA device:
+gpucnn.cudasim replaces CuPy and runs the same kernels on the CPU's cores.
 
-`with gpucnn.device("cuda:1"):` makes a device the default of a block.  In the package that name is
-the function below; `from gpucnn.device import Device` still finds this module.
+`with gpucnn.device("cuda:1"):` sets the default device of a block.  That function shadows this
+module as an attribute of the package; `from gpucnn.device import Device` still imports the module.
 
-CuPy has a current device, which need not be a tensor's: it refuses an array of another device, or
-works on the wrong device's stream, where nothing is ordered.  So there is one rule:
+CuPy's current device need not be that of a tensor.  CuPy then rejects the array, or uses the
+current device's stream, which is not ordered with the array's.  Hence one rule:
 
-    Whatever allocates, computes with or copies an array does it inside `with working_on(device)`,
-    for the device of that array.
+    Code that allocates, computes with or copies an array does so inside `with working_on(device)`,
+    where device is the array's.
 
-Ops, backward, optimizers, modules, loaders and `inspect` follow it, and every public function works
-for cuda:1 while cuda:0 is current, in the order of cuda:1's current stream.  Entering again for the
-same device costs next to nothing.
+Ops, backward, optimizers, modules, loaders and `inspect` follow it, so every public function works
+on cuda:1 while cuda:0 is current, on cuda:1's current stream.  Entering the block again for the
+same device costs almost nothing.
 """
 
 import os
@@ -38,13 +38,13 @@ from gpucnn.errors import DeviceError, OutOfMemory
 Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray: the two share no base class
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 
-_AUTO = "GPUCNN_DEVICE"  # the variable that says what "auto" takes
+_AUTO = "GPUCNN_DEVICE"  # the environment variable that overrides "auto"
 CUPY_INSTALL = 'pip install "gpucnn[cuda12]" (or "gpucnn[cuda13]" for a CUDA 13 driver)'
 
 
 @dataclass(frozen=True)
 class Device:
-    """One place for arrays.  `Device.parse("cuda:1")` checks that it can be used."""
+    """A device.  `Device.parse("cuda:1")` creates one and checks that it can be used."""
 
     kind: str  # "cpu", "cuda" or "cudasim"
     index: int = 0
@@ -64,11 +64,11 @@ class Device:
 
     @staticmethod
     def parse(spec: "str | Device | None") -> "Device":
-        """The device that `spec` names; None means the default: the CPU outside of `device`.
+        """The device that `spec` names: "auto", "cpu", "cuda", "cuda:N", "cudasim" or a Device.
 
-        spec is "auto", "cpu", "cuda", "cuda:N", "cudasim" or a Device.  Raises DeviceError if the
-        name is unknown, CuPy is missing, there is no driver, device N does not exist, or there is
-        no compiler for cudasim.
+        None means the default device, which is the CPU outside of `with gpucnn.device(...)`.
+        Raises DeviceError if the name is unknown, CuPy or the driver is missing, device N does not
+        exist, or cudasim finds no C++ compiler.
         """
         if spec is None:
             return default_device() or CPU
@@ -104,15 +104,15 @@ _state = threading.local()
 
 @contextmanager
 def device(spec: "str | Device | None") -> Iterator[Device]:
-    """Make a device the default inside the block, in this thread.
+    """Set the default device inside the block, in this thread.
 
         with gpucnn.device("cuda:1"):
             model = models.alexnet_cifar10()     # its parameters are on cuda:1
             x = gpucnn.tensor(images)            # and so is x
 
-    New tensors of the host's data, new parameters and data.DataLoader are there unless they are
-    given a device; what is on a device already stays where it is.  It is CuPy's current device too.
-    Blocks nest.  Errors: as Device.parse.
+    It applies to tensors created from host data, new parameters and data.DataLoader, unless they
+    are given a device.  Arrays that are on a GPU stay there.  The device is also CuPy's current
+    one.  Blocks nest.  Raises DeviceError as Device.parse does.
     """
     chosen = Device.parse(spec)
     outer = default_device()
@@ -121,7 +121,7 @@ def device(spec: "str | Device | None") -> Iterator[Device]:
     with current:
         _state.default = chosen
         if chosen.kind == "cuda":
-            _state.working_on = None  # CuPy's current device is another one now
+            _state.working_on = None  # CuPy's current device has changed
         try:
             yield chosen
         finally:
@@ -129,21 +129,21 @@ def device(spec: "str | Device | None") -> Iterator[Device]:
 
 
 def default_device() -> Device | None:
-    """The device of the innermost `with gpucnn.device(...)` of this thread; None outside."""
+    """The device of this thread's innermost `with gpucnn.device(...)`, or None."""
     return getattr(_state, "default", None)
 
 
 def choose_device() -> tuple[Device, str]:
-    """What "auto" means and, for people, the reason: the fastest usable device.
+    """The device that "auto" stands for, a CUDA device if there is one, and the reason as text.
 
-    The environment variable GPUCNN_DEVICE names another one; DeviceError if that cannot be used.
+    The environment variable GPUCNN_DEVICE overrides it; DeviceError if that cannot be used.
     """
-    wish = os.environ.get(_AUTO, "auto")
-    if wish not in ("", "auto"):
+    requested = os.environ.get(_AUTO, "auto")
+    if requested not in ("", "auto"):
         try:
-            return Device.parse(wish), f"{_AUTO}={wish}"
+            return Device.parse(requested), f"{_AUTO}={requested}"
         except DeviceError as error:
-            raise DeviceError(f"{_AUTO}={wish}: {error}") from error
+            raise DeviceError(f"{_AUTO}={requested}: {error}") from error
     try:
         return Device.parse("cuda"), "a CUDA device was found"
     except DeviceError as error:
@@ -171,11 +171,11 @@ def _cudasim() -> Any:
 
 
 def _cuda_device_count() -> int:
-    """How many CUDA devices there are, at least 1; DeviceError says what is missing otherwise."""
+    """The number of CUDA devices, at least 1; DeviceError if CuPy, driver or GPU is missing."""
     cupy = _cupy()
     try:
         count = int(cupy.cuda.runtime.getDeviceCount())
-    except Exception as error:  # CuPy raises its own type, which cannot be named without CuPy
+    except Exception as error:  # CuPy's own type, unknown without CuPy
         raise DeviceError(
             f"device cuda needs an NVIDIA driver, and CuPy found none ({error}); "
             f"install the driver, with a CuPy that matches it: {CUPY_INSTALL}"
@@ -186,7 +186,7 @@ def _cuda_device_count() -> int:
 
 
 def array_module(x: Array) -> Any:
-    """numpy if x is a NumPy array, cupy or gpucnn.cudasim if it is one of theirs."""
+    """The module of array x: numpy, cupy or gpucnn.cudasim; TypeError for anything else."""
     if isinstance(x, np.ndarray):
         return np
     for name in ("cupy", "gpucnn.cudasim"):
@@ -197,7 +197,7 @@ def array_module(x: Array) -> Any:
 
 
 def device_of(x: Array) -> Device:
-    """The device on which array x lives."""
+    """The device of array x."""
     if isinstance(x, np.ndarray):
         return CPU
     cudasim = sys.modules.get("gpucnn.cudasim")
@@ -207,7 +207,7 @@ def device_of(x: Array) -> Device:
 
 
 def by_device(cpu: _Call, cuda: _Call) -> _Call:
-    """One function out of two halves: the first argument, an array, decides which one runs."""
+    """A function that calls `cpu` or `cuda`, depending on the device of its first argument."""
 
     def dispatch(x: Array, *rest: Any) -> Any:
         return (cpu if isinstance(x, np.ndarray) else cuda)(x, *rest)
@@ -217,7 +217,7 @@ def by_device(cpu: _Call, cuda: _Call) -> _Call:
 
 
 def to_host(x: Array) -> np.ndarray[Any, Any]:
-    """x as a NumPy array: x itself if it is one, else a copy, after the work before it."""
+    """x as a NumPy array: x itself if it is one, else a copy, which waits for the GPU."""
     if isinstance(x, np.ndarray):
         return x
     with working_on(device_of(x)):  # CuPy copies on the current device's current stream
@@ -226,7 +226,7 @@ def to_host(x: Array) -> np.ndarray[Any, Any]:
 
 
 def to_device(x: Array, device: Device) -> Array:
-    """x on `device`: x itself if it is there already, else a copy."""
+    """x on `device`: x itself if it is there, else a copy."""
     if device_of(x) == device:
         return x
     host = to_host(x)
@@ -236,13 +236,14 @@ def to_device(x: Array, device: Device) -> Array:
         return device.xp.asarray(host)
 
 
-# --- working on a device: its memory comes from there, and when there is none left ---
+# --- the current device and its memory ---
 
 
 def working_on(device: Device) -> AbstractContextManager[None]:
-    """Make `device` CuPy's current one inside the block: see this module's docstring.
+    """Make `device` CuPy's current device inside the block: see this module's docstring.
 
-    A block that allocates more than the device has raises OutOfMemory.
+    When memory runs out inside the block, gpucnn frees CuPy's cached blocks and retries; if that
+    fails too, it raises OutOfMemory.
     """
     if device.kind == "cpu" or getattr(_state, "working_on", None) == device:
         return _NOTHING
@@ -256,7 +257,7 @@ _NOTHING = nullcontext()
 def _enter(device: Device) -> Iterator[None]:
     outer = getattr(_state, "working_on", None)
     cuda = device.xp.cuda
-    with cuda.Device(device.index), cuda.using_allocator(_frugal(device, cuda.get_allocator())):
+    with cuda.Device(device.index), cuda.using_allocator(_retrying(device, cuda.get_allocator())):
         _state.working_on = device
         try:
             yield
@@ -264,8 +265,8 @@ def _enter(device: Device) -> Iterator[None]:
             _state.working_on = outer
 
 
-def _frugal(device: Device, allocate: Callable[[int], Any]) -> Callable[[int], Any]:
-    """`allocate`, which gives unused memory back to the device where it fails, and tries again."""
+def _retrying(device: Device, allocate: Callable[[int], Any]) -> Callable[[int], Any]:
+    """An allocator that calls `allocate`, and again after freeing the pool's cached blocks."""
     xp = device.xp
 
     def attempt(size: int) -> Any:
@@ -274,7 +275,7 @@ def _frugal(device: Device, allocate: Callable[[int], Any]) -> Callable[[int], A
         except xp.cuda.memory.OutOfMemoryError:
             return None
 
-    def frugal(size: int) -> Any:
+    def retrying(size: int) -> Any:
         memory = attempt(size)
         if memory is None:
             pool = xp.get_default_memory_pool()
@@ -287,4 +288,4 @@ def _frugal(device: Device, allocate: Callable[[int], Any]) -> Callable[[int], A
             raise OutOfMemory(size, used, free, str(device))
         return memory
 
-    return frugal
+    return retrying

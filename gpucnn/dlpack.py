@@ -1,4 +1,4 @@
-"""Arrays of other libraries as gpucnn's, without a copy: DLPack and __cuda_array_interface__."""
+"""Sharing memory with other libraries' arrays: DLPack and __cuda_array_interface__."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from gpucnn.device import Array, Device, array_module
 from gpucnn.errors import ArgumentError, DeviceError, DtypeError, GraphError
 
 # DLDeviceType of dlpack.h
-_HOST = {1: "CPU", 3: "CUDA pinned", 11: "ROCm pinned"}  # NumPy reads all of these
+_HOST = {1: "CPU", 3: "CUDA pinned", 11: "ROCm pinned"}  # NumPy accepts these
 _CUDA = {2: "CUDA", 13: "CUDA managed"}
 _ELSEWHERE = {
     4: "OpenCL",
@@ -23,17 +23,17 @@ _ELSEWHERE = {
 }
 
 
-def speaks_dlpack(x: Any) -> bool:
-    """Whether x offers its memory by DLPack."""
+def supports_dlpack(x: Any) -> bool:
+    """Whether x supports DLPack."""
     return hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__")
 
 
 def array_from_dlpack(what: str, x: Any) -> Array:
-    """x's memory as a NumPy or CuPy array; one of these itself comes back as it is.
+    """A NumPy or CuPy array that shares x's memory; x itself if it is one.
 
-    Raises ArgumentError, DeviceError, DtypeError or GraphError, in the name of `what`, for an x
-    that does not speak DLPack, is on a device or of a dtype that gpucnn does not have, or records
-    gradients of its own.
+    Raises, in the name of `what`, ArgumentError if x does not support DLPack, DeviceError or
+    DtypeError for a device or dtype that gpucnn does not support, and GraphError if x requires a
+    gradient in its own library.
     """
     try:
         array_module(x)
@@ -43,10 +43,10 @@ def array_from_dlpack(what: str, x: Any) -> Array:
 
 
 def _import(what: str, x: Any) -> Array:
-    if not speaks_dlpack(x):
+    if not supports_dlpack(x):
         raise ArgumentError(
             f"{what}: expected an array with __dlpack__ and __dlpack_device__, got "
-            f"{type(x).__name__}\n  gpucnn.tensor makes a tensor of lists and numbers"
+            f"{type(x).__name__}\n  gpucnn.tensor converts lists and numbers"
         )
     try:
         kind, index = (int(number) for number in x.__dlpack_device__())
@@ -67,15 +67,15 @@ def _import(what: str, x: Any) -> Array:
 def _take(what: str, take: Any, x: Any) -> Array:
     if getattr(x, "requires_grad", False):
         raise GraphError(
-            f"{what}: the {type(x).__name__} requires a gradient, and no gradient passes from one "
-            "library to another\n  take it out of its graph first: x.detach()"
+            f"{what}: the {type(x).__name__} requires a gradient, and gradients do not pass from "
+            "one library to another\n  detach it from its graph first: x.detach()"
         )
     try:
         return take(x)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         dtype = getattr(x, "dtype", "an unknown dtype")
         kind, way_out = (
-            (ArgumentError, "make a plain, dense array of it first, with its own library")
+            (ArgumentError, "convert it to a plain, dense array first, with its own library")
             if _is_known(dtype)
             else (DtypeError, "convert it first: to float32, with its own library")
         )
@@ -85,7 +85,7 @@ def _take(what: str, take: Any, x: Any) -> Array:
 
 
 def _is_known(dtype: Any) -> bool:
-    """Whether gpucnn has a dtype of this name; NumPy may have more: ml_dtypes adds bfloat16."""
+    """Whether gpucnn supports a dtype of this name; NumPy may know more (ml_dtypes' bfloat16)."""
     try:
         return np.dtype(str(dtype).removeprefix("torch.")).kind in "fiub"
     except TypeError:
@@ -93,8 +93,10 @@ def _is_known(dtype: Any) -> bool:
 
 
 def array_from_cuda(what: str, x: Any) -> Array:
-    """The CuPy array of an object with __cuda_array_interface__: the same memory, or a copy of
-    memory that must not be written, since CuPy cannot keep that promise."""
+    """A CuPy array that shares the memory of x, an object with __cuda_array_interface__.
+
+    Read-only memory is copied, because CuPy has no read-only arrays.
+    """
     interface = x.__cuda_array_interface__
     try:
         dtype, read_only = np.dtype(interface["typestr"]), bool(interface["data"][1])
@@ -103,18 +105,18 @@ def array_from_cuda(what: str, x: Any) -> Array:
             f"{what}: the __cuda_array_interface__ of {type(x).__name__} is incomplete ({error})"
         ) from error
     if interface.get("mask") is not None:
-        raise ArgumentError(f"{what}: {type(x).__name__} has a mask, and gpucnn has no such arrays")
+        raise ArgumentError(f"{what}: {type(x).__name__} has a mask, which gpucnn does not support")
     _check(what, dtype)
     cupy = Device.parse("cuda").xp
     address, current = interface["data"][0], cupy.cuda.runtime.getDevice()
     index = cupy.cuda.runtime.pointerGetAttributes(address).device if address else current
-    with cupy.cuda.Device(index):  # CuPy copies what is on another device than the current one
+    with cupy.cuda.Device(index):  # CuPy copies an array that is not on the current device
         array = cupy.asarray(x)
         return array.copy() if read_only else array
 
 
 def check_dtype(what: str, array: Array) -> Array:
-    """The array, if gpucnn has its dtype; else DtypeError."""
+    """The array itself; DtypeError if gpucnn does not support its dtype."""
     _check(what, array.dtype)
     return array
 

@@ -1,39 +1,40 @@
-"""Every error that gpucnn raises for a user's mistake.
+"""The errors that gpucnn raises for a user's mistake.
 
-Each says what was asked, what was expected, what came, and the way out.  Each is also one of
-Python's own exceptions, so that `except ValueError` keeps its meaning; the command line turns
-any GpucnnError into its text and exit status 2.
+A message says what was asked, what was expected, what was given and what to do.  Each class also
+derives from a built-in exception, so `except ValueError` works as usual.  The command line prints
+the message of a GpucnnError and exits with status 2.
 """
 
 from typing import Any
 
 
 class GpucnnError(Exception):
-    """The common ancestor: `except gpucnn.GpucnnError` catches every one of these."""
+    """The base class of all errors below."""
 
 
 class ShapeError(GpucnnError, ValueError):
-    """Shapes that do not fit together."""
+    """Shapes that do not match."""
 
 
 class DtypeError(GpucnnError, TypeError):
-    """A dtype that the operation does not take, or two that differ."""
+    """A dtype that the operation does not support, or dtypes that differ."""
 
 
 class DeviceError(GpucnnError, RuntimeError):
-    """A device that does not exist or cannot be used here."""
+    """A device that does not exist or cannot be used on this machine."""
 
 
 class DeviceMismatch(DeviceError):
-    """Arrays of two devices in one operation."""
+    """Arrays on different devices in one operation."""
 
 
 class OutOfMemory(GpucnnError, MemoryError):
-    """A device without room, after everything that nobody uses was given back.
+    """A device is out of memory, even after cached blocks were freed.
 
-    requested, used, free   bytes: of the array that did not fit, in use then, left then
-    where                   the op, and the layer whose op it is; "" if nobody knows
-    images, batch_size      the batch that did not fit, and about how large one would; or None
+    requested, used, free   bytes: of the failed allocation, in use and free on the device
+    device                  its name
+    where                   the op and its layer; "" if unknown
+    images, batch_size      the batch that did not fit and an estimate of one that would, or None
     """
 
     def __init__(self, requested: int, used: int, free: int, device: str) -> None:
@@ -45,16 +46,16 @@ class OutOfMemory(GpucnnError, MemoryError):
 
     def __str__(self) -> str:
         text = (
-            f"{self.where or 'an array'}: asked {self.device} for {_size(self.requested)}, and it "
-            f"has {_size(self.free)} free beside {_size(self.used)} in use\n  "
+            f"{self.where or 'an array'}: cannot allocate {_size(self.requested)} on "
+            f"{self.device}: {_size(self.free)} free, {_size(self.used)} in use\n  "
         )
         if self.batch_size is None or self.images is None:
-            return text + "free what is not needed, or use a smaller model or batch"
+            return text + "free arrays that are not needed, or use a smaller model or batch"
         if self.batch_size < 1:
             return text + "not even one image would fit: use a smaller model or smaller images"
         return text + (
-            f"use a smaller batch: about {self.batch_size} images instead of {self.images}, by "
-            "what each took so far"
+            f"use a smaller batch: about {self.batch_size} images instead of {self.images}, "
+            "estimated from the layers so far"
         )
 
 
@@ -66,31 +67,31 @@ def _size(n: int) -> str:
 
 
 class KernelError(GpucnnError, RuntimeError):
-    """A CUDA kernel that does not compile, or that the simulator caught breaking a rule."""
+    """A CUDA kernel that does not compile, or an error that the simulator detected in one."""
 
 
 class GraphError(GpucnnError, RuntimeError):
-    """A backward pass that cannot be done."""
+    """A backward pass or a change of a tensor that the graph does not allow."""
 
 
 class ArgumentError(GpucnnError, ValueError):
-    """A value outside its range, or a name that is not known."""
+    """A value out of range, or an unknown name."""
 
 
 class DataError(GpucnnError, ValueError):
-    """A data file that is missing, damaged or not what its name says."""
+    """A data file that is missing, damaged or of another format than its name says."""
 
 
 class CheckpointError(GpucnnError, ValueError):
-    """A checkpoint or state that does not fit the model, or cannot be read."""
+    """A checkpoint or state that cannot be read or does not match the model."""
 
 
 class OutputError(GpucnnError, OSError):
-    """A file that cannot be written: the disk is full, the folder read-only, a name is taken."""
+    """A file that cannot be written: a full disk, a read-only folder, a name that is taken."""
 
 
 class DivergenceError(GpucnnError, ArithmeticError):
-    """Training whose loss is no longer a finite number."""
+    """Training whose loss is infinite or NaN."""
 
 
 class MissingExtra(GpucnnError, ImportError):
@@ -98,12 +99,12 @@ class MissingExtra(GpucnnError, ImportError):
 
 
 def missing_extra(what: str, package: str, extra: str) -> MissingExtra:
-    """The error for `what`, which needs `package` from the extra `extra`."""
+    """A MissingExtra for `what`, which needs `package` of gpucnn's extra `extra`."""
     return MissingExtra(f'{what} needs {package}: pip install "gpucnn[{extra}]"')
 
 
 def kind(value: Any) -> str:
-    """What `value` is, for an error's text: "None", "a list of 2", "a float64 ndarray (8, 3)"."""
+    """Describe `value` for a message: "None", "a list of 2", "a float64 ndarray (8, 3)"."""
     if value is None:
         return "None"
     text = type(value).__name__

@@ -1,4 +1,4 @@
-"""Files that a program leaves behind: whole or not at all, and an error that names the file."""
+"""Writing files atomically, with errors that name the file and a way out."""
 
 import errno
 import os
@@ -14,16 +14,16 @@ _WAYS_OUT = {
     errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
     errno.EACCES: "make that folder writable, or choose another",
     errno.EPERM: "make that folder writable, or choose another",
-    errno.EROFS: "choose a folder on a disk that can be written",
+    errno.EROFS: "choose a folder on a writable disk",
     errno.EISDIR: "move the folder of that name away",
-    errno.ENOENT: "make its folder again",
+    errno.ENOENT: "create its folder again",
     errno.ENOTDIR: "choose another folder",
 }
 
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Around the writing of `path`: turns an OSError into an OutputError with the way out."""
+    """Turn an OSError in the block, which writes `path`, into an OutputError with a way out."""
     try:
         yield
     except OutputError:
@@ -36,11 +36,11 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def write_whole(path: str | Path, content: bytes | str) -> None:
-    """Write `content` (a str as UTF-8) to `path`, all or nothing.
+    """Write `content` (a str as UTF-8) to `path` atomically.
 
-    A reader, or a run after a crash, finds the old file or the new one, never a part of it.
+    Readers see the old file or the new one, never a part of it, even after a crash.
     Raises OutputError if the file cannot be written: no such folder, no permission, a full disk.
-    The old file is whole then, and nothing else is left behind.
+    The old file is then intact, and no temporary file is left.
     """
     path = Path(path)
     if isinstance(content, str):
@@ -54,6 +54,6 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            with suppress(OSError):  # the first error is the one to tell
+            with suppress(OSError):  # report the first error
                 temporary.unlink()
             raise

@@ -1,4 +1,4 @@
-"""Independent judges for ops: finite differences, and slow loops that anyone can check by eye."""
+"""Test oracles for ops: finite differences, and slow loops that follow the definitions."""
 
 from collections.abc import Callable
 
@@ -17,12 +17,14 @@ def gradcheck(
     seed: int = 0,
     device: str = "cpu",
 ) -> None:
-    """Compare the gradients of `function` with central differences; AssertionError if they differ.
+    """Assert that the gradients of `function` match central differences.
 
-    function takes one Tensor per array and gives one Tensor, of any shape: a random projection
-    makes it a scalar.  arrays, of the host, are made float64 tensors on `device`.  The bound is on
-    |difference| over max(1, |gradient|), element by element; keep inputs away from kinks by more
-    than `step`.
+    function takes one Tensor per array and returns one Tensor of any shape, which a random
+    projection reduces to a scalar.  The NumPy arrays become float64 tensors on `device`.
+    |difference| / max(1, |gradient|) must not exceed tolerance in any element.  Keep inputs
+    further than `step` from kinks.
+
+    Raises AssertionError.
     """
     arrays = tuple(np.array(x, dtype=np.float64) for x in arrays)
     inputs = [tensor(x, device, requires_grad=True) for x in arrays]
@@ -53,50 +55,50 @@ def gradcheck(
 
 def conv2d_loops(
     x: Array,
-    w: Array,
-    b: Array | None = None,
+    weight: Array,
+    bias: Array | None = None,
     stride: tuple[int, int] = (1, 1),
     padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
 ) -> Array:
-    """ops.conv2d by its definition, one output value at a time, in float64.
+    """ops.conv2d by its definition in float64: y (N, OH, OW, OC).
 
-    x is (N, H, W, C), w (OC, KH, KW, C / groups), b (OC,);
-    padding is ((top, bottom), (left, right)).
+    x is (N, H, W, C), weight (OC, KH, KW, C / groups), bias (OC,);
+    padding is ((top, bottom), (left, right)) in pixels.
     """
     image = np.pad(np.asarray(x, np.float64), ((0, 0), *padding, (0, 0)))
-    oc, kh, kw, depth = w.shape
+    oc, kh, kw, depth = weight.shape
     oh = (image.shape[1] - (kh - 1) * dilation[0] - 1) // stride[0] + 1
     ow = (image.shape[2] - (kw - 1) * dilation[1] - 1) // stride[1] + 1
     y = np.zeros((len(x), oh, ow, oc))
     for n, i, j, o in np.ndindex(y.shape):
-        first = o // (oc // groups) * depth  # channel of the filter's group
+        first = o // (oc // groups) * depth  # the first channel of the filter's group
         for r, s, c in np.ndindex(kh, kw, depth):
             row, column = i * stride[0] + r * dilation[0], j * stride[1] + s * dilation[1]
-            y[n, i, j, o] += image[n, row, column, first + c] * w[o, r, s, c]
-        if b is not None:
-            y[n, i, j, o] += b[o]
+            y[n, i, j, o] += image[n, row, column, first + c] * weight[o, r, s, c]
+        if bias is not None:
+            y[n, i, j, o] += bias[o]
     return y
 
 
 def max_pool2d_loops(
     x: Array,
-    window: tuple[int, int],
+    kernel_size: tuple[int, int],
     stride: tuple[int, int],
     padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
     dy: Array | None = None,
 ) -> tuple[Array, Array]:
-    """ops.max_pool2d one window at a time: y, and dx for dy (ones if None).
+    """ops.max_pool2d by its definition: y (N, OH, OW, C), and dx for dy, ones if None.
 
-    The first of equal values, in row order, takes the gradient.
+    The first of equal values in row order takes the gradient.
     """
     (top, _), (left, _) = padding
     _, h, w, _ = x.shape
-    y, dx = _pooled(x, window, stride, padding), np.zeros(x.shape)
+    y, dx = _pooled(x, kernel_size, stride, padding), np.zeros(x.shape)
     for n, i, j, c in np.ndindex(y.shape):
         best, where = -np.inf, None
-        for r, s in np.ndindex(window):
+        for r, s in np.ndindex(kernel_size):
             row, column = i * stride[0] + r - top, j * stride[1] + s - left
             if 0 <= row < h and 0 <= column < w and x[n, row, column, c] > best:
                 best, where = x[n, row, column, c], (n, row, column, c)
@@ -108,24 +110,24 @@ def max_pool2d_loops(
 
 def avg_pool2d_loops(
     x: Array,
-    window: tuple[int, int],
+    kernel_size: tuple[int, int],
     stride: tuple[int, int],
     padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
     count_include_pad: bool = True,
     dy: Array | None = None,
 ) -> tuple[Array, Array]:
-    """ops.avg_pool2d one window at a time: y, and dx for dy (ones if None)."""
+    """ops.avg_pool2d by its definition: y (N, OH, OW, C), and dx for dy, ones if None."""
     (top, _), (left, _) = padding
     _, h, w, _ = x.shape
-    y, dx = _pooled(x, window, stride, padding), np.zeros(x.shape)
+    y, dx = _pooled(x, kernel_size, stride, padding), np.zeros(x.shape)
     for n, i, j, c in np.ndindex(y.shape):
         seen = [
             (n, row, column, c)
-            for row in range(i * stride[0] - top, i * stride[0] - top + window[0])
-            for column in range(j * stride[1] - left, j * stride[1] - left + window[1])
+            for row in range(i * stride[0] - top, i * stride[0] - top + kernel_size[0])
+            for column in range(j * stride[1] - left, j * stride[1] - left + kernel_size[1])
             if 0 <= row < h and 0 <= column < w
         ]
-        count = window[0] * window[1] if count_include_pad else len(seen)
+        count = kernel_size[0] * kernel_size[1] if count_include_pad else len(seen)
         for pixel in seen:
             y[n, i, j, c] += x[pixel] / count
             dx[pixel] += (1 if dy is None else dy[n, i, j, c]) / count
@@ -134,12 +136,12 @@ def avg_pool2d_loops(
 
 def _pooled(
     x: Array,
-    window: tuple[int, int],
+    kernel_size: tuple[int, int],
     stride: tuple[int, int],
     padding: tuple[tuple[int, int], tuple[int, int]],
 ) -> Array:
-    """Zeros in the shape that pooling gives, all windows inside the padded image."""
+    """Zeros (N, OH, OW, C), with all windows inside the padded image."""
     n, h, w, c = x.shape
-    oh = (h + sum(padding[0]) - window[0]) // stride[0] + 1
-    ow = (w + sum(padding[1]) - window[1]) // stride[1] + 1
+    oh = (h + sum(padding[0]) - kernel_size[0]) // stride[0] + 1
+    ow = (w + sum(padding[1]) - kernel_size[1]) // stride[1] + 1
     return np.zeros((n, oh, ow, c))

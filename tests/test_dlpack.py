@@ -101,9 +101,9 @@ def test_dtypes_and_devices_that_gpucnn_lacks_are_refused_by_name(make):
             make(Speaker(VALUES, (kind, 0)))
 
 
-def test_what_speaks_no_dlpack_is_told_of_tensor():
+def test_an_object_without_dlpack_is_refused_with_tensor_as_the_way_out():
     for x in ([1.0, 2.0], 3, "text"):
-        with pytest.raises(ArgumentError, match=r"__dlpack__.*\n.*tensor makes a tensor of"):
+        with pytest.raises(ArgumentError, match=r"__dlpack__.*\n.*tensor converts"):
             gpucnn.from_dlpack(x)
 
 

@@ -1,4 +1,4 @@
-"""A device that is full: the pool is freed, the allocation tried again, then the error says who."""
+"""Out of memory: cached blocks are freed, the allocation is retried, then an error names the op."""
 
 import gc
 import types
@@ -27,7 +27,7 @@ def compiler():
 
 @pytest.fixture
 def device_of(monkeypatch):
-    """device_of(size): a device that has `size` bytes beside what is in use already."""
+    """device_of(size): limits the device to `size` bytes more than are in use now."""
 
     def limit(size):
         gc.collect()
@@ -69,7 +69,7 @@ def step(model, optimizer, n):
 
 
 def error_of(model, n):
-    """The error of a forward pass with n images, and nothing of its frames."""
+    """The error of a forward pass with n images, without its traceback."""
     try:
         model(gpucnn.tensor(images(n), device="cudasim"))
     except gpucnn.OutOfMemory as error:
@@ -78,10 +78,10 @@ def error_of(model, n):
 
 
 @pytest.mark.parametrize("limit", ["the device's memory", "the pool's limit"])
-def test_memory_that_the_pool_keeps_is_given_back_and_the_op_succeeds(device_of, limit):
+def test_memory_that_the_pool_caches_is_freed_and_the_op_succeeds(device_of, limit):
     if limit == "the device's memory":
         device_of(2**20)
-    else:  # here CuPy's pool itself gives up at once
+    else:  # here CuPy's pool itself fails at once
         device_of(2**30)
         POOL.set_limit(POOL.used_bytes() + 2**20)
     x = gpucnn.tensor(np.ones(2**16, np.float32), device="cudasim")
@@ -101,10 +101,10 @@ def test_the_error_names_layer_op_bytes_and_the_batch_that_would_fit(device_of):
     assert error.images == 64
     assert 0 < error.batch_size < 64
     assert str(error) == (
-        "conv2d in layer 1.layers.2 (Conv2d): asked cudasim for 4.0 MiB, and it has "
-        f"{error.free / 2**20:.1f} MiB free beside {error.used / 2**20:.1f} MiB in use\n"
-        f"  use a smaller batch: about {error.batch_size} images instead of 64, by what each took "
-        "so far"
+        "conv2d in layer 1.layers.2 (Conv2d): cannot allocate 4.0 MiB on cudasim: "
+        f"{error.free / 2**20:.1f} MiB free, {error.used / 2**20:.1f} MiB in use\n"
+        f"  use a smaller batch: about {error.batch_size} images instead of 64, estimated from the "
+        "layers so far"
     )
     assert isinstance(error, MemoryError)
     assert isinstance(error, gpucnn.GpucnnError)
@@ -162,13 +162,15 @@ def test_no_image_fits_where_the_layer_is_too_large_for_one(device_of):
 def test_outside_of_a_model_the_error_names_the_op(device_of):
     x = gpucnn.tensor(np.ones(1024, np.float32), device="cudasim")
     device_of(100)
-    with pytest.raises(gpucnn.OutOfMemory, match=r"^exp: asked cudasim for 4.0 KiB") as caught:
+    with pytest.raises(
+        gpucnn.OutOfMemory, match=r"^exp: cannot allocate 4.0 KiB on cudasim"
+    ) as caught:
         ops.exp(x)
     assert caught.value.batch_size is None
-    assert "free what is not needed, or use a smaller model or batch" in str(caught.value)
-    with pytest.raises(gpucnn.OutOfMemory, match=r"^the state of Adam: asked"):
+    assert "free arrays that are not needed, or use a smaller model or batch" in str(caught.value)
+    with pytest.raises(gpucnn.OutOfMemory, match=r"^the state of Adam: cannot allocate"):
         optim.Adam([nn.Parameter(x.data)], 0.1)
-    with pytest.raises(gpucnn.OutOfMemory, match=r"^an array: asked"):
+    with pytest.raises(gpucnn.OutOfMemory, match=r"^an array: cannot allocate"):
         gpucnn.tensor(np.ones(100_000), device="cudasim")
 
 
@@ -179,7 +181,7 @@ def test_training_goes_on_with_a_smaller_batch_and_nothing_is_kept_alive(device_
     optimizer.zero_grad()
     device_of(3 * 2**20)
     gc.collect()
-    gc.disable()  # what goes must go by itself
+    gc.disable()  # reference counts alone must free everything
     try:
         used = POOL.used_bytes()
         for _ in range(2):
@@ -214,7 +216,7 @@ def test_a_batch_that_does_not_fit_is_the_loaders(device_of):
 
     loader = DataLoader(Items(), 4, device="cudasim")
     device_of(20_000)
-    with pytest.raises(gpucnn.OutOfMemory, match=r"^the next batch: asked cudasim for 48.0 KiB"):
+    with pytest.raises(gpucnn.OutOfMemory, match=r"^the next batch: cannot allocate 48.0 KiB"):
         next(iter(loader))
 
 
