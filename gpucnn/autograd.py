@@ -185,7 +185,7 @@ def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = F
         with working_on(root.device):
             _walk(root, gradient, retain_graph)
     except OutOfMemory as error:
-        traceback.clear_frames(error.__traceback__)  # they would keep arrays alive
+        traceback.clear_frames(error.__traceback__)  # free their arrays: a handler may need memory
         raise
 
 
@@ -219,18 +219,18 @@ def _walk(root: Tensor, gradient: Array, retain_graph: bool) -> None:
             if tensor._retain:
                 tensor.grad = _copy(dy) if tensor.grad is None else _sum(tensor.grad, dy)
             with working_on(device_of(dy)):
-                given = _checked(node, node.backward(dy))
-            _separate(node, given, dy)
+                input_gradients = _checked(node, node.backward(dy))
+            _separate(node, input_gradients, dy)
             del dy
             if not retain_graph:
                 node._free()
-            for wanted, dx in zip(inputs, given, strict=True):
-                if isinstance(wanted, Tensor) and dx is not None:
-                    receive(wanted, dx)
+            for x, dx in zip(inputs, input_gradients, strict=True):
+                if isinstance(x, Tensor) and dx is not None:
+                    receive(x, dx)
         except OutOfMemory as error:
             explain(error, f"the gradient of {node.name}", node.context, training=True)
             raise
-        del given, dx, inputs, tensor  # free the last gradients before the next node
+        del input_gradients, dx, inputs, tensor  # free the last gradients before the next node
 
 
 def tape(root: Tensor) -> list[Function]:
@@ -259,20 +259,20 @@ def _copy(x: Array) -> Array:
 # --- the gradients that a node returned ---
 
 
-def _checked(node: Function, given: Any) -> list[Array | None]:
+def _checked(node: Function, returned: Any) -> list[Array | None]:
     """The gradient of each input, checked; None where none is needed or none was returned."""
-    if not isinstance(given, tuple):
-        given = (given,)
-    if len(given) != len(node.inputs):
+    if not isinstance(returned, tuple):
+        returned = (returned,)
+    if len(returned) != len(node.inputs):
         raise GraphError(
             f"{node.name}: expected backward to return {len(node.inputs)} gradients, one for each "
-            f"input, got {len(given)}\n  return None for an input without a gradient"
+            f"input, got {len(returned)}\n  return None for an input without a gradient"
         )
     gradients: list[Array | None] = []
-    for x, needed, dx in zip(node.inputs, node.needs, given, strict=True):
+    for x, needed, dx in zip(node.inputs, node.needs, returned, strict=True):
         if not needed or dx is None or not isinstance(x, Tensor):
             dx = None
-        elif not _fits(dx, x._data):  # the common case, without formatting a message
+        elif not _fits(dx, x._data):  # first, because building an error text is slow
             dx = _array(dx)
             check_gradient(f"{node.name}: backward, input {len(gradients)}", dx, x.data)
         gradients.append(dx)
@@ -316,29 +316,33 @@ def check_gradient(where: str, dx: Any, x: Array) -> None:
         )
 
 
-def _separate(node: Function, given: list[Array | None], dy: Array) -> None:
-    """Copy each gradient in `given` that a leaf will keep but that shares memory with the graph.
+def _separate(node: Function, gradients: list[Array | None], dy: Array) -> None:
+    """Copy each gradient that a leaf will keep but that shares memory with the graph.
 
     An op may return dy, a view of it, an input, a saved array or one array for two inputs.  An
     array that the op allocated is kept as it is: a parameter's gradient costs no copy.
     """
-    for i, dx in enumerate(given):
+    for i, dx in enumerate(gradients):
         x = node.inputs[i]
         if dx is None or not isinstance(x, Tensor) or x._node is not None or x.grad is not None:
             continue
-        others = [dy, *given[:i], *given[i + 1 :]]
+        others = [dy, *gradients[:i], *gradients[i + 1 :]]
         others += [other._data for other in node.inputs if isinstance(other, Tensor)]
         if not node.last_use:
             others += saved_arrays(node)
         if not dx.flags.c_contiguous or _overlaps(dx, others):
-            given[i] = _copy(dx)
+            gradients[i] = _copy(dx)
 
 
 def saved_arrays(node: Function) -> Iterator[Array]:
     """The arrays in `node.saved`, also inside containers and objects that know their backward."""
     waiting = [node.saved]
+    seen: set[int] = set()  # an object may hold itself
     while waiting:
         value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
         if isinstance(value, tuple | list):
             waiting += value
         elif isinstance(value, dict):

@@ -179,16 +179,16 @@ class Tensor:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> Any:
-        asked = {
+        options = {
             "stream": stream,
             "max_version": max_version,
             "dl_device": dl_device,
             "copy": copy,
         }
         # NumPy 2.0 accepts only `stream`.
-        asked = {name: value for name, value in asked.items() if value is not None}
+        options = {name: value for name, value in options.items() if value is not None}
         with working_on(self.device):  # the consumer waits for its current stream
-            return self.data.__dlpack__(**asked)
+            return self.data.__dlpack__(**options)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

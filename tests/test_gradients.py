@@ -120,7 +120,7 @@ class Engine:
     """Saved state that knows its backward, with the array to return inside a container."""
 
     def __init__(self, array):
-        self.state = {"parts": [array]}
+        self.state = {"parts": [array], "owner": self}
 
     def backward(self, dy, needs):
         return self.state["parts"][0][...]

@@ -128,17 +128,17 @@ class _Softmax(Function):
 
     @_quiet
     def forward(self, x: Array) -> Array:
-        given, x = x.dtype, widened(x)
+        dtype, x = x.dtype, widened(x)
         y = array_module(x).exp(x - x.max(axis=self.axis, keepdims=True))
         y /= y.sum(axis=self.axis, keepdims=True)
-        y = narrowed(y, given)
+        y = narrowed(y, dtype)
         self.saved = (y,)
         return y
 
     def backward(self, dy: Array) -> Array:
         (y,) = self.saved
-        given, dy, y = dy.dtype, widened(dy), widened(y)
-        return narrowed(y * (dy - (dy * y).sum(axis=self.axis, keepdims=True)), given)
+        dtype, dy, y = dy.dtype, widened(dy), widened(y)
+        return narrowed(y * (dy - (dy * y).sum(axis=self.axis, keepdims=True)), dtype)
 
 
 class _LogSoftmax(Function):
@@ -154,9 +154,9 @@ class _LogSoftmax(Function):
 
     def backward(self, dy: Array) -> Array:
         (y,) = self.saved
-        given, dy, y = dy.dtype, widened(dy), widened(y)
+        dtype, dy, y = dy.dtype, widened(dy), widened(y)
         dx = dy - array_module(dy).exp(y) * dy.sum(axis=self.axis, keepdims=True)
-        return narrowed(dx, given)
+        return narrowed(dx, dtype)
 
 
 class _CrossEntropy(Function):
