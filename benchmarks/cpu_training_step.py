@@ -128,7 +128,7 @@ def bare_step(task: dict[str, Any]) -> Callable[[], object]:
     from gpucnn.ops.linear import _Linear
     from gpucnn.ops.relu import _ReLU
     from gpucnn.ops.shape import _Reshape
-    from gpucnn.ops.softmax import _SoftmaxCrossEntropy
+    from gpucnn.ops.softmax import _CrossEntropy
     from gpucnn.random import default_generator
 
     gpucnn.set_num_threads(task["threads"])
@@ -163,7 +163,7 @@ def bare_step(task: dict[str, Any]) -> Callable[[], object]:
         else:
             plan.append((_Linear, weights))
             plan += [(_ReLU, ())] if kind == "linear" else []
-    plan.append((partial(_SoftmaxCrossEntropy, labels, 0.0, None), ()))
+    plan.append((partial(_CrossEntropy, labels, 0.0, None), ()))
     optimizer = optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4)
 
     def step() -> None:
