@@ -359,10 +359,12 @@ def _overlaps(x: Array, others: list[Array | None]) -> bool:
     Views of one array do where their addresses meet.  Most arrays have different owners, which
     is cheaper to compare.
     """
-    owner, kind, meets = _owner(x), type(x), array_module(x).may_share_memory
-    return any(
-        type(other) is kind and _owner(other) is owner and meets(x, other) for other in others
-    )
+    owner, kind = _owner(x), type(x)
+    for other in others:
+        same = type(other) is kind and _owner(other) is owner
+        if same and array_module(x).may_share_memory(x, other):
+            return True
+    return False
 
 
 def _owner(x: Array) -> Array:

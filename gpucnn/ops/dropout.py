@@ -56,7 +56,7 @@ class _Dropout(Function):
 # --- any array module: the mask is drawn on the CPU ---
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Mask:
     """A mask in memory."""
 
@@ -115,7 +115,7 @@ def _forward_numpy(x: Array, threshold: int, generator: np.random.Generator) -> 
 # --- CUDA: each thread draws its elements' numbers, and draws them again in backward ---
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _PhiloxMask:
     """A mask that the kernel draws from a state of the generator: no memory."""
 

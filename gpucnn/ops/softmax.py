@@ -203,7 +203,7 @@ def _forward_array(
     return loss.astype(logits.dtype), saved
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _LogProbabilities:
     log_p: Array  # (rows, classes)
     labels: Array  # (rows,)
@@ -272,7 +272,7 @@ def _forward_cuda(
     return loss, _Gradient(gradient, total)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Gradient:
     gradient: Any  # (rows, classes): of the sum of the row losses; None unless needed
     total: Array  # (): the sum of the weights
