@@ -81,9 +81,9 @@ class Function:
     their inputs, None for an input without one; anything else is an error that names the op.
 
     forward stores what backward needs in `self.saved`: a tuple of arrays, or, if the op has
-    several engines, the engine's own object, whose `saved.backward(dy, needs)` computes the
-    gradients.  `saved_arrays` finds the arrays in either.  The graph is usually walked once;
-    `self.last_use` then tells backward that it may overwrite the saved arrays.
+    several engines, an object of the engine that ran, whose own `backward` computes the gradients.
+    `saved_arrays` finds the arrays in either.  Where `self.last_use` is true, backward may
+    overwrite the saved arrays: the graph is not kept.
     """
 
     name = "function"

@@ -50,7 +50,7 @@ class _Dropout(Function):
         return y
 
     def backward(self, dy: Array) -> Array:
-        return self.saved.backward(dy, self.needs)
+        return self.saved.backward(dy)
 
 
 # --- any array module: the mask is drawn on the CPU ---
@@ -67,7 +67,7 @@ class _Mask:
         zero, scale = x.dtype.type(0), x.dtype.type(self.scale)
         return array_module(x).where(self.keep, x * scale, zero)
 
-    def backward(self, dy: Array, needs: tuple[bool, ...]) -> Array:
+    def backward(self, dy: Array) -> Array:
         return self.apply(dy)
 
 
@@ -137,7 +137,7 @@ class _PhiloxMask:
         )
         return y
 
-    def backward(self, dy: Array, needs: tuple[bool, ...]) -> Array:
+    def backward(self, dy: Array) -> Array:
         return self.apply(dy)
 
 

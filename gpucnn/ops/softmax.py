@@ -173,7 +173,7 @@ class _CrossEntropy(Function):
         return narrowed(loss, logits.dtype)
 
     def backward(self, dy: Array) -> Array:
-        dx = self.saved.backward(widened(dy), self.needs)
+        dx = self.saved.backward(widened(dy))
         return narrowed(dx, dy.dtype).reshape(self.shape)
 
 
@@ -213,7 +213,7 @@ class _LogProbabilities:
     total: Any  # the sum of the weights: a number, or an array ()
 
     @_quiet
-    def backward(self, dy: Array, needs: tuple[bool, ...]) -> Array:
+    def backward(self, dy: Array) -> Array:
         log_p, smoothing, class_weights = self.log_p, self.smoothing, self.class_weights
         weights: Any = 1.0 if self.weights is None else self.weights
         xp = array_module(log_p)
@@ -277,7 +277,7 @@ class _Gradient:
     gradient: Any  # (rows, classes): of the sum of the row losses; None unless needed
     total: Array  # (): the sum of the weights
 
-    def backward(self, dy: Array, needs: tuple[bool, ...]) -> Array:
+    def backward(self, dy: Array) -> Array:
         dx = array_module(dy).empty(self.gradient.shape, np.float32)
         cuda.launch_elementwise(
             "scale_gradient",
