@@ -1,9 +1,9 @@
-"""What tests of every device share: arrays on it, results from it, and how far two may be apart.
+"""Helpers for tests that run on every device: tensors on it, results from it, tolerances.
 
-The same test function runs on each device that the `device` fixture names (conftest.py).  In
-float32 a GPU runs the kernels, in float64 the ops' forms for any array module.
+A test with the `device` fixture (conftest.py) runs on each device.  On a GPU, float32 runs the
+kernels and float64 the ops' generic form for any array module.
 
-GPUCNN_TEST_CUDA=cuda:1 runs the `gpu` tests on that GPU, while CuPy's current device is cuda:0.
+GPUCNN_TEST_CUDA=cuda:1 runs the `gpu` tests on that GPU while CuPy's current device is cuda:0.
 """
 
 import os
@@ -21,7 +21,7 @@ GPU = os.environ.get("GPUCNN_TEST_CUDA", "cuda")  # the CUDA device of every `gp
 
 
 def place(name: str) -> Any:
-    """The device as a parameter: skipped, with the reason, where it cannot be used."""
+    """The device as a pytest parameter, skipped with the reason if it cannot be used."""
     marks = [pytest.mark.gpu] if name.partition(":")[0] == "cuda" else []
     try:
         Device.parse(name)
@@ -30,7 +30,7 @@ def place(name: str) -> Any:
     return pytest.param(name, marks=marks)
 
 
-__all__ = ["error_beside_cpu", "host", "relative"]  # what gpucnn check compares with, too
+__all__ = ["error_beside_cpu", "host", "relative"]  # shared with `gpucnn check`
 
 CPU, CUDASIM, CUDA = map(place, ("cpu", "cudasim", GPU))
 SECOND_CUDA = place("cuda:1")  # whatever GPUCNN_TEST_CUDA says
@@ -38,22 +38,22 @@ SECOND_CUDA = place("cuda:1")  # whatever GPUCNN_TEST_CUDA says
 
 in_both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
-# The largest difference over the largest value.  float32: the order of a sum.
+# The largest difference over the largest value; in float32 the order of a sum matters.
 BOUNDS = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}
 
 
 def tensor(array: Any, device: str, dtype: Any = None, grad: bool = False) -> gpucnn.Tensor:
-    """A tensor on `device`, of the array's own dtype if none is given."""
+    """A tensor on `device`, by default of the array's dtype."""
     return gpucnn.tensor(np.asarray(array), device=device, requires_grad=grad, dtype=dtype)
 
 
 def leaf(array: Any, device: str, dtype: Any = None) -> gpucnn.Tensor:
-    """A tensor that wants a gradient."""
+    """A tensor that requires a gradient."""
     return tensor(array, device, dtype, grad=True)
 
 
 def backward(y: gpucnn.Tensor, dy: Any) -> None:
-    """y.backward from an array of the host, in y's dtype."""
+    """Call y.backward with a host array, converted to y's dtype."""
     y.backward(tensor(dy, str(y.device), y.dtype).data)
 
 
@@ -64,7 +64,7 @@ def results(y: gpucnn.Tensor, dy: Any, *leaves: gpucnn.Tensor) -> list[np.ndarra
 
 
 def assert_close(actual: Any, expected: Any, bound: float | None = None) -> None:
-    """The two agree within `bound`, that of actual's dtype if none is given."""
+    """Assert that the two agree within `bound`, by default that of actual's dtype."""
     actual = host(actual)
     error = relative(actual, expected)
     bound = BOUNDS[actual.dtype] if bound is None else bound

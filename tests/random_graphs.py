@@ -1,7 +1,7 @@
 """Random graphs of gpucnn's ops beside the same graphs of PyTorch's, for test_random_graphs.py.
 
-A graph grows op by op (random_ops.py), each on operands among the leaves and results so far:
-gpucnn's in `dtype`, PyTorch's in float64.
+A graph grows op by op (random_ops.py).  Operands are picked among the leaves and results so far.
+gpucnn computes in `dtype`, PyTorch in float64.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ try:
 except ImportError:  # the tests skip
     torch = None
 
-LARGEST = 200  # elements of a result that others may use
+LARGEST = 200  # elements of a result that other ops may use
 LEAVES = ((), (4,), (1, 4), (3, 4), (2, 1, 4), (2, 5, 4, 4))
 
 
@@ -40,7 +40,7 @@ class Pair(NamedTuple):
 
 
 class Graph:
-    """Leaves, and what was computed from them."""
+    """Leaves, and the results computed from them."""
 
     def __init__(self, dtype: Any, seed: int) -> None:
         self.dtype = np.dtype(dtype)
@@ -51,7 +51,7 @@ class Graph:
             self.leaf(shape)
 
     def leaf(self, shape: tuple[int, ...], dtype: Any = None) -> Pair:
-        """A new leaf; its numbers are the same in every dtype."""
+        """A new leaf with the same values in every dtype."""
         numbers = self.rng.uniform(-2, 2, shape).astype(np.float32)
         pair = Pair(
             gpucnn.tensor(numbers, requires_grad=True, dtype=dtype or self.dtype),
@@ -67,7 +67,7 @@ class Graph:
         )
 
     def grow(self, name: str, op: "Callable[[Graph], Pair]", choices: int) -> None:
-        """Add the result of `op`, called `name`; `choices` decides on operands and settings."""
+        """Add the result of `op`, called `name`; `choices` seeds its operands and settings."""
         self.rng = np.random.default_rng(choices)
         y = op(self)
         assert y.shape == tuple(y.theirs.shape), name
@@ -78,12 +78,12 @@ class Graph:
         if largest > 8:
             y = Pair(y.ours * (4 / largest), y.theirs * (4 / largest))
         same = [p for p in [*self.leaves, *self.results] if p.ours is y.ours]
-        self.results.append(same[0] if same else y)  # some ops may give their operand itself
+        self.results.append(same[0] if same else y)  # some ops may return their operand itself
 
     # --- operands ---
 
     def pick(self, fits: Callable[[Pair], bool] = lambda p: True) -> Pair:
-        """A result or a leaf that fits; results more often."""
+        """A random result or leaf that fits; results are likelier."""
         among = [p for p in [*self.leaves, *self.results * 3] if p.ours.dtype == self.dtype]
         among = [p for p in among if fits(p)]
         return among[self.rng.integers(len(among))]
@@ -95,7 +95,7 @@ class Graph:
         return self.pick(lambda p: p.ndim >= 1)
 
     def two(self) -> tuple[Any, Any]:
-        """Operands that broadcast, now and then the same or a number."""
+        """Two operands that broadcast, sometimes the same one or a number."""
         a = self.pick()
         b: Any = self.pick(lambda p: broadcasts(a.shape, p.shape))
         if self.rng.random() < 0.2:
@@ -107,7 +107,7 @@ class Graph:
         return int(self.rng.integers(-x.ndim, x.ndim))
 
     def axes(self, x: Pair) -> Any:
-        """What reductions take: None, an axis or several."""
+        """An axis argument of reductions: None, an axis or several."""
         if x.ndim == 0 or self.rng.random() < 0.3:
             return None
         count = int(self.rng.integers(1, x.ndim + 1))
@@ -126,7 +126,7 @@ class Graph:
         return self.plus(x, np.where(x.value < 0, -0.5, 0.5))
 
     def apart(self, x: Pair) -> Pair:
-        """x with its order kept and each value 0.1 from the next."""
+        """x with its values 0.1 apart, in the same order."""
         order = np.argsort(np.argsort(x.value, axis=None)).reshape(x.shape)
         return self.plus(x, 0.1 * (order - x.ours.size / 2) - x.value)
 

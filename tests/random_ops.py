@@ -22,7 +22,7 @@ except ImportError:  # the tests skip
 
 
 def _like(f: Callable[..., Any], g: Callable[..., Any], prepare: str = "") -> Callable[..., Pair]:
-    """An op of one operand and no settings."""
+    """An op with one operand and no settings."""
 
     def apply(graph: Graph) -> Pair:
         x = graph.pick()
@@ -93,7 +93,7 @@ def _matmul(graph: Graph) -> Pair:
     a = graph.rows()
     depth = a.shape[-1]
     b = graph.leaf(graph.settings((depth,), (depth, 2), (depth, 3)))
-    if graph.rng.random() < 0.5:  # what is there already, if anything fits
+    if graph.rng.random() < 0.5:  # an existing tensor, if one fits
         fits = [p for p in graph.results if p.ndim in (1, 2) and p.shape[0] == depth]
         b = fits[-1] if fits else b
     return Pair(ops.matmul(a.ours, b.ours), a.theirs @ b.theirs)
@@ -123,7 +123,7 @@ def _conv2d(graph: Graph) -> Pair:
     )  # fmt: skip
     values = np.sort(theirs.detach().numpy(), axis=None)
     relu = bool(graph.rng.random() < 0.5 and np.abs(values).min() > 1e-3)
-    apart = np.diff(values).min(initial=1) > 1e-3  # or a pool's choice may be rounding's
+    apart = np.diff(values).min(initial=1) > 1e-3  # else rounding may decide a pool's maximum
     pool = (2, 1, 1, False) if apart and graph.rng.random() < 0.5 else None
     theirs = F.relu(theirs) if relu else theirs
     theirs = theirs if pool is None else F.max_pool2d(theirs, 2, 1, 1)
@@ -133,7 +133,7 @@ def _conv2d(graph: Graph) -> Pair:
 
 
 def _window(graph: Graph, x: Pair) -> tuple[int, int, int, bool]:
-    """Geometry, stride, padding and ceil of a pool."""
+    """kernel_size, stride, padding and ceil_mode of a pool."""
     window = min(graph.settings(1, 2, 3), *x.shape[1:3])
     return window, graph.settings(1, 2), graph.settings(0, window // 2), graph.settings(False, True)
 
@@ -288,7 +288,7 @@ def _getitem(graph: Graph) -> Pair:
 
 
 def _astype(graph: Graph) -> Pair:
-    """A leaf of the other dtype: its gradient comes back in that."""
+    """A leaf of the other dtype, in which its gradient must come back."""
     other = np.float64 if graph.dtype == np.float32 else np.float32
     x, y = graph.leaf(graph.settings((), (4,), (3, 4)), other), graph.pick()
     cast = Pair(ops.astype(x.ours, graph.dtype), x.theirs * 1)
@@ -298,7 +298,7 @@ def _astype(graph: Graph) -> Pair:
 
 
 def _to_device(graph: Graph) -> Pair:
-    """There and back: the simulated device's arrays need no compiler."""
+    """To the simulated device and back; copies need no compiler."""
     x = graph.pick()
     there = ops.to_device(x.ours, Device("cudasim"))
     assert there.device == Device("cudasim")

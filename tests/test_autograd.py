@@ -38,7 +38,7 @@ def test_two_leaves_that_receive_one_gradient_do_not_share_memory_of_its_sum():
     assert np.array_equal(b.grad, [1, 1])
 
 
-def test_an_interior_gradient_is_kept_only_where_asked():
+def test_an_interior_gradient_is_kept_only_after_retain_grad():
     x = leaf(2.0)
     y, z = x * 3.0, x * 5.0
     y.retain_grad()
@@ -105,7 +105,7 @@ def test_backward_of_a_non_scalar_needs_a_gradient_of_its_shape():
     assert np.array_equal(x.grad, [2, 20])
 
 
-def test_an_optimizer_step_between_forward_and_backward_is_found():
+def test_an_optimizer_step_between_forward_and_backward_is_an_error():
     x = leaf(1.0)
     optimizer = optim.SGD([x], lr=0.1)
     y = (x * x).sum()
@@ -115,7 +115,7 @@ def test_an_optimizer_step_between_forward_and_backward_is_found():
         y.backward()
 
 
-def test_the_tape_frees_each_saved_array_as_soon_as_it_was_used():
+def test_backward_frees_each_saved_array_as_soon_as_it_was_used():
     alive = []
 
     class Probe(Function):
@@ -138,7 +138,7 @@ def test_the_tape_frees_each_saved_array_as_soon_as_it_was_used():
     assert [probe.watch() for probe in probes] == [None] * 3
 
 
-def test_a_graph_goes_with_its_last_tensor_without_the_garbage_collector():
+def test_a_graph_is_freed_with_its_last_tensor_without_the_garbage_collector():
     gc.disable()
     try:
         x = leaf(1.0)
@@ -162,7 +162,7 @@ def test_a_graph_deeper_than_the_recursion_limit_is_walked():
     assert x.grad == [1.0]
 
 
-def test_gradients_flow_only_where_they_are_asked_for():
+def test_needs_is_true_for_inputs_that_require_a_gradient_alone():
     asked = []
 
     class Probe(Function):

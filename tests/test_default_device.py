@@ -1,4 +1,4 @@
-"""with gpucnn.device(...): where new tensors, models and data are, and what CuPy's device is."""
+"""`with gpucnn.device(...)`: the device of new tensors, models and data, and CuPy's current one."""
 
 import sys
 import threading
@@ -15,7 +15,7 @@ from gpucnn.errors import DeviceError
 SIM = Device("cudasim")
 
 
-def test_new_tensors_parameters_buffers_and_batches_are_there():
+def test_new_tensors_parameters_buffers_and_batches_are_on_the_default_device():
     images = data.Dataset(np.zeros((4, 6, 6, 3), np.uint8), np.zeros(4, np.int64), ("a",))
     with gpucnn.device(SIM) as chosen:
         assert chosen == SIM
@@ -38,7 +38,7 @@ def test_new_tensors_parameters_buffers_and_batches_are_there():
     assert isinstance(next(iter(data.DataLoader(images, 2)))[0], np.ndarray)
 
 
-def test_what_is_on_a_device_stays_there():
+def test_an_array_on_another_device_stays_there():
     x = gpucnn.tensor([1.0], device=SIM)
     with gpucnn.device("cpu"):
         assert gpucnn.tensor(x).data is x.data
@@ -46,7 +46,7 @@ def test_what_is_on_a_device_stays_there():
         assert str((x * 2).device) == "cudasim"
 
 
-def test_a_model_is_computed_on_the_default_device():
+def test_a_model_runs_on_the_default_device():
     with gpucnn.device(SIM):
         model = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid())
         y = model(gpucnn.tensor(np.ones((2, 4), np.float32)))
@@ -55,7 +55,7 @@ def test_a_model_is_computed_on_the_default_device():
     assert isinstance(model[0].weight.grad, cudasim.ndarray)
 
 
-def test_a_saved_model_is_loaded_there(tmp_path):
+def test_a_saved_model_is_loaded_onto_the_default_device(tmp_path):
     from gpucnn import models
 
     gpucnn.save(tmp_path / "m.safetensors", models.build("lenet5"), "lenet5")
@@ -66,7 +66,7 @@ def test_a_saved_model_is_loaded_there(tmp_path):
     assert {str(p.device) for p in here} == {"cpu"}
 
 
-def test_blocks_nest_and_an_error_ends_them():
+def test_blocks_nest_and_an_error_leaves_them():
     assert default_device() is None
     with gpucnn.device(SIM):
         with gpucnn.device("cpu"):
@@ -81,7 +81,7 @@ def test_blocks_nest_and_an_error_ends_them():
     assert default_device() is None
 
 
-def test_it_is_a_decorator_too():
+def test_device_is_a_decorator_too():
     @gpucnn.device(SIM)
     def make():
         return gpucnn.tensor([1.0])
@@ -89,7 +89,7 @@ def test_it_is_a_decorator_too():
     assert [str(make().device) for _ in range(2)] == ["cudasim"] * 2
 
 
-def test_other_threads_have_their_own():
+def test_other_threads_have_their_own_default_device():
     found = []
     with gpucnn.device(SIM):
         thread = threading.Thread(target=lambda: found.append(default_device()))
@@ -98,19 +98,19 @@ def test_other_threads_have_their_own():
     assert found == [None]
 
 
-def test_the_module_of_the_same_name_is_still_there():
+def test_the_module_device_can_still_be_imported():
     from gpucnn.device import by_device
 
     assert callable(by_device)
     assert sys.modules["gpucnn.device"].by_device is by_device
 
 
-# --- two GPUs, as far as calls go ---
+# --- a fake CuPy with two GPUs ---
 
 
 @pytest.fixture
 def cupy(monkeypatch):
-    """.current[-1] is CuPy's current device; arrays say on which one they were made."""
+    """A fake CuPy; .current[-1] is its current device, and arrays know their device."""
     fake = types.SimpleNamespace(current=[0], ndarray=type("ndarray", (), {}))
 
     class CudaDevice:
@@ -169,7 +169,7 @@ def test_an_op_works_on_its_tensors_device_whatever_the_current_one_is(cupy):
     assert cupy.current == [0]
 
 
-def test_work_inside_work_on_the_same_device_enters_it_once(cupy):
+def test_nested_work_on_one_device_enters_it_once(cupy):
     with working_on(Device("cuda", 1)), working_on(Device("cuda", 1)):
         assert cupy.current == [0, 1]
         with working_on(Device("cuda", 0)):

@@ -33,13 +33,13 @@ def cupy_without_driver(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", cupy)
 
 
-def test_cuda_without_cupy_is_one_line_with_the_pip_command(without_cupy):
+def test_cuda_without_cupy_is_a_one_line_error_with_the_pip_command(without_cupy):
     with pytest.raises(DeviceError, match=r'needs CuPy.*pip install "gpucnn\[cuda12\]"') as error:
         Device.parse("cuda")
     assert "\n" not in str(error.value)
 
 
-def test_cuda_without_a_driver_is_one_line_with_the_remedy(cupy_without_driver):
+def test_cuda_without_a_driver_is_a_one_line_error_with_the_remedy(cupy_without_driver):
     with pytest.raises(DeviceError, match=r"needs an NVIDIA driver.*pip install") as error:
         Device.parse("cuda:0")
     assert "\n" not in str(error.value)
@@ -52,7 +52,7 @@ def test_auto_falls_back_to_the_cpu_and_says_why(without_cupy):
     assert Device.parse("auto") == CPU
 
 
-def test_the_environment_can_say_what_auto_takes(without_cupy, monkeypatch):
+def test_the_environment_variable_overrides_auto(without_cupy, monkeypatch):
     for wish, chosen in (("", CPU), ("auto", CPU), ("cpu", CPU), ("cudasim", Device("cudasim"))):
         monkeypatch.setattr("gpucnn.cudasim.require_compiler", lambda: None)
         monkeypatch.setenv("GPUCNN_DEVICE", wish)
@@ -65,7 +65,7 @@ def test_the_environment_can_say_what_auto_takes(without_cupy, monkeypatch):
             Device.parse("auto")
 
 
-def test_a_device_that_does_not_exist_is_named_with_those_that_do(monkeypatch):
+def test_the_error_for_a_missing_device_lists_those_that_exist(monkeypatch):
     runtime = types.SimpleNamespace(getDeviceCount=lambda: 2)
     cupy = types.SimpleNamespace(
         cuda=types.SimpleNamespace(runtime=runtime), ndarray=type("A", (), {})
@@ -88,7 +88,7 @@ def test_importing_gpucnn_imports_no_cupy_and_no_optional_package():
     assert out.stdout.split() == []
 
 
-def test_an_array_tells_its_module_and_device():
+def test_array_module_and_device_of_recognise_an_array():
     x = np.zeros(2)
     assert array_module(x) is np
     assert device_of(x) == CPU
@@ -99,7 +99,7 @@ def test_an_array_tells_its_module_and_device():
         array_module([1])
 
 
-def test_by_device_picks_the_half_by_the_first_array():
+def test_by_device_dispatches_on_the_first_argument():
     call = by_device(cpu=lambda x, y: ("cpu", y), cuda=lambda x, y: ("cuda", y))
     assert call(np.zeros(1), 3) == ("cpu", 3)
     assert call(object(), 4) == ("cuda", 4)
@@ -118,7 +118,7 @@ def test_the_two_halves_of_every_op_have_one_signature():
     assert checked >= 6
 
 
-def test_arrays_of_two_devices_in_one_op_are_refused_by_its_name(monkeypatch):
+def test_an_op_refuses_tensors_on_two_devices_and_names_itself(monkeypatch):
     elsewhere = gpucnn.tensor([1.0])
     monkeypatch.setattr(
         gpucnn.Tensor, "device", property(lambda t: Device("cuda", 1) if t is elsewhere else CPU)

@@ -1,4 +1,4 @@
-"""Memory shared with other libraries: NumPy, PyTorch, and CuPy as far as a CPU can tell."""
+"""Memory shared with other libraries: NumPy, PyTorch and, by way of a fake, CuPy."""
 
 import operator
 import sys
@@ -16,12 +16,12 @@ VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 keeps_permissions = pytest.mark.skipif(
     np.lib.NumpyVersion(np.__version__) < "2.1.0",
-    reason="NumPy 2.0 takes DLPack memory as read-only, and passes no read-only memory on",
+    reason="NumPy 2.0 imports DLPack memory as read-only and cannot export read-only memory",
 )
 
 
 class Speaker:
-    """An object of another library that has DLPack's two methods and nothing else."""
+    """Another library's array with DLPack's two methods and nothing else."""
 
     def __init__(self, array, device=(1, 0)):
         self.array, self.device = array, device
@@ -37,12 +37,12 @@ def same_memory(a, b):
     return a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
 
 
-# --- NumPy, and anything on the CPU ---
+# --- NumPy and other arrays on the CPU ---
 
 
 @pytest.mark.parametrize("make", [gpucnn.from_dlpack, gpucnn.tensor])
 @pytest.mark.parametrize("wrap", [lambda x: x, Speaker, gpucnn.tensor])
-def test_an_array_of_the_cpu_is_taken_without_a_copy(make, wrap):
+def test_an_array_on_the_cpu_is_imported_without_a_copy(make, wrap):
     x = VALUES.copy()
     t = make(wrap(x))
     x[1, 2] = -1
@@ -51,7 +51,7 @@ def test_an_array_of_the_cpu_is_taken_without_a_copy(make, wrap):
 
 
 @pytest.mark.parametrize("kind", [1, 3, 11])
-def test_pinned_memory_of_other_libraries_is_the_hosts(kind):
+def test_pinned_memory_of_other_libraries_is_imported_on_the_cpu(kind):
     assert gpucnn.from_dlpack(Speaker(VALUES, (kind, 0))).shape == (3, 4)
 
 
@@ -82,7 +82,7 @@ def test_an_array_that_is_not_contiguous_keeps_its_memory_and_its_values(view):
 
 
 @keeps_permissions
-def test_memory_that_must_not_be_written_stays_so():
+def test_read_only_memory_stays_read_only():
     x = VALUES.copy()
     x.flags.writeable = False
     t = gpucnn.from_dlpack(Speaker(x))
@@ -93,7 +93,7 @@ def test_memory_that_must_not_be_written_stays_so():
 
 
 @pytest.mark.parametrize("make", [gpucnn.from_dlpack, gpucnn.tensor])
-def test_dtypes_and_devices_that_gpucnn_lacks_are_refused_by_name(make):
+def test_unsupported_dtypes_and_devices_are_refused_by_name(make):
     with pytest.raises(DtypeError, match="expected numbers, got dtype complex64"):
         make(Speaker(VALUES.astype(np.complex64)))
     for kind, name in ((10, "ROCm"), (8, "Metal"), (77, "DLPack device type 77")):
@@ -125,7 +125,7 @@ def torch():
 
 
 @keeps_permissions
-def test_a_torch_tensor_and_a_tensor_are_one_memory_both_ways(torch):
+def test_a_torch_tensor_and_a_tensor_share_memory_in_both_directions(torch):
     theirs = torch.arange(6.0).reshape(2, 3)
     for make in (gpucnn.from_dlpack, gpucnn.tensor):
         mine = make(theirs)
@@ -139,7 +139,7 @@ def test_a_torch_tensor_and_a_tensor_are_one_memory_both_ways(torch):
 
 @keeps_permissions
 @pytest.mark.parametrize("dtype", ["float16", "float64", "int64", "int8", "uint8", "bool"])
-def test_dtypes_pass_both_ways(torch, dtype):
+def test_dtypes_are_kept_in_both_directions(torch, dtype):
     theirs = torch.tensor([0, 1, 1]).to(getattr(torch, dtype))
     mine = gpucnn.from_dlpack(theirs)
     assert mine.dtype == dtype
@@ -154,10 +154,10 @@ def test_a_strided_torch_tensor_keeps_its_strides(torch):
     np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
     images = torch.rand(2, 3, 5, 5).to(memory_format=torch.channels_last)
     nhwc = gpucnn.from_dlpack(images.permute(0, 2, 3, 1))
-    assert nhwc.data.flags.c_contiguous  # what torch calls channels_last is gpucnn's own layout
+    assert nhwc.data.flags.c_contiguous  # torch's channels_last is gpucnn's layout
 
 
-def test_bfloat16_is_not_shared_where_numpy_has_learned_its_name(torch):
+def test_bfloat16_is_refused_even_if_ml_dtypes_registered_it_with_numpy(torch):
     pytest.importorskip("ml_dtypes")  # as onnx imports it
     assert np.dtype("bfloat16").itemsize == 2
     with pytest.raises(DtypeError, match=r"Tensor of torch.bfloat16 .*\n  convert it first"):
@@ -177,7 +177,7 @@ def test_torch_tensors_that_cannot_be_shared_say_why(torch):
 
 
 @keeps_permissions
-def test_gradients_of_a_shared_tensor_are_gpucnns(torch):
+def test_gradients_of_a_shared_tensor_stay_in_gpucnn(torch):
     theirs = torch.tensor([1.0, 2.0])
     mine = gpucnn.tensor(theirs, requires_grad=True)
     (mine * mine).sum().backward()
@@ -185,10 +185,10 @@ def test_gradients_of_a_shared_tensor_are_gpucnns(torch):
     assert torch.from_dlpack(mine).requires_grad is False
 
 
-# --- the simulated device: its memory is the host's, and it says so ---
+# --- the simulated device, which exports its memory as the host's ---
 
 
-def test_an_array_of_the_simulator_is_host_memory_to_others_and_no_cuda_pointer(torch):
+def test_a_cudasim_array_is_exported_as_host_memory_and_not_as_a_cuda_pointer(torch):
     t = gpucnn.tensor(VALUES, device="cudasim")
     for x in (t, t.data):
         assert x.__dlpack_device__() == (1, 0)
@@ -200,14 +200,14 @@ def test_an_array_of_the_simulator_is_host_memory_to_others_and_no_cuda_pointer(
     assert same_memory(np.from_dlpack(t), t.data._host)
 
 
-def test_an_array_of_the_simulator_comes_back_as_one():
+def test_a_cudasim_array_survives_export_and_import():
     x = cudasim.asarray(VALUES)
     for make in (gpucnn.from_dlpack, gpucnn.tensor):
         assert make(x).data is x
         assert str(make(x).device) == "cudasim"
 
 
-def test_a_copy_under_way_has_arrived_when_others_read():
+def test_an_export_waits_for_a_pending_copy():
     x = cudasim.empty(4, np.float32)
     source = np.frombuffer(cudasim.cuda.alloc_pinned_memory(16), np.float32, 4)
     source[...] = VALUES[1]
@@ -217,18 +217,18 @@ def test_a_copy_under_way_has_arrived_when_others_read():
     np.testing.assert_array_equal(np.from_dlpack(gpucnn.tensor(x)), VALUES[1])
 
 
-def test_a_device_has_no_numpy_array_without_a_copy():
+def test_an_array_on_a_device_is_no_numpy_array_without_a_copy():
     t = gpucnn.tensor(VALUES, device="cudasim")
     np.testing.assert_array_equal(np.asarray(t), VALUES)
     with pytest.raises(ValueError, match="on cudasim has no NumPy array without a copy"):
         t.__array__(copy=False)
 
 
-# --- CuPy: what it is asked for ---
+# --- CuPy, as a fake that records calls ---
 
 
 class FakeCupyArray:
-    """What gpucnn looks at in a cupy.ndarray."""
+    """The attributes of a cupy.ndarray that gpucnn reads."""
 
     def __init__(self, source, dtype="float32", device=0):
         self.source, self.dtype, self.shape = source, np.dtype(dtype), (2,)
@@ -247,7 +247,7 @@ class FakeCupyArray:
 
 @pytest.fixture
 def cupy(monkeypatch):
-    """A machine with two GPUs, as far as the calls go; .current is the device that is current."""
+    """A fake CuPy with two GPUs; .current is the current device."""
     fake = types.SimpleNamespace(ndarray=FakeCupyArray, current=[0])
 
     class Device:
@@ -278,7 +278,7 @@ def cupy(monkeypatch):
 
 
 @pytest.mark.parametrize("make", [gpucnn.from_dlpack, gpucnn.tensor])
-def test_cuda_memory_goes_to_cupy_on_its_own_device(cupy, make):
+def test_cuda_memory_is_imported_by_cupy_on_its_own_device(cupy, make):
     theirs = Speaker(None, (2, 1))
     t = make(theirs)
     assert t.data.source == ("dlpack", theirs)
@@ -288,7 +288,7 @@ def test_cuda_memory_goes_to_cupy_on_its_own_device(cupy, make):
         make(Speaker(None, (2, 5)))
 
 
-def test_cuda_memory_without_cupy_is_the_error_that_says_how_to_get_it(monkeypatch):
+def test_importing_cuda_memory_without_cupy_is_an_error_that_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(DeviceError, match="needs CuPy"):
         gpucnn.from_dlpack(Speaker(None, (2, 0)))
@@ -300,20 +300,20 @@ class OnlyInterface:
         self.__cuda_array_interface__ = {**interface, **changes}
 
 
-def test_an_object_with_the_cuda_array_interface_alone_becomes_a_tensor(cupy):
+def test_an_object_with_only_the_cuda_array_interface_becomes_a_tensor(cupy):
     for address, device in ((4096, "cuda:0"), (4097, "cuda:1"), (0, "cuda:0")):
         x = OnlyInterface(data=(address, False))
         t = gpucnn.tensor(x)
         assert t.data.source == ("asarray", x)
-        assert str(t.device) == device  # CuPy would copy it to the current device from another
+        assert str(t.device) == device  # CuPy would copy from another device to the current one
 
 
-def test_cuda_memory_that_must_not_be_written_is_copied(cupy):
+def test_read_only_cuda_memory_is_copied(cupy):
     x = OnlyInterface(data=(4096, True))
     assert gpucnn.tensor(x).data.source == ("copy of", ("asarray", x))
 
 
-def test_cuda_interfaces_that_gpucnn_cannot_take_are_refused(cupy):
+def test_unsupported_cuda_array_interfaces_are_refused(cupy):
     with pytest.raises(DtypeError, match="got dtype complex64"):
         gpucnn.tensor(OnlyInterface(typestr="<c8"))
     with pytest.raises(ArgumentError, match="has a mask"):
@@ -322,7 +322,7 @@ def test_cuda_interfaces_that_gpucnn_cannot_take_are_refused(cupy):
         gpucnn.tensor(OnlyInterface(data=None))
 
 
-def test_a_tensor_on_a_gpu_offers_cupys_own_interfaces(cupy):
+def test_a_tensor_on_a_gpu_exports_cupys_interfaces(cupy):
     t = gpucnn.Tensor(FakeCupyArray("x", device=1))
     assert t.__dlpack_device__() == (2, 1)
     assert t.__cuda_array_interface__["data"] == (4096, False)
@@ -332,7 +332,7 @@ def test_a_tensor_on_a_gpu_offers_cupys_own_interfaces(cupy):
     )
 
 
-def test_cupy_has_every_name_that_is_used_of_it():
+def test_cupy_has_every_name_that_gpucnn_uses():
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     cupys_alone = """
         from_dlpack ndarray.__cuda_array_interface__ cuda.runtime.pointerGetAttributes

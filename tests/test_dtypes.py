@@ -1,4 +1,4 @@
-"""Nothing becomes float64 by accident, from the batch to the updated parameter."""
+"""No array of a training step becomes float64 by accident."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What arrives in `.grad`: scalars, memory of its own, and what an op's backward must return."""
+"""`.grad` of scalars, its memory, and what an op's backward must return."""
 
 import numpy as np
 import pytest
@@ -207,11 +207,11 @@ def test_a_training_step_copies_no_gradient(name, monkeypatch):
     assert copies == []
     a, b = leaf([1.0], "cpu"), leaf([1.0], "cpu")
     (a + b).backward()
-    assert copies == [(1,), (1,)]  # it does see them
+    assert copies == [(1,), (1,)]  # the count does see copies
 
 
 def test_a_retained_graph_is_walked_twice_to_the_same_gradients(conv_algorithm, rng):
-    conv_algorithm("winograd")  # which overwrites what it saved where that is of no more use
+    conv_algorithm("winograd")  # whose backward overwrites its saved arrays at the last use
     x, w = (leaf(rng.standard_normal((16, 6, 6, 16)), "cpu"), leaf(np.ones((16, 3, 3, 16)), "cpu"))
     y = ops.conv2d(x, w, padding=1)
     dy = rng.standard_normal(y.shape)
@@ -222,7 +222,7 @@ def test_a_retained_graph_is_walked_twice_to_the_same_gradients(conv_algorithm, 
         np.testing.assert_allclose(p.grad, 2 * once, rtol=1e-12)
 
 
-def test_an_op_is_told_whether_its_saved_arrays_are_used_for_the_last_time():
+def test_last_use_tells_an_op_whether_its_saved_arrays_are_needed_again():
     seen = []
 
     class Probe(Same):
@@ -297,7 +297,7 @@ def test_a_gradient_on_another_device_is_an_error_that_names_the_op(gpu):
         Op()(x).sum().backward()
 
 
-def test_no_gradient_for_an_input_and_any_for_one_without_are_fine():
+def test_none_for_an_input_and_anything_for_one_that_needs_no_gradient_are_fine():
     class Op(Function):
         def forward(self, a, b, c):
             return a + b + c

@@ -146,7 +146,7 @@ def test_a_gradient_that_does_not_fit_names_the_layer_of_its_op(device_of):
     assert error.images == 16
 
 
-def test_a_convolution_that_does_its_neighbours_work_is_named_itself(device_of):
+def test_a_fused_convolution_that_does_not_fit_is_named_itself(device_of):
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.MaxPool2d(2)).to("cudasim")
     device_of(2**20)
     assert error_of(model, 64).where == "conv2d in layer 0 (Conv2d)"
@@ -159,7 +159,7 @@ def test_no_image_fits_where_the_layer_is_too_large_for_one(device_of):
         model(gpucnn.tensor(images(1), device="cudasim"))
 
 
-def test_outside_of_a_model_the_error_names_the_op(device_of):
+def test_outside_of_a_model_the_error_names_the_op_alone(device_of):
     x = gpucnn.tensor(np.ones(1024, np.float32), device="cudasim")
     device_of(100)
     with pytest.raises(
@@ -174,7 +174,7 @@ def test_outside_of_a_model_the_error_names_the_op(device_of):
         gpucnn.tensor(np.ones(100_000), device="cudasim")
 
 
-def test_training_goes_on_with_a_smaller_batch_and_nothing_is_kept_alive(device_of):
+def test_training_continues_with_a_smaller_batch_and_no_memory_leaks(device_of):
     model = network()
     optimizer = optim.SGD(model.parameters(), 0.01)
     step(model, optimizer, 2)
@@ -194,19 +194,19 @@ def test_training_goes_on_with_a_smaller_batch_and_nothing_is_kept_alive(device_
         gc.enable()
 
 
-def test_a_handler_may_try_again_at_once(device_of):
+def test_a_handler_may_retry_at_once(device_of):
     model = network()
     device_of(3 * 2**20)
     x = gpucnn.tensor(images(64), device="cudasim")
     with gpucnn.no_grad():
         try:
             model(x)
-        except gpucnn.OutOfMemory as error:  # its frames are still there
+        except gpucnn.OutOfMemory as error:  # its frames are still alive
             y = model(gpucnn.tensor(images(error.batch_size // 2), device="cudasim"))
     assert np.isfinite(y.numpy()).all()
 
 
-def test_a_batch_that_does_not_fit_is_the_loaders(device_of):
+def test_a_batch_that_does_not_fit_is_an_error_of_the_loader(device_of):
     class Items:
         def __len__(self):
             return 8
@@ -220,7 +220,7 @@ def test_a_batch_that_does_not_fit_is_the_loaders(device_of):
         next(iter(loader))
 
 
-def test_the_trainer_passes_the_error_on_and_can_be_used_again(device_of):
+def test_the_trainer_raises_the_error_and_can_be_used_again(device_of):
     class Items:
         def __len__(self):
             return 64
@@ -244,7 +244,7 @@ def test_the_trainer_passes_the_error_on_and_can_be_used_again(device_of):
     assert trainer.step == 16
 
 
-def test_dropout_draws_once_also_where_its_memory_comes_at_the_second_attempt(device_of):
+def test_dropout_draws_once_even_if_its_allocation_is_retried(device_of):
     x = np.ones(2**15, np.float32)
     results = []
     for full in (False, True):
@@ -264,7 +264,7 @@ def test_dropout_draws_once_also_where_its_memory_comes_at_the_second_attempt(de
 
 
 @pytest.mark.parametrize("name", [SECOND_CUDA])
-def test_bytes_in_use_are_those_of_the_device_that_was_asked_for(name):
+def test_used_bytes_are_those_of_the_given_device(name):
     device = Device.parse(name)
     gc.collect()
     before = used_bytes(device)
@@ -275,7 +275,7 @@ def test_bytes_in_use_are_those_of_the_device_that_was_asked_for(name):
     del first, second
 
 
-def test_bytes_in_use_are_asked_of_the_pool_with_its_device_current():
+def test_used_bytes_makes_the_device_current_before_asking_its_pool():
     current = [0]
 
     class CudaDevice:

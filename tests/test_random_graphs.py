@@ -1,4 +1,4 @@
-"""Every op inside random graphs, against PyTorch: values, and gradients of leaves and results."""
+"""Every op inside random graphs against PyTorch: values, and gradients of leaves and results."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ STEPS = st.tuples(st.sampled_from(sorted(OPS)), st.integers(0, 9999))
 
 @pytest.fixture(scope="module")
 def _torch():
-    """PyTorch, with one thread as gpucnn: more would only wait for each other over tiny arrays."""
+    """PyTorch and gpucnn with one thread each: the arrays are too small for more."""
     torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
     before = gpucnn.get_num_threads(), torch.get_num_threads()
     gpucnn.set_num_threads(1)
@@ -32,7 +32,7 @@ def _torch():
 
 
 def check(dtype, program, seed):
-    """Grow the graph of `program`, and compare every result and gradient, over two passes."""
+    """Grow the graph of `program`; compare every result and gradient over two backward passes."""
     graph = Graph(dtype, seed)
     for name, choices in program:
         graph.grow(name, OPS[name], choices)
@@ -44,7 +44,7 @@ def check(dtype, program, seed):
     for y in graph.results:
         weights = graph.constant(graph.rng.uniform(-1, 1, y.shape))
         ours, theirs = (y.ours * weights.ours).mean(), (y.theirs * weights.theirs).mean()
-        # A scalar that ops made is used twice.
+        # The scalar result is used twice.
         loss = ours if loss is None else loss + ours * (0.5 * loss)
         expected = theirs if expected is None else expected + theirs * (0.5 * expected)
     for _ in range(2):
@@ -76,7 +76,7 @@ def test_every_public_op_is_in_the_random_graphs():
 @pytest.mark.usefixtures("_torch")
 @in_both_dtypes
 @pytest.mark.parametrize("name", OPS)
-def test_an_op_in_the_middle_of_a_graph_gives_pytorchs_values_and_gradients(name, dtype):
+def test_an_op_inside_a_graph_has_pytorchs_values_and_gradients(name, dtype):
     others = sorted(OPS)
     for seed in range(5):
         rng = np.random.default_rng([seed, *name.encode()])
@@ -88,5 +88,5 @@ def test_an_op_in_the_middle_of_a_graph_gives_pytorchs_values_and_gradients(name
 @in_both_dtypes
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(st.lists(STEPS, min_size=2, max_size=10), st.integers(0, 9999))
-def test_random_graphs_give_pytorchs_values_and_gradients(dtype, program, seed):
+def test_random_graphs_have_pytorchs_values_and_gradients(dtype, program, seed):
     check(dtype, program, seed)

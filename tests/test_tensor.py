@@ -23,7 +23,7 @@ def test_a_tensor_of_an_array_shares_its_memory():
     assert np.shares_memory(t.detach().data, x)
 
 
-def test_a_tensor_reads_as_an_array_and_as_a_number():
+def test_a_tensor_converts_to_an_array_and_to_a_number():
     t = gpucnn.tensor([[1.0, 2.0], [3.0, 4.0]])
     assert np.array_equal(np.asarray(t), [[1, 2], [3, 4]])
     assert np.asarray(t, dtype=np.float64).dtype == np.float64
@@ -47,12 +47,12 @@ def test_to_the_same_device_is_the_tensor_itself():
 
 
 @pytest.mark.parametrize("spec", ["gpu", "cuda:", "cuda:-1", "CUDA", "", 0, "cuda:0x1"])
-def test_an_unknown_device_is_refused_with_the_known_ones(spec):
+def test_an_unknown_device_is_refused_with_a_list_of_the_known_ones(spec):
     with pytest.raises(DeviceError, match="expected auto, cpu"):
         gpucnn.tensor([1.0], device=spec)
 
 
-def test_what_is_no_number_is_refused():
+def test_values_that_are_not_numbers_are_refused():
     with pytest.raises(DtypeError, match="expected numbers"):
         gpucnn.tensor(["a", "b"])
     with pytest.raises(ShapeError, match="different lengths"):
@@ -130,7 +130,7 @@ def test_elements_cannot_be_assigned():
         t[0] = 5.0
 
 
-def test_an_array_on_the_left_makes_a_tensor():
+def test_an_array_as_the_left_operand_gives_a_tensor():
     t = gpucnn.tensor([1.0, 2.0], requires_grad=True)
     y = np.array([3.0, 4.0], dtype=np.float32) * t
     assert isinstance(y, gpucnn.Tensor)

@@ -10,14 +10,14 @@ from threadpoolctl import threadpool_info
 
 from gpucnn.cpu import blas, empty, parallel, single_threaded_blas
 
-# rows, depth, columns: less than a block, whole blocks, some over, panels of 64 and of 32 columns
-# and none, and too deep for any block
+# rows, depth, columns: smaller than a block, whole blocks, blocks and a rest; panels of 64, of 32
+# and of all columns; too deep for any block
 SMALL = [(1, 3, 5), (16, 20, 64), (128, 64, 192), (77, 300, 96), (130, 976, 64), (40, 977, 32)]
 SHAPES = [*SMALL, (77, 300, 130), (40, 1954, 32)]
 
 
 def _in_panels(b):
-    """b (i, depth, columns) as `multiply` wants it."""
+    """b (stack, depth, columns) in the panels that `multiply` expects."""
     stack, depth, columns = b.shape
     width = blas.panel_width(depth, columns)
     panels = empty((stack, columns // width, depth, width), b.dtype)
@@ -29,7 +29,9 @@ def _in_panels(b):
 @pytest.mark.parametrize(("rows", "depth", "columns"), SHAPES)
 def test_blocks_cover_the_product(monkeypatch, rng, rows, depth, columns, in_place):
     monkeypatch.setattr(blas, "_blas_multiplies_in_place", lambda: in_place)
-    a = empty((3, rows + 1, depth), np.float32)[:, :rows]  # as positions lie: a row apart
+    a = empty((3, rows + 1, depth), np.float32)[
+        :, :rows
+    ]  # a row apart, as Winograd's positions are
     b = rng.standard_normal((3, depth, columns), np.float32)
     a[...] = rng.standard_normal(a.shape)
     out = np.full((3, rows + 1, columns), np.nan, np.float32)
@@ -65,7 +67,9 @@ def test_blocks_cover_the_product_with_a_transposed_matrix(
     monkeypatch, rng, rows, depth, columns, in_place
 ):
     monkeypatch.setattr(blas, "_blas_multiplies_in_place", lambda: in_place)
-    a = empty((3, depth + 1, rows), np.float32)[:, :depth]  # as positions lie: a row apart
+    a = empty((3, depth + 1, rows), np.float32)[
+        :, :depth
+    ]  # a row apart, as Winograd's positions are
     b = empty((3, depth + 1, columns), np.float32)[:, :depth]
     a[...], b[...] = rng.standard_normal(a.shape), rng.standard_normal(b.shape)
     out = np.full((3, rows, columns), np.nan, np.float32)
@@ -81,7 +85,7 @@ def blas_threads():
     return {i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas"}
 
 
-def test_blas_has_one_thread_inside_and_its_own_number_after():
+def test_blas_has_one_thread_inside_a_piece_and_its_own_number_after():
     before = blas_threads()
     inside = []
     parallel(lambda _: inside.append(blas_threads()), range(3))

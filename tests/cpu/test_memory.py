@@ -20,7 +20,7 @@ def test_scratch_belongs_to_its_thread():
     assert not np.shares_memory(mine, others[0])
 
 
-def test_scratch_that_grew_is_one_memory_for_every_shape():
+def test_a_scratch_buffer_that_grew_is_shared_by_all_shapes():
     small = scratch("grows", (3,), np.float32)
     large = scratch("grows", (300,), np.float32)
     again = scratch("grows", (3,), np.float32)
@@ -29,14 +29,14 @@ def test_scratch_that_grew_is_one_memory_for_every_shape():
     assert scratch("grows", (3,), np.float32) is again
 
 
-def test_scratch_of_ever_new_shapes_keeps_few_views():
+def test_scratch_caches_a_limited_number_of_views():
     for size in range(1, 3000):
         scratch("many", (size,), np.uint8)
     assert len(memory._buffers().views) <= 1000
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 5), (1000, 100)])
-def test_memory_starts_on_a_line_of_the_cache(shape):
+def test_empty_and_scratch_are_aligned_to_a_cache_line(shape):
     for array in (empty(shape, np.float64), scratch("aligned", shape, np.float64)):
         assert (array.shape, array.dtype) == (shape, np.float64)
         assert array.ctypes.data % 64 == 0
@@ -60,7 +60,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(not memory.keep_freed_memory(), reason="needs glibc's mallopt")
-def test_a_freed_array_is_used_again_without_page_faults():
+def test_freed_memory_is_reused_without_page_faults():
     out = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     assert int(out.stdout) < 20
 
@@ -81,7 +81,7 @@ print(before - resident())
 
 
 @pytest.mark.skipif(not memory.keep_freed_memory(), reason="needs glibc's mallopt")
-def test_freed_memory_goes_back_when_asked_for():
+def test_give_back_freed_memory_returns_it_to_the_system():
     out = subprocess.run(
         [sys.executable, "-c", GIVE_BACK], capture_output=True, text=True, check=True
     )
@@ -89,7 +89,7 @@ def test_freed_memory_goes_back_when_asked_for():
 
 
 @pytest.mark.parametrize("variable", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"])
-def test_the_environment_has_the_last_word(monkeypatch, variable):
+def test_mallocs_environment_variables_take_precedence(monkeypatch, variable):
     monkeypatch.setenv(variable, "131072")
     assert not memory.keep_freed_memory()
 

@@ -24,7 +24,7 @@ def _restore():
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_every_piece_is_done_once(threads):
+def test_every_piece_runs_once(threads):
     gpucnn.set_num_threads(threads)
     done = []
     parallel(done.append, range(100))
@@ -34,7 +34,7 @@ def test_every_piece_is_done_once(threads):
 def test_pieces_run_at_the_same_time():
     gpucnn.set_num_threads(3)
     meeting = threading.Barrier(3, timeout=20)
-    parallel(lambda _: meeting.wait(), range(3))  # hangs and breaks unless three run at once
+    parallel(lambda _: meeting.wait(), range(3))  # times out unless three run at once
 
 
 def test_the_callers_errstate_holds_in_every_thread():
@@ -57,7 +57,7 @@ def test_the_callers_errstate_holds_in_every_thread():
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_an_exception_in_a_piece_reaches_the_caller_and_the_pool_lives_on(threads):
+def test_an_exception_in_a_piece_reaches_the_caller_and_the_pool_still_works(threads):
     gpucnn.set_num_threads(threads)
     for _ in range(20):
         with pytest.raises(ZeroDivisionError):
@@ -80,7 +80,7 @@ def test_an_exception_in_a_helper_reaches_the_caller():
         parallel(fail_elsewhere, range(50))
 
 
-def test_an_interrupt_stops_the_rest():
+def test_an_interrupt_starts_no_more_pieces():
     gpucnn.set_num_threads(2)
     done = []
 
@@ -95,7 +95,7 @@ def test_an_interrupt_stops_the_rest():
     assert len(done) < 500
 
 
-def test_nested_calls_run_in_line():
+def test_nested_calls_run_in_the_same_thread():
     gpucnn.set_num_threads(3)
     places = []
 
@@ -125,19 +125,19 @@ def test_several_threads_may_call_at_once():
     assert totals == [8] * 200
 
 
-def test_the_default_is_the_cores_of_this_process():
+def test_the_default_is_the_number_of_cores_of_the_process():
     code = "import gpucnn; print(gpucnn.get_num_threads())"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(out.stdout) == usable_cores()
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.0, "2", True])
-def test_a_number_of_threads_that_is_none_is_refused(n):
+def test_a_number_of_threads_that_is_not_a_positive_int_is_refused(n):
     with pytest.raises(ArgumentError, match="positive int"):
         gpucnn.set_num_threads(n)
 
 
-def test_fewer_threads_end_the_others():
+def test_reducing_the_number_of_threads_ends_the_helpers():
     gpucnn.set_num_threads(4)
     parallel(lambda _: None, range(8))
     gpucnn.set_num_threads(1)
@@ -165,7 +165,7 @@ if child:
     subprocess.run(command, check=True, timeout=60)
 
 
-def test_the_interpreter_exits_with_workers_waiting_and_says_nothing():
+def test_the_interpreter_exits_silently_with_waiting_workers():
     code = """
 import gpucnn
 from gpucnn.cpu import parallel
@@ -179,7 +179,7 @@ parallel(lambda i: None, range(50))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_buffers_of_ufuncs_are_short_inside_and_what_they_were_after(threads):
+def test_ufunc_buffers_are_short_inside_a_piece_and_restored_after(threads):
     gpucnn.set_num_threads(threads)
     before, inside = np.getbufsize(), []
     parallel(lambda piece: inside.append(np.getbufsize()), range(20))
@@ -187,14 +187,14 @@ def test_buffers_of_ufuncs_are_short_inside_and_what_they_were_after(threads):
     assert np.getbufsize() == before
 
 
-def test_a_thread_that_works_alone_does_every_piece_itself():
+def test_alone_runs_every_piece_in_the_calling_thread():
     gpucnn.set_num_threads(3)
     names = []
     with alone():
         parallel(lambda _: names.append(threading.current_thread().name), range(50))
     assert names == [threading.current_thread().name] * 50
     meeting = threading.Barrier(2, timeout=10)
-    parallel(lambda _: meeting.wait(), range(2))  # and has help again after it
+    parallel(lambda _: meeting.wait(), range(2))  # has helpers again afterwards
 
 
 def test_spans_cover_the_range():
@@ -233,7 +233,7 @@ def test_a_training_step_has_the_same_bits_for_every_number_of_threads():
             assert a.dtype == np.float32
 
 
-def test_pieces_that_helpers_took_before_the_caller_began_are_waited_for(monkeypatch):
+def test_the_caller_waits_for_pieces_that_helpers_took_before_it_began(monkeypatch):
     lead = _Job.lead
 
     def late(job):

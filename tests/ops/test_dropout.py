@@ -19,7 +19,7 @@ def x(device):
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_keeps_its_share_and_the_mean(x, p):
+def test_keeps_a_share_of_1_minus_p_and_the_mean(x, p):
     y = host(dropout(x, p, generator=np.random.default_rng(0)))
     kept = y != 0
     assert kept.mean() == pytest.approx(1 - p, abs=0.01)
@@ -34,7 +34,7 @@ def test_the_gradient_passes_where_the_value_passed(x):
     assert x.grad.dtype == np.float32
 
 
-def test_does_nothing_outside_training_or_for_p_0(x):
+def test_returns_x_itself_outside_training_and_for_p_0(x):
     assert dropout(x, 0.5, training=False) is x
     assert dropout(x, 0.0) is x
 
@@ -47,10 +47,10 @@ def test_the_same_seed_gives_the_same_mask_for_any_number_of_threads(x):
         masks.append(host(dropout(x, 0.5)))
     gpucnn.set_num_threads(before)
     np.testing.assert_array_equal(*masks)
-    assert (host(dropout(x, 0.5)) != masks[0]).any()  # the generator went on
+    assert (host(dropout(x, 0.5)) != masks[0]).any()  # the generator has advanced
 
 
-def test_the_state_of_the_generator_can_be_kept_and_put_back(x):
+def test_the_state_of_the_generator_can_be_saved_and_restored(x):
     gpucnn.manual_seed(1)
     dropout(x, 0.5)
     state = random.get_state()
@@ -60,7 +60,7 @@ def test_the_state_of_the_generator_can_be_kept_and_put_back(x):
     np.testing.assert_array_equal(host(dropout(x, 0.5)), first)
 
 
-def test_a_kept_state_does_not_follow_the_generator(x):
+def test_a_saved_state_does_not_advance_with_the_generator(x):
     gpucnn.manual_seed(1)
     state = random.get_state()
     first = host(dropout(x, 0.5))
@@ -88,18 +88,18 @@ def generators(counter: int) -> list[np.random.Generator]:
 
 # The second counter carries into its highest word after a few draws, the third wraps to zero.
 @pytest.mark.parametrize("counter", [0, (1 << 192) - 2, (1 << 256) - 2])
-def test_masks_are_the_cpus_whatever_was_drawn_before(counter, gpu):
+def test_a_gpus_masks_equal_the_cpus_whatever_was_drawn_before(counter, gpu):
     mine, theirs = generators(counter)
     for number, size in enumerate((1, 3, 4, 5, 16, 2, 63, 64, 65, 8, 4097, 7)):
         x = np.ones(size, np.float32)
         on_cpu = dropout(gpucnn.tensor(x), 0.3, True, theirs)
         np.testing.assert_array_equal(host(dropout(tensor(x, gpu), 0.3, True, mine)), on_cpu.data)
-        if number % 3 == 0:  # half of a 64-bit number is left over in the generators
+        if number % 3 == 0:  # leaves half of a 64-bit number in the generators
             assert mine.integers(9, dtype=np.uint32) == theirs.integers(9, dtype=np.uint32)
         assert mine.random() == theirs.random()
 
 
-def test_what_a_gpu_drops_is_zero_even_where_x_was_infinite(gpu):
+def test_dropped_elements_are_zero_on_a_gpu_even_where_x_was_infinite(gpu):
     y = host(dropout(tensor(np.full(64, np.inf, np.float32), gpu), 0.5, True, generators(0)[0]))
     assert set(y.tolist()) == {0.0, np.inf}
 

@@ -29,7 +29,7 @@ SHAPES = [((3, 4), (3, 4)), ((3, 4), (4,)), ((3, 1), (1, 4)), ((), (2, 3)), ((2,
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
 @pytest.mark.parametrize("op", BINARY)
 @in_both_dtypes
-def test_a_binary_op_is_numpys(op, shapes, dtype, device, rng):
+def test_a_binary_op_equals_numpys(op, shapes, dtype, device, rng):
     a, b = (rng.uniform(0.5, 2, shape).astype(dtype) for shape in shapes)
     y = op(tensor(a, device), tensor(b, device))
     assert y.dtype == dtype
@@ -38,12 +38,12 @@ def test_a_binary_op_is_numpys(op, shapes, dtype, device, rng):
 
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
 @pytest.mark.parametrize("op", BINARY)
-def test_a_binary_op_has_the_gradients_of_its_differences(op, shapes, device, rng):
+def test_gradients_of_a_binary_op_match_finite_differences(op, shapes, device, rng):
     gradcheck(op, *(rng.uniform(0.5, 2, shape) for shape in shapes), device=device)
 
 
 @pytest.mark.parametrize("op", BINARY)
-def test_numbers_stand_on_either_side_without_changing_the_dtype(op, device, rng):
+def test_a_number_as_either_operand_does_not_change_the_dtype(op, device, rng):
     x = rng.uniform(0.5, 2, (2, 3)).astype(np.float32)
     t = tensor(x, device)
     for number in (2, 0.5, np.float64(0.25)):
@@ -53,7 +53,9 @@ def test_numbers_stand_on_either_side_without_changing_the_dtype(op, device, rng
 
 
 @pytest.mark.parametrize("op", SMOOTH)
-def test_a_smooth_function_is_its_formula_and_has_the_gradient_of_its_differences(op, device, rng):
+def test_a_smooth_function_equals_its_formula_and_its_gradient_matches_finite_differences(
+    op, device, rng
+):
     for shape in ((3, 5), ()):
         x = rng.uniform(0.3, 2, shape)
         for dtype in (np.float32, np.float64):
@@ -80,7 +82,7 @@ def _gelu_argument(x):
 
 
 def _gelu_terms(x):
-    """The value, the two terms of the derivative, and how much an error of u counts."""
+    """The value, the two terms of the derivative, and the factor of an error in u."""
     u = _gelu_argument(x)
     rise = 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
     return x * _sigmoid(2 * u), _sigmoid(2 * u), x * _sigmoid(2 * u) * _sigmoid(-2 * u) * rise, u
@@ -88,7 +90,7 @@ def _gelu_terms(x):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("op", [ops.sigmoid, ops.tanh, ops.gelu])
-def test_saturating_functions_and_their_gradients_keep_their_digits_everywhere(op, dtype, device):
+def test_saturating_functions_and_their_gradients_are_accurate_everywhere(op, dtype, device):
     x = np.array([*np.linspace(-40, 40, 4001), *np.linspace(-0.1, 0.1, 101), 1e4, -1e4], dtype)
     t = leaf(x, device)
     y, dx = results(op(t), np.ones_like(x), t)
@@ -104,17 +106,17 @@ def test_saturating_functions_and_their_gradients_keep_their_digits_everywhere(o
         bound = 8
     assert (np.abs(y - value) <= bound * (eps * np.abs(value) + tiny)).all()
     assert (np.abs(dx - slope) <= bound * (eps * size + tiny)).all()
-    assert (y[np.abs(value) > 64 * tiny] != 0).all()  # CuPy's factors below tiny count as 0
+    assert (y[np.abs(value) > 64 * tiny] != 0).all()  # CuPy flushes factors below tiny to 0
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_logarithm_of_a_small_sigmoid_is_its_argument(dtype, device):
+def test_the_logarithm_of_a_small_sigmoid_equals_its_argument(dtype, device):
     x = tensor(np.array([-80.0, -20, -15], dtype), device)
     assert_close(ops.log(ops.sigmoid(x)), np.array([-80.0, -20 - 2.06e-9, -15 - 3.06e-7]), 1e-7)
 
 
 @pytest.mark.parametrize("op", [ops.sigmoid, ops.tanh, ops.gelu])
-def test_float16_functions_are_the_float32_ones_rounded(op, device):
+def test_float16_functions_equal_the_rounded_float32_ones(op, device):
     x = np.array([-6e4, -20, -16.5, -9, -3, -0.01, 0, 0.5, 8, 300, 6e4], np.float16)
     half, single = leaf(x, device), leaf(x.astype(np.float32), device)
     for a, b in zip(*(results(op(t), np.ones(11), t) for t in (half, single)), strict=True):
@@ -127,7 +129,7 @@ EXPONENTS = [0, 0.0, 1, 2, 3, 0.5, 1.5, -1, -2, -0.5]
 
 @pytest.mark.parametrize("exponent", EXPONENTS)
 @in_both_dtypes
-def test_power_and_its_gradient_are_pytorchs_at_zero_and_below_and_at_infinity(
+def test_power_and_its_gradient_equal_pytorchs_at_zero_below_it_and_at_infinity(
     exponent, dtype, device
 ):
     torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
@@ -148,7 +150,7 @@ def test_the_gradient_of_a_power_of_zero_is_zero_even_where_dy_is_infinite(devic
 
 
 @pytest.mark.parametrize("exponent", [2, 3.0, -1, 0.5])
-def test_power_is_numpys_and_has_the_gradient_of_its_differences(exponent, device, rng):
+def test_power_equals_numpys_and_its_gradient_matches_finite_differences(exponent, device, rng):
     x = rng.uniform(0.5, 2, (4,))
     assert_close(tensor(x, device) ** exponent, x**exponent)
     gradcheck(lambda x: x**exponent, x, device=device)
@@ -160,7 +162,7 @@ def test_gelu_is_within_a_thousandth_of_the_exact_one(device):
     assert np.abs(host(ops.gelu(tensor(x, device))) - exact).max() < 1e-3
 
 
-def test_where_takes_each_side_and_sends_the_gradient_there(device, rng):
+def test_where_selects_a_side_and_passes_the_gradient_to_it(device, rng):
     condition = np.array([True, False, True])
     here = tensor(condition, device)
     a, b = rng.random((2, 3)), rng.random(3)
@@ -171,7 +173,7 @@ def test_where_takes_each_side_and_sends_the_gradient_there(device, rng):
 
 
 @in_both_dtypes
-def test_an_infinite_gradient_stays_on_the_side_that_where_took(dtype, device):
+def test_an_infinite_gradient_reaches_only_the_side_that_where_selected(dtype, device):
     a, b = leaf([1.0, 2.0], device, dtype), leaf([3.0, 4.0], device, dtype)
     backward(ops.where(np.array([True, False]), a, b), [np.inf, np.nan])
     np.testing.assert_array_equal(host(a.grad), [np.inf, 0])
@@ -196,6 +198,6 @@ def test_shapes_that_do_not_broadcast_are_named(device):
         ops.multiply(tensor(np.ones(2), device), tensor(np.ones(3), device))
 
 
-def test_power_takes_a_number_only(device):
+def test_power_refuses_an_exponent_that_is_not_a_number(device):
     with pytest.raises(ArgumentError, match="expected a number as exponent, got Tensor"):
         tensor([1.0], device) ** tensor([2.0], device)

@@ -1,4 +1,4 @@
-"""float16: sums that do not overflow, and the warning of what it costs on a GPU."""
+"""float16: sums that do not overflow, and the warning that it is slow on a GPU."""
 
 import warnings
 
@@ -12,7 +12,7 @@ from gpucnn.ops import _kernels
 half = np.float16
 
 
-def test_batch_norm_of_large_values_is_that_of_float32_rounded(device, rng):
+def test_batch_norm_of_large_values_equals_the_rounded_float32_one(device, rng):
     x = (rng.standard_normal((40, 10, 10, 3)) * 200 + 300).astype(half)
     dy = rng.standard_normal(x.shape).astype(half)
     for training in (True, False):
@@ -27,7 +27,7 @@ def test_batch_norm_of_large_values_is_that_of_float32_rounded(device, rng):
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3)
 
 
-def test_gradients_that_are_sums_over_rows_are_float32s_rounded(device, rng):
+def test_gradients_that_sum_over_rows_equal_the_rounded_float32_ones(device, rng):
     rows = 6000
     dy = np.full((rows, 1), 0.25, half)  # a running sum in float16 stops at 512
     x, w, b = np.zeros((rows, 1), half), np.ones((1, 1), half), np.zeros(1, half)
@@ -36,7 +36,7 @@ def test_gradients_that_are_sums_over_rows_are_float32s_rounded(device, rng):
         assert results(op(*leaves), dy, *leaves)[3].tolist() == [1500]
 
 
-def test_means_of_windows_are_finite_where_their_sums_are_not(device):
+def test_the_mean_of_a_window_is_finite_where_its_sum_is_not(device):
     x = leaf(np.full((1, 4, 4, 1), 6e4), device, half)
     for pool in (ops.global_avg_pool2d, lambda t: ops.avg_pool2d(t, 2)):
         y = pool(x)

@@ -22,7 +22,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
 @in_both_dtypes
-def test_matmul_is_numpys(shapes, dtype, device, rng):
+def test_matmul_equals_numpys(shapes, dtype, device, rng):
     a, b = (rng.standard_normal(shape).astype(dtype) for shape in shapes)
     y = ops.matmul(tensor(a, device), tensor(b, device))
     assert y.dtype == dtype
@@ -50,7 +50,7 @@ def test_gradients_match_finite_differences(shapes, device, rng):
     ids=str,
 )
 @in_both_dtypes
-def test_the_bits_do_not_depend_on_the_number_of_threads_ours_or_blas_own(
+def test_the_bits_do_not_depend_on_the_number_of_threads_gpucnns_or_blas(
     shapes, dtype, threads, rng
 ):
     a, b = (rng.standard_normal(shape).astype(dtype) for shape in shapes)

@@ -12,7 +12,7 @@ AXES = [None, 0, -1, (0, 2), (1,)]
 @pytest.mark.parametrize("keepdims", [False, True])
 @pytest.mark.parametrize("axis", AXES, ids=str)
 @pytest.mark.parametrize("name", ["sum", "mean", "max", "min", "var"])
-def test_a_reduction_is_numpys_and_its_gradient_matches_differences(
+def test_a_reduction_equals_numpys_and_its_gradient_matches_finite_differences(
     name, axis, keepdims, device, rng
 ):
     x = rng.standard_normal((2, 3, 4))
@@ -33,14 +33,14 @@ def test_ties_share_the_gradient_of_an_extreme_equally(dtype, device):
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
-def test_float16_is_added_up_in_float32(axis, device):
+def test_float16_is_accumulated_in_float32(axis, device):
     x = leaf(np.full((50_000, 2), 300, np.float16), device)
     y = ops.mean(x, axis)
     assert y.dtype == np.float16
     np.testing.assert_array_equal(host(y), np.full(y.shape, 300))
     np.testing.assert_array_equal(host(ops.var(x, axis)), np.zeros(y.shape))
     ones = tensor(np.ones((2, 60_000), np.float16), device)
-    assert host(ops.sum(ones, 1)).tolist() == [59_968 + 32] * 2  # the nearest that float16 has
+    assert host(ops.sum(ones, 1)).tolist() == [59_968 + 32] * 2  # the nearest float16
     y.sum().backward()
     assert x.grad.dtype == np.float16
     share = np.float16(y.size / x.size)
@@ -49,7 +49,7 @@ def test_float16_is_added_up_in_float32(axis, device):
 
 def test_the_variance_of_float16_does_not_overflow(device):
     x = leaf(np.array([-250, 250, -251, 249], np.float16), device)
-    y = ops.var(x)  # that is a float16, and the sum of the four squares is not
+    y = ops.var(x)  # fits in float16, the sum of the four squares does not
     assert host(y) == np.float16(62_500.25)
     y.backward()
     np.testing.assert_allclose(host(x.grad), (host(x).astype(float) + 0.5) / 2, rtol=1e-3)
@@ -68,7 +68,7 @@ def test_nan_wins_an_extreme_and_takes_the_gradient_as_in_pytorch(name, dtype, d
         np.testing.assert_array_equal(actual[1], theirs.grad.numpy())
 
 
-def test_an_infinite_gradient_of_an_extreme_leaves_the_losers_at_zero(device):
+def test_an_infinite_gradient_of_an_extreme_leaves_the_other_elements_at_zero(device):
     x = leaf([[1.0, 3.0], [np.nan, 2.0]], device)
     _, dx = results(ops.max(x, 1), [np.inf, np.nan], x)
     np.testing.assert_array_equal(dx, [[0, np.inf], [np.nan, 0]])

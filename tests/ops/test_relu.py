@@ -15,7 +15,7 @@ rng = np.random.default_rng(0)
 
 
 @in_both_dtypes
-def test_relu_keeps_the_positive(dtype, device):
+def test_relu_keeps_positive_values(dtype, device):
     t = leaf([-2.0, -0.0, 0.0, 3.0], device, dtype)
     y = relu(t)
     backward(y, np.full(4, 5.0))
@@ -26,7 +26,7 @@ def test_relu_keeps_the_positive(dtype, device):
 
 @in_both_dtypes
 @pytest.mark.parametrize("slope", [0.01, 0.0, -0.5, 1.0, 3.0])
-def test_leaky_relu_scales_the_rest_by_slope(slope, dtype, device):
+def test_leaky_relu_scales_the_others_by_negative_slope(slope, dtype, device):
     t = leaf([-2.0, 0.0, 3.0], device, dtype)
     y = leaky_relu(t, slope)
     backward(y, np.full(3, 5.0))
@@ -50,7 +50,7 @@ def test_gradients_match_finite_differences(device):
 
 @in_both_dtypes
 @pytest.mark.parametrize("op", [relu, leaky_relu])
-def test_nan_comes_out_as_nan(op, dtype, device):
+def test_nan_stays_nan(op, dtype, device):
     assert np.isnan(host(op(tensor([np.nan], device, dtype)))).all()
 
 

@@ -58,7 +58,7 @@ def test_concatenate_joins_and_splits_the_gradient(device, rng):
         ops.concatenate([])
 
 
-def test_pad_surrounds_and_its_gradient_is_the_inside(device, rng):
+def test_pad_surrounds_x_and_its_gradient_is_the_inner_part_of_dy(device, rng):
     x = rng.random((2, 3))
     assert np.array_equal(
         host(ops.pad(tensor(x, device), ((0, 1), (2, 0)), -1.0)),
@@ -101,7 +101,7 @@ INDICES = [
 
 
 @pytest.mark.parametrize("index", INDICES, ids=str)
-def test_an_index_picks_what_numpy_picks_and_repeated_elements_add_up(index, device, rng):
+def test_an_index_equals_numpys_and_gradients_of_repeated_elements_are_summed(index, device, rng):
     x = rng.random((3, 4))
 
     def here(part):
@@ -160,7 +160,7 @@ def test_an_index_out_of_range_is_refused(device):
         tensor([1.0, 2.0, 3.0], device)[3]
 
 
-def test_astype_converts_and_brings_the_gradient_back_in_the_old_dtype(device):
+def test_astype_converts_x_and_converts_the_gradient_back(device):
     x = leaf(np.array([1.0, 2.0], np.float32), device)
     assert x.astype("float32") is x
     y = x.astype(np.float64)

@@ -24,7 +24,7 @@ def test_softmax_sums_to_one_and_log_softmax_is_its_logarithm(axis, device, rng)
 
 
 @in_both_dtypes
-def test_huge_logits_overflow_nowhere(dtype, device):
+def test_huge_logits_do_not_overflow(dtype, device):
     x = tensor([[1e4, 0, -1e4]], device, dtype)
     assert np.array_equal(host(ops.softmax(x)), [[1, 0, 0]])
     assert host(ops.log_softmax(x)).tolist() == [[0, -1e4, -2e4]]
@@ -112,7 +112,7 @@ def test_a_masked_class_leaves_the_loss_of_the_others(dtype, device):
 @pytest.mark.parametrize("op", ["softmax", "log_softmax"])
 @pytest.mark.parametrize("logits", [logits for logits, _ in EXTREME])
 @in_both_dtypes
-def test_softmax_of_extremes_is_pytorchs(op, logits, dtype, device):
+def test_softmax_of_extremes_equals_pytorchs(op, logits, dtype, device):
     torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
     ours = leaf(np.array(logits, dtype), device)
     theirs = torch.tensor(np.array(logits, dtype), requires_grad=True)
@@ -144,7 +144,7 @@ def test_cross_entropy_by_hand(dtype, device):
     assert_close(loss, np.array(expected))
 
 
-def test_labels_may_have_more_axes_than_one(device, rng):
+def test_labels_may_have_several_axes(device, rng):
     logits = rng.standard_normal((2, 3, 4))
     labels = rng.integers(0, 4, (2, 3))
     for dtype in (np.float32, np.float64):
@@ -166,7 +166,7 @@ def test_any_number_of_rows_and_classes_agrees_with_the_cpu(shape, gpu, rng):
 
 
 @pytest.mark.parametrize("label", [-1, 3, 1 << 40])
-def test_labels_on_the_device_that_are_no_class_make_the_loss_nan_and_touch_no_memory(
+def test_a_label_out_of_range_on_a_device_makes_the_loss_nan_and_reads_no_memory(
     label, gpu, monkeypatch, rng
 ):
     monkeypatch.setenv("GPUCNN_CUDASIM", "address")
@@ -175,7 +175,7 @@ def test_labels_on_the_device_that_are_no_class_make_the_loss_nan_and_touch_no_m
     assert np.isnan(ops.cross_entropy(logits, labels, weights, 0.1).item())
 
 
-def test_what_does_not_fit_is_refused(device):
+def test_arguments_that_do_not_fit_are_refused(device):
     logits = tensor(np.zeros((2, 3), np.float32), device)
     with pytest.raises(ArgumentError, match=r"labels must be in 0..2, got 0..3"):
         ops.cross_entropy(logits, [0, 3])
