@@ -126,7 +126,7 @@ class Tensor:
 
     @property
     def is_leaf(self) -> bool:
-        """Whether no recorded operation computed it; backward sets `.grad` of leaves alone."""
+        """Whether no recorded operation computed it; by default only leaves get a `.grad`."""
         return self._node is None
 
     def __len__(self) -> int:

@@ -162,7 +162,7 @@ def test_a_graph_deeper_than_the_recursion_limit_is_walked():
     assert x.grad == [1.0]
 
 
-def test_needs_is_true_for_inputs_that_require_a_gradient_alone():
+def test_needs_is_true_only_for_inputs_that_require_a_gradient():
     asked = []
 
     class Probe(Function):

@@ -159,7 +159,7 @@ def test_no_image_fits_where_the_layer_is_too_large_for_one(device_of):
         model(gpucnn.tensor(images(1), device="cudasim"))
 
 
-def test_outside_of_a_model_the_error_names_the_op_alone(device_of):
+def test_outside_of_a_model_the_error_names_only_the_op(device_of):
     x = gpucnn.tensor(np.ones(1024, np.float32), device="cudasim")
     device_of(100)
     with pytest.raises(
@@ -181,7 +181,7 @@ def test_training_continues_with_a_smaller_batch_and_no_memory_leaks(device_of):
     optimizer.zero_grad()
     device_of(3 * 2**20)
     gc.collect()
-    gc.disable()  # reference counts alone must free everything
+    gc.disable()  # reference counts must free everything
     try:
         used = POOL.used_bytes()
         for _ in range(2):

@@ -101,7 +101,7 @@ def blocks(size: int) -> list[slice]:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Run each `parallel` inside the block in the calling thread alone."""
+    """Run every `parallel` inside the block in the calling thread, without helpers."""
     before = getattr(_local, "busy", False)
     _local.busy = True
     try:
@@ -113,7 +113,7 @@ def alone() -> Iterator[None]:
 
 # --- the pool ---
 
-_local = threading.local()  # .busy: `parallel` runs in this thread alone
+_local = threading.local()  # .busy: `parallel` runs in this thread, without helpers
 
 
 class _Job:
