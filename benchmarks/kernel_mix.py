@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
         for short, name, unity in PEERS:
             source = CUTLASS.format(short=short, name=name, unity=unity)
             includes = [f"-I{folder}" for folder in folders]
-            options = ["-std=c++17", *nvrtc.AS_CUPY, "-default-device", *includes]
+            options = ["-std=c++17", *nvrtc.CUPY_OPTIONS, "-default-device", *includes]
             show(nvrtc.compile_source(source, f"cutlass_{short}.cu", architecture, options))
 
 

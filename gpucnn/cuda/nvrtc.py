@@ -6,18 +6,17 @@ the wheel nvidia-cuda-nvrtc or an installed toolkit, and no driver.
 """
 
 import ctypes
-import ctypes.util
 import functools
-import importlib.util
+import importlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from gpucnn.errors import DeviceError, KernelError
 
-WHEEL = 'pip install "gpucnn[nvrtc]"'
-AS_CUPY = ("-ftz=true",)  # what CuPy adds to a launch's options, as far as it changes the code
+INSTALL = 'pip install "gpucnn[nvrtc]"'
+CUPY_OPTIONS = ("-ftz=true",)  # of those that CuPy adds, the one that changes the code
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,16 @@ class Binary:
 
 
 def compile_source(
-    source: str, name: str, architecture: int, options: Iterable[str] = ("-std=c++17", *AS_CUPY)
+    source: str,
+    name: str,
+    architecture: int,
+    options: Iterable[str] = ("-std=c++17", *CUPY_OPTIONS),
 ) -> Binary:
     """Compile the complete CUDA C++ text `source`, called `name` in messages.
 
     architecture is the compute capability times ten: 80 for sm_80.  The options are those that a
     launch on a GPU is compiled with, unless others are given: registers and spills depend on them,
-    so figures without AS_CUPY would be those of other code.  Raises DeviceError without
+    so figures without CUPY_OPTIONS would be those of other code.  Raises DeviceError without
     libnvrtc or for an architecture that it does not know, KernelError for a source with errors.
     """
     library = _library()
@@ -91,28 +93,23 @@ def architectures() -> tuple[int, ...]:
     return tuple(found)
 
 
+def pathfinder(wanted: str) -> Any:
+    """The module cuda.pathfinder, which locates `wanted`; DeviceError if it is not installed."""
+    try:
+        return importlib.import_module("cuda.pathfinder")
+    except ImportError as error:
+        raise DeviceError(f"{wanted} needs cuda-pathfinder to be found; {INSTALL}") from error
+
+
 @functools.cache
 def _library() -> ctypes.CDLL:
-    for path in _candidates():
-        try:
-            for beside in Path(path).parent.glob("libnvrtc-builtins.so.*"):
-                ctypes.CDLL(str(beside))  # NVRTC asks for it by name, and does not look there
-            library = ctypes.CDLL(path)
-        except OSError:
-            continue
-        library.nvrtcGetErrorString.restype = ctypes.c_char_p
-        return library
-    raise DeviceError(f"NVRTC was not found; {WHEEL}")
-
-
-def _candidates() -> list[str]:
-    """Where libnvrtc may be: in NVIDIA's wheels, newest first, then where the system looks."""
-    wheels = importlib.util.find_spec("nvidia")
-    folders = [] if wheels is None else list(wheels.submodule_search_locations or ())
-    found = [str(path) for folder in folders for path in Path(folder).glob("*/lib/libnvrtc.so.*")]
-    found = sorted((path for path in found if ".alt." not in path), reverse=True)
-    system = ctypes.util.find_library("nvrtc")
-    return found + ([system] if system else [])
+    find = pathfinder("NVRTC").load_nvidia_dynamic_lib
+    try:
+        library = ctypes.CDLL(find("nvrtc").abs_path)
+    except RuntimeError as error:  # the base class of cuda.pathfinder's errors
+        raise DeviceError(f"NVRTC was not found; {INSTALL}") from error
+    library.nvrtcGetErrorString.restype = ctypes.c_char_p
+    return library
 
 
 def _text(library: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:

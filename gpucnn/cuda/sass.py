@@ -4,7 +4,6 @@ Reads cubins with NVIDIA's nvdisasm (wheel nvidia-cuda-nvdisasm, or a toolkit's)
 """
 
 import functools
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -12,9 +11,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpucnn.cuda.nvrtc import INSTALL, pathfinder
 from gpucnn.errors import DeviceError
-
-WHEEL = 'pip install "gpucnn[nvrtc]"'
 
 _MULTIPLY_ADDS = ("FFMA", "HMMA", "QGMMA", "HGMMA")
 _INTEGER = (
@@ -94,10 +92,9 @@ def _main_loop(code: str) -> Loop:
 
 @functools.cache
 def _nvdisasm() -> str:
-    wheels = importlib.util.find_spec("nvidia")
-    folders = [] if wheels is None else list(wheels.submodule_search_locations or ())
-    found = [str(path) for folder in folders for path in Path(folder).glob("*/bin/nvdisasm")]
-    path = found[0] if found else shutil.which("nvdisasm")
+    # cuda.pathfinder looks into wheels, conda and CUDA_PATH, but not at PATH.
+    find = pathfinder("nvdisasm").find_nvidia_binary_utility
+    path = find("nvdisasm") or shutil.which("nvdisasm")
     if path is None:
-        raise DeviceError(f"nvdisasm was not found; {WHEEL}")
-    return path
+        raise DeviceError(f"nvdisasm was not found; {INSTALL}")
+    return str(path)
