@@ -1,7 +1,7 @@
-"""NVIDIA's runtime compiler without a GPU: what a kernel becomes for an architecture.
+"""NVIDIA's runtime compiler without a GPU, for inspecting kernels.
 
-CuPy compiles kernels by itself when they are launched.  This module is for looking at them: the
-machine code, the registers they take, whether they spill.  It needs libnvrtc (CUDA 12 or 13), from
+CuPy compiles kernels when they are launched.  This module compiles them for any architecture, to
+see their machine code, their registers and their spills.  It needs libnvrtc (CUDA 12 or 13), from
 the wheel nvidia-cuda-nvrtc or an installed toolkit, and no driver.
 """
 
@@ -16,17 +16,17 @@ from typing import Any
 from gpucnn.errors import DeviceError, KernelError
 
 INSTALL = 'pip install "gpucnn[nvrtc]"'
-CUPY_OPTIONS = ("-ftz=true",)  # of those that CuPy adds, the one that changes the code
+CUPY_OPTIONS = ("-ftz=true",)  # the only option of those that CuPy adds that changes the code
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What the assembler says of one kernel."""
+    """Resources of one kernel, as the assembler reports them."""
 
-    registers: int  # of a thread
-    shared: int  # static shared memory of a block, in bytes
-    spilled: int  # bytes stored and loaded because the registers did not suffice
-    stack: int  # bytes of local memory of a thread
+    registers: int  # per thread
+    shared: int  # static shared memory per block, in bytes
+    spilled: int  # bytes of register spills, stored and loaded
+    stack: int  # local memory per thread, in bytes
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,11 @@ def compile_source(
     architecture: int,
     options: Iterable[str] = ("-std=c++17", *CUPY_OPTIONS),
 ) -> Binary:
-    """Compile the complete CUDA C++ text `source`, called `name` in messages.
+    """Compile `source`, complete CUDA C++ text that messages call `name`.
 
-    architecture is the compute capability times ten: 80 for sm_80.  The options are those that a
-    launch on a GPU is compiled with, unless others are given: registers and spills depend on them,
-    so figures without CUPY_OPTIONS would be those of other code.  Raises DeviceError without
-    libnvrtc or for an architecture that it does not know, KernelError for a source with errors.
+    architecture is the compute capability times ten: 80 for sm_80.  options defaults to those of
+    a launch through CuPy; registers and spills depend on them.  Raises DeviceError without
+    libnvrtc or for an unsupported architecture, KernelError if the source does not compile.
     """
     library = _library()
     if architecture not in architectures():
@@ -85,7 +84,7 @@ def version() -> str:
 
 @functools.cache
 def architectures() -> tuple[int, ...]:
-    """What it compiles for: 75, 80, ...; DeviceError without libnvrtc."""
+    """The architectures that it supports: 75, 80, ...; DeviceError without libnvrtc."""
     library, count = _library(), ctypes.c_int()
     _check(library, library.nvrtcGetNumSupportedArchs(ctypes.byref(count)))
     found = (ctypes.c_int * count.value)()
@@ -113,7 +112,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _text(library: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
-    """The program's log, PTX or cubin: NVRTC has a function for its size and one for itself."""
+    """The program's log, PTX or cubin, `what` naming NVRTC's getters of its size and contents."""
     size = ctypes.c_size_t()
     _check(library, getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
     buffer = ctypes.create_string_buffer(size.value)
@@ -127,7 +126,7 @@ def _check(library: ctypes.CDLL, code: int) -> None:
 
 
 def _usage(log: str) -> dict[str, Usage]:
-    """The figures in what the assembler prints of each kernel."""
+    """Parse the assembler's report on each kernel (ptxas -v)."""
     usage = {}
     for part in log.split("Compiling entry function '")[1:]:
         name = part.partition("'")[0]

@@ -240,7 +240,7 @@ def test_a_launch_refuses_what_would_go_wrong_on_the_device(gpu):
         (ShapeError, "is not contiguous", (xp.zeros((64, 2), np.float32)[:, 0], y)),
         (DtypeError, "got 1.5", (x, y, 1.5)),
         (ArgumentError, "block", (x, y, 64, 1, 2048)),
-        (ArgumentError, "has 512 threads; it takes 256", (x, y, 64, 1, 512)),
+        (ArgumentError, "has 512 threads, the kernel's limit is 256", (x, y, 64, 1, 512)),
         (ArgumentError, "grid", (x, y, 64, -1)),
         (ArgumentError, "dynamic shared memory", (x, y, 64, 1, 64, 1 << 20)),
     ]:
