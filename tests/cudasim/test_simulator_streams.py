@@ -1,4 +1,4 @@
-"""Asynchronous copies arrive as late as they can, so that a wait that is missing shows."""
+"""Asynchronous copies complete as late as possible, which exposes missing waits."""
 
 import time
 
@@ -23,7 +23,7 @@ def pinned(values):
 
 
 def begin(stream):
-    """A copy of HOST under way on `stream`: its source, its target."""
+    """Start a copy of HOST on `stream`; return its source and target."""
     source, target = pinned(HOST), xp.empty(6, np.float32)
     stream.wait_event(xp.cuda.get_current_stream().record())
     target.set(source, stream=stream)
