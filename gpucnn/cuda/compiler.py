@@ -58,7 +58,7 @@ def compiling(device: Device, what: str) -> Iterator[None]:
         if any(word in lowered for word in _UNKNOWN_GPU):
             raise DeviceError(
                 f"device {device} needs a CuPy whose NVRTC compiles for this GPU ({reason})\n"
-                "  `gpucnn doctor` says which one to install"
+                "  `gpucnn doctor` says which one does"
             ) from error
         if type(error).__name__ == "CompileException":
             raise KernelError(f"{what} does not compile for {device}:\n{error}") from error

@@ -72,7 +72,7 @@ class RawModule:
 
     @functools.cache  # noqa: B019  modules live as long as the process
     def _entry(self, name: str, how: settings.Settings) -> tuple[int, int]:
-        """Addresses of the function that runs a thread, and of the module's count of shared bytes."""
+        """Addresses of the function that runs a thread and of the count of shared memory bytes."""
         library = self._library(how)
         run = ctypes.cast(getattr(library, f"cudasim_run_{name}"), ctypes.c_void_p).value
         assert run is not None  # getattr would have failed
