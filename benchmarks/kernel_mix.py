@@ -1,13 +1,12 @@
-"""The main loops of the convolution kernels beside CUTLASS's, instruction by instruction.
+"""The instruction mix of the convolution kernels' main loops, compared with CUTLASS's.
 
     pip install "gpucnn[nvrtc]"                         no GPU is needed
     pip install nvidia-cutlass==4.2.* nvidia-cuda-{cccl,runtime,crt}==13.0.*       for the peer
     python benchmarks/kernel_mix.py [ARCHITECTURE ...]  80 and 90 unless given
 
-A float32 loop is bound by the instructions that it issues, so the share of multiply-adds is the
-share of peak that it can reach at best; `cover` is how many of them stand between a load from
-global memory and the use of what it brought.  Both sides are compiled by the same NVRTC, with the
-options that CuPy gives it.
+A float32 loop is bound by instruction issue, so its share of multiply-adds is the highest share of
+peak that it can reach.  `cover` is the number of multiply-adds between a load from global memory
+and the use of the loaded values.  Both sides are compiled by the same NVRTC with CuPy's options.
 """
 
 import importlib.util
@@ -20,7 +19,7 @@ from gpucnn.errors import GpucnnError
 
 FILES = ("conv2d_forward.cu", "conv2d_grad_input.cu", "conv2d_grad_weight.cu")
 
-# CUTLASS's own default for float32 on the CUDA cores: 128 x 128 x 8, two stages, channels last.
+# CUTLASS's default for float32 on CUDA cores: 128 x 128 x 8, two stages, channels last.
 CUTLASS = """
 #include "cutlass/cutlass.h"
 #include "cutlass/conv/kernel/default_conv2d_{short}.h"
@@ -41,7 +40,7 @@ void cutlass_conv_{short}(__grid_constant__ const typename Kernel::Params params
     Kernel()(params, *reinterpret_cast<typename Kernel::SharedStorage*>(shared));
 }}
 """
-UNITY = ", cutlass::conv::StrideSupport::kUnity"  # the case that is best for them
+UNITY = ", cutlass::conv::StrideSupport::kUnity"  # CUTLASS's fastest case
 PEERS = (("fprop", "Fprop", UNITY), ("dgrad", "Dgrad", UNITY), ("wgrad", "Wgrad", ""))
 
 
@@ -53,12 +52,12 @@ def main(arguments: list[str]) -> None:
             show(nvrtc.compile_source(cuda.assemble(file), file, architecture))
         folders = cutlass_folders()
         if folders is None:
-            print("CUTLASS: not installed (see the top of this file)")
+            print("CUTLASS is not installed (see the top of this file)")
             continue
         for short, name, unity in PEERS:
             source = CUTLASS.format(short=short, name=name, unity=unity)
             includes = [f"-I{folder}" for folder in folders]
-            options = ["-std=c++17", *nvrtc.AS_CUPY, "-default-device", *includes]
+            options = ["-std=c++17", *nvrtc.CUPY_OPTIONS, "-default-device", *includes]
             show(nvrtc.compile_source(source, f"cutlass_{short}.cu", architecture, options))
 
 
@@ -74,7 +73,7 @@ def show(binary: nvrtc.Binary) -> None:
 
 
 def cutlass_folders() -> list[Path] | None:
-    """The include folders of CUTLASS and of the CUDA headers that it needs."""
+    """The include folders of CUTLASS and its CUDA headers; None if one of them is not installed."""
     library = importlib.util.find_spec("cutlass_library")
     nvidia = importlib.util.find_spec("nvidia")
     if library is None or nvidia is None:

@@ -1,27 +1,27 @@
-// A batch for training, out of a data set of bytes that lives on the device: pick, crop, flip,
-// normalise, in one launch.
+// Assemble a training batch from a uint8 data set on the device: gather, crop, flip and normalise
+// in one launch.
 //
-//   thread -> y[n, row, column, c]; it finds the one byte of the data set that belongs there
+//   thread -> y[n, row, column, c] for the images n of its grid row; it reads one byte for each
 //
-//   images   (count, H, W, C) uint8
-//   draws    (N, 4) int64: which image, top and left of the crop in the padded image, and whether
-//            to flip it
-//   scale, shift   (C): y = byte * scale + shift, rounded twice, so that the CPU's bits come out
+//   images   (data set, H, W, C) uint8
+//   draws    (N, 4) int64: image index, top and left of the crop in the padded image, flip (0 or 1)
+//   scale, shift   (C): y = byte * scale + shift, rounded after each step to match the CPU's bits
 //   y        (N, size, size, C), written (=)
-//   mode     the padding: 0 zeros, 1 the edge's pixel again, 2 reflected at the edge
+//   count    N, the images of the batch
+//   mode     padding: 0 zeros, 1 edge pixel repeated, 2 reflected without repeating the edge
 //
-// Grid: x covers the numbers of one image, y the images (and goes round if there are more than a
-// grid has rows).  Blocks of 256 threads with at most 64 registers: 32 warps to a
-// multiprocessor.  Zeros are zeros of the bytes: they are normalised as the image is.
+// Grid: x covers the elements of one output image, y the images (with a stride loop, as a grid has
+// at most 65535 rows).  Blocks of 256 threads, at most 64 registers a thread: 32 warps per
+// multiprocessor.  Zero padding inserts zero bytes, which are normalised like any other.
 
 #include "common.cuh"
 
-// Where padded position `at` comes from along one axis; -1 where it is a zero.
+// The source index of padded position `at` along one axis; -1 for zero padding.
 __device__ inline int source(int at, int size, int mode) {
     if (at >= 0 && at < size) return at;
     if (mode == 0) return -1;
     if (mode == 1) return at < 0 ? 0 : size - 1;
-    return at < 0 ? -at : 2 * (size - 1) - at;  // the edge itself is not repeated
+    return at < 0 ? -at : 2 * (size - 1) - at;
 }
 
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void crop_flip_normalize(

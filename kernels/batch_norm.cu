@@ -1,31 +1,32 @@
-// Batch normalisation of a matrix whose columns are the channels: (N * H * W, C).
+// Batch normalisation of a (rows, channels) matrix, rows = N * H * W.
 //
 //   y = (x - mean) * scale * gamma + beta        scale = 1 / sqrt(var + eps)
 //
-// Forward in three launches, backward in three:
+// Three launches forward, three backward:
 //
-//   batch_norm_moments    (32 columns, split of the rows) -> mean and squared deviations there
-//   batch_norm_combine    thread -> one column: joins the splits, in order
-//   batch_norm_apply      thread -> one number of y
-//   batch_norm_products   (32 columns, split) -> sum of dy, and of dy * normalised x
-//   sum_splits            (reduce.cu) joins those: dbeta and dgamma
-//   batch_norm_backward   thread -> one number of dx
+//   batch_norm_moments    block -> 32 channels x one split of the rows: mean, squared deviations
+//   batch_norm_combine    thread -> one channel: merges the splits, in order
+//   batch_norm_apply      thread -> one element of y
+//   batch_norm_products   block -> 32 channels x one split: sums of dy and of dy * normalised x
+//   sum_splits            (reduce.cu) adds the splits: dbeta and dgamma
+//   batch_norm_backward   thread -> one element of dx
 //
 //   x, y, dy, dx   (rows, channels)           mean, var, scale, gamma, beta   (channels)
 //   part           (splits, 2, channels)
 //
-// All write (=).  Blocks of 256 threads with at most 64 registers: 32 warps to a
-// multiprocessor.  In the split kernels a warp reads 32 neighbouring channels of every 8th row.
-// alexnet_cifar10_bn comes here after each convolution, alexnet_cifar10 never.
+// All results are written (=).  Blocks of 256 threads, at most 64 registers a thread: 32 warps per
+// multiprocessor.  In the split kernels, warp w of the 8 reads rows w, w + 8, ... of the split; its
+// lanes read 32 adjacent channels.
+// alexnet_cifar10_bn launches these after each convolution; alexnet_cifar10 has no batch norm.
 
 #include "common.cuh"
 
-constexpr int ROWS = 8;  // rows that a block reads at once: one warp each
+constexpr int ROWS = 8;  // rows that a block reads at a time: one per warp of 256 threads
 
-// The sum over the block's warps, for each lane, in every thread of warp 0.
+// Lane l gets the sum of lane l's value over the block's warps.
 __device__ inline float across_warps(float value, float (&sums)[ROWS][WARP]) {
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    __syncthreads();  // the sums may still be read from the last call
+    __syncthreads();  // the sums of the last call may still be read
     sums[warp][lane] = value;
     __syncthreads();
     float total = 0.0f;
@@ -33,8 +34,9 @@ __device__ inline float across_warps(float value, float (&sums)[ROWS][WARP]) {
     return total;
 }
 
-// The deviations are from the split's own mean, not from zero: E[x^2] - E[x]^2 would lose every
-// digit where the mean is large.  The second reading of the split comes from the cache.
+// Deviations are taken from the split's own mean: E[x^2] - E[x]^2 would lose every digit where
+// the mean is large.  The second pass over the split hits the cache.
+// part[split] = (mean, sum of squared deviations)
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void batch_norm_moments(
     const float* x, float* part, int64 rows, int channels) {
     __shared__ float sums[ROWS][WARP];
@@ -60,7 +62,7 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void batch_norm_mom
     }
 }
 
-// Source: Chan, Golub and LeVeque 1979, on joining the moments of two samples.
+// Merges the moments of two samples at a time.  Source: Chan, Golub and LeVeque 1979.
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void batch_norm_combine(
     const float* part, float* mean, float* var, float* scale, int64 rows, int channels, int splits,
     float eps) {
@@ -115,7 +117,7 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void batch_norm_pro
     }
 }
 
-// sums is (2, channels): dbeta, then dgamma.
+// sums (2, channels): dbeta, then dgamma.
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void batch_norm_backward(
     const float* dy, const float* x, const float* mean, const float* scale, const float* gamma,
     const float* sums, float* dx, int64 size, int channels, float rows) {
@@ -126,7 +128,7 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void batch_norm_bac
     dx[i] = (dy[i] - sums[c] / rows - normal * (sums[channels + c] / rows)) * (scale[c] * gamma[c]);
 }
 
-// y = x * scale + shift, channel by channel: with given statistics nothing else is left to do.
+// y = x * scale + shift per channel: inference, where the statistics are constants.
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void scale_shift(
     const float* x, const float* scale, const float* shift, float* y, int64 size, int channels) {
     int64 i = global_thread();

@@ -1,39 +1,40 @@
-// y = relu(conv(x, w) + bias) as one matrix product whose left side is never laid out in memory:
+// y = relu(conv(x, weight) + bias) as an implicit matrix product; the left matrix is never stored:
 //
-//     Y (M x OC)  =  X (M x K)  *  W (K x OC)      M = N * OH * OW pixels, K = KH * KW * C
+//     Y (M x OC)  =  X (M x K)  *  WEIGHT (K x OC)     M = N * OH * OW pixels, K = KH * KW * C
 //
 //   block   TM pixels x TN filters of one group     grid: pixel tiles, filter tiles, groups
+//   warp    32 pixels x 64 filters
 //   thread  8 x 8 results (gemm_tile.cuh)
-//   step    8 of K: 8 channels of one tap.  While it is multiplied, the next step's numbers
-//           travel from global memory to registers, and then into the other shared buffer
+//   step    8 of K: 8 channels of one tap.  While a step is multiplied, the next one travels from
+//           global memory through registers into the other shared buffer
 //
-//   x     (N, H, W, C)               one tap of one pixel: `channels` floats in a row
-//   w     (OC, KH, KW, channels)     one filter: K floats in a row
-//   bias  (OC), or null
-//   y     (N, OH, OW, OC)            written (=)
-//   channels = C / groups, filters = OC / groups: what one group has
+//   x       (N, H, W, C)             one tap of one pixel: `channels` contiguous floats
+//   weight  (OC, KH, KW, channels)   one filter: K contiguous floats
+//   bias    (OC), or null
+//   y       (N, OH, OW, OC)          written (=)
+//   channels = C / groups, filters = OC / groups: those of one group
 //
-// Three ways to read x and w:
-//   vector  channels divisible by 4, and at most 2^32 floats in x: 16 bytes at a time
-//   scalar  any number of channels; the last step of each tap is filled up with zeros to 8
-//   few     K <= 512, taps not filled up: for a first layer, whose 3 channels would leave 5 of
-//           8 multiply-adds without work.  The table then has an entry for each of the K
-// All need kh + kw <= 31, and fewer than 2^31 - 128 pixels, floats in an image and floats in w;
-// the plain kernel takes what is larger.
+// Three ways to load x and weight:
+//   vector  channels divisible by 4, at most 2^32 floats in x: 16-byte loads
+//   scalar  any number of channels; the last step of each tap is padded with zeros to 8
+//   few     K <= 512, taps not padded: for a first layer, whose 3 channels would waste 5 of
+//           8 multiply-adds.  The table then has one entry per element of K
+// All need kh + kw <= 31, and fewer than 2^31 - 128 pixels, floats in an image and floats in
+// weight; the plain kernel handles anything larger.
 //
-// 256 threads with at most 128 registers (128 x 128): 16 warps to a multiprocessor; 128 threads
-// with at most 168 (128 x 64): 12 warps.
-// In AlexNet for CIFAR-10 the first layer takes `few`, the others `vector`.
+// 128 x 128: 256 threads, at most 128 registers each: 16 warps per multiprocessor.
+// 128 x 64: 128 threads, at most 168 registers each: 12 warps per multiprocessor.
+// In AlexNet for CIFAR-10 the first layer uses `few`, the others `vector`.
 
 #include "common.cuh"
 #include "conv2d_gather.cuh"
 #include "gemm_tile.cuh"
 
-constexpr int FEW_K = 512;          // entries of the table: 8 KiB, three blocks fit 64 KiB
-constexpr uint32 NEVER = 1u << 31;  // a bit that no pixel has
+constexpr int FEW_K = 512;          // table entries: 8 KiB, three blocks fit in 64 KiB
+constexpr uint32 NEVER = 1u << 31;  // a bit that no Pixel::on_image has
 
-// Where output pixel m begins to read, `first` being its first channel's unit, and which taps of
-// its window are on the image.
+// Where output pixel m starts to read, and which taps of its window are on the image.
+// first: the unit of the first channel that the thread reads.
 template <bool VECTOR>
 __device__ inline Pixel<VECTOR> input_pixel(int first, int m, int count, const Geometry& g) {
     int j = m % g.ow, i = m / g.ow % g.oh, n = m / g.ow / g.oh;
@@ -41,18 +42,18 @@ __device__ inline Pixel<VECTOR> input_pixel(int first, int m, int count, const G
     uint32 on_image = bits_inside(row, g.dilation_h, g.kh, g.h, 0) |
                       bits_inside(column, g.dilation_w, g.kw, g.w, g.kh);
     int64 start = (((int64)n * g.h + row) * g.w + column) * (g.c / UNIT<VECTOR>) + first;
-    bool exists = m < count;  // past the end, an offset that surely fits
+    bool exists = m < count;  // past the end: an offset that cannot overflow
     return {(typename Pixel<VECTOR>::Offset)(exists ? start : 0), exists ? on_image : 0};
 }
 
-// c, channels: units of a pixel of x, and of one tap.
+// c: units per pixel of x; channels: units per tap.
 __device__ inline Tap input_tap(int tap, const Geometry& g, int c, int channels) {
     int r = tap / g.kw, s = tap % g.kw;
     return Tap{(r * g.dilation_h * g.w + s * g.dilation_w) * c, tap * channels,
                tap_bits(r, s, g.kh), channels};
 }
 
-// Adds the bias, clips, and writes this thread's 8 x 8 results.
+// The epilogue: adds the bias, applies ReLU and stores this thread's 8 x 8 results.
 template <int TM, int TN>
 __device__ inline void write_results(const float (&sum)[8][8], const float* bias, float* y,
                                      const Geometry& g, int filters, int relu) {
@@ -74,7 +75,7 @@ __device__ inline void write_results(const float (&sum)[8][8], const float* bias
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
             float value = sum[i][j] + offset[j];
-            result[j] = relu && value < 0.0f ? 0.0f : value;  // a NaN stays a NaN
+            result[j] = relu && value < 0.0f ? 0.0f : value;  // NaN passes through
         }
         float* to = y + (int64)m * oc_count + blockIdx.z * filters + column;
         store_quad(to, result, filters - column, vector);
@@ -83,7 +84,7 @@ __device__ inline void write_results(const float (&sum)[8][8], const float* bias
 }
 
 template <int TM, int TN, bool VECTOR>
-__device__ inline void forward(const float* x, const float* w, const float* bias, float* y,
+__device__ inline void forward(const float* x, const float* weight, const float* bias, float* y,
                                const Geometry& g, int channels, int filters, int relu) {
     using T = Tile<TM, TN>;
     __shared__ SharedTile<TM, TN> tiles[2];
@@ -93,7 +94,7 @@ __device__ inline void forward(const float* x, const float* w, const float* bias
     for (int t = threadIdx.x; t <= count; t += T::THREADS)
         taps[t] = t < count ? input_tap(t, g, g.c / U, units) : Tap{};
 
-    // Two threads side by side read the 8 channels of one pixel, and of one filter.
+    // Two adjacent threads load the 8 channels of one pixel, and of one filter.
     int k = threadIdx.x % 2 * (4 / U), line = threadIdx.x / 2;
     constexpr int LINES = T::THREADS / 2;
     Pixel<VECTOR> pixel[T::A_QUADS];
@@ -104,12 +105,12 @@ __device__ inline void forward(const float* x, const float* w, const float* bias
                                        blockIdx.x * TM + line + q * LINES, g.n * g.oh * g.ow, g);
 #pragma unroll
     for (int q = 0; q < T::B_QUADS; ++q) {
-        int f = min(blockIdx.y * TN + line + q * LINES, filters - 1);  // past the end: any will do
+        int f = min(blockIdx.y * TN + line + q * LINES, filters - 1);  // past the end: any filter
         filter[q] = (blockIdx.z * filters + f) * count * units + k;
     }
 
     float4 next_a[T::A_QUADS], next_b[T::B_QUADS];
-    const Tap* tap = taps;  // what to load next: 8 channels of this tap, from unit c on
+    const Tap* tap = taps;  // the next step: 8 channels of this tap, from unit c on
     int c = 0;
     auto load_next = [&] {
         Tap now = *tap;
@@ -120,7 +121,7 @@ __device__ inline void forward(const float* x, const float* w, const float* bias
                                           sees(pixel[q], now) ? left : 0);
 #pragma unroll
         for (int q = 0; q < T::B_QUADS; ++q)
-            next_b[q] = load_quad<VECTOR>(w + (int64)(filter[q] + now.weight + c) * U, left);
+            next_b[q] = load_quad<VECTOR>(weight + (int64)(filter[q] + now.weight + c) * U, left);
         c += TILE_K / U;
         if (c >= units) {
             c = 0;
@@ -137,13 +138,13 @@ __device__ inline void forward(const float* x, const float* w, const float* bias
     };
 
     float sum[8][8] = {};
-    __syncthreads();  // the table is filled
+    __syncthreads();  // the table is complete
     multiply_steps<TM, TN>(count * ceil_div(channels, TILE_K), tiles, load_next, store_next, sum);
     write_results<TM, TN>(sum, bias, y, g, filters, relu);
 }
 
 template <int TM, int TN>
-__device__ inline void forward_few(const float* x, const float* w, const float* bias, float* y,
+__device__ inline void forward_few(const float* x, const float* weight, const float* bias, float* y,
                                    const Geometry& g, int channels, int filters, int relu) {
     using T = Tile<TM, TN>;
     __shared__ SharedTile<TM, TN> tiles[2];
@@ -156,7 +157,7 @@ __device__ inline void forward_few(const float* x, const float* w, const float* 
             tap = input_tap(at / channels, g, g.c, channels);
             tap.pixel += at % channels;
         }
-        table[at] = tap;  // 16 bytes at once: four single numbers would meet in the same banks
+        table[at] = tap;  // one 16-byte store: four separate ones would conflict in their banks
     }
 
     int k = threadIdx.x % 2 * 4, line = threadIdx.x / 2;
@@ -175,7 +176,7 @@ __device__ inline void forward_few(const float* x, const float* w, const float* 
 
     float next_a[T::A_QUADS][4];
     float4 next_b[T::B_QUADS];
-    int at = k;  // what to load next: at .. at + 3 of K
+    int at = k;  // the next step: at .. at + 3 of K
     auto load_next = [&] {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -186,7 +187,7 @@ __device__ inline void forward_few(const float* x, const float* w, const float* 
         }
 #pragma unroll
         for (int q = 0; q < T::B_QUADS; ++q)
-            next_b[q] = load_quad<false>(w + (filter[q] + at), depth - at);
+            next_b[q] = load_quad<false>(weight + (filter[q] + at), depth - at);
         at += TILE_K;
     };
     auto store_next = [&](SharedTile<TM, TN>& tile) {
@@ -206,25 +207,25 @@ __device__ inline void forward_few(const float* x, const float* w, const float* 
 }
 
 extern "C" __global__ __launch_bounds__(256, 2) wide_offsets void conv2d_forward_128x128_vector(
-    const float* x, const float* w, const float* bias, float* y, Geometry g, int channels,
+    const float* x, const float* weight, const float* bias, float* y, Geometry g, int channels,
     int filters, int relu) {
-    forward<128, 128, true>(x, w, bias, y, g, channels, filters, relu);
+    forward<128, 128, true>(x, weight, bias, y, g, channels, filters, relu);
 }
 
 extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_forward_128x64_vector(
-    const float* x, const float* w, const float* bias, float* y, Geometry g, int channels,
+    const float* x, const float* weight, const float* bias, float* y, Geometry g, int channels,
     int filters, int relu) {
-    forward<128, 64, true>(x, w, bias, y, g, channels, filters, relu);
+    forward<128, 64, true>(x, weight, bias, y, g, channels, filters, relu);
 }
 
 extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_forward_128x64_scalar(
-    const float* x, const float* w, const float* bias, float* y, Geometry g, int channels,
+    const float* x, const float* weight, const float* bias, float* y, Geometry g, int channels,
     int filters, int relu) {
-    forward<128, 64, false>(x, w, bias, y, g, channels, filters, relu);
+    forward<128, 64, false>(x, weight, bias, y, g, channels, filters, relu);
 }
 
 extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_forward_128x64_few(
-    const float* x, const float* w, const float* bias, float* y, Geometry g, int channels,
+    const float* x, const float* weight, const float* bias, float* y, Geometry g, int channels,
     int filters, int relu) {
-    forward_few<128, 64>(x, w, bias, y, g, channels, filters, relu);
+    forward_few<128, 64>(x, weight, bias, y, g, channels, filters, relu);
 }

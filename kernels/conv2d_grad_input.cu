@@ -1,41 +1,43 @@
 // dx, the gradient of a convolution's input, as one matrix product per phase:
 //
-//     DX (M x C)  =  DY (M x K)  *  W (K x C)      K = the phase's taps * OC
+//     DX (M x C)  =  DY (M x K)  *  WEIGHT (K x C)      K = the phase's live taps * OC
 //
-// Input pixel (h, w) was seen by output (h + top - r * dilation) / stride where that division
-// is exact, so with stride 2 three of four taps are dead, and which ones depends on h % 2 and
-// w % 2 alone.  A phase is the set of pixels with equal remainders: all of them have the same
-// live taps, and for live taps the outputs lie at fixed distances, as if the stride were 1.
-// With stride 1 there is one phase and every tap is live.
+// Tap r reaches input pixel h from output (h + top - r * dilation) / stride, if that division is
+// exact.  With stride 2, three of four taps are dead, and which ones depends on h % 2 and w % 2
+// alone.  A phase is the set of pixels with equal remainders.  They have the same live taps, whose
+// outputs lie at fixed distances, as if the stride were 1.  With stride 1 there is one phase and
+// every tap is live.
 //
 //   block   TM pixels of one phase x TN channels of one group
 //           grid: pixel tiles of the largest phase, channel tiles, groups * stride_h * stride_w
+//   warp    32 pixels x 64 channels
 //   thread  8 x 8 results (gemm_tile.cuh)
 //   step    8 of K: 8 filters of one tap
 //
-//   dy  (N, OH, OW, OC)              one pixel's `filters` floats in a row
-//   w   (OC, KH, KW, channels)       one tap's `channels` floats in a row
-//   dx  (N, H, W, C)                 written (=), zeros included where no output looked
-//   channels = C / groups, filters = OC / groups: what one group has
+//   dy      (N, OH, OW, OC)              one pixel: `filters` contiguous floats
+//   weight  (OC, KH, KW, channels)       one tap: `channels` contiguous floats
+//   dx      (N, H, W, C)                 written (=), zeros too where no output reads the pixel
+//   channels = C / groups, filters = OC / groups: those of one group
 //
-//   vector  channels and filters divisible by 4, and at most 2^32 floats in dy: 16 bytes at a time
+//   vector  channels and filters divisible by 4, at most 2^32 floats in dy: 16-byte loads
 //   scalar  any number
 // Both need kh + kw <= 31, and fewer than 2^31 - 128 pixels, floats in one image of dy, and
-// floats in w; the plain kernel takes what is larger.
+// floats in weight; the plain kernel handles anything larger.
 //
-// 256 threads with at most 128 registers (128 x 128): 16 warps to a multiprocessor; 128 threads
-// with at most 168 (128 x 64): 12 warps.  All layers of AlexNet but the first come here.
+// 128 x 128: 256 threads, at most 128 registers each: 16 warps per multiprocessor.
+// 128 x 64: 128 threads, at most 168 registers each: 12 warps per multiprocessor.
+// All layers of AlexNet but the first use them.
 
 #include "common.cuh"
 #include "conv2d_gather.cuh"
 #include "gemm_tile.cuh"
 
-// Along one axis: the live taps first, first + step, ... of a phase, and where they look.
+// One axis of a phase: its live taps first, first + step, ... and the outputs they read.
 struct Axis {
-    int phase, pixels;       // pixel number i of the phase is pixel phase + i * stride
-    int first, step, count;  // its live taps
-    int output, distance;    // the output that tap `first` of pixel 0 looks at, and from there
-                             // to the next live tap's
+    int phase, pixels;       // pixel i of the phase is pixel phase + i * stride of the image
+    int first, step, count;  // live taps
+    int output, distance;    // the output that tap `first` of pixel 0 reads; the distance from
+                             // there to the output of the next live tap
 };
 
 __device__ inline Axis live_taps(int phase, int size, int stride, int before, int dilation,
@@ -52,8 +54,8 @@ __device__ inline Axis live_taps(int phase, int size, int stride, int before, in
     return axis;
 }
 
-// What a block works on.  It lives in shared memory: read again when it is needed, it takes none
-// of the registers, which are scarce in the main loop.
+// The work of a block.  In shared memory, to be reread where needed: registers are scarce in the
+// main loop.
 struct Phase {
     Axis rows, columns;
     int group, pixels;
@@ -66,11 +68,11 @@ __device__ inline Phase phase_of(int block, const Geometry& g) {
     return Phase{rows, columns, block / phases, g.n * rows.pixels * columns.pixels};
 }
 
-// Where pixel m of the phase begins to read dy, and which of its live taps look at an output.
-// first: its first filter's unit.  oc_count: units of a pixel of dy.
+// Where pixel m of the phase starts to read dy, and which of its live taps have an output.
+// first: the unit of the first filter that the thread reads; oc_count: units per pixel of dy.
 template <bool VECTOR>
-__device__ inline Pixel<VECTOR> output_pixel(int first, int m, const Phase& phase, const Geometry& g,
-                                             int oc_count) {
+__device__ inline Pixel<VECTOR> output_pixel(int first, int m, const Phase& phase,
+                                             const Geometry& g, int oc_count) {
     const Axis &rows = phase.rows, &columns = phase.columns;
     int j = m % columns.pixels, i = m / columns.pixels % rows.pixels;
     int n = m / columns.pixels / rows.pixels;
@@ -78,13 +80,13 @@ __device__ inline Pixel<VECTOR> output_pixel(int first, int m, const Phase& phas
     uint32 on_image = bits_inside(row, rows.distance, rows.count, g.oh, 0) |
                       bits_inside(column, columns.distance, columns.count, g.ow, g.kh);
     int64 start = (((int64)n * g.oh + row) * g.ow + column) * oc_count + first;
-    bool exists = n < g.n;  // past the end, an offset that surely fits
+    bool exists = n < g.n;  // past the end: an offset that cannot overflow
     return {(typename Pixel<VECTOR>::Offset)(exists ? start : 0), exists ? on_image : 0};
 }
 
 template <int TM, int TN, bool VECTOR>
-__device__ inline void grad_input(const float* dy, const float* w, float* dx, const Geometry& g,
-                                  int channels, int filters) {
+__device__ inline void grad_input(const float* dy, const float* weight, float* dx,
+                                  const Geometry& g, int channels, int filters) {
     using T = Tile<TM, TN>;
     static_assert(T::B_QUADS == 1, "a step's filters are one load per thread");
     __shared__ SharedTile<TM, TN> tiles[2];
@@ -106,7 +108,7 @@ __device__ inline void grad_input(const float* dy, const float* w, float* dx, co
                       (r * g.kw + s) * (channels / U), tap_bits(a, b, g.kh), units};
     }
 
-    // Two threads side by side read the 8 filters of one pixel of dy ...
+    // Two adjacent threads load the 8 filters of one pixel of dy ...
     int k = threadIdx.x % 2 * (4 / U), line = threadIdx.x / 2;
     constexpr int LINES = T::THREADS / 2;
     Pixel<VECTOR> pixel[T::A_QUADS];
@@ -114,15 +116,15 @@ __device__ inline void grad_input(const float* dy, const float* w, float* dx, co
     for (int q = 0; q < T::A_QUADS; ++q)
         pixel[q] = output_pixel<VECTOR>(phase.group * units + k,
                                         blockIdx.x * TM + line + q * LINES, phase, g, oc_count);
-    // ... and TN / 4 threads side by side read TN channels of one filter.
+    // ... and TN / 4 adjacent threads load TN channels of one filter.
     int filter = threadIdx.x / (TN / 4), quad = threadIdx.x % (TN / 4) * 4;
-    int depth = g.kh * g.kw * (channels / U);  // units in a filter
+    int depth = g.kh * g.kw * (channels / U);  // units per filter
     int channels_left = quad_left<VECTOR>(blockIdx.y * TN + quad, channels);
-    int weights = (phase.group * filters + filter) * depth +
-                  quad_start<VECTOR>(blockIdx.y * TN + quad, channels) / U;
+    int filter_start = (phase.group * filters + filter) * depth +
+                       quad_start<VECTOR>(blockIdx.y * TN + quad, channels) / U;
 
     float4 next_a[T::A_QUADS], next_b;
-    const Tap* tap = taps;  // what to load next: 8 filters of this tap, from unit f on
+    const Tap* tap = taps;  // the next step: 8 filters of this tap, from unit f on
     int f = 0;
     auto load_next = [&] {
         Tap now = *tap;
@@ -130,7 +132,7 @@ __device__ inline void grad_input(const float* dy, const float* w, float* dx, co
         for (int q = 0; q < T::A_QUADS; ++q)
             next_a[q] = load_quad<VECTOR>(dy + (int64)(pixel[q].start + now.pixel + f) * U,
                                           sees(pixel[q], now) ? (now.channels - k - f) * U : 0);
-        next_b = load_quad<VECTOR>(w + (int64)(weights + now.weight + f * U * depth) * U,
+        next_b = load_quad<VECTOR>(weight + (int64)(filter_start + now.weight + f * U * depth) * U,
                                    f * U + filter < now.channels * U ? channels_left : 0);
         f += TILE_K / U;
         if (f >= units) {
@@ -146,7 +148,7 @@ __device__ inline void grad_input(const float* dy, const float* w, float* dx, co
     };
 
     float sum[8][8] = {};
-    __syncthreads();  // the table is filled
+    __syncthreads();  // the table is complete
     int steps = count * ceil_div(filters, TILE_K);
     if (steps > 0) multiply_steps<TM, TN>(steps, tiles, load_next, store_next, sum);
 
@@ -165,16 +167,16 @@ __device__ inline void grad_input(const float* dy, const float* w, float* dx, co
 }
 
 extern "C" __global__ __launch_bounds__(256, 2) wide_offsets void conv2d_grad_input_128x128_vector(
-    const float* dy, const float* w, float* dx, Geometry g, int channels, int filters) {
-    grad_input<128, 128, true>(dy, w, dx, g, channels, filters);
+    const float* dy, const float* weight, float* dx, Geometry g, int channels, int filters) {
+    grad_input<128, 128, true>(dy, weight, dx, g, channels, filters);
 }
 
 extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_grad_input_128x64_vector(
-    const float* dy, const float* w, float* dx, Geometry g, int channels, int filters) {
-    grad_input<128, 64, true>(dy, w, dx, g, channels, filters);
+    const float* dy, const float* weight, float* dx, Geometry g, int channels, int filters) {
+    grad_input<128, 64, true>(dy, weight, dx, g, channels, filters);
 }
 
 extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_grad_input_128x64_scalar(
-    const float* dy, const float* w, float* dx, Geometry g, int channels, int filters) {
-    grad_input<128, 64, false>(dy, w, dx, g, channels, filters);
+    const float* dy, const float* weight, float* dx, Geometry g, int channels, int filters) {
+    grad_input<128, 64, false>(dy, weight, dx, g, channels, filters);
 }

@@ -1,43 +1,45 @@
-// dw, the gradient of a convolution's filters, as one matrix product:
+// dweight, the gradient of a convolution's filters, as one matrix product:
 //
-//     DW (OC x K)  =  DY^T (OC x M)  *  X (M x K)      M = N * OH * OW pixels, K = KH * KW * C
+//     DWEIGHT (OC x K)  =  DY^T (OC x M)  *  X (M x K)     M = N * OH * OW pixels, K = KH * KW * C
 //
-// The inner length M is long and the result small, so the pixels are split over blocks: each
-// split writes its own sum, and sum_splits (reduce.cu) adds those in order.  No atomics: the
-// same bits every time.  The host chooses the number of splits from the shapes alone.
+// M is long and the result small, so this is a split-K product: the pixels are split over blocks,
+// each split writes its own sum, and sum_splits (reduce.cu) adds the splits in order.  Without
+// atomics the result is reproducible.  The host derives the number of splits from the shapes alone.
 //
 //   block   TM filters x TN of K, over one split of the pixels, in one group
 //           grid: K tiles, filter tiles, groups * splits
+//   warp    32 filters x 64 of K
 //   thread  8 x 8 results (gemm_tile.cuh)
-//   step    8 pixels.  A warp reads one pixel: its filters' gradients, and what K sees there
+//   step    8 pixels.  A row of the tile is one pixel: TM elements of dy, TN elements of x
 //
 //   x     (N, H, W, C)                          channels = C / groups, filters = OC / groups
 //   dy    (N, OH, OW, OC)
-//   part  (splits, split_size)                  written (=): the first OC * K floats of each are
-//                                               a sum for dw (OC, KH, KW, channels); with one
-//                                               split this is dw itself
+//   part  (splits, split_size)                  written (=): the first OC * K floats of each split
+//                                               are its sum for dweight (OC, KH, KW, channels);
+//                                               with one split, part is dweight itself
 //
-//   vector  channels and filters divisible by 4: 16 bytes at a time        scalar  any number
-// Both need fewer than 2^31 - 8 * splits pixels and fewer than 2^31 floats in one image and in w.
+//   vector  channels and filters divisible by 4: 16-byte loads        scalar  any number
+// Both need fewer than 2^31 - 8 * splits pixels, and fewer than 2^31 floats in an image and in
+// weight.
 //
-// 128 threads with at most 168 registers: 12 warps to a multiprocessor.  A tile of 128 x 128
-// would need more than the 128 registers that it could have: the walk over the pixels takes six.
-// All layers of AlexNet come here.
+// 128 threads, at most 168 registers each: 12 warps per multiprocessor.  A 128 x 128 tile would
+// need more than the 128 registers available to it: walking over the pixels takes six.
+// All layers of AlexNet use them.
 
 #include "common.cuh"
 #include "gemm_tile.cuh"
 
-// The pixel of x that output pixel p sees through one tap, walking 8 output pixels a step.
+// The pixel of x that one tap of output pixel p reads; p advances by 8 per step.
 struct Walk {
     int image, row, column;
-    int row_end, column_end;  // where this tap's rows and columns stop: carry from there on
+    int row_end, column_end;  // the first row and column past this tap's: carry there
 };
 
-// Eight output pixels as whole images, rows and columns of x: a step adds these and carries.
-// In shared memory, to be read when needed: registers are what this kernel has least of.
+// Eight output pixels as images, rows and columns of x: a step adds these and carries.
+// In shared memory, to be reread where needed: registers are this kernel's scarcest resource.
 struct alignas(16) Stride {
     int images, rows, columns;
-    int image_size;  // floats
+    int image_size;  // in floats
 };
 
 __device__ inline Stride eight_pixels(const Geometry& g) {
@@ -85,19 +87,19 @@ __device__ inline void grad_weight(const float* x, const float* dy, float* part,
     int share = ceil_div(ceil_div(pixels, TILE_K), splits) * TILE_K;  // pixels per split
     int begin = split * share, end = min(begin + share, pixels);
 
-    // dy: TM / 4 threads side by side read TM filters of one pixel; A_QUADS such rows each.
+    // dy: TM / 4 adjacent threads load TM filters of one pixel, for A_QUADS pixels.
     constexpr int A_ROWS = TILE_K / T::A_QUADS;
     int a_row = threadIdx.x / (TM / 4), a_quad = threadIdx.x % (TM / 4) * 4;
     int filters_left = quad_left<VECTOR>(blockIdx.y * TM + a_quad, filters);
-    int a_pixels = end - begin - a_row;  // from this thread's on
+    int a_pixels = end - begin - a_row;  // left, from this thread's on
     const float* gradient = dy + (int64)(begin + a_row) * oc_count + group * filters +
                             quad_start<VECTOR>(blockIdx.y * TM + a_quad, filters);
 
-    // x: TN / 4 threads side by side read TN of K at one pixel; past the end of K, any will do.
+    // x: TN / 4 adjacent threads load TN of K at one pixel; past the end of K, any element.
     int b_row = threadIdx.x / (TN / 4), b_quad = threadIdx.x % (TN / 4) * 4;
     int b_pixels = end - begin - b_row;
     x += group * channels;
-    constexpr int WALKS = VECTOR ? 1 : 4;  // four neighbours of K share a tap if channels % 4 == 0
+    constexpr int WALKS = VECTOR ? 1 : 4;  // if channels % 4 == 0, four neighbours in K share a tap
     Walk walk[WALKS];
     int channel[WALKS];
 #pragma unroll
@@ -139,7 +141,7 @@ __device__ inline void grad_weight(const float* x, const float* dy, float* part,
     };
 
     float sum[8][8] = {};
-    __syncthreads();  // `eight` is there
+    __syncthreads();  // `eight` is set
     int steps = ceil_div(max(end - begin, 0), TILE_K);
     if (steps > 0) multiply_steps<TM, TN>(steps, tiles, load_next, store_next, sum);
 

@@ -1,12 +1,12 @@
-// The loss of a classifier and, in the same pass, its gradient.
+// Softmax cross-entropy of a classifier and, in the same pass, its gradient.
 //
 //   loss = - sum over rows of weight * log softmax(logits)[label]  /  sum of the rows' weights
 //
 // With smoothing s the target is 1 - s for the label plus s / K for each of the K classes.
 //
-//   cross_entropy   warp -> one row, 8 rows a block; lanes go over the classes 32 at a time
-//   mean_of_rows            one block: the mean, in an order that does not depend on timing
-//   scale_gradient          thread -> one number of dx
+//   cross_entropy    warp -> one row, 8 rows a block; its lanes step over the classes 32 at a time
+//   mean_of_rows     one block -> the mean, in a fixed order
+//   scale_gradient   thread -> one element of dx
 //
 //   logits    (rows, classes)
 //   labels    (rows) int64; one outside 0 .. classes - 1 makes the loss NaN
@@ -14,8 +14,8 @@
 //   row_loss, row_weight   (rows)     written (=)
 //   gradient  (rows, classes), or null: d (sum of row losses) / d logits, written (=)
 //
-// Blocks of 256 threads with at most 64 registers: 32 warps to a multiprocessor.  The end of
-// every model's forward pass, and the start of its backward pass.
+// Blocks of 256 threads, at most 64 registers a thread: 32 warps per multiprocessor.
+// Every classifier ends its forward pass with these kernels and begins its backward pass there.
 
 #include "common.cuh"
 
@@ -23,7 +23,7 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void cross_entropy(
     const float* logits, const int64* labels, const float* weights, float* row_loss,
     float* row_weight, float* gradient, int64 rows, int classes, float smoothing) {
     int64 row = (int64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-    if (row >= rows) return;  // a whole warp leaves: the sums below need all of its lanes
+    if (row >= rows) return;  // whole warps return: warp_sum needs all lanes
     int lane = threadIdx.x % WARP;
     const float* x = logits + row * classes;
     int64 label = labels[row];
@@ -36,7 +36,7 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void cross_entropy(
     float sum = 0.0f, smooth = 0.0f, weight_sum = 0.0f;  // over all classes
     for (int j = lane; j < classes; j += WARP) {
         float w = weights ? weights[j] : 1.0f;
-        sum += expf(x[j] - largest);  // largest is subtracted, or exp would overflow beyond 88
+        sum += expf(x[j] - largest);  // exp overflows beyond 88
         smooth += w * (x[j] - largest);
         weight_sum += w;
     }
@@ -48,7 +48,7 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void cross_entropy(
     if (lane == 0) {
         float hit = exists ? log_sum - (x[label] - largest) : nan_value();
         float loss = (1.0f - smoothing) * weight * hit;
-        // Not 0 * spread: that is infinite where a class is masked by a logit of -infinity.
+        // Guarded: 0 times this sum is NaN where a logit of -infinity masks a class.
         if (smoothing > 0.0f) loss += smoothing * ((log_sum * weight_sum - smooth) / classes);
         row_loss[row] = loss;
         row_weight[row] = weight;
@@ -62,8 +62,8 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void cross_entropy(
     }
 }
 
-// loss = sum of row_loss / sum of row_weight, and total = the latter: one block of 256 threads.
-// A thread adds every 256th row, a warp its lanes, and the first warp the warps.
+// loss = sum of row_loss / total, total = sum of row_weight; both (1), written (=).
+// One block of 256 threads: a thread adds every 256th row, a warp its lanes, thread 0 the 8 warps.
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void mean_of_rows(
     const float* row_loss, const float* row_weight, float* loss, float* total, int64 rows) {
     __shared__ float losses[8], weights[8];
@@ -88,8 +88,8 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void mean_of_rows(
     *total = weight_sum;
 }
 
-// dx = gradient * dy / total; dy (1) is the gradient that the loss was given, 1 most often.
-// NaN where all weights are 0, as the loss is.
+// dx = gradient * dy / total; dy (1) is the gradient of the loss, usually 1.
+// NaN if all weights are 0, like the loss.
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void scale_gradient(
     const float* gradient, const float* dy, const float* total, float* dx, int64 size) {
     int64 i = global_thread();

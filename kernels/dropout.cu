@@ -1,20 +1,20 @@
 // Dropout: y = x * scale where a random number is at least `threshold`, else 0.
 //
-// The numbers are those that NumPy's Philox (4 x 64 bits, 10 rounds) would draw, 16 bits each, so
-// that a seed gives the same mask on every device.  Philox is a function of a counter: number i is
-// computed where it is needed, no state is kept, and backward draws the same mask again instead of
-// reading one.  Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+// The numbers are those of NumPy's Philox (4 x 64 bits, 10 rounds), 16 bits each, so that a seed
+// gives the same mask on every device.  Philox is a function of a counter: each thread computes its
+// own numbers, no state is stored, and the backward pass recomputes the mask instead of reading it.
+// Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 //
-//   thread   the 16 numbers of one counter value: 256 bits
+//   thread -> 16 elements: the 256 bits of one counter value
 //
-//   x, y     any shape, `size` numbers in all; y is written (=).  Backward, x is dy and y is dx
-//   c0 .. c3, key0, key1   where the generator stands: a counter of 256 bits, the lowest first
-//   used     how many of that counter's four 64-bit numbers were drawn before: element 0 takes
+//   x, y     any shape, `size` elements; y is written (=).  Backward: x is dy, y is dx
+//   c0 .. c3, key0, key1   the generator's state: a 256-bit counter, lowest word first, and its key
+//   used     how many of the counter's four 64-bit numbers have been drawn already: element 0 takes
 //            the lowest 16 bits of the next one
 //
-// Blocks of 256 threads (fewer work) with at most 64 registers: 32 warps to a multiprocessor.
-// The 20 products of 64 bits for 16 numbers cost less than the memory traffic.  AlexNet drops
-// before its first two dense layers.
+// Blocks of 256 threads (any smaller block works), at most 64 registers a thread: 32 warps per
+// multiprocessor.  The 20 64-bit products per 16 numbers cost less than the memory traffic.
+// AlexNet launches it before its first two dense layers.
 
 #include "common.cuh"
 
@@ -22,7 +22,7 @@ struct Philox {
     uint64 c[4];
 };
 
-// NumPy's numbers for this counter and key.
+// The four numbers that NumPy draws for this counter and key.
 __device__ inline Philox philox(Philox v, uint64 key0, uint64 key1) {
 #pragma unroll
     for (int round = 0; round < 10; ++round) {
@@ -37,10 +37,10 @@ __device__ inline Philox philox(Philox v, uint64 key0, uint64 key1) {
     return v;
 }
 
-// A dropped number is 0 even if it was infinite.
+// A dropped element is 0 even if it was infinite.
 __device__ inline float times(float value, float keep) { return keep > 0.0f ? value * keep : 0.0f; }
 
-// counter + step, 256 bits.
+// counter + step, in 256 bits.
 __device__ inline Philox advanced(Philox counter, uint64 step) {
     uint64 carry = step;
 #pragma unroll
@@ -55,7 +55,7 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void dropout(
     const float* x, float* y, uint64 c0, uint64 c1, uint64 c2, uint64 c3, uint64 key0, uint64 key1,
     int used, int threshold, float scale, int64 size) {
     int64 block = global_thread();
-    int64 first = block * 16 - used * 4;  // takes this counter's first 16 bits
+    int64 first = block * 16 - used * 4;  // the element of this counter's lowest 16 bits
     if (first >= size) return;
     Philox random = philox(advanced(Philox{{c0, c1, c2, c3}}, block), key0, key1);
     bool aligned = ((uint64)x | (uint64)y) % 16 == 0;

@@ -1,35 +1,36 @@
-// The heart of every tiled product: a block of threads adds A (TM x 8) times B (8 x TN) to its
-// TM x TN sums, which live in registers.
+// The core of every tiled product: a block adds A (TM x 8) * B (8 x TN) to its TM x TN sums, which
+// live in registers.
 //
 //   block  TM x TN sums, TM * TN / 64 threads       128 x 128: 256 threads = 4 x 2 warps
 //   warp   32 x 64 sums, 4 x 8 lanes
-//   lane   8 x 8 sums: rows 4 * i .. + 3 and 16 further down, columns 4 * j .. + 3 and 32 further
+//   lane   8 x 8 sums: 4 adjacent rows and the 4 rows 16 below them, 4 adjacent columns and the 4
+//          columns 32 to their right
 //
 //              columns 0        32       64
 //      rows 0  |  j=0 .. j=7  |  again  |        a lane owns four 4 x 4 patches, so that each of
-//           16 |  again       |  again  |        its loads from shared memory is 16 bytes and the
-//           32                                   8 lanes side by side read 128 bytes in a row
+//           16 |  again       |  again  |        its loads from shared memory is 16 bytes and 8
+//           32                                   adjacent lanes read 128 contiguous bytes
 //
-// Eight by eight because each loaded number is then used eight times: 64 multiply-adds for four
-// 16-byte loads.  64 sums, 16 factors and the addresses fit the 128 registers at which two
-// blocks of 256 threads share one multiprocessor.
+// 8 x 8, because each loaded value is then used eight times: 64 multiply-adds per four 16-byte
+// loads.  64 sums, 16 factors and the addresses fit in 128 registers, the limit at which two blocks
+// of 256 threads share a multiprocessor.
 
 #ifndef GPUCNN_GEMM_TILE_CUH
 #define GPUCNN_GEMM_TILE_CUH
 
 #include "common.cuh"
 
-constexpr int TILE_K = 8;  // 8 floats are a 32-byte sector, the least that memory hands out
+constexpr int TILE_K = 8;  // 8 floats are a 32-byte sector, the unit of a memory transfer
 
-// Four floats of padding per row: k and k + 4 then lie 16 banks apart, so that the transposed
-// store below writes 32 different banks; and rows stay multiples of 16 bytes.
+// Floats of padding per row.  With 4, rows k and k + 4 lie 16 banks apart, so that the transposed
+// store below hits 32 different banks, and rows stay 16-byte aligned.
 constexpr int PAD = 4;
 
 template <int TM, int TN>
 struct Tile {
     static constexpr int THREADS = TM * TN / 64;
     static constexpr int WARPS_N = TN / 64;
-    static constexpr int A_QUADS = TM * TILE_K / 4 / THREADS;  // 16-byte loads of a thread per step
+    static constexpr int A_QUADS = TM * TILE_K / 4 / THREADS;  // 16-byte loads per thread and step
     static constexpr int B_QUADS = TN * TILE_K / 4 / THREADS;
 };
 
@@ -39,7 +40,7 @@ struct SharedTile {
     alignas(16) float b[TILE_K][TN + PAD];
 };
 
-// The first row and column of this lane's sums inside the block's tile.
+// The first row and column of this lane's sums in the block's tile.
 template <int TM, int TN>
 __device__ inline int lane_row() {
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -52,7 +53,7 @@ __device__ inline int lane_column() {
     return warp % Tile<TM, TN>::WARPS_N * 64 + lane % 8 * 4;
 }
 
-// Row of sum i, and column of sum j, counted from lane_row and lane_column.
+// The row of sum i relative to lane_row, and the column of sum j relative to lane_column.
 __device__ constexpr int row_of(int i) { return i < 4 ? i : 16 + i - 4; }
 __device__ constexpr int column_of(int j) { return j < 4 ? j : 32 + j - 4; }
 
@@ -63,7 +64,7 @@ __device__ inline void unpack(float4 v, float* to) {
     to[3] = v.w;
 }
 
-// sum += A * B, one lane's share.
+// sum += A * B, for this lane's sums.
 template <int TM, int TN>
 __device__ inline void multiply(const float* a, const float* b, float (&sum)[8][8]) {
 #pragma unroll
@@ -80,17 +81,17 @@ __device__ inline void multiply(const float* a, const float* b, float (&sum)[8][
     }
 }
 
-// The main loop.  load_next() fetches a step's numbers into registers, store_next(buffer) puts
-// them into that shared buffer; the step before is multiplied in between, so that the trip to
-// global memory costs no time.  The last load_next() is asked for a step too many and must
-// touch no memory; were it behind an `if`, the compiler would move the loads down to the stores.
+// The main loop, double-buffered.  load_next() loads a step into registers, store_next(buffer)
+// stores it into that shared buffer; the previous step is multiplied in between, which hides the
+// latency of global memory.  The last load_next() is one step past the end and must not touch
+// memory.  It is not behind an `if`: the compiler would then move the loads down to the stores.
 template <int TM, int TN, class Load, class Store>
 __device__ inline void multiply_steps(int steps, SharedTile<TM, TN> (&tiles)[2], Load load_next,
                                       Store store_next, float (&sum)[8][8]) {
     const float* a = &tiles[0].a[0][lane_row<TM, TN>()];
     const float* b = &tiles[0].b[0][lane_column<TM, TN>()];
-    // `buffer` counts floats from tiles[0] to the one that is read, not tiles: a number of its own
-    // and its product with the size would both be kept in registers.
+    // `buffer` is the offset in floats of the tile that is read.  With a tile index, the compiler
+    // would keep both the index and its product with `size` in registers.
     int buffer = 0, size = sizeof(SharedTile<TM, TN>) / sizeof(float);
     load_next();
     store_next(tiles[0]);
@@ -100,11 +101,11 @@ __device__ inline void multiply_steps(int steps, SharedTile<TM, TN> (&tiles)[2],
         multiply<TM, TN>(a + buffer, b + buffer, sum);
         buffer = size - buffer;
         store_next(tiles[buffer != 0]);
-        __syncthreads();  // the other buffer is full, and no thread reads this one any more
+        __syncthreads();  // the other buffer is full, and no thread still reads this one
     }
 }
 
-// Puts four neighbours along k under each other, at [k .. k + 3][row].
+// Stores four neighbours along k as a column, at [k .. k + 3][row].
 template <int ROW>
 __device__ inline void store_transposed(float (&tile)[TILE_K][ROW], int k, int row, float4 v) {
     tile[k][row] = v.x;
@@ -113,8 +114,8 @@ __device__ inline void store_transposed(float (&tile)[TILE_K][ROW], int k, int r
     tile[k + 3][row] = v.w;
 }
 
-// The `left` numbers from p on, and zeros after them; left <= 0 touches no memory.
-// VECTOR: left is a multiple of 4 and p of 16 bytes.
+// The first min(left, 4) floats at p, then zeros; left <= 0 touches no memory.
+// VECTOR: left is a multiple of 4 and p is 16-byte aligned.
 template <bool VECTOR>
 __device__ inline float4 load_quad(const float* p, int left) {
     float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -129,9 +130,9 @@ __device__ inline float4 load_quad(const float* p, int left) {
     return v;
 }
 
-// Where to read four neighbours of a row of `count` numbers, of which those from `at` on are
-// wanted.  A whole quad past the end is moved back onto the row: its products are never stored,
-// and a load without a condition is one instruction and one register less.
+// Where to load a quad at `at` in a row of `count` floats, and how many of the quad to load.
+// VECTOR: a quad past the end is moved back onto the row.  Its products are never stored, and an
+// unconditional load saves an instruction and a register.
 template <bool VECTOR>
 __device__ inline int quad_start(int at, int count) {
     return VECTOR ? min(at, count - 4) : at;
@@ -142,7 +143,7 @@ __device__ inline int quad_left(int at, int count) {
     return VECTOR ? 4 : count - at;
 }
 
-// Writes the first `left` of four numbers; `vector` says that p is a multiple of 16 bytes.
+// Stores the first min(left, 4) floats of v at p; `vector`: p is 16-byte aligned.
 __device__ inline void store_quad(float* p, const float* v, int left, bool vector) {
     if (vector && left >= 4) {
         store4(p, make_float4(v[0], v[1], v[2], v[3]));

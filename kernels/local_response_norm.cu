@@ -3,25 +3,25 @@
 //   total[c] = k + alpha * sum of x[j]^2 over the neighbours j of c
 //   y[c]     = x[c] * total[c]^-beta
 //
-// The neighbours of c are c - before .. c + after, as far as they exist.  c is a neighbour of all
-// channels c - after .. c + before, and its gradient is therefore a sum over those:
+// The neighbours of c are the existing channels among c - before .. c + after.  c is itself a
+// neighbour of c - after .. c + before, so its gradient is a sum over those:
 //
 //   inner[j] = dy[j] * x[j] * total[j]^-(beta + 1)
 //   dx[c]    = dy[c] * total[c]^-beta - 2 * alpha * beta * x[c] * sum of inner[j]
 //
 //   lrn_forward    thread -> y[c]
-//   lrn_inner      thread -> inner[c]       backward in two launches: one would need each total
-//   lrn_backward   thread -> dx[c]          before + after + 1 times
+//   lrn_inner      thread -> inner[c]       two launches backward: a single one would compute
+//   lrn_backward   thread -> dx[c]          each total before + after + 1 times
 //
-//   x, y, dy, dx, inner   (pixels, channels), `size` numbers in all; written (=)
+//   x, y, dy, dx, inner   (pixels, channels), `size` elements; written (=)
 //
-// Blocks of 256 threads with at most 64 registers: 32 warps to a multiprocessor.  A thread's
-// neighbours are those of the threads beside it, and so come from the L1 cache.  The AlexNet of
-// 2012 normalises after its first two convolutions; the one for CIFAR-10 does not.
+// Blocks of 256 threads, at most 64 registers a thread: 32 warps per multiprocessor.  A thread's
+// neighbours are those of adjacent threads, so they come from the L1 cache.
+// The AlexNet of 2012 normalises after its first two convolutions; the one for CIFAR-10 does not.
 
 #include "common.cuh"
 
-// The sum over values[c - before .. c + after] of one pixel, of squares or as they are.
+// The sum of values[c - before .. c + after] of one pixel, or of their squares.
 template <bool SQUARE>
 __device__ inline float neighbours(const float* values, int c, int channels, int before,
                                    int after) {

@@ -1,27 +1,29 @@
-// One step of SGD or Adam for all parameters of a model, in one launch.
+// One step of SGD or Adam for all parameters of a model.
 //
-//   block (x, y)   blocks x of row y walk over parameter y together, 256 numbers at a time
-//   thread         one number at a time: its parameter, gradient and states
+//   grid row y     parameter first + y
+//   block          256 elements at a time; the blocks of a row stride over the parameter together
+//   thread         one element at a time: parameter, gradient and states
 //
-//   p, velocity, mean, square   flat buffers of all parameters; changed in place
-//   done            (parameters) uint64: how many blocks have stepped each, over all steps
-//   starts, sizes   (parameters) int64: where each begins in the flat buffers, and its length
-//   first           the parameter of row 0: a launch takes 16 at most
-//   g0 .. g15       the gradients of parameters first, first + 1, ..., each an array of its own;
-//                   null where there is none, and the parameter then stays as it is
+//   p, velocity, mean, square   flat buffers of all parameters, updated in place
+//   done            (parameters) uint64: blocks that have stepped the parameter, over all steps
+//   starts, sizes   (parameters) int64: where each parameter starts in the flat buffers, its length
+//   first           the parameter of grid row 0: a launch takes at most 16
+//   g0 .. g15       the gradients of parameters first, first + 1, ..., each a separate array;
+//                   null leaves the parameter unchanged
 //
-// Blocks of 256 threads with at most 64 registers: 32 warps to a multiprocessor.  These wait
-// for memory alone, 5 numbers for SGD's 6 operations; the rows of small parameters end at once.
+// Blocks of 256 threads, at most 64 registers a thread: 32 warps per multiprocessor.  The kernels
+// are bound by memory: SGD moves 5 floats for 6 operations.  The rows of small parameters end at
+// once.
 
 #include "common.cuh"
 
-constexpr int GRADIENTS = 16;  // AlexNet has 8 layers of a filter and a bias: one launch
+constexpr int GRADIENTS = 16;  // per launch: AlexNet has 8 layers with a weight and a bias
 
 struct Gradients {
     const float* of[GRADIENTS];
 };
 
-// Written as a chain of selections: an array that is indexed would live in slow local memory.
+// A chain of selects: a dynamically indexed array would be placed in slow local memory.
 __device__ inline const float* pick(int row, const Gradients& gradients) {
     const float* found = nullptr;
 #pragma unroll
@@ -48,15 +50,15 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void sgd_step(
     }
 }
 
-// Both moments began at zero, and the step is corrected for it: its rate is lr / (1 - beta1^t), and
-// 1 - beta2^t divides the square, t counting the parameter's own steps.  Every block of the
-// parameter adds 1 to `done`, so that t can be told from what it finds there, whichever comes first:
+// Both moments start at zero, so the step corrects their bias: the rate is lr / (1 - beta1^t) and
+// the square is divided by 1 - beta2^t, where t counts the parameter's own steps.  Every block of
+// the parameter adds 1 to `done` and derives t from the old value, in whatever order blocks run:
 //
 //   done / gridDim.x   0 0 0 0 | 1 1 1 1 | 2 2 ...    4 blocks a step
 //
-// 1 - beta^t is -expm1(t log beta), and rest1 and rest2, which are 1 - beta1 and 1 - beta2, come
-// from Python: float32 would keep five digits of such differences.  shrink multiplies p: 1, or
-// AdamW's 1 - lr * weight_decay.
+// 1 - beta^t is computed as -expm1(t log beta), and rest1 = 1 - beta1 and rest2 = 1 - beta2 come
+// from Python, because float32 would keep only five digits of these differences.  shrink multiplies
+// p: 1, or AdamW's 1 - lr * weight_decay.
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void adam_step(
     float* p, float* mean, float* square, uint64* done, const int64* starts, const int64* sizes,
     int first, const float* g0, const float* g1, const float* g2, const float* g3, const float* g4,

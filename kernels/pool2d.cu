@@ -1,35 +1,35 @@
-// Pooling, forward and backward: one thread makes one number, and gathers what it needs.
+// Max and average pooling, forward and backward: one thread computes one element by gathering.
 //
 //   forward    thread -> y[n, i, j, c]     reads its window of x
-//   backward   thread -> dx[n, h, w, c]    reads dy of the windows that hold this pixel, at most
-//                                          ceil(kh / stride) x ceil(kw / stride); as nothing is
-//                                          scattered, nothing needs an atomic
+//   backward   thread -> dx[n, h, w, c]    reads dy of the windows over this pixel, at most
+//                                          ceil(kh / stride) x ceil(kw / stride); a gather needs
+//                                          no atomics
 //
 //   x, dx   (N, H, W, C)       y, dy   (N, OH, OW, C)      written (=)
-//   argmax  (N, OH, OW, C) int32: the winner's place in its window, r * kw + s
+//   argmax  (N, OH, OW, C) int32: position of the winner inside its window, r * kw + s
 //
-// Grid: x covers the numbers of one image, y the images (and goes round if there are more than a
-// grid has rows); blocks of 256 threads (fewer work).  Neighbours in a warp own neighbouring
-// channels, so that they read and write neighbouring addresses.  One image has fewer than 2^31
-// numbers.  A thread has at most 64 registers: 32 warps to a multiprocessor, which hide the wait
-// for memory, the only thing that pooling waits for.  All three pools of AlexNet come here.
+// Grid: x covers the elements of one image, y the images (with a stride loop, as a grid has at most
+// 65535 rows); blocks of 256 threads (any smaller block works).  Adjacent threads own adjacent
+// channels, so a warp's accesses are coalesced.  One image has fewer than 2^31 elements.
+// Threads have at most 64 registers each: 32 warps per multiprocessor hide the memory latency,
+// which is all that pooling waits for.  All three pools of AlexNet use these kernels.
 
 #include "common.cuh"
 
-struct Place {
+struct Element {
     int row, column, channel;
 };
 
-// Number `index` of an image with this many columns and channels.
-__device__ inline Place place_of(int index, int columns, int channels) {
+// Element `index` of an image with this many columns and channels.
+__device__ inline Element element_at(int index, int columns, int channels) {
     int pixel = index / channels;
-    return Place{pixel / columns, pixel % columns, index % channels};
+    return Element{pixel / columns, pixel % columns, index % channels};
 }
 
-// see(row, column, place in the window) for each pixel of output `at`'s window that is on the
-// image, in row order.
+// Calls see(row, column, position in the window) for each pixel of output `at`'s window that is on
+// the image, in row order.
 template <class See>
-__device__ inline void each_in_window(const Place& at, const Geometry& g, See see) {
+__device__ inline void each_in_window(const Element& at, const Geometry& g, See see) {
     int row0 = at.row * g.stride_h - g.top, column0 = at.column * g.stride_w - g.left;
 #pragma unroll 1
     for (int r = max(0, -row0); r < min(g.kh, g.h - row0); ++r)
@@ -38,22 +38,22 @@ __device__ inline void each_in_window(const Place& at, const Geometry& g, See se
             see(row0 + r, column0 + s, r * g.kw + s);
 }
 
-// The windows over pixel `at` along one axis: first .. last, both included.
+// The windows over pixel `at` along one axis: first .. last, inclusive.
 struct Span {
     int first, last;
 };
 
 __device__ inline Span windows_over(int at, int before, int size, int stride, int outputs) {
-    int reach = at + before - size;  // the last window start that is too early
+    int reach = at + before - size;  // start of the last window that ends before `at`
     return Span{reach < 0 ? 0 : reach / stride + 1, min((at + before) / stride, outputs - 1)};
 }
 
-// see(i, j, place in that window) for each window (i, j) that holds pixel `at`.
+// Calls see(i, j, position in that window) for each window (i, j) over pixel `at`.
 template <class See>
-__device__ inline void each_window_over(const Place& at, const Geometry& g, See see) {
+__device__ inline void each_window_over(const Element& at, const Geometry& g, See see) {
     Span rows = windows_over(at.row, g.top, g.kh, g.stride_h, g.oh);
     Span columns = windows_over(at.column, g.left, g.kw, g.stride_w, g.ow);
-#pragma unroll 1  // one or two turns: unrolled they would cost registers
+#pragma unroll 1  // one or two iterations: unrolling would cost registers
     for (int i = rows.first; i <= rows.last; ++i)
 #pragma unroll 1
         for (int j = columns.first; j <= columns.last; ++j)
@@ -66,17 +66,17 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void max_pool2d_for
     int index = blockIdx.x * blockDim.x + threadIdx.x;
     int image = g.oh * g.ow * g.c;
     if (index >= image) return;
-    Place at = place_of(index, g.ow, g.c);
+    Element at = element_at(index, g.ow, g.c);
     for (int64 n = blockIdx.y; n < g.n; n += gridDim.y) {
         const float* pixels = x + n * g.h * g.w * g.c + at.channel;
         float best = -infinity();
         int winner = -1;
-        each_in_window(at, g, [&](int row, int column, int place) {
+        each_in_window(at, g, [&](int row, int column, int position) {
             float value = pixels[(row * g.w + column) * g.c];
-            // `>` keeps the first of equals; the last NaN wins over all numbers.
+            // `>` keeps the first of equal values; a NaN beats all numbers, the last NaN wins.
             if (winner < 0 || value > best || isnan(value)) {
                 best = value;
-                winner = place;
+                winner = position;
             }
         });
         y[n * image + index] = best;
@@ -89,20 +89,20 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void max_pool2d_bac
     int index = blockIdx.x * blockDim.x + threadIdx.x;
     int image = g.h * g.w * g.c;
     if (index >= image) return;
-    Place at = place_of(index, g.w, g.c);
+    Element at = element_at(index, g.w, g.c);
     for (int64 n = blockIdx.y; n < g.n; n += gridDim.y) {
         int64 start = n * g.oh * g.ow * g.c + at.channel;
         float sum = 0.0f;
-        each_window_over(at, g, [&](int i, int j, int place) {
+        each_window_over(at, g, [&](int i, int j, int position) {
             int64 output = start + (i * g.ow + j) * g.c;
-            if (argmax[output] == place) sum += dy[output];
+            if (argmax[output] == position) sum += dy[output];
         });
         dx[n * image + index] = sum;
     }
 }
 
-// How many pixels the mean of output (i, j) is over.  Padding counts, or it does not; what a
-// window hangs over beyond the padding (bottom, right: what was asked for) never counts.
+// The divisor of the mean at output (i, j).  Padding counts if `padding`; what a window covers
+// beyond the requested padding (`bottom`, `right`) never counts.
 __device__ inline int counted(int i, int j, const Geometry& g, int padding, int bottom, int right) {
     int row = i * g.stride_h - g.top, column = j * g.stride_w - g.left;
     int rows = padding ? min(row + g.kh, g.h + bottom) - row
@@ -117,7 +117,7 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void avg_pool2d_for
     int index = blockIdx.x * blockDim.x + threadIdx.x;
     int image = g.oh * g.ow * g.c;
     if (index >= image) return;
-    Place at = place_of(index, g.ow, g.c);
+    Element at = element_at(index, g.ow, g.c);
     int count = counted(at.row, at.column, g, padding, bottom, right);
     for (int64 n = blockIdx.y; n < g.n; n += gridDim.y) {
         const float* pixels = x + n * g.h * g.w * g.c + at.channel;
@@ -134,7 +134,7 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void avg_pool2d_bac
     int index = blockIdx.x * blockDim.x + threadIdx.x;
     int image = g.h * g.w * g.c;
     if (index >= image) return;
-    Place at = place_of(index, g.w, g.c);
+    Element at = element_at(index, g.w, g.c);
     for (int64 n = blockIdx.y; n < g.n; n += gridDim.y) {
         int64 start = n * g.oh * g.ow * g.c + at.channel;
         float sum = 0.0f;

@@ -1,5 +1,5 @@
-// Instructions that CUDA C++ has no function for: each is one small function here, so that kernels
-// hold no inline assembly, and so that the CPU simulator can give each its own meaning
+// Instructions for which CUDA C++ has no function, one small function each: kernels contain no
+// inline assembly, and the CPU simulator implements each function in C++
 // (gpucnn/cudasim/native/ptx.h has the same functions; a test compares the two).
 //
 // Fragments are those of the PTX ISA, section "Matrix multiply-accumulate operation using mma":
@@ -9,12 +9,12 @@
 //     tf32, K = 8   a[0..3]  (g, t) (g + 8, t) (g, t + 4) (g + 8, t + 4)    b[0..1]  (t, g) (t + 4, g)
 //     16 bits, K = 8   a[0..1]  columns 2t, 2t + 1 of rows g, g + 8         b  rows 2t, 2t + 1, column g
 //     16 bits, K = 16  a[2..3], b[1]  the same, 8 further along K
-// The number with the lower index sits in the lower half of its register.
+// Of two 16-bit numbers in a register, the one with the lower index is in the lower half.
 
 #ifndef GPUCNN_PTX_CUH
 #define GPUCNN_PTX_CUH
 
-// --- 16-bit numbers: storage only, arithmetic is done in float ---
+// --- 16-bit numbers: for storage; arithmetic is in float ---
 
 struct half {
     unsigned short bits;
@@ -30,7 +30,7 @@ __device__ inline float to_float(half h) {
     return result;
 }
 
-__device__ inline half to_half(float x) {  // to nearest, ties to even
+__device__ inline half to_half(float x) {  // round to nearest, ties to even
     half result;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(x));
     return result;
@@ -38,14 +38,14 @@ __device__ inline half to_half(float x) {  // to nearest, ties to even
 
 __device__ inline float to_float(bfloat16 b) { return __uint_as_float((unsigned)b.bits << 16); }
 
-__device__ inline bfloat16 to_bfloat16(float x) {  // to nearest, ties to even
+__device__ inline bfloat16 to_bfloat16(float x) {  // round to nearest, ties to even
     unsigned bits = __float_as_uint(x);
     bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
     bits += 0x7fffu + (bits >> 16 & 1u);
     return bfloat16{(unsigned short)(nan ? 0x7fffu : bits >> 16)};
 }
 
-// Two numbers in one register, `low` in its lower half.
+// Two numbers in one register, `low` in the lower half.
 __device__ inline unsigned pack(half low, half high) {
     return (unsigned)high.bits << 16 | low.bits;
 }
@@ -56,14 +56,15 @@ __device__ inline unsigned pack(bfloat16 low, bfloat16 high) {
 
 // --- asynchronous copies, global to shared ---
 
-// Starts to copy BYTES (4, 8 or 16) bytes; both addresses are multiples of BYTES.  Only the first
-// from_bytes are read, zeros follow: 0 for a pixel outside the image.  Before sm_80: copies now.
+// Starts an asynchronous copy of BYTES (4, 8 or 16) bytes; both addresses are multiples of BYTES.
+// Only the first from_bytes are read, the rest is zero-filled: 0 for a pixel outside the image.
+// Before sm_80 the copy is synchronous.
 template <int BYTES>
 __device__ inline void copy_async(void* to, const void* from, int from_bytes = BYTES) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "");
 #if __CUDA_ARCH__ >= 800
     unsigned target = (unsigned)__cvta_generic_to_shared(to);
-    if constexpr (BYTES == 16)  // .cg goes past the L1 cache, where each number is used once
+    if constexpr (BYTES == 16)  // .cg bypasses the L1 cache: each number is used once
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                      :: "r"(target), "l"(from), "r"(from_bytes) : "memory");
     else
@@ -75,15 +76,15 @@ __device__ inline void copy_async(void* to, const void* from, int from_bytes = B
 #endif
 }
 
-// Ends the group that this thread's copies since the last call belong to.
+// Commits this thread's copies since the last call as one group.
 __device__ inline void copy_async_commit() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 
-// Waits until at most the GROUPS_LEFT newest groups of this thread are still under way.  What
-// other threads copied is there only after a __syncthreads that follows.
+// Waits until at most the GROUPS_LEFT newest groups of this thread are in flight.  The copies of
+// other threads are visible only after a subsequent __syncthreads.
 template <int GROUPS_LEFT>
 __device__ inline void copy_async_wait() {
 #if __CUDA_ARCH__ >= 800
@@ -93,9 +94,9 @@ __device__ inline void copy_async_wait() {
 
 // --- ldmatrix: 8 x 8 matrices of 16-bit numbers from shared memory to fragments ---
 
-// Lane l passes the address of row l % 8 of matrix l / 8: 16 bytes, a multiple of 16.  Of each
-// matrix a lane gets row lane / 4, columns 2 (lane % 4) and + 1; transposed, the same of the
-// transpose.  With fewer than four matrices the last lanes' addresses are not looked at.
+// Lane l passes the address of row l % 8 of matrix l / 8: 16 bytes, 16-byte aligned.  Of each
+// matrix a lane receives row lane / 4, columns 2 * (lane % 4) and + 1; transposed, the same of the
+// transpose.  With fewer than four matrices the addresses of the last lanes are ignored.
 __device__ inline void load_matrices(unsigned (&r)[1], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
                  : "=r"(r[0]) : "r"((unsigned)__cvta_generic_to_shared(row)) : "memory");
@@ -167,8 +168,8 @@ __device__ inline void multiply_bfloat16(float (&d)[4], const unsigned (&a)[4],
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// A float rounded to tf32, 10 bits of mantissa, ties away from zero.  Without this the hardware
-// drops the lower 13 bits, which biases every product towards zero.
+// x rounded to tf32 (10-bit mantissa), ties away from zero.  Otherwise the hardware truncates the
+// lower 13 bits, which biases every product towards zero.
 __device__ inline unsigned to_tf32(float x) {
     unsigned result;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(x));

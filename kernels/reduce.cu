@@ -1,21 +1,21 @@
-// Sums down the columns of a tall matrix: a bias's gradient, and the end of every split sum.
+// Column sums of a tall matrix, for bias gradients, and the final sum of every split reduction.
 //
-// A sum over many rows is split over blocks, and each split writes its own; sum_splits adds the
-// splits in order.  No atomics: the same bits every time.
-// Blocks of 256 threads with at most 64 registers: 32 warps to a multiprocessor.  Every
-// convolution's backward pass ends here.
+// A sum over many rows is split over blocks.  Each split writes its own sum, and sum_splits adds
+// the splits in order: without atomics the result is reproducible.
+// Blocks of 256 threads, at most 64 registers a thread: 32 warps per multiprocessor.  The backward
+// pass of every convolution ends with these kernels.
 
 #include "common.cuh"
 
-constexpr int ROWS = 8;  // rows that a block reads at once: one warp each, 256 threads
+constexpr int ROWS = 8;  // rows that a block reads at a time: one per warp of 256 threads
 
 // part[split][c] = sum of this split's rows of x in column c
 //
 //   block   32 columns x one split of the rows     grid: column tiles, splits
-//   warp    every 8th row; its 32 lanes read 32 neighbours
+//   warp    every 8th row; its 32 lanes read 32 adjacent columns
 //
 //   x     (rows, columns)
-//   part  (splits, split_size), of which the first `columns` of each are written (=)
+//   part  (splits, split_size); the first `columns` of each split are written (=)
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void column_sums(
     const float* x, float* part, int64 rows, int columns, int64 split_size) {
     __shared__ float sums[ROWS][WARP];
@@ -35,7 +35,7 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void column_sums(
     }
 }
 
-// sum[i] = part[0][i] + part[1][i] + ..., one thread for each i; part is (splits, size).
+// sum[i] = part[0][i] + part[1][i] + ...: thread -> sum[i], written (=); part is (splits, size).
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void sum_splits(
     const float* part, float* sum, int64 size, int splits) {
     int64 i = global_thread();

@@ -142,7 +142,7 @@ def _stem(specialisation: Specialisation) -> str:
 
 
 def _options(specialisation: Specialisation) -> list[str]:
-    return [*cuda.options(specialisation[1]), *nvrtc.AS_CUPY]
+    return [*cuda.options(specialisation[1]), *nvrtc.CUPY_OPTIONS]
 
 
 def _compile(specialisation: Specialisation, architecture: int, folder: Path) -> nvrtc.Binary:

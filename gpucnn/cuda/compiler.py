@@ -1,9 +1,11 @@
-"""Compiling kernels: a .cu file becomes a module of a device, once for each set of `defines`.
+"""Compiling kernels: a .cu file becomes a module of a device, one for each set of `defines`.
 
-Source is C++17: divisions and square roots are exact, multiply-adds are contracted (NVRTC's
-default).  CuPy adds -ftz=true to that: on a GPU a denormal float32, below 1.2e-38, counts as 0;
-cudasim does not imitate that and computes with it.  A kernel that wants the fast, less exact
-functions calls them by name (__expf, __fdividef).
+Read declarations.py first and launcher.py next.
+
+Sources are C++17.  Divisions and square roots are correctly rounded, multiply-adds are contracted
+(NVRTC's default).  CuPy adds -ftz=true: on a GPU denormal float32 numbers (below 1.2e-38) are
+flushed to 0, on cudasim they are not.  Kernels that want the fast, less accurate functions call
+them by name (__expf, __fdividef).
 """
 
 import functools
@@ -22,7 +24,7 @@ OPTIONS = ("-std=c++17",)
 def load_module(
     device: Device, file: str, defines: tuple[tuple[str, Define], ...]
 ) -> tuple[str, Any]:
-    """The assembled source of `file` and the module of it on `device`."""
+    """The assembled source of `file`, and its module on `device`, which compiles at first use."""
     xp = device.xp
     if device.kind == "cudasim":
         source = assemble(file, xp.kernel_headers(), f"{KERNELS}/")
@@ -33,27 +35,27 @@ def load_module(
 
 
 def compile_file(device: Device, file: str, defines: tuple[tuple[str, Define], ...] = ()) -> None:
-    """Compile kernels/`file` for `device` now, rather than when the first of its kernels runs."""
+    """Compile kernels/`file` for `device` now instead of at its first launch."""
     with compiling(device, f"kernels/{file}"):
         load_module(device, file, defines)[1].compile()
 
 
 @contextmanager
 def compiling(device: Device, what: str) -> Iterator[None]:
-    """`device` is the current one inside; what CuPy raises becomes an error with a way out.
+    """Make `device` current, and turn CuPy's errors into gpucnn's, with a way out.
 
-    what names the source for KernelError, such as kernels/pool2d.cu; DeviceError says which part of
-    CUDA CuPy could not load.
+    `what` names the source in messages: kernels/pool2d.cu.  Raises KernelError if it does not
+    compile; DeviceError if CuPy lacks a part of CUDA, or its NVRTC does not know the GPU.
     """
     try:
         with device.xp.cuda.Device(device.index):
             yield
     except GpucnnError:
         raise
-    except Exception as error:  # CuPy's classes cannot be named without CuPy
+    except Exception as error:  # CuPy's exception classes cannot be named without importing CuPy
         reason = " ".join(str(error).split())
-        known = reason.lower()
-        if any(word in known for word in _OTHER_ARCHITECTURE):
+        lowered = reason.lower()
+        if any(word in lowered for word in _UNKNOWN_GPU):
             raise DeviceError(
                 f"device {device} needs a CuPy whose NVRTC compiles for this GPU ({reason})\n"
                 "  `gpucnn doctor` says which one does"
@@ -61,7 +63,7 @@ def compiling(device: Device, what: str) -> Iterator[None]:
         if type(error).__name__ == "CompileException":
             raise KernelError(f"{what} does not compile for {device}:\n{error}") from error
         for word, missing in _PARTS_OF_CUDA.items():
-            if word in known:
+            if word in lowered:
                 raise DeviceError(
                     f"device {device} needs {missing} ({reason})\n"
                     f"  install CuPy with both: {CUPY_INSTALL}"
@@ -69,11 +71,12 @@ def compiling(device: Device, what: str) -> Iterator[None]:
         raise
 
 
-# NVRTC's word for a GPU that it no longer knows, the driver's for one that it does not know yet.
-_OTHER_ARCHITECTURE = ("gpu-architecture", "no_binary_for_gpu")
+# In NVRTC's message for a GPU that it no longer supports, and in the driver's for code that has no
+# version for the GPU.
+_UNKNOWN_GPU = ("gpu-architecture", "no_binary_for_gpu")
 
-# What CuPy 14 needs to compile with, by a word of the error that says it is missing.  It wants the
-# headers for sources that include none, too.
+# What CuPy 14 needs for compiling, by a word in its error message.  It requires the headers even
+# for sources that include none.
 _PARTS_OF_CUDA = {
     "cuda headers": "CUDA's headers, and CuPy found none",
     "nvrtc": "NVRTC, and CuPy could not load it",
@@ -81,5 +84,5 @@ _PARTS_OF_CUDA = {
 
 
 def options(defines: tuple[tuple[str, Define], ...]) -> tuple[str, ...]:
-    """What the compiler is told for the specialisation of these preprocessor words."""
+    """The compiler options for a file with these preprocessor `defines`."""
     return (*OPTIONS, *(f"-D{name}={value}" for name, value in defines))

@@ -1,6 +1,7 @@
-"""The .cu files: what kernels they declare, and their text made complete.
+"""The kernels of kernels/*.cu: their declarations, and their sources with headers spliced in.
 
-A kernel's declaration in its .cu file is the only one there is; `kernels()` reads it:
+Read this first, then compiler.py and launcher.py.  Each kernel is declared once, in its .cu file,
+and `kernels()` parses that declaration:
 
     extern "C" __global__ __launch_bounds__(256) void scale(const float* x, float* y, int n) {
 """
@@ -16,13 +17,13 @@ import numpy as np
 
 from gpucnn.errors import ArgumentError
 
-WIDE = "wide_offsets"  # in a kernel's declaration: its offsets into arrays have 64 bits
+WIDE = "wide_offsets"  # marks a kernel whose offsets into arrays have 64 bits
 
 Define = int | float | str
 
 _PACKAGE = Path(__file__).parent.parent  # gpucnn/
-# A wheel has kernels/ inside the package, a checkout beside it.  Importing gpucnn.kernels would
-# find an installed copy's folder when another checkout is on PYTHONPATH.
+# A wheel has kernels/ inside the package, a checkout beside it.  Importing gpucnn.kernels could
+# find the folder of an installed copy instead of that of a checkout on PYTHONPATH.
 KERNELS = folder if (folder := _PACKAGE / "kernels").is_dir() else _PACKAGE.parent / "kernels"
 
 _DTYPES = {
@@ -43,49 +44,50 @@ _KERNEL = re.compile(
     r'extern\s+"C"\s+__global__\s+(?P<words>[^(){};]*(?:__launch_bounds__\s*\((?P<bounds>[^()]*)\))?'
     r"[^(){};]*?)\b(?P<name>\w+)\s*\((?P<parameters>[^()]*)\)\s*\{"
 )
+_LAUNCH = re.compile(r'launch(?:_elementwise)?\(\s*(f?)"(\w+)')
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One parameter of a kernel: `const float* x` is kind float, pointer, const."""
+    """One parameter of a kernel.  `const float* x` has kind "float", pointer and const."""
 
     name: str
-    kind: str  # as the source says it
+    kind: str  # the C type, as written in the source
     pointer: bool
     const: bool
 
     def dtype(self, defines: Mapping[str, Define]) -> np.dtype[Any] | None:
-        """The NumPy dtype of the number, or of the pointer's elements; None for a struct."""
+        """The NumPy dtype of a number, or of a pointer's elements; None for a struct."""
         name = _DTYPES.get(str(defines.get(self.kind, self.kind)))
         return None if name is None else np.dtype(name)
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A kernel as its .cu file declares it."""
+    """A kernel's declaration."""
 
     name: str
     file: str
     line: int
     parameters: tuple[Parameter, ...]
-    bound: str | None  # threads in __launch_bounds__, as the source says it
-    blocks: str | None  # blocks on a multiprocessor there
-    wide: bool
+    bound: str | None  # threads per block in __launch_bounds__, as written in the source
+    blocks: str | None  # blocks per multiprocessor there
+    wide: bool  # 64-bit offsets
 
 
 def kernel(name: str) -> Kernel:
-    """The declaration of kernel `name`; ArgumentError if no .cu file has it."""
+    """The declaration of kernel `name`; ArgumentError if no .cu file declares it."""
     found = kernels().get(name)
     if found is None:
         raise ArgumentError(
-            f"launch: there is no kernel {name!r}\n  there are {', '.join(kernels())}"
+            f"launch: there is no kernel {name!r}\n  the kernels are {', '.join(kernels())}"
         )
     return found
 
 
 @functools.cache
 def kernels() -> dict[str, Kernel]:
-    """Every kernel in kernels/*.cu by its name."""
+    """Every kernel in kernels/*.cu, by name."""
     found: dict[str, Kernel] = {}
     for file in sorted(path.name for path in KERNELS.glob("*.cu")):
         for declared in declarations(file, _read(file)):
@@ -97,25 +99,22 @@ def kernels() -> dict[str, Kernel]:
     return found
 
 
-_CALL = re.compile(r'launch(?:_elementwise)?\(\s*(f?)"(\w+)')
-
-
 def callers(name: str) -> list[str]:
-    """The Python files of the package that launch kernel `name`, such as gpucnn/optim/sgd.py.
+    """The Python files that launch kernel `name`, such as gpucnn/optim/sgd.py.
 
-    A name that is put together, f"conv2d_forward_{...}", counts by its beginning.
+    A formatted name, f"conv2d_forward_{...}", matches every kernel with that prefix.
     """
     found = []
     for folder in ("ops", "optim", "data"):
         for file in sorted((_PACKAGE / folder).rglob("*.py")):
-            calls = _CALL.findall(file.read_text(encoding="utf-8"))
-            if any(name == text or (f and name.startswith(text)) for f, text in calls):
+            launches = _LAUNCH.findall(file.read_text(encoding="utf-8"))
+            if any(name == text or (f and name.startswith(text)) for f, text in launches):
                 found.append(f"gpucnn/{file.relative_to(_PACKAGE).as_posix()}")
     return found
 
 
 def declarations(file: str, text: str) -> list[Kernel]:
-    """The kernels that `text`, the contents of `file`, declares."""
+    """The kernels declared in `text`, the contents of `file`."""
     text = _COMMENT.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
     result = []
     for match in _KERNEL.finditer(text):
@@ -136,7 +135,7 @@ def _parameter(text: str) -> Parameter:
     return Parameter(words[-1], kind, pointer, "const" in words)
 
 
-# --- the text ---
+# --- sources ---
 
 
 @functools.cache
@@ -145,10 +144,10 @@ def _read(file: str) -> str:
 
 
 def assemble(file: str, headers: Mapping[str, str] | None = None, folder: str = "") -> str:
-    """The source of kernels/`file` with every header spliced in, so that it is complete.
+    """The source of kernels/`file` with all headers spliced in.
 
-    CuPy's cache looks at the source and not at what it includes.  `headers` replaces headers by
-    name; `folder` goes before the file names that compilers and debuggers see.
+    CuPy's cache key covers the source but not the headers that it includes.  `headers` maps header
+    names to replacement texts; `folder` prefixes the file names shown by compilers and debuggers.
     """
     return f"#define {WIDE}\n" + _splice(file, _read(file), dict(headers or {}), folder, set())
 
@@ -169,7 +168,7 @@ def _splice(file: str, text: str, headers: dict[str, str], folder: str, done: se
 
 
 def struct_fields(source: str, name: str) -> list[str]:
-    """The names of the int fields of `struct name` in assembled source, in their order."""
+    """The names of the int fields of `struct name` in assembled source, in order."""
     match = re.search(rf"\bstruct\s+{name}\s*\{{([^{{}}]*)\}}", _COMMENT.sub("", source))
     groups = re.findall(r"\bint\s+([^;]+);", match[1]) if match else []
     return [field.strip() for group in groups for field in group.split(",")]

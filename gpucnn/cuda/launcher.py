@@ -1,13 +1,11 @@
-"""Launching a CUDA kernel from Python, with every argument checked.
+"""Launching kernels from Python, with every argument checked.
 
     cuda.launch("max_pool2d_forward", grid, block, x, y, argmax, geometry)
 
-A kernel is declared once, in its .cu file, and `launch` reads that declaration
-(gpucnn/cuda/declarations.py), so that names and types cannot drift apart: arrays are checked for
-dtype, contiguity and device, Python numbers are cast to the C type (CuPy would pass a float as a
-double), a frozen dataclass of ints goes by value as the struct of its name.
-
-A file is compiled when its first kernel runs (gpucnn/cuda/compiler.py).
+Read declarations.py and compiler.py first.  `launch` checks its arguments against the kernel's
+declaration in the .cu file: arrays for dtype, contiguity and device.  It casts Python numbers to
+the C type (CuPy would pass a float as a double) and passes a frozen dataclass of ints by value, as
+the struct of the same name.  A file is compiled when the first of its kernels runs.
 """
 
 import dataclasses
@@ -25,9 +23,10 @@ from gpucnn.device import Device, device_of
 from gpucnn.errors import ArgumentError, DeviceMismatch, DtypeError, ShapeError
 from gpucnn.integers import ceil_div
 
-ELEMENTWISE_THREADS = 256  # in a block
-_LARGEST = 2**31 - 1
-_NUMBER = (int, float, np.number, np.bool_)
+ELEMENTWISE_THREADS = 256  # per block
+_MOST_ELEMENTS = 2**31 - 1  # of an array whose offsets are ints
+_DEFAULT_SHARED = 48 * 1024  # dynamic shared memory without an opt-in, in bytes
+_NUMBERS = (int, float, np.number, np.bool_)
 
 
 def launch(
@@ -40,36 +39,39 @@ def launch(
 ) -> None:
     """Run kernel `name` on `grid` blocks of `block` threads, on the current stream.
 
-    args follow the kernel's parameters: arrays of one device (None is a null pointer), numbers,
-    frozen dataclasses of ints for structs.  shared is the dynamic shared memory in bytes.
-    defines are the preprocessor's: a file is compiled once for each set of them.  A grid with a
-    dimension of 0 runs nothing, which is what an empty batch asks for.
+    args follow the kernel's parameters: arrays on one device (None is a null pointer), numbers, and
+    frozen dataclasses of ints for structs.  shared is the dynamic shared memory per block, in
+    bytes.  defines are preprocessor macros; each set of them is compiled separately.  A grid with
+    a dimension of 0, as for an empty batch, runs nothing.
 
-    Raises ArgumentError for an unknown kernel, a wrong number of arguments, a launch beyond the
-    device's limits; DtypeError, ShapeError (not contiguous, or past 2^31 elements in a kernel
-    that does not say `wide_offsets`), DeviceMismatch.
+    Raises ArgumentError for an unknown kernel, a wrong number of arguments, a number out of range
+    or a launch beyond the device's limits; DtypeError; ShapeError for an array that is not
+    contiguous, or has 2^31 elements or more in a kernel without `wide_offsets`; DeviceMismatch.
     """
-    first = next((arg for arg in args if _is_array(arg)), None)
-    if first is None:
+    array = next((arg for arg in args if _is_array(arg)), None)
+    if array is None:
         raise ArgumentError(f"{name}: a launch needs at least one array")
-    device = device_of(first)
+    device = device_of(array)
     if device.kind == "cpu":
         raise DeviceMismatch(f"{name}: kernels run on cuda or cudasim, and an argument is on cpu")
-    ready = checked_kernel(name, device, tuple(defines.items()) if defines else ())
-    size = _three(grid), _three(block), shared
-    if size not in ready.sizes:
-        ready.check_size(*size)
-        ready.sizes.add(size)
-    values = ready.arguments(args)
-    run = 0 not in size[0]
+    checked = checked_kernel(name, device, tuple(defines.items()) if defines else ())
+    configuration = _three(grid), _three(block), shared
+    if configuration not in checked.allowed:
+        checked.check_limits(*configuration)
+        checked.allowed.add(configuration)
+    values = checked.cast(args)
+    run = 0 not in configuration[0]
     for watch in _watchers:
-        run &= watch(Launch(ready.declared, ready.defines, *size, values))
+        run &= watch(Launch(checked.declared, checked.defines, *configuration, values))
     if run:
-        ready.run(*size, values)
+        checked.run(*configuration, values)
 
 
 def launch_elementwise(name: str, size: int, *args: Any) -> None:
-    """Launch kernel `name` with one thread for each of `size` elements; args as for `launch`."""
+    """Run kernel `name` with at least `size` threads, one per element; args as in `launch`.
+
+    Blocks have ELEMENTWISE_THREADS threads: the kernel must ignore those past the last element.
+    """
     launch(name, ceil_div(size, ELEMENTWISE_THREADS), ELEMENTWISE_THREADS, *args)
 
 
@@ -81,13 +83,13 @@ class Launch:
     defines: tuple[tuple[str, Define], ...]
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
-    shared: int  # dynamic shared memory of a block, in bytes
-    # As the kernel's parameters: arrays of the device (numpy.uint64(0) for a null pointer), NumPy
-    # scalars, structs as raw bytes (`struct_values` names their fields).
+    shared: int  # dynamic shared memory per block, in bytes
+    # One per parameter: an array on the device (numpy.uint64(0) for a null pointer), a NumPy
+    # scalar, or a struct as raw bytes (`struct_values` names its fields).
     values: tuple[Any, ...]
 
 
-# Each sees every launch, and says whether it may run.
+# Each is called with every launch and returns whether it may run.
 _watchers: list[Callable[[Launch], bool]] = []
 
 
@@ -102,7 +104,7 @@ def _watched(watch: Callable[[Launch], bool]) -> Iterator[None]:
 
 @contextmanager
 def count_launches() -> Iterator[Counter[str]]:
-    """Counts launches by kernel name: `with cuda.count_launches() as launches: ...`."""
+    """Count launches by kernel name: `with cuda.count_launches() as launches: ...`."""
     counter: Counter[str] = Counter()
 
     def count(launch: Launch) -> bool:
@@ -115,10 +117,11 @@ def count_launches() -> Iterator[Counter[str]]:
 
 @contextmanager
 def record_launches(run: bool = True) -> Iterator[list[Launch]]:
-    """A list that every launch inside the block is added to; it keeps their arrays alive.
+    """Collect every launch inside the block in a list, which keeps their arrays alive.
 
-    With run=False they are checked as ever, but neither compiled nor run: their results are what
-    was in memory.  Shapes and launches are right nevertheless, as they depend on no number.
+    With run=False launches are checked but neither compiled nor run, and their results hold
+    whatever was in memory.  Shapes and launches are still right, because they do not depend on
+    the contents of arrays.
     """
     launches: list[Launch] = []
 
@@ -150,18 +153,18 @@ class CheckedKernel:
         self.device = device
         self.xp = device.xp
         self.source, self.module = load_module(device, declared.file, self.defines)
-        self.shared = 48 * 1024  # CUDA's default limit; more needs an opt-in
-        self.structs: dict[Any, Any] = {}  # geometry by value: a program has few
-        self.sizes: set[tuple[Any, ...]] = set()  # grid, block, shared: found to be allowed
+        self.shared_limit = _DEFAULT_SHARED
+        self.structs: dict[Any, Any] = {}  # raw bytes by dataclass: a program has few geometries
+        self.allowed: set[tuple[Any, ...]] = set()  # (grid, block, shared) already checked
         self.parameters = [
             (parameter, parameter.dtype(defines)) for parameter in declared.parameters
         ]
         limits = self.xp.cuda.Device(device.index).attributes
         self.block_limits = tuple(limits[f"MaxBlockDim{axis}"] for axis in "XYZ")
         self.grid_limits = tuple(limits[f"MaxGridDim{axis}"] for axis in "XYZ")
-        self.most_shared = limits["MaxSharedMemoryPerBlockOptin"]
+        self.max_shared = limits["MaxSharedMemoryPerBlockOptin"]
         bound = str(defines.get(declared.bound or "", declared.bound))
-        self.most_threads = int(bound) if bound.isdecimal() else limits["MaxThreadsPerBlock"]
+        self.max_threads = int(bound) if bound.isdecimal() else limits["MaxThreadsPerBlock"]
 
     @functools.cached_property
     def function(self) -> Any:
@@ -176,28 +179,35 @@ class CheckedKernel:
             with cuda.Device(self.device.index):
                 self.run(grid, block, shared, values)
             return
-        if shared > self.shared:  # CuPy sets it for the current device's function
-            self.function.max_dynamic_shared_size_bytes = self.shared = shared
+        if shared > self.shared_limit:  # CuPy sets the attribute on the current device
+            self.function.max_dynamic_shared_size_bytes = self.shared_limit = shared
         self.function(grid, block, values, shared_mem=shared)
 
-    def check_size(self, grid: tuple[int, ...], block: tuple[int, ...], shared: int) -> None:
+    def check_limits(self, grid: tuple[int, ...], block: tuple[int, ...], shared: int) -> None:
+        """ArgumentError if a launch would exceed the limits of the device or the kernel."""
         name = self.declared.name
         threads = block[0] * block[1] * block[2]
         if any(not 0 <= size <= most for size, most in zip(grid, self.grid_limits, strict=True)):
-            raise ArgumentError(f"{name}: grid {grid} is beyond the device's {self.grid_limits}")
-        if any(not 1 <= size <= most for size, most in zip(block, self.block_limits, strict=True)):
-            raise ArgumentError(f"{name}: block {block} is beyond the device's {self.block_limits}")
-        if threads > self.most_threads:
             raise ArgumentError(
-                f"{name}: block {block} has {threads} threads; it takes {self.most_threads}"
+                f"{name}: grid {grid} exceeds the device's limits {self.grid_limits}"
             )
-        if not 0 <= shared <= self.most_shared:
+        if any(not 1 <= size <= most for size, most in zip(block, self.block_limits, strict=True)):
             raise ArgumentError(
-                f"{name}: {shared} bytes of dynamic shared memory; "
-                f"a block may have {self.most_shared}"
+                f"{name}: block {block} exceeds the device's limits {self.block_limits}"
+            )
+        if threads > self.max_threads:
+            raise ArgumentError(
+                f"{name}: block {block} has {threads} threads, "
+                f"the kernel's limit is {self.max_threads}"
+            )
+        if not 0 <= shared <= self.max_shared:
+            raise ArgumentError(
+                f"{name}: {shared} bytes of dynamic shared memory, "
+                f"the device's limit is {self.max_shared}"
             )
 
-    def arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def cast(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Check `args` against the declaration and cast them to its types."""
         if len(args) != len(self.parameters):
             names = ", ".join(parameter.name for parameter, _ in self.parameters)
             raise ArgumentError(
@@ -214,15 +224,15 @@ class CheckedKernel:
         )
 
     def number(self, parameter: Parameter, dtype: np.dtype[Any], value: Any) -> Any:
-        if not isinstance(value, _NUMBER):
-            raise DtypeError(f"{self.where(parameter)} is a {dtype}, got {_short(value)}")
+        if not isinstance(value, _NUMBERS):
+            raise DtypeError(f"{self.name_of(parameter)}: expected {dtype}, got {_short(value)}")
         if dtype.kind in "iu":
             if int(value) != value:
-                raise DtypeError(f"{self.where(parameter)} is a {dtype}, got {value!r}")
-            info = _range(dtype)
+                raise DtypeError(f"{self.name_of(parameter)}: expected {dtype}, got {value!r}")
+            info = _integer_range(dtype)
             if not info.min <= value <= info.max:
                 raise ArgumentError(
-                    f"{self.where(parameter)} is a {dtype}, and {value} does not fit into it"
+                    f"{self.name_of(parameter)}: expected {dtype}, and {value} is out of range"
                 )
         return dtype.type(value)
 
@@ -232,52 +242,56 @@ class CheckedKernel:
         if not isinstance(value, self.xp.ndarray):
             if isinstance(value, np.ndarray):
                 raise DeviceMismatch(
-                    f"{self.where(parameter)} is on cpu, other arguments on {self.device}\n"
+                    f"{self.name_of(parameter)} is on cpu, other arguments on {self.device}\n"
                     "  copy it first: gpucnn.tensor(array, device=...)"
                 )
-            raise DtypeError(f"{self.where(parameter)} is an array of {dtype}, got {_short(value)}")
+            raise DtypeError(
+                f"{self.name_of(parameter)}: expected an array of {dtype}, got {_short(value)}"
+            )
         if value.dtype != dtype:
             raise DtypeError(
-                f"{self.where(parameter)} is an array of {dtype}, got {value.dtype} {value.shape}"
+                f"{self.name_of(parameter)}: expected an array of {dtype}, "
+                f"got {value.dtype} {value.shape}"
             )
         if not value.flags.c_contiguous:
             raise ShapeError(
-                f"{self.where(parameter)} {value.shape} is not contiguous: its strides are "
+                f"{self.name_of(parameter)} {value.shape} is not contiguous: its strides are "
                 f"{value.strides} bytes\n  copy it first: xp.ascontiguousarray(array)"
             )
-        if value.size > _LARGEST and not self.declared.wide:
+        if value.size > _MOST_ELEMENTS and not self.declared.wide:
             raise ShapeError(
-                f"{self.where(parameter)} {value.shape} has {value.size} elements, and the "
-                "kernel's offsets have 31 bits\n  use a smaller batch"
+                f"{self.name_of(parameter)} {value.shape} has {value.size} elements, and the "
+                f"kernel's 32-bit offsets reach {_MOST_ELEMENTS}\n  use a smaller batch"
             )
         if self.device.kind == "cuda" and value.device.id != self.device.index:
             raise DeviceMismatch(
-                f"{self.where(parameter)} is on cuda:{value.device.id}, other arguments "
+                f"{self.name_of(parameter)} is on cuda:{value.device.id}, other arguments "
                 f"on {self.device}"
             )
         return value
 
     def struct(self, parameter: Parameter, value: Any) -> Any:
-        known = self.structs.get(value) if value.__hash__ else None
-        if known is not None:
-            return known
+        cached = self.structs.get(value) if value.__hash__ else None
+        if cached is not None:
+            return cached
         if not dataclasses.is_dataclass(value) or isinstance(value, type):
             raise DtypeError(
-                f"{self.where(parameter)} is a struct {parameter.kind}, got {_short(value)}"
+                f"{self.name_of(parameter)}: expected a struct {parameter.kind}, "
+                f"got {_short(value)}"
             )
-        _check_struct(self.source, parameter, type(value), self.where(parameter))
+        _check_struct(self.source, parameter, type(value), self.name_of(parameter))
         try:
             return self.structs.setdefault(value, _struct(value))
         except OverflowError as error:
             raise ArgumentError(
-                f"{self.where(parameter)}: a field of {value} does not fit into 32 bits"
+                f"{self.name_of(parameter)}: a field of {value} exceeds 32 bits"
             ) from error
 
-    def where(self, parameter: Parameter) -> str:
+    def name_of(self, parameter: Parameter) -> str:
         return f"{self.declared.name}: {parameter.name}"
 
 
-_range = functools.cache(np.iinfo)
+_integer_range = functools.cache(np.iinfo)
 
 
 def _short(value: Any) -> str:
@@ -292,10 +306,10 @@ def checked_kernel(
 
 
 def _struct(value: Any) -> np.ndarray[Any, Any]:
-    """The int32 fields of a frozen dataclass in their order, as raw bytes.
+    """The fields of a frozen dataclass as int32, in order, as raw bytes.
 
-    CuPy passes both a record and its bytes by value, but asks for the array interface at each
-    launch, and NumPy describes every field of a record in it: 10 us for 17 fields, 1 us for bytes.
+    CuPy would pass a record by value too, but reads its array interface at each launch, and NumPy
+    describes every field there: 10 us for a record of 17 fields, 1 us for raw bytes.
     """
     names = [field.name for field in dataclasses.fields(value)]
     numbers = tuple(int(getattr(value, name)) for name in names)
@@ -304,19 +318,19 @@ def _struct(value: Any) -> np.ndarray[Any, Any]:
 
 
 def struct_values(raw: np.ndarray[Any, Any]) -> dict[str, int]:
-    """The fields of a struct among a launch's values, by name."""
-    record = raw.base  # the bytes are a view of it
+    """The fields of a struct in Launch.values, by name."""
+    record = raw.base  # raw is a view of the record
     assert record is not None
     return {name: int(record[name]) for name in record.dtype.names or ()}
 
 
 @functools.cache
 def _check_struct(source: str, parameter: Parameter, dataclass: type, where: str) -> None:
-    """ArgumentError unless `dataclass` has the name and fields of the source's struct."""
+    """ArgumentError unless `dataclass` has the name and fields of the parameter's struct."""
     declared = struct_fields(source, parameter.kind)
     fields = [field.name for field in dataclasses.fields(dataclass)]
     if dataclass.__name__.lstrip("_") != parameter.kind or declared != fields:
         raise ArgumentError(
-            f"{where} is a struct {parameter.kind} ({', '.join(declared)}), "
+            f"{where}: expected a struct {parameter.kind} ({', '.join(declared)}), "
             f"got a {dataclass.__name__} ({', '.join(fields)})"
         )

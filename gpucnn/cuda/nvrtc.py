@@ -1,33 +1,32 @@
-"""NVIDIA's runtime compiler without a GPU: what a kernel becomes for an architecture.
+"""NVIDIA's runtime compiler without a GPU, for inspecting kernels.
 
-CuPy compiles kernels by itself when they are launched.  This module is for looking at them: the
-machine code, the registers they take, whether they spill.  It needs libnvrtc (CUDA 12 or 13), from
+CuPy compiles kernels when they are launched.  This module compiles them for any architecture, to
+see their machine code, their registers and their spills.  It needs libnvrtc (CUDA 12 or 13), from
 the wheel nvidia-cuda-nvrtc or an installed toolkit, and no driver.
 """
 
 import ctypes
-import ctypes.util
 import functools
-import importlib.util
+import importlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from gpucnn.errors import DeviceError, KernelError
 
-WHEEL = 'pip install "gpucnn[nvrtc]"'
-AS_CUPY = ("-ftz=true",)  # what CuPy adds to a launch's options, as far as it changes the code
+INSTALL = 'pip install "gpucnn[nvrtc]"'
+CUPY_OPTIONS = ("-ftz=true",)  # the only option of those that CuPy adds that changes the code
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What the assembler says of one kernel."""
+    """Resources of one kernel, as the assembler reports them."""
 
-    registers: int  # of a thread
-    shared: int  # static shared memory of a block, in bytes
-    spilled: int  # bytes stored and loaded because the registers did not suffice
-    stack: int  # bytes of local memory of a thread
+    registers: int  # per thread
+    shared: int  # static shared memory per block, in bytes
+    spilled: int  # bytes of register spills, stored and loaded
+    stack: int  # local memory per thread, in bytes
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,16 @@ class Binary:
 
 
 def compile_source(
-    source: str, name: str, architecture: int, options: Iterable[str] = ("-std=c++17", *AS_CUPY)
+    source: str,
+    name: str,
+    architecture: int,
+    options: Iterable[str] = ("-std=c++17", *CUPY_OPTIONS),
 ) -> Binary:
-    """Compile the complete CUDA C++ text `source`, called `name` in messages.
+    """Compile `source`, complete CUDA C++ text that messages call `name`.
 
-    architecture is the compute capability times ten: 80 for sm_80.  The options are those that a
-    launch on a GPU is compiled with, unless others are given: registers and spills depend on them,
-    so figures without AS_CUPY would be those of other code.  Raises DeviceError without
-    libnvrtc or for an architecture that it does not know, KernelError for a source with errors.
+    architecture is the compute capability times ten: 80 for sm_80.  options defaults to those of
+    a launch through CuPy; registers and spills depend on them.  Raises DeviceError without
+    libnvrtc or for an unsupported architecture, KernelError if the source does not compile.
     """
     library = _library()
     if architecture not in architectures():
@@ -83,7 +84,7 @@ def version() -> str:
 
 @functools.cache
 def architectures() -> tuple[int, ...]:
-    """What it compiles for: 75, 80, ...; DeviceError without libnvrtc."""
+    """The architectures that it supports: 75, 80, ...; DeviceError without libnvrtc."""
     library, count = _library(), ctypes.c_int()
     _check(library, library.nvrtcGetNumSupportedArchs(ctypes.byref(count)))
     found = (ctypes.c_int * count.value)()
@@ -91,32 +92,27 @@ def architectures() -> tuple[int, ...]:
     return tuple(found)
 
 
+def pathfinder(wanted: str) -> Any:
+    """The module cuda.pathfinder, which locates `wanted`; DeviceError if it is not installed."""
+    try:
+        return importlib.import_module("cuda.pathfinder")
+    except ImportError as error:
+        raise DeviceError(f"{wanted} needs cuda-pathfinder to be found; {INSTALL}") from error
+
+
 @functools.cache
 def _library() -> ctypes.CDLL:
-    for path in _candidates():
-        try:
-            for beside in Path(path).parent.glob("libnvrtc-builtins.so.*"):
-                ctypes.CDLL(str(beside))  # NVRTC asks for it by name, and does not look there
-            library = ctypes.CDLL(path)
-        except OSError:
-            continue
-        library.nvrtcGetErrorString.restype = ctypes.c_char_p
-        return library
-    raise DeviceError(f"NVRTC was not found; {WHEEL}")
-
-
-def _candidates() -> list[str]:
-    """Where libnvrtc may be: in NVIDIA's wheels, newest first, then where the system looks."""
-    wheels = importlib.util.find_spec("nvidia")
-    folders = [] if wheels is None else list(wheels.submodule_search_locations or ())
-    found = [str(path) for folder in folders for path in Path(folder).glob("*/lib/libnvrtc.so.*")]
-    found = sorted((path for path in found if ".alt." not in path), reverse=True)
-    system = ctypes.util.find_library("nvrtc")
-    return found + ([system] if system else [])
+    find = pathfinder("NVRTC").load_nvidia_dynamic_lib
+    try:
+        library = ctypes.CDLL(find("nvrtc").abs_path)
+    except RuntimeError as error:  # the base class of cuda.pathfinder's errors
+        raise DeviceError(f"NVRTC was not found; {INSTALL}") from error
+    library.nvrtcGetErrorString.restype = ctypes.c_char_p
+    return library
 
 
 def _text(library: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
-    """The program's log, PTX or cubin: NVRTC has a function for its size and one for itself."""
+    """The program's log, PTX or cubin, `what` naming NVRTC's getters of its size and contents."""
     size = ctypes.c_size_t()
     _check(library, getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
     buffer = ctypes.create_string_buffer(size.value)
@@ -130,7 +126,7 @@ def _check(library: ctypes.CDLL, code: int) -> None:
 
 
 def _usage(log: str) -> dict[str, Usage]:
-    """The figures in what the assembler prints of each kernel."""
+    """Parse the assembler's report on each kernel (ptxas -v)."""
     usage = {}
     for part in log.split("Compiling entry function '")[1:]:
         name = part.partition("'")[0]

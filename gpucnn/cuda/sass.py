@@ -1,10 +1,10 @@
-"""Machine code: what a kernel's main loop is made of.
+"""Machine code (SASS): the instruction mix of a kernel's main loop.
 
-Reads cubins with NVIDIA's nvdisasm (wheel nvidia-cuda-nvdisasm, or a toolkit's), without a GPU.
+Disassembles cubins with NVIDIA's nvdisasm, from the wheel nvidia-cuda-nvdisasm or a toolkit; no GPU
+is needed.
 """
 
 import functools
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -12,9 +12,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpucnn.cuda.nvrtc import INSTALL, pathfinder
 from gpucnn.errors import DeviceError
-
-WHEEL = 'pip install "gpucnn[nvrtc]"'
 
 _MULTIPLY_ADDS = ("FFMA", "HMMA", "QGMMA", "HGMMA")
 _INTEGER = (
@@ -25,12 +24,12 @@ _INTEGER = (
 
 @dataclass(frozen=True)
 class Loop:
-    """The instructions of one turn of the loop with the most multiply-adds."""
+    """The instructions of one iteration of a loop."""
 
-    instructions: tuple[str, ...]  # mnemonics with their suffixes: "LDS.128"
+    instructions: tuple[str, ...]  # mnemonics with suffixes: "LDS.128"
 
     def count(self, *names: str) -> int:
-        """Instructions whose mnemonic, or its beginning up to a dot, is one of names."""
+        """The number of instructions whose mnemonic is one of `names`, with or without suffixes."""
         return sum(
             any(i == name or i.startswith(name + ".") for name in names) for i in self.instructions
         )
@@ -41,18 +40,18 @@ class Loop:
 
     @property
     def share(self) -> float:
-        """Of the multiply-adds in all instructions: of the issue slots that do the work."""
+        """The fraction of issue slots that multiply and add."""
         return self.multiply_adds / max(len(self.instructions), 1)
 
     @property
     def integer(self) -> int:
-        """Instructions for addresses, bounds and counters."""
+        """The number of instructions for addresses, bounds and counters."""
         return self.count(*_INTEGER)
 
     @property
     def cover(self) -> int:
-        """Multiply-adds between the last load from global memory and the first store of what it
-        brought to shared memory: what hides the load's latency.  0 if there is no such pair."""
+        """The number of multiply-adds that hide the latency of global memory: those between the
+        last load from there and the next store to shared memory.  0 without such a pair."""
         loads = [i for i, name in enumerate(self.instructions) if name.startswith("LDG")]
         stores = [i for i, name in enumerate(self.instructions) if name.startswith("STS")]
         after = [i for i in stores if loads and i > loads[-1]]
@@ -62,7 +61,7 @@ class Loop:
 
 
 def main_loops(cubin: bytes) -> dict[str, Loop]:
-    """The main loop of each kernel; DeviceError without nvdisasm."""
+    """The loop with the most multiply-adds of each kernel; DeviceError without nvdisasm."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
@@ -75,7 +74,7 @@ def main_loops(cubin: bytes) -> dict[str, Loop]:
 
 def _main_loop(code: str) -> Loop:
     instructions: list[str] = []
-    labels: dict[str, int] = {}  # the index of the instruction that follows
+    labels: dict[str, int] = {}  # index of the instruction after the label
     best = Loop(())
     for line in code.splitlines():
         if label := re.match(r"\s*(\.L\w+):", line):
@@ -94,10 +93,9 @@ def _main_loop(code: str) -> Loop:
 
 @functools.cache
 def _nvdisasm() -> str:
-    wheels = importlib.util.find_spec("nvidia")
-    folders = [] if wheels is None else list(wheels.submodule_search_locations or ())
-    found = [str(path) for folder in folders for path in Path(folder).glob("*/bin/nvdisasm")]
-    path = found[0] if found else shutil.which("nvdisasm")
+    # cuda.pathfinder looks into wheels, conda and CUDA_PATH, but not at PATH.
+    find = pathfinder("nvdisasm").find_nvidia_binary_utility
+    path = find("nvdisasm") or shutil.which("nvdisasm")
     if path is None:
-        raise DeviceError(f"nvdisasm was not found; {WHEEL}")
-    return path
+        raise DeviceError(f"nvdisasm was not found; {INSTALL}")
+    return str(path)

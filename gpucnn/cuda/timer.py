@@ -1,4 +1,4 @@
-"""Time on a device, measured where it passes."""
+"""Measuring time on a device, with its own clock."""
 
 import time
 from collections import deque
@@ -8,7 +8,7 @@ from gpucnn.device import Device
 
 
 class Timer:
-    """Adds up the time between the begin and the end of each `with` block.
+    """Accumulate the time spent in `with` blocks.
 
         timer = cuda.Timer(images.device)
         for images, labels in loader:
@@ -16,14 +16,14 @@ class Timer:
                 step(images, labels)
         print(timer.seconds / timer.count)
 
-    On a GPU the time is that of the current stream, between two events: entering and leaving cost
-    nothing and wait for nothing, and `seconds` waits for the last event.  On a CPU it is the wall
-    clock's.  Device None means the default one.
+    On a GPU this is time of the current stream, between two events: entering and leaving a block
+    do not synchronize, and reading `seconds` waits for the last event.  On a CPU it is wall-clock
+    time.  Device None means the default device.
     """
 
     def __init__(self, device: str | Device | None = None) -> None:
         self.device = Device.parse(device)
-        self.count = 0  # blocks that were left
+        self.count = 0  # blocks left so far
         self._clock: Any = _Events(self.device) if self.device.kind != "cpu" else _WallClock()
         self._begin: Any = None
 
@@ -37,7 +37,7 @@ class Timer:
 
     @property
     def seconds(self) -> float:
-        """The time of all blocks so far."""
+        """Total time of all blocks so far."""
         return float(self._clock.total())
 
 
@@ -56,8 +56,8 @@ class _WallClock:
 
 
 class _Events:
-    """Pairs of a stream's events.  Those that have passed are added up on the way, so that a long
-    run keeps few of them."""
+    """Pairs of stream events.  Completed pairs are added up and freed at each block, so that a long
+    run keeps few."""
 
     def __init__(self, device: Device) -> None:
         self._cuda = device.xp.cuda
@@ -73,14 +73,14 @@ class _Events:
 
     def add(self, begin: Any, end: Any) -> None:
         self._pairs.append((begin, end))
-        self._add_up()
+        self._collect()
 
     def total(self) -> float:
         if self._pairs:
             self._pairs[-1][1].synchronize()
-        self._add_up()
+        self._collect()
         return self._milliseconds / 1e3
 
-    def _add_up(self) -> None:
+    def _collect(self) -> None:
         while self._pairs and self._pairs[0][1].done:
             self._milliseconds += self._cuda.get_elapsed_time(*self._pairs.popleft())

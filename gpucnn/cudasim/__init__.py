@@ -1,9 +1,9 @@
-"""A CUDA device made of CPU cores: the part of CuPy that gpucnn uses, and kernels through g++.
+"""A simulated CUDA device: the part of CuPy that gpucnn uses, and kernels compiled by g++.
 
     gpucnn.tensor(x, device="cudasim")
 
-Everything in this module has CuPy's name and meaning, but for the two functions at its end;
-README.md tells how to use it.
+Everything here has CuPy's name and meaning, except for the last two functions.  README.md explains
+how to use it.
 """
 
 from types import SimpleNamespace as _SimpleNamespace
@@ -55,17 +55,17 @@ lib = _SimpleNamespace(stride_tricks=_namespace(_np.lib.stride_tricks, _signatur
 
 
 def get_default_memory_pool() -> _memory.MemoryPool:
-    """The pool that every array's memory comes from."""
+    """The memory pool that all arrays are allocated from."""
     return _memory.pool
 
 
 def require_compiler() -> None:
-    """DeviceError, with the remedy, if this machine has no C++ compiler."""
+    """Raise DeviceError, with the way out, if this machine has no C++ compiler."""
     _compiler.compiler()
 
 
 def kernel_headers() -> dict[str, str]:
-    """Headers of kernels/ that have another text here: instructions that only a GPU has."""
+    """Replacements for headers of kernels/, by name: instructions that only a GPU has."""
     return {"ptx.cuh": '#include "ptx.h"\n'}
 
 

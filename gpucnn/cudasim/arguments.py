@@ -1,4 +1,4 @@
-"""A launch's arguments as the kernel gets them, and what the checked modes do with its arrays."""
+"""The arguments of a launch as the kernel receives them, with guards for the checked modes."""
 
 import ctypes
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from gpucnn.cudasim.arrays import ndarray
 
-_FENCE = 4096  # bytes on both sides of an array that belong to nothing
+_FENCE = 4096  # unused bytes on both sides of an array
 _ALIGNMENT = 512
 
 
@@ -22,18 +22,18 @@ class _Range(ctypes.Structure):  # Range in native/worker.h
 
 
 class Arguments:
-    """The bytes of each argument of one launch.
+    """The bytes of each argument of a launch.
 
-    parameters are the kernel's: name, and whether it is a pointer to const.  Raises TypeError for
-    what CuPy would take and pass wrongly: an array of the host, one that is not contiguous, a
-    Python number.
+    parameters lists the kernel's: name, and whether it is a pointer to const.  Raises TypeError
+    for arguments that CuPy would accept and pass wrongly: NumPy arrays, non-contiguous arrays and
+    Python numbers.
     """
 
     def __init__(
         self, kernel: str, parameters: list[tuple[str, bool]], args: tuple[Any, ...]
     ) -> None:
         if len(args) != len(parameters):
-            raise TypeError(f"{kernel}: takes {len(parameters)} arguments, got {len(args)}")
+            raise TypeError(f"{kernel}: expected {len(parameters)} arguments, got {len(args)}")
         self._parameters = parameters
         self._args = args
         self._values = [_value(kernel, arg) for arg in args]
@@ -47,12 +47,12 @@ class Arguments:
         return ctypes.addressof(self._pointers)
 
     def fence(self) -> None:
-        """Let the kernel work on copies of its arrays, each alone between two fences.
+        """Replace the arrays by copies, each between two fences.
 
-        Arrays that share memory, such as views of one buffer, stay together only if they overlap:
-        the step from one view into its neighbour is a mistake too.
+        Views of one buffer stay together only if they overlap: an access from one view into the
+        next is an error too.
         """
-        spans = []  # begin, end, argument's number
+        spans = []  # begin, end, index of the argument
         for number, arg in enumerate(self._args):
             if isinstance(arg, ndarray):
                 spans.append((arg.data.ptr, arg.data.ptr + arg.nbytes, number))
@@ -69,7 +69,7 @@ class Arguments:
             size = end - begin
             memory = np.empty(size + 2 * _FENCE + _ALIGNMENT, np.uint8)
             start = memory.ctypes.data + _FENCE
-            start += (begin - start) % _ALIGNMENT  # as aligned as the original, and no more
+            start += (begin - start) % _ALIGNMENT  # aligned as the original, and no better
             ctypes.memmove(start, begin, size)
             self._memory.append(memory)
             writable = not all(self._parameters[number][1] for _, _, number in group)
@@ -83,30 +83,30 @@ class Arguments:
         self.ranges = (_Range * len(ranges))(*ranges)
 
     def copy_back(self) -> None:
-        """Bring what the kernel wrote into the arrays."""
+        """Copy the results back into the arrays."""
         for original, copy, size in self._copies:
             ctypes.memmove(original, copy, size)
 
 
 def _value(kernel: str, arg: Any) -> np.ndarray[Any, Any]:
-    """The bytes that the kernel gets for `arg`.  CuPy takes more, and often the wrong one."""
+    """The bytes passed for `arg`; TypeError where CuPy could pass wrong ones."""
     if isinstance(arg, ndarray):
         if not arg.flags.c_contiguous:
             raise TypeError(
-                f"{kernel}: an array {arg.shape} with strides {arg.strides} is not contiguous; the "
-                "kernel would read its neighbours' memory"
+                f"{kernel}: an array {arg.shape} with strides {arg.strides} is not contiguous; "
+                "the kernel would access memory between its elements"
             )
         return np.array(arg.data.ptr, np.uint64)
     if isinstance(arg, np.generic):
         return np.array(arg)
     if isinstance(arg, np.ndarray) and arg.dtype.kind == "V" and arg.ndim == 0:
-        return arg  # a struct by value: a record, or its raw bytes
+        return arg  # a struct by value: a record or raw bytes
     if isinstance(arg, np.ndarray):
         raise TypeError(
-            f"{kernel}: an array of the host where the kernel expects device memory; "
+            f"{kernel}: a NumPy array where the kernel expects device memory; "
             "CuPy would pass its bytes by value"
         )
     raise TypeError(
-        f"{kernel}: {arg!r} is a Python {type(arg).__name__}; CuPy would pass 64 bits whatever the "
-        "kernel takes: give it a NumPy type (numpy.float32, numpy.int32)"
+        f"{kernel}: {arg!r} is a Python {type(arg).__name__}; CuPy would pass 64 bits "
+        "whatever the kernel expects: use a NumPy scalar (numpy.float32, numpy.int32)"
     )

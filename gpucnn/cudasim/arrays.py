@@ -1,7 +1,7 @@
 """The simulator's array: a stand-in for cupy.ndarray whose memory is device memory.
 
-It behaves as CuPy's where gpucnn uses it, and refuses what CuPy refuses: NumPy cannot read it
-without `.get()`, and no operation takes a NumPy array beside it.
+It behaves like CuPy's where gpucnn uses it, and refuses what CuPy refuses: NumPy cannot read it
+without `.get()`, and no operation mixes it with a NumPy array.
 """
 
 import inspect
@@ -20,13 +20,13 @@ class ndarray:
 
     __slots__ = ("__weakref__", "_host", "base")
 
-    base: "ndarray | None"  # the array whose memory this one looks at; None if it has its own
+    base: "ndarray | None"  # the array that this one is a view of; None if it owns its memory
 
     def __init__(self, shape: Any, dtype: Any = float) -> None:
         self._host = memory.allocate(shape, dtype)
         self.base = memory.first_array(self._host, self)
 
-    # --- what it is ---
+    # --- attributes ---
 
     shape = property(lambda self: self._host.shape)
     dtype = property(lambda self: self._host.dtype)
@@ -49,13 +49,13 @@ class ndarray:
     def __repr__(self) -> str:
         return repr(self._host).replace("array(", "cudasim.array(", 1)
 
-    # --- to the host: each of these waits for the device ---
+    # --- to the host; all of these synchronize ---
 
     def get(self, *, out: Host | None = None, blocking: bool = True) -> Host:
         """A copy in host memory, in `out` if it is given.
 
-        With blocking=False the host does not wait for it.  As all work on the current stream, the
-        copy is done before the call returns.
+        With blocking=False the host does not synchronize.  Like all work on the current stream, the
+        copy is complete when the call returns.
         """
         if blocking:
             driver.counters.host_syncs += 1
@@ -84,7 +84,7 @@ class ndarray:
         return float(self.get())
 
     def set(self, arr: Host, stream: driver.Stream | None = None) -> None:
-        """Copy an array of the host, of the same shape and dtype, into this one, on `stream`."""
+        """Copy a NumPy array of the same shape and dtype into this one, on `stream`."""
         if not isinstance(arr, np.ndarray):
             raise TypeError(f"set takes a NumPy array, got {type(arr).__name__}")
         if arr.dtype != self.dtype:
@@ -94,26 +94,26 @@ class ndarray:
         if not (self.flags.c_contiguous or self.flags.f_contiguous):
             raise RuntimeError(f"set: into an array {self.shape} that is not contiguous")
         stream = driver.get_current_stream() if stream is None else stream
-        stream._copy(self._host, arr, memory.made(self._host))
+        stream._copy(self._host, arr, memory.allocation_of(self._host))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         raise TypeError(
-            "Implicit conversion to a NumPy array is not allowed: this array is in the memory of "
-            "device cudasim.  Use .get() for a copy on the host"
+            "Implicit conversion to a NumPy array is not allowed: this array is on device cudasim\n"
+            "  use .get() for a copy on the host"
         )
 
-    # Other libraries may have the memory as what it is: the host's.  There is no
-    # __cuda_array_interface__: whoever asks for it takes the address for one that a GPU can read.
+    # Other libraries get the memory as host memory, which it is.  There is no
+    # __cuda_array_interface__: its users would pass the address to a GPU.
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._host.__dlpack_device__()
 
     def __dlpack__(self, **options: Any) -> Any:
-        """The array's own memory, once every copy into it has arrived."""
+        """Export the array's memory, after all copies into it are complete."""
         driver.Device(0).synchronize()
         return self._host.__dlpack__(**options)
 
-    # --- NumPy's protocols: np.add(x, y) and np.sum(x) give arrays of the device ---
+    # --- NumPy's protocols: np.add(x, y) and np.sum(x) return arrays on the device ---
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         ours = getattr(lifted.get(ufunc.__name__), method, None)
@@ -146,7 +146,7 @@ class ndarray:
 
 
 def wrap(result: Any) -> Any:
-    """NumPy's result as the device's: arrays and scalars become arrays of the device."""
+    """Convert NumPy's result: arrays and scalars become arrays on the device."""
     if isinstance(result, np.ndarray | np.generic):
         array = ndarray.__new__(ndarray)
         array._host = memory.on_device(np.asarray(result))
@@ -158,13 +158,13 @@ def wrap(result: Any) -> Any:
 
 
 def unwrap(value: Any) -> Any:
-    """The memory behind a device array; TypeError for an array of the host."""
+    """The memory of a device array as a NumPy array; TypeError for a NumPy array."""
     if isinstance(value, ndarray):
         return value._host
     if isinstance(value, np.ndarray):
         raise TypeError(
-            "Unsupported type <class 'numpy.ndarray'>: an array of the host meets one of device "
-            "cudasim.  Use gpucnn.cudasim.asarray for a copy on the device"
+            "Unsupported type <class 'numpy.ndarray'>: a NumPy array meets an array on device "
+            "cudasim\n  use gpucnn.cudasim.asarray for a copy on the device"
         )
     if isinstance(value, tuple | list):
         return type(value)(unwrap(item) for item in value)
@@ -172,7 +172,7 @@ def unwrap(value: Any) -> Any:
 
 
 def run(function: Any, args: Any, options: dict[str, Any]) -> Any:
-    """NumPy's `function` on device arrays; its result is the device's, or `out` itself."""
+    """Call NumPy's `function` on device arrays; return an array on the device, or `out` itself."""
     given = {name: unwrap(value) for name, value in options.items()}
     result = function(*(unwrap(value) for value in args), **given)
     out = options.get("out")
@@ -186,11 +186,11 @@ def may_share_memory(a: ndarray, b: ndarray) -> bool:
     return np.may_share_memory(a._host, b._host)
 
 
-lifted: dict[str, Any] = {}  # the functions that `lift` made, by name
+lifted: dict[str, Any] = {}  # the results of `lift`, by name
 
 
 def lift(name: str, signature: inspect.Signature, module: ModuleType | Any = np) -> Any:
-    """NumPy's function `name` for device arrays; TypeError for arguments beyond `signature`."""
+    """NumPy's function `name` for device arrays, with CuPy's `signature`."""
     function = getattr(module, name)
     refuse = signatures.refusal(name, signature)
 
@@ -199,7 +199,7 @@ def lift(name: str, signature: inspect.Signature, module: ModuleType | Any = np)
         return run(function, args, options)
 
     on_the_device.__name__ = on_the_device.__qualname__ = name
-    on_the_device.__doc__ = f"numpy.{name} for arrays of device cudasim."
+    on_the_device.__doc__ = f"numpy.{name} for arrays on device cudasim."
     on_the_device.__signature__ = signature  # type: ignore[attr-defined]
     if name in signatures.SCATTERS:
         on_the_device.at = lambda a, indices, b: run(function.at, (a, indices, b), {})  # type: ignore[attr-defined]
@@ -252,4 +252,4 @@ for _name in _BINARY.split():
     setattr(ndarray, f"__r{_name}__", _operator(f"__r{_name}__"))
     if _name != "matmul":  # CuPy has no a @= b
         setattr(ndarray, f"__i{_name}__", _operator(f"__i{_name}__"))
-ndarray.__hash__ = None  # type: ignore[assignment]  # as NumPy's: == compares elements
+ndarray.__hash__ = None  # type: ignore[assignment]  # like NumPy's: == compares elements

@@ -1,8 +1,7 @@
 """Compiles kernels, and the runtime that runs them, with the machine's C++ compiler.
 
-Libraries are kept in the user's cache folder under a name made from everything that they were
-made of: source, flags, compiler and CPU.  A library appears there in one step, so that two
-processes may compile the same one.
+Libraries are cached in the user's cache folder, named by a hash of source, flags, compiler and CPU.
+They are moved there atomically, so that two processes may compile the same one.
 """
 
 import ctypes
@@ -23,7 +22,7 @@ from gpucnn.errors import DeviceError, KernelError
 NATIVE = Path(__file__).parent / "native"
 _RUNTIME_SOURCES = (
     "scheduler.cpp",
-    "meetings.cpp",
+    "barriers.cpp",
     "copies.cpp",
     "pool.cpp",
     "checks.cpp",
@@ -36,22 +35,22 @@ _COMMON = (
     "-std=c++17",
     "-fPIC",
     "-fvisibility=hidden",
-    "-gdwarf-4",  # addr2line 2.40 takes one file of a DWARF 5 table for another
+    "-gdwarf-4",  # addr2line 2.40 confuses the files of DWARF 5 tables
     "-fno-strict-aliasing",
     "-Wno-unknown-pragmas",
     f"-I{NATIVE}",
 )
-_NATIVE = ("-march=native", "-mcpu=native")  # the first that the compiler knows
-# As NVRTC: multiply-adds are contracted, nothing else is taken for granted about floats but that
-# nobody asks for errno or traps.
+_NATIVE = ("-march=native", "-mcpu=native")  # the first that the compiler supports
+# Like NVRTC: contract multiply-adds; otherwise strict floats, except that errno and traps are not
+# observed.
 _FAST = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
-_UNSET = "-ftrivial-auto-var-init=pattern"  # a register that was never set holds no zero
-# The sanitizers' instrumentation alone: native/checks.cpp is what it calls.
+_UNSET = "-ftrivial-auto-var-init=pattern"  # uninitialised variables are not zero
+# The sanitizers' instrumentation only: native/checks.cpp implements the functions it calls.
 _CHECKED = (
     "-O1",
     "-DCUDASIM_CHECKED",
-    "-fno-tree-sra",  # a float4 is read at once, as on a GPU, not number by number
-    "-fno-delete-null-pointer-checks",  # null is an address like another: checks.cpp knows it
+    "-fno-tree-sra",  # a float4 is one access, as on a GPU, not four
+    "-fno-delete-null-pointer-checks",  # checks.cpp detects null
     "-fno-threadsafe-statics",  # one core runs all blocks
     "-fsanitize=thread",
     "-fsanitize=bounds,alignment,integer-divide-by-zero,shift,signed-integer-overflow",
@@ -59,7 +58,7 @@ _CHECKED = (
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept; made if it is not there."""
+    """The folder of compiled kernels, created if missing; a temporary one if it is read-only."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "gpucnn" / "cudasim"
     try:
@@ -67,7 +66,7 @@ def cache_folder() -> Path:
         if os.access(folder, os.W_OK):
             return folder
     except OSError:
-        pass  # a read-only home: compile again in every process
+        pass  # a read-only home: every process compiles again
     return _process_folder()
 
 
@@ -78,11 +77,11 @@ def _process_folder() -> Path:
 
 @functools.cache
 def compiler() -> tuple[str, str]:
-    """The C++ compiler and its version; DeviceError says how to get one if there is none."""
+    """The path of the C++ compiler, and its version; DeviceError if there is none."""
     if sys.platform == "win32":
         raise DeviceError(
-            "device cudasim needs Linux or macOS: Windows has no memory maps as it makes them\n"
-            "  use it in WSL, or device cpu"
+            "device cudasim needs Linux or macOS: Windows has no mmap\n"
+            "  use it in WSL, or use device cpu"
         )
     for name in filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++")):
         path = shutil.which(name)
@@ -100,15 +99,15 @@ def compiler() -> tuple[str, str]:
 
 
 @functools.cache
-def _takes(flag: str) -> bool:
-    """Whether the compiler knows `flag`."""
+def _supports(flag: str) -> bool:
+    """Whether the compiler supports `flag`."""
     command = [compiler()[0], flag, "-E", "-x", "c++", os.devnull]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 @functools.cache
 def _cpu() -> str:
-    """What -march=native looks at."""
+    """What -march=native depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -120,7 +119,7 @@ def _cpu() -> str:
 
 @functools.cache
 def _headers_digest() -> bytes:
-    """A digest of everything that a kernel includes."""
+    """A digest of all headers that kernels include."""
     digest = hashlib.sha256()
     for header in sorted(NATIVE.glob("*.h")):
         digest.update(header.read_bytes())
@@ -128,13 +127,13 @@ def _headers_digest() -> bytes:
 
 
 def compile_kernels(code: str, options: tuple[str, ...], settings: Settings) -> ctypes.CDLL:
-    """The library that `code` makes; KernelError shows the compiler's words if it does not."""
-    runtime()  # its symbols are what the library looks for when it is loaded
+    """Compile `code` into a library; KernelError with the compiler's messages if that fails."""
+    runtime()  # has the symbols that the library needs when it is loaded
     flags = list(_CHECKED if settings.checked else _FAST)
-    flags += [*filter(_takes, _NATIVE)][:1]
+    flags += [*filter(_supports, _NATIVE)][:1]
     if settings.debug:
-        flags += ["-O0"]  # the last -O counts
-    if _takes(_UNSET):
+        flags += ["-O0"]  # overrides the -O before
+    if _supports(_UNSET):
         flags += [_UNSET]
     before = ("-include", str(NATIVE / "cuda.h"))
     return ctypes.CDLL(str(_library("kernels", code, (*_COMMON, *flags, *options), before)))
@@ -167,9 +166,9 @@ def _library(
         source, made = Path(folder, f"{stem}.cpp"), Path(folder, target.name)
         object_file = Path(folder, f"{stem}.o")
         source.write_text(code, encoding="utf-8")
-        # Two steps: given -fsanitize when it links, the compiler would add its own runtime.
+        # Two steps: linking with -fsanitize would add the compiler's own runtime.
         link = [path, "-shared", "-pthread", str(object_file), "-o", str(made)]
-        if sys.platform == "darwin":  # the runtime's functions are found when kernels are loaded
+        if sys.platform == "darwin":  # the runtime's functions are resolved at load time
             link += ["-undefined", "dynamic_lookup"]
         for command in (
             [path, "-c", *before, *arguments, str(source), "-o", str(object_file)],
@@ -178,22 +177,22 @@ def _library(
             answer = subprocess.run(command, capture_output=True, text=True, check=False)
             if answer.returncode != 0:
                 raise KernelError(
-                    f"cudasim: {Path(path).name} refuses a kernel\n{answer.stderr.strip()}"
+                    f"cudasim: {Path(path).name} cannot compile a kernel\n{answer.stderr.strip()}"
                 )
         os.replace(made, target)
     return target
 
 
 def explain(library: ctypes.CDLL, text: str) -> str:
-    """`text` with its <code 0x...>, offsets into `library`, as "at file:line" if that is known."""
+    """Replace each <code 0x...> in `text`, an offset into `library`, by "at file:line" if known."""
     tool = shutil.which("addr2line")
 
     def line(match: re.Match[str]) -> str:
-        # One byte back: the address is where the call that noticed it returns to.
+        # One byte back: the offset is the return address of the check.
         command = [str(tool), "-e", library._name, hex(int(match[1], 16) - 1)]
         answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
         place = re.sub(r" \(discriminator \d+\)", "", answer)
         return "" if place.startswith("?") else f" at {place}"
 
     text = re.sub(r" <code (0x[0-9a-f]+)>", line if tool else "", text)
-    return re.sub(r"[^ ]*/([^/ ]+:\d+)", r"\1", text)  # files by name: folders make it unreadable
+    return re.sub(r"[^ ]*/([^/ ]+:\d+)", r"\1", text)  # drop the folders

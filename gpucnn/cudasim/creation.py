@@ -1,4 +1,4 @@
-"""Functions that make arrays of the device, under CuPy's names."""
+"""Functions that create arrays, under CuPy's names."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from gpucnn.cudasim.arrays import ndarray, unwrap, wrap
 
 
 def empty(shape: Any, dtype: Any = float) -> ndarray:
-    """Fresh memory of the device, full of poison."""
+    """An array of uninitialised memory, filled with poison."""
     return ndarray(shape, dtype)
 
 
 def empty_like(prototype: Any, dtype: Any = None) -> ndarray:
-    """Fresh memory of prototype's shape."""
+    """An uninitialised array of prototype's shape."""
     return ndarray(prototype.shape, prototype.dtype if dtype is None else dtype)
 
 
@@ -27,7 +27,7 @@ def full(shape: Any, fill_value: Any, dtype: Any = None) -> Any:
 
 
 def full_like(a: Any, fill_value: Any, dtype: Any = None) -> Any:
-    """An array of `fill_value`, of a's shape."""
+    """An array of `fill_value` with a's shape."""
     return full(a.shape, fill_value, a.dtype if dtype is None else dtype)
 
 
@@ -37,7 +37,7 @@ def zeros(shape: Any, dtype: Any = float) -> Any:
 
 
 def zeros_like(a: Any, dtype: Any = None) -> Any:
-    """An array of zeros, of a's shape."""
+    """An array of zeros with a's shape."""
     return full_like(a, 0, dtype)
 
 
@@ -47,12 +47,12 @@ def ones(shape: Any, dtype: Any = float) -> Any:
 
 
 def ones_like(a: Any, dtype: Any = None) -> Any:
-    """An array of ones, of a's shape."""
+    """An array of ones with a's shape."""
     return full_like(a, 1, dtype)
 
 
 def array(obj: Any, dtype: Any = None, copy: bool = True) -> Any:
-    """A copy on the device of the host's arrays, lists and numbers, or of the device's arrays."""
+    """A copy on the device of an array on either device, a list or a number."""
     host = np.asarray(obj._host if isinstance(obj, ndarray) else obj, dtype)
     if not copy and isinstance(obj, ndarray) and host is obj._host:
         return obj
@@ -62,18 +62,18 @@ def array(obj: Any, dtype: Any = None, copy: bool = True) -> Any:
 
 
 def asarray(a: Any, dtype: Any = None) -> Any:
-    """`a` itself if it is an array of the device and of this dtype, else a copy there."""
+    """`a` itself if it is an array on the device with this dtype, else a copy there."""
     return array(a, dtype, copy=False)
 
 
 def ascontiguousarray(a: Any, dtype: Any = None) -> Any:
-    """`a` itself if its rows follow each other without gaps, else a copy."""
+    """`a` itself if it is C-contiguous, else a copy."""
     a = asarray(a, dtype)
     return a if a.flags.c_contiguous else array(a)
 
 
 def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> Any:
-    """Evenly spaced numbers: numpy.arange."""
+    """numpy.arange on the device."""
     begin, end = (0, start) if stop is None else (start, stop)
     return array(np.arange(begin, end, step, dtype=dtype))
 

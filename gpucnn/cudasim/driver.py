@@ -1,4 +1,4 @@
-"""The part of cupy.cuda that gpucnn uses: devices, streams, events, what memory was asked for."""
+"""The part of cupy.cuda that gpucnn uses: devices, streams, events, memory."""
 
 from typing import Any, Literal
 
@@ -41,12 +41,14 @@ __all__ = [
 
 
 class Device:
-    """The one simulated device; usable in a `with` block, as CuPy's."""
+    """The one simulated device; a context manager, like CuPy's."""
 
     def __init__(self, device: "int | Device" = 0) -> None:
         self.id: int = int(device)
         if self.id != 0:
-            raise DeviceError(f"device cudasim:{self.id} does not exist\n  there is one: cudasim")
+            raise DeviceError(
+                f"device cudasim:{self.id} does not exist\n  there is only one: cudasim"
+            )
 
     # The limits of compute capability 8.0.
     attributes = {
@@ -90,7 +92,7 @@ class Device:
 
 
 class MemoryPointer:
-    """Where an array starts: `array.data.ptr`."""
+    """The address of an array: `array.data.ptr`."""
 
     def __init__(self, ptr: int, /) -> None:
         self.ptr = ptr
@@ -101,7 +103,7 @@ class memory:  # a namespace, named as cupy.cuda.memory
 
 
 class runtime:  # a namespace, named as cupy.cuda.runtime
-    """The part of the CUDA runtime that gpucnn asks."""
+    """The part of the CUDA runtime that gpucnn uses."""
 
     @staticmethod
     def getDeviceCount() -> int:
@@ -113,7 +115,7 @@ class runtime:  # a namespace, named as cupy.cuda.runtime
 
     @staticmethod
     def memGetInfo() -> tuple[int, int]:
-        """Bytes that nobody has taken from the device, and bytes that it has."""
+        """Free and total memory of the device, in bytes."""
         return max(device_memory() - pool.total_bytes(), 0), device_memory()
 
     @staticmethod

@@ -1,9 +1,8 @@
-"""The device's memory, and the pool that gives it out: a model of cupy's.
+"""The device's memory, and the pool that allocates it, modelled on CuPy's.
 
-Each array lies alone between two stretches of addresses where no memory is, so that a kernel that
-writes outside its arrays harms neither another array nor the Python that runs it.  Freed memory
-goes to a list of its size, and an allocation looks there before it asks the device.  An array is
-full of poison until something is written to it.
+Each array lies between two unmapped guards, so that a kernel that writes outside its arrays damages
+neither another array nor the Python process.  Freed blocks go to a list by size, which allocations
+search before they ask the device.  New arrays are filled with poison.
 """
 
 import ctypes
@@ -21,22 +20,22 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gpucnn.cudasim import settings
-from gpucnn.cudasim.streams import Made
+from gpucnn.cudasim.streams import Allocation
 from gpucnn.integers import ceil_div
 
 Host = np.ndarray[Any, Any]
 _Array = TypeVar("_Array")
 
-GRAIN = 512  # cupy's allocations are counted in multiples of this many bytes
-# Every 16 bits are a NaN as float16 and bfloat16, every 32 as float32, every 64 as float64; as an
-# integer it is far out of bounds.  native/scheduler.cpp fills shared memory with the same.
+GRAIN = 512  # CuPy rounds allocations up to a multiple of this many bytes
+# Reads as NaN in float16, bfloat16, float32 and float64; as an integer index it is far out of
+# bounds.  native/scheduler.cpp fills shared memory with the same.
 POISON = 0x7FFF
-_GUARD = 16 * mmap.PAGESIZE  # on both sides of an array
+_GUARD = 16 * mmap.PAGESIZE  # unmapped bytes on both sides of an array
 _NO_ACCESS = 0  # PROT_NONE
 
 
 class OutOfMemoryError(MemoryError):
-    """cupy.cuda.memory.OutOfMemoryError: no memory left, or the pool's limit is reached."""
+    """cupy.cuda.memory.OutOfMemoryError: the device is full, or the pool's limit is reached."""
 
     def __init__(self, size: int, total: int, limit: int = 0) -> None:
         text = f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes"
@@ -44,15 +43,15 @@ class OutOfMemoryError(MemoryError):
 
 
 class _Block:
-    """One piece of the device's memory, which NumPy reads in place; back to the pool at its end."""
+    """A block of device memory that NumPy accesses in place; freed to the pool when deleted."""
 
-    __slots__ = ("address", "first", "made", "pool", "size")
+    __slots__ = ("address", "allocation", "first", "pool", "size")
 
     def __init__(self, pool: "MemoryPool", address: int, size: int) -> None:
         self.pool = pool
         self.address = address
         self.size = size
-        self.made = Made.now()
+        self.allocation = Allocation.now()
         self.first: Any = None  # a weak reference to the first array here
 
     @property
@@ -69,27 +68,27 @@ class _Block:
 
 
 class MemoryPool:
-    """cupy.cuda.MemoryPool, as far as gpucnn asks it."""
+    """cupy.cuda.MemoryPool, as far as gpucnn uses it."""
 
     def __init__(self) -> None:
-        self.device_allocations = 0  # how often the pool had to ask the device
+        self.device_allocations = 0  # number of allocations from the device
         self._used = self._held = 0
-        self._free: dict[int, list[int]] = defaultdict(list)  # bytes -> where such blocks are
-        self._limit = 0  # 0: none
+        self._free: dict[int, list[int]] = defaultdict(list)  # size -> addresses of free blocks
+        self._limit = 0  # 0: no limit
 
     def used_bytes(self) -> int:
-        """What arrays hold."""
+        """Bytes in use by arrays."""
         return self._used
 
     def free_bytes(self) -> int:
-        """What the pool holds for later."""
+        """Bytes of cached free blocks."""
         return self._held
 
     def total_bytes(self) -> int:
         return self._used + self._held
 
     def free_all_blocks(self) -> None:
-        """Give unused memory back to the device."""
+        """Return cached free blocks to the device."""
         for size, addresses in self._free.items():
             for address in addresses:
                 _libc().munmap(address - _GUARD, _pages(size) + 2 * _GUARD)
@@ -97,17 +96,17 @@ class MemoryPool:
         self._held = 0
 
     def set_limit(self, size: int = 0) -> None:
-        """Let total_bytes never pass `size` bytes; 0 is no limit."""
+        """Limit total_bytes to `size`; 0 means no limit."""
         self._limit = size
 
     def get_limit(self) -> int:
         return self._limit
 
     def malloc(self, size: int) -> Host:
-        """`size` bytes and the rest of a grain; OutOfMemoryError if there are none.
+        """Allocate `size` bytes, rounded up to GRAIN; OutOfMemoryError if that is not possible.
 
-        As CuPy's, a pool whose device is full gives its unused memory back and asks again; one that
-        would pass its limit does not.
+        Like CuPy's, the pool frees its cached blocks and retries if the device is full, but not
+        if the limit would be exceeded.
         """
         size = max(ceil_div(size, GRAIN), 1) * GRAIN
         if self._free[size]:
@@ -148,12 +147,12 @@ def _libc() -> ctypes.CDLL:
 
 
 def device_memory() -> int:
-    """Bytes of the simulated device: what GPUCNN_CUDASIM says, or all of the host's."""
+    """Bytes of the simulated device: memory= in GPUCNN_CUDASIM, or all of the host's."""
     return settings.current().memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _map(size: int, total: int) -> int:
-    """The address of `size` fresh bytes between two guards, beside `total` that there are."""
+    """Map `size` bytes between two guards and return their address.  total is for the error."""
     libc, whole = _libc(), _pages(size) + 2 * _GUARD
     base = libc.mmap(None, whole, _NO_ACCESS, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
     usable = mmap.PROT_READ | mmap.PROT_WRITE
@@ -170,13 +169,13 @@ _state = threading.local()
 
 
 def get_allocator() -> Allocator:
-    """What gives this thread's arrays their memory: the pool, unless it was told another one."""
+    """This thread's allocator: the pool's, unless using_allocator set another."""
     return getattr(_state, "allocator", pool.malloc)
 
 
 @contextmanager
 def using_allocator(allocator: Allocator) -> Iterator[None]:
-    """Let `allocator(bytes)` give this thread's arrays their memory inside the block."""
+    """Allocate this thread's arrays with `allocator(bytes)` inside the block."""
     outer = get_allocator()
     _state.allocator = allocator
     try:
@@ -186,7 +185,7 @@ def using_allocator(allocator: Allocator) -> Iterator[None]:
 
 
 def allocate(shape: Any, dtype: Any, poison: bool = True) -> Host:
-    """Fresh memory of the device, as the host sees it."""
+    """Allocate device memory; return it as a NumPy array."""
     dtype = np.dtype(dtype)
     shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     size = math.prod(shape) * dtype.itemsize
@@ -204,16 +203,16 @@ def _owner(array: Host) -> Any:
     return owner
 
 
-def made(array: Host) -> Made:
-    """When the device gave out the memory of `array`."""
-    moment: Made = _owner(array).made
-    return moment
+def allocation_of(array: Host) -> Allocation:
+    """When, and on which stream, the memory of `array` was allocated."""
+    allocation: Allocation = _owner(array).allocation
+    return allocation
 
 
 def first_array(host: Host, array: _Array) -> _Array | None:
-    """The first array in the memory of `host`, for one that came later; None for the first itself.
+    """The array that owns the memory of `host`; None if `array` is the first one there.
 
-    Later ones are views, and keep what this returns alive.
+    Later arrays are views, and keep the returned array alive.
     """
     block = _owner(host)
     first: _Array | None = block.first and block.first()
@@ -223,7 +222,7 @@ def first_array(host: Host, array: _Array) -> _Array | None:
 
 
 def on_device(result: Host) -> Host:
-    """What NumPy made: itself if it is a view of the device's memory, else a copy there."""
+    """NumPy's `result` itself if it is a view of device memory, else a copy there."""
     if isinstance(_owner(result), _Block):
         return result
     copy = allocate(result.shape, result.dtype, poison=False)
@@ -236,7 +235,7 @@ _poisons = True
 
 @contextmanager
 def unpoisoned() -> Iterator[None]:
-    """Fresh arrays hold anything inside, and cost nothing: for arrays that nobody reads."""
+    """Skip poisoning new arrays inside the block, to save time where they are never read."""
     global _poisons
     before, _poisons = _poisons, False
     try:

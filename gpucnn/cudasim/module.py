@@ -1,4 +1,4 @@
-"""RawModule and its functions, as CuPy's: CUDA source in, launches out."""
+"""RawModule and its functions, like CuPy's: compile CUDA source and launch its kernels."""
 
 import ctypes
 import functools
@@ -11,7 +11,7 @@ from gpucnn.errors import KernelError
 
 _SCHEDULES = {"lowest": 0, "highest": 1, "random": 2}
 _CHECKS = {"fast": 0, "address": 1, "race": 2, "banks": 4}
-_INTERRUPTED = 2  # what cudasim_launch returns then
+_INTERRUPTED = 2  # returned by cudasim_launch after Ctrl-C
 
 
 class _Request(ctypes.Structure):  # Request in native/worker.h
@@ -35,7 +35,7 @@ class _Request(ctypes.Structure):  # Request in native/worker.h
 
 
 class RawModule:
-    """Compiled CUDA source.  Compiled at the first launch, and again if the settings want it."""
+    """CUDA source, compiled at the first launch, once for each build that the settings need."""
 
     def __init__(self, *, code: str, options: tuple[str, ...] = ()) -> None:
         self._options = tuple(option for option in options if option.startswith("-D"))
@@ -56,11 +56,11 @@ class RawModule:
         return Function(self, name)
 
     def compile(self) -> None:
-        """Compile now, rather than at the first launch."""
+        """Compile now instead of at the first launch."""
         self._library(settings.current())
 
     def _library(self, how: settings.Settings) -> ctypes.CDLL:
-        """The compiled code, of the build that `how` needs."""
+        """The compiled library, in the build that the settings `how` need."""
         key = how.checked, how.debug
         library = self._libraries.get(key)
         if library is None:
@@ -72,7 +72,7 @@ class RawModule:
 
     @functools.cache  # noqa: B019  modules live as long as the process
     def _entry(self, name: str, how: settings.Settings) -> tuple[int, int]:
-        """Addresses: the function that runs one thread, and the module's count of shared bytes."""
+        """Addresses of the function that runs a thread and of the count of shared memory bytes."""
         library = self._library(how)
         run = ctypes.cast(getattr(library, f"cudasim_run_{name}"), ctypes.c_void_p).value
         assert run is not None  # getattr would have failed
@@ -80,7 +80,7 @@ class RawModule:
 
 
 class Function:
-    """One kernel: `function(grid, block, arguments, shared_mem=bytes)` runs it to its end."""
+    """A kernel: `function(grid, block, arguments, shared_mem=bytes)` launches it and waits."""
 
     def __init__(self, module: RawModule, name: str) -> None:
         self._module = module
@@ -134,20 +134,20 @@ class Function:
             for axis, size in zip("XYZ", sizes, strict=True):
                 if not 1 <= size <= limits[f"Max{what}Dim{axis}"]:
                     raise KernelError(
-                        f"{self._name}: {what.lower()} {sizes} is past the device's limits: "
+                        f"{self._name}: {what.lower()} {sizes} exceeds the device's limits: "
                         f"{axis.lower()} must be 1 to {limits[f'Max{what}Dim{axis}']}"
                     )
         if block[0] * block[1] * block[2] > limits["MaxThreadsPerBlock"]:
             raise KernelError(f"{self._name}: block {block} has more than 1024 threads")
         if shared > self.max_dynamic_shared_size_bytes:
             raise KernelError(
-                f"{self._name}: {shared} bytes of dynamic shared memory, and the function allows "
+                f"{self._name}: {shared} bytes of dynamic shared memory; the function's limit is "
                 f"{self.max_dynamic_shared_size_bytes} (max_dynamic_shared_size_bytes)"
             )
 
 
 def _interrupts() -> int:
-    """How many Ctrl-C end a kernel: the first is left to a handler that does more than raise."""
+    """The number of Ctrl-C that end a kernel; a handler that does not just raise gets the first."""
     return 1 if signal.getsignal(signal.SIGINT) is signal.default_int_handler else 2
 
 

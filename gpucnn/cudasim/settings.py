@@ -1,18 +1,17 @@
-"""How the simulator runs kernels: what the words in GPUCNN_CUDASIM mean.
+"""How the simulator runs kernels: the environment variable GPUCNN_CUDASIM.
 
     GPUCNN_CUDASIM=fast                     the default: optimised, blocks on all cores
-    GPUCNN_CUDASIM=address                  stops at an access outside an array, at a read of what
-                                            was never written, at a misaligned vector
-    GPUCNN_CUDASIM=race,schedule=highest    stops where two threads touch the same bytes unordered
-    GPUCNN_CUDASIM=banks                    stops at a bank conflict in shared memory; banks=2 at
-                                            one of three turns or more
-    GPUCNN_CUDASIM=fast,schedule=random:7   threads and blocks in an order drawn from seed 7
+    GPUCNN_CUDASIM=address                  detect out-of-bounds accesses, reads of uninitialised
+                                            memory, misaligned vector accesses
+    GPUCNN_CUDASIM=race,schedule=highest    detect data races
+    GPUCNN_CUDASIM=banks                    detect bank conflicts; banks=2 allows 2-way conflicts
+    GPUCNN_CUDASIM=fast,schedule=random:7   run threads and blocks in a random order, seed 7
     GPUCNN_CUDASIM=debug                    unoptimised, one core: for gdb
-    GPUCNN_CUDASIM=memory=64M               a device of 64 MiB
+    GPUCNN_CUDASIM=memory=64M               a device with 64 MiB of memory
 
 Words are separated by commas: one of fast, address, race, banks and banks=WAYS; schedule=lowest,
-schedule=highest or schedule=random:SEED; threads=N; memory=N with K, M or G (binary) after it or
-nothing; debug.
+schedule=highest or schedule=random:SEED; threads=N; memory=N with an optional binary unit K, M or
+G; debug.
 """
 
 import functools
@@ -33,24 +32,24 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 @dataclass(frozen=True)
 class Settings:
-    """One way to run kernels."""
+    """The parsed words of GPUCNN_CUDASIM."""
 
     mode: str = "fast"
     schedule: str = "lowest"
     seed: int = 0
-    threads: int = 0  # 0: as many as there are cores
-    memory: int = 0  # bytes of the device; 0: as many as the host has
+    threads: int = 0  # 0: the number of cores
+    memory: int = 0  # of the device, in bytes; 0: all of the host's
     debug: bool = False
-    ways: int = 1  # turns that an access to shared memory may take, in mode banks
+    ways: int = 1  # passes that mode banks allows an access to shared memory
 
     @property
     def checked(self) -> bool:
-        """Whether every access to memory is looked at."""
+        """Whether every memory access is checked."""
         return self.mode != "fast"
 
     @property
     def workers(self) -> int:
-        """How many cores blocks run on: one where somebody looks, so that the order is fixed."""
+        """The number of cores that run blocks: one in checked modes and debug, to fix the order."""
         if self.debug or self.checked:
             return 1
         if self.threads:
@@ -61,13 +60,13 @@ class Settings:
 
 
 def current() -> Settings:
-    """The settings that GPUCNN_CUDASIM asks for now; ArgumentError if a word is unknown."""
+    """The settings in GPUCNN_CUDASIM now; ArgumentError for an unknown word."""
     return parse(os.environ.get(VARIABLE, ""))
 
 
 @functools.lru_cache(maxsize=64)
 def parse(text: str) -> Settings:
-    """The settings that `text` names."""
+    """Parse the words of `text`."""
     found: dict[str, str | int | bool] = {}
     for word in filter(None, (word.strip() for word in text.split(","))):
         given: dict[str, str | int | bool]
@@ -89,7 +88,7 @@ def parse(text: str) -> Settings:
             raise ArgumentError(f"{VARIABLE}={text}: {word!r} is unknown\n  {_GRAMMAR}")
         if given.keys() & found.keys():
             raise ArgumentError(
-                f"{VARIABLE}={text}: {word!r} contradicts a word before it\n  {_GRAMMAR}"
+                f"{VARIABLE}={text}: {word!r} contradicts an earlier word\n  {_GRAMMAR}"
             )
         found |= given
     return Settings(**found)  # type: ignore[arg-type]  # the names are Settings' own

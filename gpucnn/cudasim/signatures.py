@@ -1,8 +1,8 @@
-"""Which arguments the stand-in's functions take: those that CuPy and NumPy both know.
+"""The arguments that the stand-in's functions accept: those of both CuPy and NumPy.
 
-NumPy computes here, and it takes more than CuPy does: `where=` of a sum, `axis` second in one
-function and third in another.  A program that used that would fail on a GPU alone, so whatever is
-not in these tables is refused.  `=` marks what may be left out; `/` and `*` are Python's.
+The computation is NumPy's, which accepts more than CuPy: `where=` in a sum, other positions of
+`axis`.  A program that used those would fail only on a GPU, so arguments that are not in these
+tables are refused.  `=` marks optional arguments; `/` and `*` are Python's.
 """
 
 import inspect
@@ -17,7 +17,7 @@ BINARY = """
     add divide equal floor_divide greater greater_equal less less_equal logical_and logical_or
     maximum minimum multiply not_equal power subtract true_divide
 """
-SCATTERS = ("add", "maximum", "minimum", "subtract")  # ufuncs that CuPy has an `at` for
+SCATTERS = ("add", "maximum", "minimum", "subtract")  # ufuncs whose `at` CuPy has
 
 FUNCTIONS = """
     all(a, axis=, out=, keepdims=)
@@ -131,7 +131,7 @@ def _signature(text: str) -> inspect.Signature:
 
 
 def refusal(name: str, signature: inspect.Signature) -> Callable[[tuple[Any, ...], Any], None]:
-    """refuse(args, options): TypeError for more arguments than `signature` has, or other names."""
+    """A function refuse(args, options) that raises TypeError unless they match `signature`."""
     kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
     any_number = inspect.Parameter.VAR_POSITIONAL in kinds.values()
     any_name = inspect.Parameter.VAR_KEYWORD in kinds.values()

@@ -1,11 +1,11 @@
-"""Turns CUDA source into what g++ compiles with native/cuda.h in front of it.
+"""Rewrites CUDA source for a C++ compiler, to be compiled with native/cuda.h before it.
 
-Nearly everything in CUDA C++ that is not C++ is a word that a macro or a function can give a
-meaning to.  These are not, and are rewritten here, line by line, so that line numbers stay:
+Macros and functions can implement nearly everything in CUDA C++ that is not C++.  These are the
+exceptions, rewritten so that line numbers do not change:
 
-    __shared__ float tile[8][132];       a reference into the block's shared memory
-    extern __shared__ float tile[];      a pointer to its dynamic part
-    #pragma unroll                       nothing: g++ vectorises loops better that are loops still
+    __shared__ float tile[8][132];       becomes a reference into the block's shared memory
+    extern __shared__ float tile[];      becomes a pointer to its dynamic part
+    #pragma unroll                       is removed: g++ vectorises loops better if not unrolled
 """
 
 import re
@@ -27,7 +27,7 @@ _KERNEL = re.compile(
 
 
 def kernels(code: str) -> dict[str, list[tuple[str, bool]]]:
-    """The kernels that `code` defines: of each parameter the name, and whether it is const."""
+    """The kernels in `code`: name -> [(parameter, whether it points to const), ...]."""
     return {
         name: [
             (parameter.replace("*", " ").split()[-1], bool(re.search(r"\bconst\b.*\*", parameter)))
@@ -39,8 +39,8 @@ def kernels(code: str) -> dict[str, list[tuple[str, bool]]]:
 
 
 def rewrite(code: str) -> str:
-    """`code` with __shared__ declarations in g++'s terms and without unroll pragmas."""
-    visible = blank_comments(code)  # same length: positions agree with code's
+    """`code` with __shared__ declarations translated to C++ and without unroll pragmas."""
+    visible = blank_comments(code)  # of the same length, so that positions agree
     pieces, end = [], 0
     declarations = [(m, _dynamic) for m in _DYNAMIC.finditer(visible)]
     dynamic_spans = [m.span() for m, _ in declarations]
@@ -57,7 +57,7 @@ def rewrite(code: str) -> str:
 
 
 def blank_comments(code: str) -> str:
-    """`code` with comments and literals blanked out, each character at its old position."""
+    """`code` with comments and literals replaced by as many spaces."""
     return _COMMENT.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), code)
 
 
@@ -73,7 +73,8 @@ def _static(match: re.Match[str]) -> str:
     for part in parts:
         if part is None or parts[0] is None:
             raise KernelError(
-                f"cudasim: cannot read the declaration {match[0]!r}\n  declare each alone"
+                f"cudasim: cannot parse the declaration {match[0]!r}\n"
+                "  declare each variable in a statement of its own"
             )
         kind, name, extents = parts[0]["type"].strip(), part["name"], part["extents"]
         align = match["align"] or f"alignof(cudasim_type_{name})"
@@ -91,7 +92,7 @@ def _static(match: re.Match[str]) -> str:
 
 
 def _split(declarators: str) -> list[str]:
-    """The pieces between commas that no bracket encloses."""
+    """Split at commas outside brackets."""
     pieces, depth = [""], 0
     for character in declarators:
         depth += (character in "<([") - (character in ">)]")

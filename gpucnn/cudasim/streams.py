@@ -1,11 +1,10 @@
-"""Streams, events and pinned memory: the part of cupy.cuda about what happens when.
+"""Streams, events and pinned memory of cupy.cuda.
 
-Whatever the current stream is given is done before the call returns, so the streams that Python
-works on order nothing.  Only a copy from pinned memory on another stream is asynchronous, and it is
-as late as it can be: it reads its source and writes its target when somebody waits for it.  So
-the mistakes that a fast copy hides always show.  Without a wait for its event the target is full of
-poison; a source that is used again too early has the wrong values; and a copy into memory that
-another stream may still be using is an error.
+Work on the current stream is complete before the call returns.  Only a copy from pinned memory on
+another stream is asynchronous, and it happens as late as possible: it reads its source and writes
+its target when its event or stream is waited for.  This exposes mistakes that a fast copy hides.
+Without a wait the target is still poison; overwriting the source too early copies wrong values; and
+a copy into memory that another stream may still use is an error.
 """
 
 import itertools
@@ -23,13 +22,13 @@ Host = np.ndarray[Any, Any]
 
 
 class Counters:
-    """What a test may want to count: how often the host waited for the device."""
+    """Counts for tests: how often the host waited for the device."""
 
     host_syncs = 0
 
 
 counters = Counters()
-_time = itertools.count(1)  # everything that has an order takes a number
+_time = itertools.count(1)  # numbers allocations, copies and events in order
 _state = threading.local()
 
 
@@ -41,7 +40,7 @@ class _Copy:
 
 
 class Stream:
-    """An order of work."""
+    """A queue of work, done in order."""
 
     null: "Stream"
     _all: "weakref.WeakSet[Stream]" = weakref.WeakSet()
@@ -49,7 +48,7 @@ class Stream:
     def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
         self.ptr = 0 if null else id(self)
         self._outer: list[Stream] = []
-        self._copies: deque[_Copy] = deque()  # that have not arrived, the oldest first
+        self._copies: deque[_Copy] = deque()  # pending, oldest first
         self._waited: weakref.WeakKeyDictionary[Stream, int] = weakref.WeakKeyDictionary()
         Stream._all.add(self)
 
@@ -58,7 +57,7 @@ class Stream:
         self._arrive()
 
     def wait_event(self, event: "Event") -> None:
-        """What this stream is given from now on comes after `event`."""
+        """Order this stream's later work after `event`."""
         event._arrive()
         if event._stream is not None:
             before = self._waited.get(event._stream, 0)
@@ -69,24 +68,27 @@ class Stream:
         event.record(self)
         return event
 
-    def _copy(self, target: Host, source: Host, made: "Made") -> None:
-        """Copy memory of the host to the device; `made` is when the target's memory was given out.
+    def _copy(self, target: Host, source: Host, allocation: "Allocation") -> None:
+        """Copy host memory to the device; `allocation` says when the target was allocated.
 
-        Raises RuntimeError if another stream may still be using that memory.
+        Raises RuntimeError if another stream may still use the target's memory.
         """
         if self is get_current_stream() or not _is_pinned(source):
             target[...] = source
             return
-        if made.stream is not self and self._waited.get(made.stream, 0) < made.number:
+        if (
+            allocation.stream is not self
+            and self._waited.get(allocation.stream, 0) < allocation.number
+        ):
             raise RuntimeError(
-                "cudasim: a copy on one stream into memory that came from another, whose earlier "
+                "cudasim: a copy into memory that was allocated on another stream, whose earlier "
                 "work may still use it\n  let the copy's stream wait for an event that the other "
-                "one recorded after the array was made"
+                "stream recorded after the allocation"
             )
         self._copies.append(_Copy(next(_time), target, source))
 
     def _arrive(self, number: float = float("inf")) -> None:
-        """Do the copies up to `number`."""
+        """Perform the pending copies up to `number`."""
         while self._copies and self._copies[0].number <= number:
             copy = self._copies.popleft()
             copy.target[...] = copy.source
@@ -105,19 +107,19 @@ Stream.null = Stream(null=True)
 
 
 def get_current_stream() -> Stream:
-    """The stream that this thread's work goes to."""
+    """This thread's current stream."""
     return getattr(_state, "current", Stream.null)
 
 
 def synchronize() -> None:
-    """Wait for every stream."""
+    """Wait for all streams."""
     counters.host_syncs += 1
     for stream in list(Stream._all):
         stream._arrive()
 
 
 class Event:
-    """A moment of a stream, and of the host's clock."""
+    """A point in a stream's work, with the host's time."""
 
     def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
         self._seconds: float | None = None
@@ -136,7 +138,7 @@ class Event:
 
     @property
     def done(self) -> bool:
-        """Whether the stream has come here; the host does not wait."""
+        """Whether the stream has reached the event; the host does not wait."""
         copies = self._stream._copies if self._stream is not None else ()
         return not copies or copies[0].number > self._number
 
@@ -150,7 +152,7 @@ def get_elapsed_time(start_event: Event, end_event: Event) -> float:
     if start_event._seconds is None or end_event._seconds is None:
         raise ValueError("get_elapsed_time: both events must have been recorded")
     if not (start_event._timed and end_event._timed):
-        raise ValueError("get_elapsed_time: an event was made with disable_timing=True")
+        raise ValueError("get_elapsed_time: an event was created with disable_timing=True")
     return (end_event._seconds - start_event._seconds) * 1e3
 
 
@@ -158,31 +160,28 @@ def get_elapsed_time(start_event: Event, end_event: Event) -> float:
 
 
 @dataclass(frozen=True)
-class Made:
-    """When memory was given out, and on which stream."""
+class Allocation:
+    """When memory was allocated, and on which stream."""
 
     stream: Stream
     number: int
 
     @classmethod
-    def now(cls) -> "Made":
+    def now(cls) -> "Allocation":
         return cls(get_current_stream(), next(_time))
 
 
 class PinnedMemory(mmap.mmap):
-    """Memory of the host that the device can read by itself; cupy.cuda.PinnedMemoryPointer.
-
-    numpy.frombuffer makes an array of it.
-    """
+    """Pinned host memory, like cupy.cuda.PinnedMemoryPointer; numpy.frombuffer accepts it."""
 
 
 def alloc_pinned_memory(size: int) -> PinnedMemory:
-    """`size` bytes of pinned memory."""
+    """Allocate `size` bytes of pinned memory."""
     return PinnedMemory(-1, max(size, 1))
 
 
 class PinnedMemoryPool:
-    """cupy.cuda.PinnedMemoryPool, but that it keeps nothing."""
+    """cupy.cuda.PinnedMemoryPool, without caching."""
 
     def malloc(self, size: int) -> PinnedMemory:
         return alloc_pinned_memory(size)

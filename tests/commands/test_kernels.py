@@ -335,7 +335,7 @@ def test_an_unknown_model_leaves_no_folder(tmp_path):
 
 
 def test_without_nvrtc_the_way_out_is_named_and_nothing_is_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(nvrtc, "_candidates", list)
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
     for function in (nvrtc._library, nvrtc.architectures):
         function.cache_clear()
     try:
@@ -343,7 +343,10 @@ def test_without_nvrtc_the_way_out_is_named_and_nothing_is_written(tmp_path, mon
     finally:
         for function in (nvrtc._library, nvrtc.architectures):
             function.cache_clear()
-    assert 'NVRTC was not found; pip install "gpucnn[nvrtc]"' in capsys.readouterr().err
+    assert (
+        'NVRTC needs cuda-pathfinder to be found; pip install "gpucnn[nvrtc]"'
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "kernels").exists()
 
 

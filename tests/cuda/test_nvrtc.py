@@ -1,8 +1,13 @@
-"""The compiler without a GPU: what it says of good and bad sources, and without its library."""
+"""NVRTC without a GPU: good and bad sources, and what is said where it is not installed."""
+
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from gpucnn.cuda import nvrtc
+from gpucnn.cuda import nvrtc, sass
 from gpucnn.errors import DeviceError, KernelError
 
 GOOD = 'extern "C" __global__ void good(float* x) { x[threadIdx.x] *= 2.0f; }'
@@ -53,11 +58,48 @@ def test_an_unknown_architecture_is_refused() -> None:
         nvrtc.compile_source(GOOD, "good.cu", 13)
 
 
-def test_without_the_library_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvrtc, "_candidates", lambda: ["/nowhere/libnvrtc.so.13"])
-    nvrtc._library.cache_clear()
-    try:
-        with pytest.raises(DeviceError, match="pip install"):
-            nvrtc.version()
-    finally:
-        nvrtc._library.cache_clear()
+def not_found(name: str) -> None:
+    raise RuntimeError(f'Failure finding "{name}"')
+
+
+NOT_INSTALLED = None  # in sys.modules: an import raises ImportError
+FINDS_NOTHING = types.SimpleNamespace(
+    load_nvidia_dynamic_lib=not_found, find_nvidia_binary_utility=lambda name: None
+)
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    caches = (nvrtc._library, nvrtc.architectures, sass._nvdisasm)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize(
+    ("pathfinder", "reason"),
+    [(NOT_INSTALLED, "needs cuda-pathfinder to be found"), (FINDS_NOTHING, "was not found")],
+)
+def test_without_nvrtc_or_nvdisasm_one_line_says_how_to_install_both(
+    monkeypatch: pytest.MonkeyPatch, pathfinder: object, reason: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", pathfinder)
+    monkeypatch.setenv("PATH", "/nowhere")
+    for wanted, find in (("NVRTC", nvrtc.version), ("nvdisasm", lambda: sass.main_loops(b""))):
+        with pytest.raises(DeviceError) as caught:
+            find()
+        assert str(caught.value) == f'{wanted} {reason}; pip install "gpucnn[nvrtc]"'
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_nvdisasm_on_path_is_found_where_pathfinder_finds_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", FINDS_NOTHING)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "nvdisasm").write_text("#!/bin/sh\n")
+    (tmp_path / "nvdisasm").chmod(0o755)
+    assert sass._nvdisasm() == str(tmp_path / "nvdisasm")

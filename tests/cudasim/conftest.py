@@ -1,4 +1,4 @@
-"""What the simulator's tests share: `simulate` compiles a few lines of CUDA and launches them."""
+"""The fixture `simulate`, which compiles and launches a few lines of CUDA."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from gpucnn import cudasim
 
 @pytest.fixture(scope="session", autouse=True)
 def _needs_compiler(compiler: None) -> None:
-    """All of these tests do."""
+    """All of these tests need one."""
 
 
 Simulate = Callable[..., Any]
@@ -21,7 +21,7 @@ Simulate = Callable[..., Any]
 def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
     """simulate(code, name, grid, block, *args, mode="fast", shared=0) launches kernel `name`.
 
-    NumPy arrays among args are copied to the device, and back into the same arrays afterwards.
+    NumPy arrays in args are copied to the device, and back afterwards.
     """
 
     def run(

@@ -1,7 +1,7 @@
-"""The stand-in beside the CuPy that is installed: every public name, and every argument it takes.
+"""cudasim compared with the installed CuPy: every public name, and every argument.
 
-CuPy imports without a driver and without a GPU.  What the stand-in has beyond CuPy's is listed in a
-table of its README; these tests hold the two lists equal.
+CuPy can be imported without a driver and a GPU.  A table in cudasim's README lists the names that
+CuPy does not have; these tests check that it is complete.
 """
 
 import ast
@@ -17,7 +17,7 @@ from gpucnn import cudasim
 
 README = Path(cudasim.__file__).with_name("README.md").read_text(encoding="utf-8")
 
-# Python's own, and how a class is built.
+# Attributes of every Python class.
 OF_EVERY_CLASS = {
     *dir(object), "__module__", "__slots__", "__dict__", "__weakref__", "__annotations__",
     "__static_attributes__", "__firstlineno__",
@@ -51,7 +51,7 @@ def find(root, path):
 
 
 def public_names():
-    """(the stand-in's name, CuPy's) of every public name of the stand-in."""
+    """(cudasim's name, CuPy's name) of every public name of cudasim."""
     names = [(name, name) for name in cudasim.__all__]
     names += [(f"cuda.{name}", f"cuda.{name}") for name in cudasim.cuda.__all__]
     instances = {
@@ -71,7 +71,7 @@ def public_names():
 
 
 def listed():
-    """The first column of README's table of names that CuPy has not, or has otherwise."""
+    """The first column of the README's table of names that CuPy does not have."""
     table = README.split("| name |", 1)[1].split("\n\n", 1)[0]
     return {row.split("`")[1] for row in table.splitlines() if row.startswith("| `")}
 
@@ -80,10 +80,7 @@ def listed():
 
 
 def parameters(thing):
-    """inspect.Parameter of each argument, from the signature or from what Cython writes of it.
-
-    None if neither says.
-    """
+    """A callable's parameters, from its signature or Cython's docstring; None without either."""
     try:
         return list(inspect.signature(thing).parameters.values())
     except (TypeError, ValueError):
@@ -112,7 +109,7 @@ def parameters(thing):
 
 
 def arguments(text):
-    """The pieces between the commas up to the bracket that closes the list."""
+    """Split at commas, up to the closing bracket of the list."""
     pieces, depth = [""], 0
     for character in text:
         if character == ")" and depth == 0:
@@ -126,7 +123,7 @@ def arguments(text):
 
 
 def refused(ours, theirs):
-    """The names of arguments that `ours` takes and `theirs` does not, or takes elsewhere."""
+    """The names of parameters that `theirs` lacks or has at another position."""
     positional = [p for p in theirs if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     kinds = {p.kind for p in theirs}
     named = {p.name: p for p in theirs if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -162,20 +159,20 @@ def test_the_parser_of_cythons_docstrings_reads_names_kinds_and_defaults():
     ]
 
 
-def test_an_argument_that_only_the_stand_in_takes_is_found():
+def test_an_argument_that_only_cudasim_takes_is_found():
     def ours(a, axis=None, *, out=None, where=True): ...
 
     def theirs(a, dtype, axis=None, *, out=None): ...
 
     both = [list(inspect.signature(f).parameters.values()) for f in (ours, theirs)]
-    assert list(refused(*both)) == ["axis", "where"]  # axis is third there
+    assert list(refused(*both)) == ["axis", "where"]  # axis is third in theirs
     assert list(refused(both[1], both[1])) == []
 
 
-# --- the stand-in against CuPy ---
+# --- cudasim against CuPy ---
 
 
-def test_every_public_name_is_cupys_too_or_stands_in_the_readmes_table(cupy):
+def test_every_public_name_is_cupys_or_listed_in_the_readme(cupy):
     missing = set()
     for ours, theirs in public_names():
         try:
@@ -185,14 +182,14 @@ def test_every_public_name_is_cupys_too_or_stands_in_the_readmes_table(cupy):
     assert missing == listed()
 
 
-def test_every_argument_is_one_of_cupys_at_the_same_place(cupy):
+def test_every_argument_is_one_of_cupys_at_the_same_position(cupy):
     found, unread = {}, []
     for ours, theirs in public_names():
         if ours in listed() or ours.split(".")[-1].startswith("__"):
             continue
         try:
             thing = find(cudasim, ours)
-        except LookupError:  # an instance's
+        except LookupError:  # an attribute of instances
             continue
         same = find(cupy, theirs)
         if not callable(thing) or thing is same or inspect.ismodule(same):
@@ -252,7 +249,7 @@ def test_what_cupy_refuses_to_do_with_an_array_is_refused_here():
         cudasim.multiply.at(x, 0, 1)
 
 
-def asked_of_xp():
+def uses_of_xp():
     """(file:line, path, keywords) of each `xp.path` and each call of one in the package."""
     package = Path(gpucnn.__file__).parent
     for file in sorted(package.rglob("*.py")):
@@ -269,7 +266,7 @@ def asked_of_xp():
 
 
 def dotted(node):
-    """`a.b.c` of an expression that is no more than that; "" of any other."""
+    """The text of an expression of the form a.b.c; "" for any other."""
     names = []
     while isinstance(node, ast.Attribute):
         names.append(node.attr)
@@ -277,8 +274,8 @@ def dotted(node):
     return ".".join([node.id, *reversed(names)]) if isinstance(node, ast.Name) else ""
 
 
-def test_whatever_the_package_asks_of_xp_cupy_has_and_takes(cupy):
-    found = list(asked_of_xp())
+def test_cupy_has_every_function_and_keyword_that_the_package_uses(cupy):
+    found = list(uses_of_xp())
     assert len({path for _, path, _ in found}) > 30
     for where, path, keywords in found:
         if path in listed():

@@ -36,7 +36,7 @@ def round_to_tf32(x: np.ndarray) -> np.ndarray:
 
 
 def to_bfloat16_bits(x: np.ndarray) -> np.ndarray:
-    """float32 to the nearest bfloat16, of two equally near ones the even."""
+    """float32 to the nearest bfloat16, ties to even."""
     candidates = (x.view(np.uint32) >> 16)[..., None] + np.array([0, 1], np.uint32)
     values = (candidates << 16).astype(np.uint32).view(np.float32).astype(np.float64)
     away = np.abs(values - x[..., None].astype(np.float64))
@@ -114,7 +114,7 @@ def test_mma_multiplies_two_matrices_laid_out_as_the_isa_says(simulate, function
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("mode", ["fast", "address", "race"])
-def test_ldmatrix_hands_out_rows_as_the_isa_says(simulate, count, transposed, mode):
+def test_ldmatrix_distributes_rows_as_the_isa_says(simulate, count, transposed, mode):
     matrices = np.random.default_rng(count).integers(0, 2**16, (count, 8, 8)).astype(np.uint16)
     result = np.zeros((32, count), np.uint32)
     name = "load_matrices_transposed" if transposed else "load_matrices"
@@ -190,7 +190,7 @@ extern "C" __global__ void kernel(const float* x, float* y) {
 
 
 @pytest.mark.parametrize("mode", ["fast", "fast,schedule=highest", "address", "race"])
-def test_an_asynchronous_copy_is_there_after_its_wait(simulate, mode):
+def test_an_asynchronous_copy_is_complete_after_its_wait(simulate, mode):
     x, y = np.arange(1, 161, dtype=np.float32), np.zeros(160, np.float32)
     simulate(
         COPY.replace("WAIT", "copy_async_wait<0>();"), "kernel", 1, 32, x, y, mode=mode, shared=640
@@ -199,12 +199,12 @@ def test_an_asynchronous_copy_is_there_after_its_wait(simulate, mode):
     np.testing.assert_array_equal(y, np.roll(x, -4))
 
 
-def test_an_asynchronous_copy_is_not_there_before_its_wait(simulate):
+def test_an_asynchronous_copy_is_not_complete_before_its_wait(simulate):
     x, y = np.arange(1, 161, dtype=np.float32), np.zeros(160, np.float32)
     simulate(COPY.replace("WAIT", "copy_async_wait<1>();"), "kernel", 1, 32, x, y, shared=640)
     assert np.isnan(y[124:156]).all()  # the second group
     assert not np.isnan(y[:124]).any()
-    with pytest.raises(KernelError, match="asynchronous copy is still under way"):
+    with pytest.raises(KernelError, match="asynchronous copy is in flight"):
         simulate(
             COPY.replace("WAIT", "copy_async_wait<1>();"),
             "kernel",
@@ -217,9 +217,9 @@ def test_an_asynchronous_copy_is_not_there_before_its_wait(simulate):
         )
 
 
-def test_copies_that_nobody_waited_for_do_not_haunt_the_next_launch(simulate):
+def test_copies_without_a_wait_do_not_affect_the_next_launch(simulate):
     x, y = np.arange(1, 161, dtype=np.float32), np.zeros(160, np.float32)
-    with pytest.raises(KernelError, match="still under way"):
+    with pytest.raises(KernelError, match="is in flight"):
         simulate(COPY.replace("WAIT", ""), "kernel", 1, 32, x, y, shared=640, mode="race")
     code = COPY.replace("WAIT", "copy_async_wait<0>();")
     simulate(code, "kernel", 2, 32, x, np.zeros(160, np.float32), shared=640)
@@ -245,7 +245,9 @@ def test_mma_needs_all_lanes(simulate):
         y[threadIdx.x] = d[0];
     }"""
     )
-    with pytest.raises(KernelError, match=r"thread \(5, 0, 0\), which it names, has returned"):
+    with pytest.raises(
+        KernelError, match=r"thread \(5, 0, 0\), which the mask names, has returned"
+    ):
         simulate(code, "kernel", 1, 32, np.zeros(32, np.float32))
     with pytest.raises(KernelError, match="lane 20 of its warp does not"):
         simulate(code.replace("== 5", "== 99"), "kernel", 1, 20, np.zeros(32, np.float32))

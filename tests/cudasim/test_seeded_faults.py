@@ -1,7 +1,7 @@
-"""The checker is checked: correct kernels pass in every mode, and every planted defect is caught.
+"""The checker is checked: correct kernels pass in every mode, every seeded fault is detected.
 
-A defect is caught if the launch is refused or the result is not what NumPy says.  All variants of
-all victims go into one module, so that the compiler starts twice and not a hundred times.
+A fault is detected if the launch fails or its result differs from NumPy's.  All variants of all
+victims are in one module, so that the compiler starts twice and not a hundred times.
 """
 
 import functools
@@ -24,7 +24,7 @@ BY_NAME = {victim.name: victim for victim in VICTIMS}
 
 
 def variant(victim: Victim, fault: Fault | None) -> str:
-    """The victim's source with the fault in it, its kernel under a name of its own."""
+    """The victim's source with the fault, its kernel renamed."""
     code = CODE[victim.name]
     if fault is not None:
         assert code.count(fault.old) == 1, f"{fault.what}: not found once in {fault.victim}"
@@ -44,7 +44,7 @@ def module() -> cudasim.RawModule:
 
 
 def run(victim: Victim, fault: Fault | None = None) -> str:
-    """ "" if all is well, else what was noticed."""
+    """Run a victim; return what was detected, or ""."""
     arguments = [cudasim.asarray(a) if isinstance(a, np.ndarray) else a for a in victim.arguments()]
     function = module().get_function(kernel_name(victim, fault))
     try:
@@ -64,7 +64,7 @@ def test_a_correct_kernel_passes(victim, mode, monkeypatch):
     assert run(victim) == ""
 
 
-def test_every_seeded_fault_is_caught(monkeypatch, capsys):
+def test_every_seeded_fault_is_detected(monkeypatch, capsys):
     lines, missed = [], []
     for fault in FAULTS:
         seen = {}
@@ -84,7 +84,7 @@ def test_every_seeded_fault_is_caught(monkeypatch, capsys):
         if not any(seen.values()):
             missed.append(fault)
     with capsys.disabled():
-        print(f"\n\nseeded faults: {len(FAULTS)}, caught: {len(FAULTS) - len(missed)}")
+        print(f"\n\nseeded faults: {len(FAULTS)}, detected: {len(FAULTS) - len(missed)}")
         print(f"{'':48}{''.join(f'{mode:^9}' for mode in MODES)} what the simulator says")
         print("\n".join(lines))
     assert not missed

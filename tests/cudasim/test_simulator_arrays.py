@@ -1,4 +1,4 @@
-"""The stand-in for CuPy: arrays, what they refuse, devices, streams, events, the pool."""
+"""The stand-in for CuPy: arrays, what they refuse, devices, streams, events, the memory pool."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_views_share_memory_and_copies_do_not(x):
     assert xp.array(x) is not x
 
 
-def test_host_and_device_never_mix_unasked(x):
+def test_host_and_device_arrays_never_mix_implicitly(x):
     for mixed in (
         lambda: x + HOST,
         lambda: HOST + x,
@@ -72,7 +72,7 @@ def test_host_and_device_never_mix_unasked(x):
         lambda: x.dot(HOST.T),
         lambda: x[np.array([0, 1])],
     ):
-        with pytest.raises(TypeError, match="an array of the host meets one of device cudasim"):
+        with pytest.raises(TypeError, match="a NumPy array meets an array on device cudasim"):
             mixed()
     with pytest.raises(TypeError, match="Implicit conversion to a NumPy array is not allowed"):
         np.asarray(x)
@@ -123,7 +123,7 @@ def test_tensors_live_on_it(x):
     np.testing.assert_array_equal(to_device(x, Device("cpu")), HOST)
 
 
-def test_devices_streams_and_events_are_there():
+def test_devices_streams_and_events_work():
     with pytest.raises(DeviceError, match="device cudasim:1 does not exist"):
         xp.cuda.Device(1)
     stream = xp.cuda.Stream(non_blocking=True)
@@ -162,7 +162,7 @@ def test_waits_for_the_device_are_counted(x):
     assert xp.cuda.counters.host_syncs == before + 3
 
 
-def test_the_pool_asks_the_device_once_for_memory_that_comes_and_goes():
+def test_the_pool_reuses_freed_memory():
     pool = xp.get_default_memory_pool()
     pool.free_all_blocks()
     used, asked = pool.used_bytes(), pool.device_allocations
@@ -178,21 +178,21 @@ def test_the_pool_asks_the_device_once_for_memory_that_comes_and_goes():
     assert pool.total_bytes() == used + 4096
 
 
-def test_a_kernel_that_writes_far_outside_harms_nobody_else(monkeypatch):
+def test_a_kernel_that_writes_far_outside_its_arrays_damages_no_other(monkeypatch):
     monkeypatch.setenv("GPUCNN_CUDASIM", "fast")
     code = """extern "C" __global__ void spill(int* x, int n) {
         for (int i = threadIdx.x; i < n; i += 32) x[i] = i;
     }"""
     arrays = [xp.zeros(1000, np.int32) for _ in range(3)]
     function = xp.RawModule(code=code).get_function("spill")
-    with pytest.raises(KernelError, match="where no memory is"):
+    with pytest.raises(KernelError, match="accesses unmapped address"):
         function((1,), (32,), (arrays[1], np.int32(10**6)))
     assert arrays[1][992].item() == 992
     assert not arrays[0].get().any()
     assert not arrays[2].get().any()
 
 
-def test_the_pools_limit_is_out_of_memory():
+def test_exceeding_the_pools_limit_is_out_of_memory():
     pool = xp.get_default_memory_pool()
     pool.free_all_blocks()
     pool.set_limit(pool.used_bytes() + 10_000)
@@ -215,18 +215,18 @@ def test_a_launch_refuses_what_cupy_would_pass_wrongly():
     factor = np.float32(2)
     for args, error in [
         ((x, 2.0), "2.0 is a Python float; CuPy would pass 64 bits"),
-        ((np.ones(8, np.float32), factor), "an array of the host where the kernel expects device"),
+        ((np.ones(8, np.float32), factor), "a NumPy array where the kernel expects device"),
         ((x[::2], factor), "is not contiguous"),
-        ((x,), "takes 2 arguments, got 1"),
+        ((x,), "expected 2 arguments, got 1"),
     ]:
         with pytest.raises(TypeError, match=error):
             function((1,), (4,), args)
     for grid, block, shared, error in [
-        ((1, 70000), (1,), 0, "past the device's limits: y must be 1 to 65535"),
+        ((1, 70000), (1,), 0, "exceeds the device's limits: y must be 1 to 65535"),
         ((1,), (2048,), 0, "x must be 1 to 1024"),
         ((0,), (1,), 0, "x must be 1 to"),
         ((1,), (64, 32), 0, "more than 1024 threads"),
-        ((1,), (1,), 50_000, "the function allows 49152"),
+        ((1,), (1,), 50_000, "the function's limit is 49152"),
     ]:
         with pytest.raises(KernelError, match=error):
             function(grid, block, (x, factor), shared_mem=shared)
@@ -245,7 +245,7 @@ def test_a_view_knows_the_array_whose_memory_it_is():
     assert x.T[::2].base is x
     assert (x + 1).base is None
     assert x[1:].copy().base is None
-    assert x.T.reshape(8, 3).base is None  # reshaping what is not contiguous copies
+    assert x.T.reshape(8, 3).base is None  # reshaping a non-contiguous array copies
     kept = xp.ones(5, np.float32)[1:]
     assert kept.base.shape == (5,)
     assert xp.empty(5, np.float32).base is None

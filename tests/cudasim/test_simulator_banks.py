@@ -1,4 +1,4 @@
-"""Bank mode against what the hardware's rule gives by hand, and over faults put into kernels."""
+"""Bank mode against the hardware's rule worked out by hand, and on seeded faults."""
 
 import re
 
@@ -32,7 +32,7 @@ extern "C" __global__ void looped(float* y, int stride) {
     __shared__ float x[32 * 33];
     for (int i = threadIdx.x; i < 32 * 33; i += 32) x[i] = i;
     __syncthreads();
-    float sum = 0.0f;  // lanes leave the loop one after another: the rest goes on together
+    float sum = 0.0f;  // lanes leave the loop one after another; the others stay together
     for (int i = 0; i <= (int)threadIdx.x; ++i) sum += x[(threadIdx.x + i * 32) * stride % 1056];
     y[threadIdx.x] = sum;
 }
@@ -60,7 +60,7 @@ extern "C" __global__ void counts(float4* y, int stride) {
 
 
 def ways(kernel: str, stride: int, allowed: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The turns that the kernel was stopped for, or 0."""
+    """The ways of the bank conflict that ended the kernel, or 0."""
     monkeypatch.setenv("GPUCNN_CUDASIM", allowed)
     y = cudasim.zeros((32, 4), np.float32)
     function = cudasim.RawModule(code=STRIDES).get_function(kernel)
@@ -88,7 +88,7 @@ def ways(kernel: str, stride: int, allowed: str, monkeypatch: pytest.MonkeyPatch
         ("counts", 8, 8),
     ],
 )
-def test_an_access_takes_the_turns_that_the_rule_gives(kernel, stride, expected, monkeypatch):
+def test_an_access_takes_as_many_passes_as_the_rule_gives(kernel, stride, expected, monkeypatch):
     assert ways(kernel, stride, "banks", monkeypatch) == (expected if expected > 1 else 0)
     if expected > 1:
         assert ways(kernel, stride, f"banks={int(expected)}", monkeypatch) == 0
@@ -108,7 +108,7 @@ def test_a_conflict_names_kernel_thread_array_and_line(monkeypatch):
 
 
 @pytest.mark.parametrize(("columns", "caught"), [(33, False), (32, True)])
-def test_padding_that_is_left_out_is_caught(columns, caught, monkeypatch):
+def test_missing_padding_is_detected(columns, caught, monkeypatch):
     monkeypatch.setenv("GPUCNN_CUDASIM", "banks")
     transpose = next(victim for victim in VICTIMS if victim.name == "transpose")
     code = CODE["transpose"].replace("tile[32][33]", f"tile[32][{columns}]")

@@ -1,4 +1,4 @@
-"""Address mode and race mode: what they see, in what words, and what they let pass."""
+"""Address mode and race mode: what they detect, their messages, and what they accept."""
 
 import numpy as np
 import pytest
@@ -28,15 +28,15 @@ def floats(n: int) -> np.ndarray:
         ("float* p = t ? y : nullptr; *p = x[t];", "writes 4 bytes through a null pointer"),
         ("y[t] = x[t + (1 << 28)];", "reads 4 bytes at an address far from every argument"),
         ("atomicAdd(&y[t + 1], 1.0f);", "updates 4 bytes at element 32 of y"),
-        ("((double*)y)[t / 2] = *(double*)(x + t);", "is not a multiple of the 8 bytes"),
+        ("((double*)y)[t / 2] = *(double*)(x + t);", "its type needs a multiple of 8 bytes"),
         ("__shared__ float tile[4][9];\ntile[t / 9][t % 9] = 0; y[t] = tile[t - t % 32][9];",
-         "uses index 9 of an array that ends before it, at kernels.cpp:3"),
+         "uses index 9, which is out of bounds, at kernels.cpp:3"),
         ("__shared__ float tile[31]; float* p = tile; p[t] = 0;",
          "writes 4 bytes at byte 124 of shared tile, which has 124"),
         ("extern __shared__ float more[]; more[t + 1] = 0;",
          "writes 4 bytes at byte 128 of the dynamic shared memory, which has 128"),
-        ("int big = 2147483647; y[t] = big + t;", "adds past the range of a signed integer"),
-        ("y[t] = 1 << (t + 1);", "shifts by more bits than there are"),
+        ("int big = 2147483647; y[t] = big + t;", "overflows a signed integer by adding"),
+        ("y[t] = 1 << (t + 1);", "shifts by too many bits"),
     ],
 )  # fmt: skip
 def test_an_access_outside_is_named_with_array_element_and_line(simulate, body, message, mode):
@@ -44,8 +44,8 @@ def test_an_access_outside_is_named_with_array_element_and_line(simulate, body, 
         simulate(kernel(body), "kernel", 1, 32, floats(32), floats(32), mode=mode, shared=128)
 
 
-def test_the_file_that_is_named_is_the_one_of_the_line(monkeypatch):
-    """In pool2d.cu lambdas and a header stand between: the place of the fault is the .cu file's."""
+def test_the_named_file_is_that_of_the_faulty_line(monkeypatch):
+    """Even where lambdas and a header lie between, as in pool2d.cu."""
     monkeypatch.setenv("GPUCNN_CUDASIM", "address")
     lines = (kernel_source.KERNELS / "pool2d.cu").read_text().splitlines()
     written = lines.index("        y[n * image + index] = best;") + 1
@@ -76,11 +76,11 @@ def test_a_fault_in_a_header_names_the_header(simulate, body, place):
 
 def test_a_write_through_a_const_pointer_is_named(simulate):
     code = kernel("((float*)x)[t] = y[t];", "const float* x, float* y")
-    with pytest.raises(KernelError, match="writes element 0 of x, which it declares const"):
+    with pytest.raises(KernelError, match="writes element 0 of x, which the kernel declares const"):
         simulate(code, "kernel", 1, 4, floats(4), floats(4), mode="address")
 
 
-def test_a_step_from_one_view_of_a_buffer_into_its_neighbour_is_seen(monkeypatch):
+def test_an_access_from_one_view_of_a_buffer_into_the_next_is_detected(monkeypatch):
     monkeypatch.setenv("GPUCNN_CUDASIM", "address")
     buffer = cudasim.zeros(64, np.float32)
     function = cudasim.RawModule(code=kernel("y[t] = x[t + 1];")).get_function("kernel")
@@ -101,7 +101,7 @@ def test_a_step_from_one_view_of_a_buffer_into_its_neighbour_is_seen(monkeypatch
         ("extern __shared__ float more[]; y[t] = more[t];", "reads byte 0 of the dynamic shared"),
     ],
 )
-def test_a_read_of_what_was_never_written_is_seen(monkeypatch, body, message):
+def test_a_read_of_uninitialised_memory_is_detected(monkeypatch, body, message):
     monkeypatch.setenv("GPUCNN_CUDASIM", "address")
     function = cudasim.RawModule(code=kernel(body)).get_function("kernel")
     with pytest.raises(KernelError, match=message):
@@ -126,8 +126,8 @@ def test_barriers_order_and_shuffles_do_not(simulate):
         run(SHARED.format("__syncwarp(t % 32 < 16 ? 0x0000ffffu : 0xffff0000u);", 16))
 
 
-def test_order_is_passed_on_from_lane_to_lane(simulate):
-    # 0 meets 1, then 1 meets 2: what 0 wrote, 2 may read.
+def test_order_is_transitive_from_lane_to_lane(simulate):
+    # Lane 0 synchronizes with 1, then 1 with 2: lane 2 may read what lane 0 wrote.
     body = """
         __shared__ float box;
         if (t == 0) { box = 1.0f; __syncwarp(3u); }
@@ -159,7 +159,7 @@ def test_nothing_orders_two_blocks(simulate):
     simulate(kernel("atomicAdd(y, x[t]);"), "kernel", 2, 32, floats(32), floats(32), mode="race")
 
 
-def test_constant_tables_and_local_arrays_are_no_arguments_and_allowed(simulate):
+def test_constant_tables_and_local_arrays_may_be_read(simulate):
     code = "__constant__ float table[4] = {1, 2, 3, 4};\n" + kernel(
         "float local[4]; for (int i = 0; i < 4; ++i) local[(i + t) % 4] = table[i];\n"
         "y[t] = local[int(x[0])];"

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a kernel that would run for ever, and the simulator goes on from there."""
+"""Ctrl-C ends a kernel that does not terminate, and the simulator remains usable."""
 
 import os
 import subprocess
@@ -8,8 +8,8 @@ import pytest
 
 LOOPS = {
     "arithmetic": "for (;;) x[0] = x[0] + 1;",
-    "barriers": "for (;;) { x[0] = 1; __syncthreads(); }",
-    "a warp's meetings": "for (;;) { x[0] = 1; __syncwarp(); }",
+    "barriers of a block": "for (;;) { x[0] = 1; __syncthreads(); }",
+    "barriers of a warp": "for (;;) { x[0] = 1; __syncwarp(); }",
     "the C library": "for (;;) x[0] = (int)expf(sinf((float)x[0])) | 1;",
     "one of two": "if (threadIdx.x == 0) while (true) x[0] = 1; __syncthreads();",
 }
@@ -31,9 +31,9 @@ assert x.item() == 64 * blocks
 x.fill(0)
 
 heard = []
-if presses > 1:  # as train.Trainer: the first one is remembered
+if presses > 1:  # like train.Trainer, which finishes the step after the first
     signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
-else:  # a shell that starts tests in the background has them ignore it
+else:  # shells make background processes ignore SIGINT
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def press():

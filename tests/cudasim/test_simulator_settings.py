@@ -1,4 +1,4 @@
-"""GPUCNN_CUDASIM's words, the source's rewriting, and the cache of compiled kernels."""
+"""GPUCNN_CUDASIM, the rewriting of sources, and the cache of compiled kernels."""
 
 import subprocess
 
@@ -24,7 +24,7 @@ COUNT = 'extern "C" __global__ void count(int* x) { x[threadIdx.x] += STEP; }'
         ("fast,threads=3,debug", settings.Settings(threads=3, debug=True)),
     ],
 )
-def test_words_are_settings(text, expected):
+def test_words_are_parsed_into_settings(text, expected):
     assert settings.parse(text) == expected
 
 
@@ -52,7 +52,7 @@ def test_unknown_words_are_refused_at_the_launch(monkeypatch):
         function((1,), (4,), (cudasim.zeros(4, np.int32),))
 
 
-def test_blocks_run_on_one_core_where_somebody_looks():
+def test_checked_modes_and_debug_run_blocks_on_one_core():
     assert settings.parse("threads=7").workers == 7
     assert settings.parse("threads=7,debug").workers == 1
     assert settings.parse("threads=7,race").workers == 1
@@ -90,12 +90,14 @@ def test_a_library_is_compiled_once_and_found_again(monkeypatch, tmp_path):
     launch(2)  # another specialisation
     kept = list((tmp_path / "gpucnn" / "cudasim").iterdir())
     assert len([path for path in kept if path.suffix == ".so"]) == len(kept) == 2
-    monkeypatch.setattr(compiler.subprocess, "run", None)  # nobody may start a compiler
+    monkeypatch.setattr(compiler.subprocess, "run", None)  # fails if a compiler is started
     launch(1)
     assert x.get().tolist() == [4] * 4
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
+def test_a_cache_folder_that_cannot_be_written_is_replaced_by_a_temporary_one(
+    monkeypatch, tmp_path
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").write_text("not a folder")
     folder = compiler.cache_folder()
@@ -103,14 +105,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     assert folder.is_dir()
 
 
-def test_what_the_compiler_says_of_a_kernel_is_shown_with_its_line():
+def test_a_compilers_error_is_shown_with_its_line():
     code = 'extern "C" __global__ void broken(int* x) {\n    x[0] = y;\n}'
     function = cudasim.RawModule(code=code).get_function("broken")
-    with pytest.raises(KernelError, match=r"(?s)refuses a kernel.*:2:12: error: .*y"):
+    with pytest.raises(KernelError, match=r"(?s)cannot compile a kernel.*:2:12: error: .*y"):
         function((1,), (1,), (cudasim.zeros(4, np.int32),))
 
 
-def test_a_compiler_in_cxx_that_is_not_there_is_passed_over(monkeypatch):
+def test_a_missing_compiler_in_cxx_is_skipped(monkeypatch):
     compiler.compiler.cache_clear()
     monkeypatch.setenv("CXX", "/nowhere/c++")
     path, version = compiler.compiler()

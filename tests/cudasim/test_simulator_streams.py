@@ -1,4 +1,4 @@
-"""Asynchronous copies arrive as late as they can, so that a wait that is missing shows."""
+"""Asynchronous copies complete as late as possible, which exposes missing waits."""
 
 import time
 
@@ -23,14 +23,14 @@ def pinned(values):
 
 
 def begin(stream):
-    """A copy of HOST under way on `stream`: its source, its target."""
+    """Start a copy of HOST on `stream`; return its source and target."""
     source, target = pinned(HOST), xp.empty(6, np.float32)
     stream.wait_event(xp.cuda.get_current_stream().record())
     target.set(source, stream=stream)
     return source, target
 
 
-def test_a_copy_has_not_arrived_until_its_event_is_waited_for(stream):
+def test_a_copy_is_not_complete_until_its_event_is_waited_for(stream):
     _, target = begin(stream)
     copied = stream.record()
     assert np.isnan(target.get()).all()
@@ -52,14 +52,14 @@ def test_an_event_recorded_before_the_copy_waits_for_nothing(stream):
     np.testing.assert_array_equal(target.get(), HOST)
 
 
-def test_a_source_that_is_written_again_too_early_gives_the_wrong_values(stream):
+def test_overwriting_the_source_too_early_copies_wrong_values(stream):
     source, target = begin(stream)
     source[...] = -1
     xp.cuda.Device(0).synchronize()
     assert (target.get() == -1).all()
 
 
-def test_copies_of_one_stream_arrive_in_order(stream):
+def test_copies_on_one_stream_complete_in_order(stream):
     first, second = pinned(HOST), pinned(HOST + 10)
     target = xp.empty(6, np.float32)
     stream.wait_event(xp.cuda.get_current_stream().record())
@@ -89,7 +89,7 @@ def test_memory_of_the_copys_own_stream_needs_no_event(stream):
     assert np.isnan(target.get()).all()
 
 
-def test_ordinary_memory_and_the_current_stream_are_copied_at_once(stream):
+def test_copies_from_ordinary_memory_or_on_the_current_stream_are_synchronous(stream):
     target = xp.empty(6, np.float32)
     target.set(HOST, stream=stream)
     np.testing.assert_array_equal(target.get(), HOST)
@@ -97,7 +97,7 @@ def test_ordinary_memory_and_the_current_stream_are_copied_at_once(stream):
     np.testing.assert_array_equal(target.get(), HOST + 1)
 
 
-def test_events_without_a_clock_give_no_time():
+def test_events_with_disable_timing_give_no_elapsed_time():
     timed, untimed = xp.cuda.Event(), xp.cuda.Event(disable_timing=True)
     timed.record()
     untimed.record()
@@ -108,7 +108,7 @@ def test_events_without_a_clock_give_no_time():
     assert xp.cuda.get_elapsed_time(timed, later) >= 2
 
 
-def test_the_device_has_as_much_memory_as_it_is_said_to(monkeypatch):
+def test_the_device_has_the_memory_of_the_setting(monkeypatch):
     pool = xp.get_default_memory_pool()
     pool.free_all_blocks()
     size = pool.used_bytes() + 2**20
@@ -116,13 +116,13 @@ def test_the_device_has_as_much_memory_as_it_is_said_to(monkeypatch):
     assert xp.cuda.runtime.memGetInfo() == (2**20, size)
     held = xp.zeros(2**19, np.uint8)
     assert xp.cuda.runtime.memGetInfo() == (2**19, size)
-    del held  # the pool keeps it, and gives it back where it is in the way
+    del held  # cached by the pool, which frees it when memory runs out
     assert xp.zeros(2**20, np.uint8).size == 2**20
     with pytest.raises(xp.cuda.memory.OutOfMemoryError, match="allocating 1,049,088 bytes"):
         xp.zeros(2**20 + 1, np.uint8)
 
 
-def test_an_allocator_of_ones_own_is_asked_inside_its_block_alone():
+def test_using_allocator_applies_inside_its_block_alone():
     asked = []
 
     def allocator(size):

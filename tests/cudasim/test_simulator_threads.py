@@ -1,4 +1,4 @@
-"""Threads of a block: barriers, meetings of a warp, atomics, schedules, and what ends a launch."""
+"""Threads of a block: barriers, warp functions, atomics, schedules, errors that end a launch."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ def kernel(body: str, parameters: str = "int* out") -> str:
     return f'extern "C" __global__ void kernel({parameters}) {{ int t = threadIdx.x; {body} }}'
 
 
-# --- meetings ---
+# --- barriers and warp functions ---
 
 
 @pytest.mark.parametrize("mode", EVERY)
@@ -38,7 +38,7 @@ def test_shuffles_move_values_within_groups_of_lanes(simulate, width, mode):
 
 
 @pytest.mark.parametrize("mode", EVERY)
-def test_two_halves_of_a_warp_meet_apart(simulate, mode):
+def test_two_halves_of_a_warp_synchronize_separately(simulate, mode):
     out = np.zeros(32, np.int32)
     code = kernel("""
         if (t < 16) { for (int d = 8; d; d /= 2) t += __shfl_xor_sync(0x0000ffffu, t, d); }
@@ -59,14 +59,14 @@ def test_votes_and_counting_barriers(simulate, mode):
         out[144 + t] = __syncthreads_or(t == 47);
         out[192 + t] = __syncthreads_and(t < 48);
         out[240 + t] = __syncthreads_and(t < 47);""")
-    simulate(code, "kernel", 1, 48, out, mode=mode)  # the second warp is half a warp
+    simulate(code, "kernel", 1, 48, out, mode=mode)  # the second warp has 16 lanes
     np.testing.assert_array_equal(out[0], np.arange(48) >= 32)
     np.testing.assert_array_equal(out[1], np.arange(48) < 32)
     assert [set(row) for row in out[2:]] == [{16}, {1}, {1}, {0}]
 
 
 @pytest.mark.parametrize("mode", ["fast", "fast,threads=3", "race"])
-def test_atomics_lose_nothing_between_blocks(simulate, mode):
+def test_atomics_lose_no_update_between_blocks(simulate, mode):
     counts, total, extremes = np.zeros(4, np.int32), np.zeros(1, np.float32), np.array([9, 9])
     code = kernel(
         """
@@ -79,7 +79,7 @@ def test_atomics_lose_nothing_between_blocks(simulate, mode):
         "int* counts, float* total, long long* extremes",
     )
     simulate(code, "kernel", 150, 64, counts, total, extremes, mode=mode)
-    assert counts.tolist() == [3200, 3200, 3200, 0]  # 9600 steps around a circle of 100
+    assert counts.tolist() == [3200, 3200, 3200, 0]  # 9600 increments modulo 100
     assert total[0] == 4800
     assert extremes.tolist() == [9599, -9599]
 
@@ -101,7 +101,7 @@ def test_compare_and_swap_builds_a_lock_free_maximum(simulate):
 
 
 def order_of_threads(simulate, mode: str) -> list[int]:
-    """In which order 96 threads come through one barrier, and 2 blocks are begun."""
+    """The order in which 96 threads pass a barrier, in each of 2 blocks."""
     out = np.zeros(194, np.int32)
     code = kernel("__syncthreads(); out[2 + atomicAdd(out, 1)] = blockIdx.x * 96 + t;")
     simulate(code, "kernel", 2, 96, out, mode=f"{mode},threads=1")
@@ -138,7 +138,7 @@ def test_a_forked_process_launches_too():
     code = """
 import os, warnings
 from gpucnn import cudasim
-warnings.simplefilter("ignore")  # of threads that the child will not have: that is the point
+warnings.simplefilter("ignore")  # about the parent's threads, which the child lacks
 x = cudasim.zeros(4096, "int32")
 module = cudasim.RawModule(code='extern "C" __global__ void f(int* x) { x[blockIdx.x] += 1; }')
 module.get_function("f")((4096,), (1,), (x,))
@@ -176,7 +176,7 @@ def test_a_register_that_is_never_set_is_not_zero(simulate):
     assert (np.abs(out) > 1e9).all() or np.isnan(out).all()
 
 
-# --- what ends a launch ---
+# --- errors that end a launch ---
 
 
 @pytest.mark.parametrize(
@@ -187,21 +187,21 @@ def test_a_register_that_is_never_set_is_not_zero(simulate):
         ("if (t < 32) __syncthreads();\nelse __syncthreads();", "waits in __syncthreads at "
          "kernels.cpp:2, but other threads of the block wait in __syncthreads at kernels.cpp:1"),
         ("if (t == 1) __syncwarp(1);", r"calls __syncwarp at kernels.cpp:1 with "
-         "mask 0x00000001, which leaves out its own lane 1"),
+         "mask 0x00000001, which omits its own lane 1"),
         ("__syncwarp(t < 4 ? 0xffffffffu : 0xfffffff0u);", "with mask 0xfffffff0, but other lanes "
          "of its warp wait in __syncwarp at kernels.cpp:1 with mask 0xffffffff"),
         ("if (t == 5) return;\n__syncwarp();", r"__syncwarp at kernels.cpp:2 with mask 0xffffffff: "
-         r"thread \(5, 0, 0\), which it names, has returned"),
+         r"thread \(5, 0, 0\), which the mask names, has returned"),
         ("if (t < 4) __any_sync(~0u, 1);\nelse __all_sync(~0u, 1);", "calls __all_sync at "
          "kernels.cpp:2, but other lanes of its warp wait in __any_sync at kernels.cpp:1"),
         ("__shfl_sync(~0u, t, 0, 12);", "width 12: expected a power of two"),
         ("__shared__ float tile[13000]; tile[t] = 0;", "52000 bytes of shared memory.*48 KB"),
-        ("out[1 << 28] = t;", "touches address 0x[0-9a-f]+, where no memory is; "
-         "GPUCNN_CUDASIM=address says which"),
+        ("out[1 << 28] = t;", "accesses unmapped address 0x[0-9a-f]+; "
+         "GPUCNN_CUDASIM=address names the line"),
         ("out[t] = 1000 / (out[t] - 1);", "divides an integer by zero"),
         ("assert(t < 3);", r"fails assert\(t < 3\) at kernels.cpp:1"),
         ("if (t == 7) __trap();", "calls __trap at kernels.cpp:1"),
-        ("__builtin_trap();", "does what the compiler knows to be wrong"),
+        ("__builtin_trap();", "reaches code with undefined behaviour"),
     ],
 )  # fmt: skip
 def test_a_broken_rule_ends_the_launch_with_kernel_block_and_thread(simulate, body, message):
@@ -209,7 +209,7 @@ def test_a_broken_rule_ends_the_launch_with_kernel_block_and_thread(simulate, bo
         simulate(kernel(body), "kernel", 2, 64, np.ones(64, np.int32))
 
 
-def test_a_launch_after_a_failed_one_is_as_good_as_new(simulate):
+def test_a_failed_launch_does_not_affect_the_next_one(simulate):
     out = np.zeros(64, np.int32)
     for _ in range(3):
         with pytest.raises(KernelError):
@@ -218,7 +218,7 @@ def test_a_launch_after_a_failed_one_is_as_good_as_new(simulate):
         np.testing.assert_array_equal(out, np.arange(64))
 
 
-def test_after_too_much_shared_memory_other_kernels_get_theirs(simulate):
+def test_after_too_much_shared_memory_other_kernels_still_get_shared_memory(simulate):
     out = np.zeros(64, np.int32)
     with pytest.raises(KernelError, match="48 KB"):
         simulate(kernel("__shared__ float tile[13000]; tile[t] = 0;"), "kernel", 1, 64, out)
@@ -235,7 +235,7 @@ def test_printf_in_a_kernel_prints(simulate, capfd):
     assert capfd.readouterr().out == "thread 2 has 0.25\n"
 
 
-def test_processors_without_the_fast_switch_use_the_c_librarys():
+def test_processors_without_a_context_switch_in_assembly_use_the_c_librarys():
     code = """
 import numpy as np
 from gpucnn import cudasim

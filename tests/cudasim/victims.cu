@@ -1,5 +1,5 @@
-// Small kernels of every kind that gpucnn has: correct as they stand here.  victims.py knows what
-// each must compute, and which defects are planted in it.
+// Small correct kernels of every kind that gpucnn has.  victims.py has the result of each and the
+// faults to seed into it.
 
 #include "ptx.h"
 
@@ -50,7 +50,7 @@ extern "C" __global__ void gemm(const float* a, const float* b, float* c, int m,
     if (row < m && column < n) c[row * n + column] = sum;
 }
 
-// y (32): sums of x (steps, 128), which three stages of asynchronous copies bring in.
+// y (32): sums of x (steps, 128), loaded by a three-stage pipeline of asynchronous copies.
 extern "C" __global__ void pipeline(const float* x, float* y, int steps) {
     extern __shared__ float stages[];  // 3 of 128 floats
     int t = threadIdx.x;
@@ -73,7 +73,7 @@ extern "C" __global__ void pipeline(const float* x, float* y, int steps) {
 
 // c (16, 8) = a (16, 32) b (32, 8) on tensor cores; one warp.
 extern "C" __global__ void tensor(const half* a, const half* b, float* c) {
-    // 16 x 32 times 32 x 8; rows of 64 bytes, whose 16-byte chunks are swapped around so that the
+    // 16 x 32 times 32 x 8; the 16-byte chunks of each 64-byte row are swizzled so that the
     // eight rows of a matrix lie in different banks.
     __shared__ __align__(16) half left[16][32], right[32][8];
     int lane = threadIdx.x;
@@ -104,7 +104,7 @@ extern "C" __global__ void histogram(const unsigned char* x, int* counts, int n)
     if (threadIdx.x < 16) atomicAdd(&counts[threadIdx.x], bins[threadIdx.x]);
 }
 
-// y (n): quads of x in the order that `order` gives, each turned around, over n / 4.
+// y (n): quads of x in the order of `order`, each reversed, divided by n / 4.
 extern "C" __global__ void vector(const float* x, const int* order, float* y, int n) {
     int i = (blockIdx.x * 32 + threadIdx.x) * 4;
     if (i >= n) return;

@@ -1,6 +1,6 @@
-"""The kernels of victims.cu with their inputs and results, and defects to plant in them.
+"""The kernels of victims.cu with inputs and NumPy's results, and faults to seed into them.
 
-What must come out is NumPy's word.  A fault replaces one piece of a kernel's text by another.
+A fault replaces a piece of a kernel's source by another.
 """
 
 import re
@@ -19,7 +19,7 @@ rng = np.random.default_rng(0)
 
 
 def whole(*shape: int) -> np.ndarray:
-    """Small whole numbers: sums are exact in float32, in any order."""
+    """Small integers, so that float32 sums are exact in any order."""
     return rng.integers(-8, 9, shape).astype(np.float32)
 
 
@@ -28,8 +28,8 @@ class Victim:
     name: str
     grid: tuple[int, ...]
     block: tuple[int, ...]
-    arguments: Callable[[], list]  # the result is the array whose name is in `result`
-    result: int  # its position among the arguments
+    arguments: Callable[[], list]
+    result: int  # index of the result among the arguments
     expected: np.ndarray
     shared: int = 0
 

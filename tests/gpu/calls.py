@@ -1,4 +1,4 @@
-"""Longer calls of public functions, for the table in public_functions.py."""
+"""The longer calls of public functions in the table of public_functions.py."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -15,8 +15,8 @@ from gpucnn.device import Device
 from gpucnn.models.classifier import Classifier
 
 
-class Place:
-    """A device, and tensors of the same numbers there as anywhere."""
+class Target:
+    """A device under test.  Its tensors and models have the same values on every device."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
@@ -33,7 +33,7 @@ class Place:
         return gpucnn.tensor(self.rng.integers(0, classes, n), device=self.name)
 
     def model(self) -> nn.Sequential:
-        """Layers of each kind that `inspect` looks for."""
+        """A model with each kind of layer that `inspect` looks for."""
         return nn.Sequential(
             nn.Conv2d(3, 4, 3, padding=1, bias=False),
             nn.BatchNorm2d(4),
@@ -60,13 +60,13 @@ class Place:
         return train.Trainer(model, optimizer, self.loader(), self.loader(), **options)
 
 
-Call = Callable[[Place], Any]
+Call = Callable[[Target], Any]
 
 
 def op(f: Callable[..., gpucnn.Tensor], *shapes: tuple[int, ...], positive: bool = False) -> Call:
-    """f of tensors of these shapes, with their gradients."""
+    """Call f on tensors of these shapes; return its result and their gradients."""
 
-    def call(at: Place) -> Any:
+    def call(at: Target) -> Any:
         inputs = [at.tensor(*shape, positive=positive) for shape in shapes]
         y = f(*inputs)
         y.backward(at.tensor(*y.shape, grad=False).astype(y.dtype).data)
@@ -76,7 +76,7 @@ def op(f: Callable[..., gpucnn.Tensor], *shapes: tuple[int, ...], positive: bool
 
 
 def layer(build: Callable[[], nn.Module], *shape: int) -> Call:
-    def call(at: Place) -> Any:
+    def call(at: Target) -> Any:
         module = build().to(at.name)
         x = at.tensor(*(shape or (2, 8, 8, 3)))
         y = module(x)
@@ -87,7 +87,7 @@ def layer(build: Callable[[], nn.Module], *shape: int) -> Call:
 
 
 def stepped(rule: Callable[..., optim.Optimizer]) -> Call:
-    def call(at: Place) -> Any:
+    def call(at: Target) -> Any:
         model, images, labels = at.model(), at.images(), at.labels(3, 5)
         optimizer = rule(model.parameters())
         for _ in range(3):
@@ -103,7 +103,7 @@ def stepped(rule: Callable[..., optim.Optimizer]) -> Call:
     return call
 
 
-def batch_norm(at: Place) -> Any:
+def batch_norm(at: Target) -> Any:
     x, gamma, beta = at.tensor(2, 4, 4, 3), at.tensor(3), at.tensor(3)
     mean, var = at.tensor(3, grad=False).data, at.tensor(3, grad=False, positive=True).data
     results = []
@@ -114,7 +114,7 @@ def batch_norm(at: Place) -> Any:
     return results, x.grad, gamma.grad, beta.grad, mean, var
 
 
-def cross_entropy(at: Place) -> Any:
+def cross_entropy(at: Target) -> Any:
     logits, weights = at.tensor(6, 4), at.tensor(4, grad=False, positive=True)
     losses = []
     for labels in (at.labels(6, 4), [0, 1, 2, 3, 0, 1]):
@@ -125,14 +125,14 @@ def cross_entropy(at: Place) -> Any:
     return losses, logits.grad
 
 
-def there_and_back(at: Place) -> Any:
+def to_cpu_and_back(at: Target) -> Any:
     x = at.tensor(3, 4)
     y = ops.to_device(ops.to_device(x * 2.0, Device.parse("cpu")) * 3.0, at.device)
     y.backward(at.tensor(3, 4, grad=False).data)
     return y, x.grad
 
 
-def module_methods(at: Place) -> Any:
+def module_methods(at: Target) -> Any:
     model, images = at.model(), at.images()
     y = model(images)
     before = {name: host(array).copy() for name, array in model.state_dict().items()}
@@ -144,7 +144,7 @@ def module_methods(at: Place) -> Any:
     return y, before, twice, moved
 
 
-def running_metrics(at: Place) -> Any:
+def running_metrics(at: Target) -> Any:
     metrics = train.RunningMetrics()
     for _ in range(2):
         logits, labels = at.tensor(4, 5), at.labels(4, 5)
@@ -152,7 +152,7 @@ def running_metrics(at: Place) -> Any:
     return metrics.loss, metrics.accuracy, metrics.state_dict()
 
 
-def trained(at: Place) -> Any:
+def trained(at: Target) -> Any:
     trainer = at.trainer()
     trainer.fit(2)
     path = at.folder / f"{at.device.kind}.safetensors"
@@ -165,31 +165,31 @@ def trained(at: Place) -> Any:
     return history, again.model.state_dict(), trainer.model.state_dict()
 
 
-def checkpoint(at: Place) -> Any:
+def checkpoint(at: Target) -> Any:
     path = at.folder / f"{at.device.kind}.checkpoint"
     train.write_checkpoint(path, {"x": at.tensor(3, 4).T.data}, {})
     return train.read_checkpoint(path).tensors["x"]
 
 
-def update_ratios(at: Place) -> Any:
+def update_ratios(at: Target) -> Any:
     ratios = inspect.UpdateRatios()
     at.trainer(callbacks=[ratios]).fit(1)
     return {name: [r for r in one if np.isfinite(r)] for name, one in ratios.ratios.items()}
 
 
-def analyze(at: Place) -> Any:
+def analyze(at: Target) -> Any:
     model = at.model()
     return str(inspect.analyze(model, (8, 8, 3)).summary), model.state_dict()
 
 
-def training_memory(at: Place) -> Any:
+def training_memory(at: Target) -> Any:
     model = at.model()
     predicted = inspect.training_memory(model, (8, 8, 3), 4)
     return predicted.parameters, predicted.images, model.state_dict()
 
 
 class Foreign:
-    """An array of some other library."""
+    """An array of another library, known by DLPack alone."""
 
     def __init__(self, tensor: gpucnn.Tensor) -> None:
         self.tensor = tensor
@@ -201,7 +201,7 @@ class Foreign:
         return self.tensor.__dlpack__(**options)
 
 
-def tensor_methods(at: Place) -> Any:
+def tensor_methods(at: Target) -> Any:
     a, b = at.tensor(3, 4), at.tensor(3, 4, positive=True)
     y = ((-a + 1.0 - b) * 2.0 / b**2 + 3.0 / b).retain_grad()
     z = (y @ b.T)[1:, :2].reshape(-1).exp().astype(np.float64).mean()
@@ -229,27 +229,27 @@ class Exposed:
         return self.tensor.__cuda_array_interface__
 
 
-def exported(at: Place) -> Any:
+def exported(at: Target) -> Any:
     onnx = pytest.importorskip("onnx")
     path = at.folder / "model.onnx"
     gpucnn.export_onnx(at.model(), path, (8, 8, 3))
     return [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
 
 
-def saved(at: Place) -> Any:
+def saved(at: Target) -> Any:
     model = models.build("lenet5").to(at.name)
     path = at.folder / f"{at.device.kind}.saved"
     gpucnn.save(path, model, "lenet5")
     return gpucnn.load(path, device=at.name)(at.tensor(2, 28, 28, 1))
 
 
-def classified(at: Place) -> Any:
+def classified(at: Target) -> Any:
     saved(at)
     classifier = Classifier(at.folder / f"{at.device.kind}.saved", device=at.name)
     return classifier.probabilities(np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28, 1))
 
 
-def timed(at: Place) -> Any:
+def timed(at: Target) -> Any:
     timer = cuda.Timer(at.device)
     with timer:
         at.tensor(3).sum()
@@ -257,14 +257,14 @@ def timed(at: Place) -> Any:
     return timer.count
 
 
-def kernels(at: Place, work: Callable[[], object]) -> None:
-    """What only a device with kernels can do; its results are its own."""
+def kernels(at: Target, work: Callable[[], object]) -> None:
+    """Work for devices with kernels; its results are not compared."""
     if at.name != "cpu":
         work()
 
 
 def numbers(result: Any) -> Iterator[np.ndarray]:
-    """Every array, tensor and number in it, on the host."""
+    """Every array, tensor and number in `result`, on the host."""
     if isinstance(result, dict):
         result = list(result.values())
     if dataclasses.is_dataclass(result):

@@ -1,7 +1,8 @@
-"""A call of every public function that works with arrays, to be compared between devices.
+"""A call of every public function that works with arrays, for comparing devices.
 
-Each takes a place, which makes its tensors, and gives arrays, tensors, numbers, or tuples, lists,
-dicts and dataclasses of them.  ARRAYLESS lists what touches no array of a device.
+Each call takes a Target, which creates its tensors, and returns arrays, tensors or numbers, or
+tuples, lists, dicts and dataclasses of them.  ARRAYLESS lists the functions that use no array on a
+device.
 """
 
 from typing import Any
@@ -56,7 +57,7 @@ OPS: dict[str, Any] = {
     "subtract": op(ops.subtract, (3, 4), (4,)),
     "sum": op(lambda x: ops.sum(x, axis=(0, 2)), (3, 4, 2)),
     "tanh": op(ops.tanh, (3, 4)),
-    "to_device": calls.there_and_back,
+    "to_device": calls.to_cpu_and_back,
     "to_nchw": op(ops.to_nchw, (2, 4, 4, 3)),
     "transpose": op(ops.transpose, (3, 4)),
     "var": op(lambda x: ops.var(x, axis=0), (3, 4)),

@@ -1,4 +1,4 @@
-"""Every public function works on its arrays' device while CuPy's current device is another."""
+"""Public functions work on the device of their arrays, even if CuPy's current device is another."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calls import Place, numbers
+from calls import Target, numbers
 from devices import CUDASIM, SECOND_CUDA, assert_close, leaf, relative
 from public_functions import ARRAYLESS, TABLE
 
@@ -30,7 +30,7 @@ MODULES = {
 
 @pytest.fixture(params=[CUDASIM, SECOND_CUDA])
 def elsewhere(request):
-    """A device that is not CuPy's current one, and whose streams are not the current ones."""
+    """A device that is not CuPy's current one, while a stream of the current one is active."""
     device = Device.parse(request.param)
     cuda = device.xp.cuda
     with ExitStack() as block:
@@ -50,11 +50,11 @@ def _exact():
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_a_public_function_gives_the_cpus_numbers_on_a_device_that_is_not_the_current_one(
+def test_a_public_function_gives_the_cpus_results_on_a_device_that_is_not_current(
     name, elsewhere, tmp_path, compiler
 ):
-    ours = list(numbers(TABLE[name](Place(elsewhere, tmp_path))))
-    theirs = list(numbers(TABLE[name](Place("cpu", tmp_path))))
+    ours = list(numbers(TABLE[name](Target(elsewhere, tmp_path))))
+    theirs = list(numbers(TABLE[name](Target("cpu", tmp_path))))
     assert len(ours) == len(theirs)
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.dtype == other.dtype
@@ -73,7 +73,7 @@ def test_no_public_function_is_missing_from_the_table(module):
 
 
 @pytest.mark.parametrize("name", [SECOND_CUDA])
-def test_a_block_with_another_device_works_there_and_comes_back(name):
+def test_working_on_makes_a_device_current_and_restores_the_previous_one(name):
     getDevice = Device.parse(name).xp.cuda.runtime.getDevice
     with working_on(Device("cuda", 1)):
         with gpucnn.device("cuda:0"):
@@ -99,17 +99,17 @@ def test_the_script_learns_the_same_bits_on_both_gpus(name, tmp_path):
         runs[device] = rows, train.read_checkpoint(out / "last.safetensors").tensors
     (rows, tensors), (other_rows, others) = runs.values()
     assert rows == other_rows
-    assert abs(float(rows[1][1]) - np.log(10)) > 0.01  # what weights of zero would give
+    assert abs(float(rows[1][1]) - np.log(10)) > 0.01  # the loss of all-zero weights
     assert tensors.keys() == others.keys()
     for key, array in tensors.items():
         assert array.tobytes() == others[key].tobytes(), key
 
 
-# --- other libraries: whose streams wait for which ---
+# --- other libraries: which stream waits for which ---
 
 
 class Shared:
-    """An array of another library, made on `stream` of its device."""
+    """An array of another library, written on `stream` of its device."""
 
     def __init__(self, array, stream):
         self.array, self.stream = array, stream
@@ -134,7 +134,7 @@ class Exposed(Shared):
 
 
 def late(name):
-    """An array of the other GPU, and the stream on which it will be full of 6 in its turn."""
+    """An array on the other GPU, and the stream whose pending work fills it with 6."""
     device = Device.parse(name)
     with device.xp.cuda.Device(device.index):
         stream = device.xp.cuda.Stream(non_blocking=True)
@@ -144,7 +144,7 @@ def late(name):
 
 @pytest.mark.parametrize("kind", [Shared, Exposed])
 @pytest.mark.parametrize("name", [SECOND_CUDA])
-def test_memory_of_another_library_is_read_after_the_work_that_fills_it(name, kind):
+def test_another_librarys_memory_is_read_after_its_pending_writes(name, kind):
     array, stream = late(name)
     t = gpucnn.tensor(kind(array, stream))
     assert str(t.device) == name
@@ -152,7 +152,7 @@ def test_memory_of_another_library_is_read_after_the_work_that_fills_it(name, ki
 
 
 @pytest.mark.parametrize("name", [SECOND_CUDA])
-def test_another_librarys_stream_waits_for_the_tensors_device_not_for_the_current_one(name):
+def test_another_librarys_stream_waits_for_the_tensors_device_not_the_current_one(name):
     array, stream = late(name)
     cuda, tensor = Device.parse(name).xp.cuda, gpucnn.Tensor(array)
     with array.device:

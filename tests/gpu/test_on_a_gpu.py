@@ -1,4 +1,4 @@
-"""Training on a GPU beyond single operations: against the CPU, to the bit, without waiting."""
+"""Training on a GPU: compared with the CPU, reproducible to the bit, without synchronizing."""
 
 import csv
 import subprocess
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _exact():
-    """The CPU's Winograd has a rounding of its own, which would hide the kernels'."""
+    """Winograd's rounding errors on the CPU would hide those of the kernels."""
     before = gpucnn.get_conv_algorithm()
     gpucnn.set_conv_algorithm("exact")
     yield
@@ -29,16 +29,16 @@ def _exact():
 
 
 def every_layer() -> nn.Sequential:
-    """Small, with each layer that has a kernel, and each way that a convolution's kernel loads."""
+    """A small model with each layer that has a kernel, and each load mode of the convolutions."""
     return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1),  # few channels
+        nn.Conv2d(3, 16, 3, padding=1),  # load mode few
         nn.ReLU(),
         nn.LocalResponseNorm(),
         nn.MaxPool2d(2),
-        nn.Conv2d(16, 24, 3, 2, "same", groups=2, bias=False),  # 16 bytes at a time
+        nn.Conv2d(16, 24, 3, 2, "same", groups=2, bias=False),  # load mode vector
         nn.BatchNorm2d(24),
         nn.LeakyReLU(0.1),
-        nn.Conv2d(24, 9, (3, 1), bias=False),  # numbers one by one
+        nn.Conv2d(24, 9, (3, 1), bias=False),  # load mode scalar
         nn.AvgPool2d(2, padding=1),
         nn.Dropout(0.3),
         nn.Flatten(),
@@ -49,7 +49,7 @@ def every_layer() -> nn.Sequential:
 
 
 class Run:
-    """A model in training on one device, from the same start everywhere."""
+    """A model in training on a device; it starts from the same state on every device."""
 
     def __init__(self, device, build=every_layer, rule=None, batch=4, classes=5):
         gpucnn.manual_seed(11)
@@ -70,20 +70,20 @@ class Run:
         return loss
 
     def tensors(self):
-        """On the host: gradients, parameters and buffers by name."""
+        """Gradients, parameters and buffers by name, on the host."""
         found = {f"{n} gradient": p.grad for n, p in self.model.named_parameters()}
         found |= self.model.state_dict()
         return {name: gpucnn.Tensor(array).numpy() for name, array in found.items()}
 
 
 def distance(ours, theirs):
-    """The largest difference of two arrays over the largest value."""
+    """The largest difference of two arrays, relative to the largest value."""
     assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
     assert np.isfinite(ours).all()
     return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
 
 
-# --- against the CPU ---
+# --- compared with the CPU ---
 
 
 @pytest.mark.parametrize(
@@ -95,18 +95,18 @@ def distance(ours, theirs):
     ids=["SGD", "AdamW"],
 )
 def test_a_step_through_every_layer_gives_the_cpus_loss_gradients_and_parameters(gpu, rule):
-    # Sums of at most 576 terms, about sqrt(576) * 2**-24 = 1.4e-6, through 8 layers.
+    # Errors of sums of up to 576 terms, about sqrt(576) * 2**-24 = 1.4e-6, through 8 layers.
     compare(after_a_step(gpu, rule=rule), after_a_step("cpu", rule=rule), bound=3e-5)
 
 
 def test_a_step_of_alexnet_gives_the_cpus_loss_gradients_and_parameters(gpu):
-    # Sums of at most 3456 terms, about sqrt(3456) * 2**-24 = 3.5e-6, through 8 layers.
+    # Errors of sums of up to 3456 terms, about sqrt(3456) * 2**-24 = 3.5e-6, through 8 layers.
     arguments = {"build": models.alexnet_cifar10, "batch": 2, "classes": 10}
     compare(after_a_step(gpu, **arguments), after_a_step("cpu", **arguments), bound=3e-5)
 
 
 def after_a_step(device, **arguments):
-    """The loss, and every tensor after it."""
+    """The loss of a step, and every tensor after it."""
     run = Run(device, **arguments)
     return run.step().item(), run.tensors()
 
@@ -117,7 +117,7 @@ def compare(ours, theirs, bound):
     assert {name: error for name, error in errors.items() if error > bound} == {}
 
 
-def test_what_was_trained_there_predicts_the_same_on_the_cpu(gpu, tmp_path):
+def test_a_model_saved_on_a_gpu_predicts_the_same_on_the_cpu(gpu, tmp_path):
     build = models.lenet5
     images = np.random.default_rng(1).random((3, 28, 28, 1), np.float32)
     model = build(generator=np.random.default_rng(2)).to(gpu)
@@ -143,7 +143,7 @@ def test_every_batch_of_a_loader_holds_the_cpus_images(gpu):
         np.testing.assert_array_equal(labels.numpy(), expected.numpy())
 
 
-# --- by itself ---
+# --- on the GPU alone ---
 
 
 def test_the_same_seed_gives_the_same_bits(gpu):
@@ -158,9 +158,9 @@ def test_the_same_seed_gives_the_same_bits(gpu):
 
 
 @pytest.mark.parametrize("rule", [None, optim.AdamW], ids=["SGD", "AdamW"])
-def test_a_step_neither_waits_for_the_device_nor_asks_it_for_memory(gpu, rule):
+def test_a_step_neither_synchronizes_nor_allocates_from_the_device(gpu, rule):
     run, device = Run(gpu, rule=rule), Device.parse(gpu)
-    for _ in range(3):  # what is compiled, and what memory there is, is known after these
+    for _ in range(3):  # kernels are compiled and memory is cached after these
         run.step()
     before = memory_asked_for(device)
     with host_never_waits(device):
@@ -178,7 +178,7 @@ def test_a_loss_is_watched_without_waiting_for_it(gpu):
     assert watch.first(wait=True) is None
 
 
-def test_inference_does_not_wait_either(gpu):
+def test_inference_does_not_synchronize(gpu):
     run, device = Run(gpu), Device.parse(gpu)
     run.model.eval()
     with gpucnn.no_grad():
@@ -187,7 +187,7 @@ def test_inference_does_not_wait_either(gpu):
             run.model(run.images)
 
 
-def test_the_check_for_waiting_sees_a_loss_that_is_read(gpu):
+def test_host_never_waits_detects_that_a_loss_is_read(gpu):
     run, device = Run(gpu), Device.parse(gpu)
     run.step()
     with pytest.raises(Waited), host_never_waits(device):
@@ -210,7 +210,7 @@ def test_a_step_on_another_stream_gives_the_same_bits(gpu):
         assert array.tobytes() == wanted[name].tobytes(), name
 
 
-def test_a_step_is_as_many_launches_as_its_shapes_say(gpu):
+def test_a_step_launches_what_its_shapes_predict(gpu):
     device = Device.parse(gpu)
     expected = launches.of_model("alexnet_cifar10", 1)
     found = launches.of_model("alexnet_cifar10", 1, device=device, run=True)
@@ -226,7 +226,7 @@ def test_a_step_is_as_many_launches_as_its_shapes_say(gpu):
 # --- mistakes ---
 
 
-def test_a_launch_refuses_what_would_go_wrong_on_the_device(gpu):
+def test_a_launch_refuses_wrong_arguments(gpu):
     xp = Device.parse(gpu).xp
     x, y = xp.zeros(64, np.float32), xp.zeros(64, np.float32)
 
@@ -240,7 +240,7 @@ def test_a_launch_refuses_what_would_go_wrong_on_the_device(gpu):
         (ShapeError, "is not contiguous", (xp.zeros((64, 2), np.float32)[:, 0], y)),
         (DtypeError, "got 1.5", (x, y, 1.5)),
         (ArgumentError, "block", (x, y, 64, 1, 2048)),
-        (ArgumentError, "has 512 threads; it takes 256", (x, y, 64, 1, 512)),
+        (ArgumentError, "has 512 threads, the kernel's limit is 256", (x, y, 64, 1, 512)),
         (ArgumentError, "grid", (x, y, 64, -1)),
         (ArgumentError, "dynamic shared memory", (x, y, 64, 1, 64, 1 << 20)),
     ]:
@@ -248,7 +248,7 @@ def test_a_launch_refuses_what_would_go_wrong_on_the_device(gpu):
             relu(*arguments)
 
 
-def test_tensors_of_two_devices_do_not_meet(gpu):
+def test_tensors_on_two_devices_are_refused(gpu):
     with pytest.raises(DeviceMismatch, match=r"add: one input is on .*, another on cpu"):
         gpucnn.tensor([1.0], device=gpu) + gpucnn.tensor([1.0])
 
@@ -261,7 +261,7 @@ def run_script(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
-def test_the_script_trains_and_ends_with_a_checkpoint(gpu, tmp_path, monkeypatch):
+def test_the_script_trains_and_writes_a_checkpoint(gpu, tmp_path, monkeypatch):
     monkeypatch.setenv("GPUCNN_DATA", str(tmp_path / "none"))
     flags = "--dataset synthetic --limit 16 --batch-size 8 --epochs 1 --seed 1 --quiet".split()
     script = ROOT / "examples" / "train_alexnet_cifar10.py"

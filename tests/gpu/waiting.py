@@ -1,4 +1,4 @@
-"""Whether the host waited for the device, and whether the device was asked for memory."""
+"""Detects that the host waited for the device, or that the device allocated memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import numpy as np
 
 from gpucnn.device import Device
 
-# One thread that does nothing for a while: what is launched behind it cannot have run.
+# One busy thread: later work on the stream cannot run before it ends.
 _SPIN = """
 extern "C" __global__ void spin(long long cycles) {
     long long start = clock64();
@@ -24,9 +24,9 @@ class Waited(AssertionError):
 
 @contextmanager
 def host_never_waits(device: Device) -> Iterator[None]:
-    """Raises Waited if the host waits for the device inside the block.
+    """Raise Waited if the host waits for the device inside the block.
 
-    The simulator counts its waits.  A real device is kept busy: if it is done when the block ends,
+    The simulator counts waits.  A real device is kept busy: if it is idle when the block ends,
     something in the block waited for it.
     """
     cuda: Any = device.xp.cuda
@@ -50,6 +50,6 @@ def host_never_waits(device: Device) -> Iterator[None]:
 
 
 def memory_asked_for(device: Device) -> int:
-    """A number that grows when the pool has to ask the device for memory."""
+    """A number that grows when the pool allocates memory from the device."""
     pool = device.xp.get_default_memory_pool()
     return int(pool.device_allocations if device.kind == "cudasim" else pool.total_bytes())

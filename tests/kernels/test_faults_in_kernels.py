@@ -1,4 +1,4 @@
-"""The tests of the kernels see: each fault put into a kernel makes at least one of them fail."""
+"""The kernels' tests detect faults: each fault seeded into a kernel makes at least one fail."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class Fault:
     what: str
     file: str
     right: str  # text of the file ...
-    wrong: str  # ... and what it becomes
-    mode: str = "fast"  # how it is caught
+    wrong: str  # ... and its replacement
+    mode: str = "fast"  # GPUCNN_CUDASIM that detects it
 
 
 FILES = sorted({kernel.file for kernel in cuda.kernels().values()})
@@ -126,8 +126,8 @@ def fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
     files = FILES if fault.file.endswith(".cuh") else [fault.file]
     if not any(fault.right in assemble(file) for file in files):
-        pytest.fail("the kernel has changed: put the fault where it is now")
-    monkeypatch.setattr(cuda, "assemble", assemble_with_fault)
+        pytest.fail("the kernel has changed: update the text that the fault replaces")
+    monkeypatch.setattr(compiler, "assemble", assemble_with_fault)
     monkeypatch.setenv("GPUCNN_CUDASIM", fault.mode)
     forget()
     yield fault
@@ -135,20 +135,20 @@ def fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def forget() -> None:
-    """Modules that were compiled from the other text."""
+    """Drop the modules that were compiled from the other text."""
     compiler.load_module.cache_clear()
     launcher.checked_kernel.cache_clear()
 
 
 @pytest.mark.usefixtures("conv_algorithm")
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what, indirect=True)
-def test_a_fault_in_a_kernel_is_caught(fault: Fault) -> None:
+def test_a_seeded_fault_in_a_kernel_is_detected(fault: Fault) -> None:
     with pytest.raises((KernelError, AssertionError)):
         everything()
 
 
 def everything() -> None:
-    """The tests of the kernels, in short."""
+    """Run a short version of the kernels' tests."""
     check(*run_all(np.random.default_rng(20), "cudasim"))
     for seed in range(12):
         rng = np.random.default_rng(seed)

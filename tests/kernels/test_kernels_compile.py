@@ -1,4 +1,4 @@
-"""Every kernel as machine code: it compiles, nothing spills, and it leaves the room it promises."""
+"""Every kernel as machine code: it compiles, nothing spills, and its launch bounds hold."""
 
 import re
 from functools import cache
@@ -10,8 +10,8 @@ from gpucnn.cuda import nvrtc
 from gpucnn.errors import DeviceError
 from gpucnn.integers import ceil_div
 
-# Of one multiprocessor: threads, and bytes of shared memory.  CUDA C++ Programming Guide, table
-# of technical specifications per compute capability.
+# Threads and bytes of shared memory per multiprocessor, by compute capability.  Source: CUDA C++
+# Programming Guide, table of technical specifications per compute capability.
 MULTIPROCESSOR = {
     75: (1024, 64 << 10),
     80: (2048, 164 << 10),
@@ -21,7 +21,7 @@ MULTIPROCESSOR = {
     100: (2048, 228 << 10),
     120: (1536, 100 << 10),
 }
-REGISTERS = 65536  # of a multiprocessor, on all of them
+REGISTERS = 65536  # per multiprocessor, on all of them
 FILES = sorted({kernel.file for kernel in cuda.kernels().values()})
 ARCHITECTURES = [
     pytest.param(arch, marks=[] if arch in (80, 90) else pytest.mark.slow)
@@ -66,8 +66,8 @@ def test_the_comment_at_the_top_states_the_registers_and_warps_that_the_launch_b
     header = cuda.assemble(file).split("#include")[0]
     text = " ".join(header.replace("//", "").split())
     for name, (threads, blocks) in launch_bounds(file).items():
-        most = REGISTERS // (threads * blocks) // 8 * 8  # handed out 8 by 8
-        stated = rf"at most {most}( registers)?( \([^)]*\))?: {threads * blocks // 32} warps"
+        most = REGISTERS // (threads * blocks) // 8 * 8  # allocated in units of 8
+        stated = rf"at most {most} registers (a thread|each): {threads * blocks // 32} warps"
         assert re.search(stated, text), f"{name}: {stated}"
 
 
@@ -81,7 +81,7 @@ def test_no_kernel_takes_more_registers_than_its_launch_bounds_leave(file: str, 
 
 
 def launch_bounds(file: str) -> dict[str, tuple[int, int]]:
-    """Threads of a block, and blocks on a multiprocessor, as the source states them."""
+    """Threads per block and blocks per multiprocessor in the source's __launch_bounds__."""
     found = re.findall(
         r"__launch_bounds__\((\d+), (\d+)\)[\w\s]*?\bvoid (\w+)\(", cuda.assemble(file)
     )
@@ -94,8 +94,10 @@ def blocks_that_fit(file: str, name: str, arch: int) -> int:
     usage, threads = compiled(file, arch).usage[name], launch_bounds(file)[name][0]
     most_threads, shared = MULTIPROCESSOR[arch]
     warps = threads // 32
-    registers = ceil_div(usage.registers, 8) * 8 * 32 * warps  # handed out to a warp 8 by 8
-    reserved = 0 if arch < 80 else 1024  # by the system, for every block
+    registers = (
+        ceil_div(usage.registers, 8) * 8 * 32 * warps
+    )  # allocated to a warp, 8 per thread at a time
+    reserved = 0 if arch < 80 else 1024  # by CUDA, for every block
     limits = [most_threads // threads, REGISTERS // registers]
     if usage.shared:
         limits.append(shared // (usage.shared + reserved))

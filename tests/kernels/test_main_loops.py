@@ -1,4 +1,4 @@
-"""The convolutions' main loops as machine code: what they are made of."""
+"""The convolutions' main loops as machine code: their instruction mix."""
 
 from functools import cache
 
@@ -8,7 +8,8 @@ from gpucnn import cuda
 from gpucnn.cuda import nvrtc, sass
 from gpucnn.errors import DeviceError
 
-# The least share of multiply-adds.  CUTLASS has 0.79, 0.78 and 0.66 at best: kernel_mix.py.
+# The lowest share of multiply-adds allowed.  CUTLASS reaches 0.79, 0.78 and 0.66 at best:
+# benchmarks/kernel_mix.py.
 SHARES = {
     "conv2d_forward_128x128_vector": 0.80,
     "conv2d_forward_128x64_vector": 0.80,
@@ -39,12 +40,12 @@ def test_the_main_loop_multiplies_and_reads_16_bytes_and_loads_early(
     assert loop.multiply_adds == 512
     assert loop.share >= SHARES[kernel]
     assert loop.count("LDS.128") >= 32
-    # Loads from global memory come at least 192 multiply-adds before their use: with 12 warps
-    # on 4 schedulers that is 576 cycles, what memory takes to answer.
+    # Loads from global memory are issued at least 192 multiply-adds before their use: with 12 warps
+    # on 4 schedulers these take 576 cycles, the latency of global memory.
     assert loop.cover >= 192
 
 
-def test_a_loop_is_read_out_of_the_listing() -> None:
+def test_the_main_loop_is_parsed_from_the_listing() -> None:
     listing = """
 .L_x_0:
         /*0000*/                   MOV R1, c[0x0][0x28] ;

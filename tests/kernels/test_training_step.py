@@ -1,4 +1,4 @@
-"""A whole step of AlexNet on a GPU, simulated or not, beside the CPU."""
+"""A whole training step of AlexNet on a GPU, simulated or real, compared with the CPU."""
 
 from collections.abc import Callable
 
@@ -15,11 +15,11 @@ Arrays = list[np.ndarray]
 def one_step(
     device: str, model: nn.Sequential, images: tuple[int, ...] = (0, 1, 2)
 ) -> tuple[Arrays, int]:
-    """The loss, then every gradient, then every parameter after the step; and the launches.
+    """Return [loss, *gradients, *updated parameters] of one step, and its number of launches.
 
-    The three images come in the order of `images`.
+    `images` is the order of the three images in the batch.
     """
-    gpucnn.manual_seed(1)  # of dropout
+    gpucnn.manual_seed(1)  # for dropout
     model = model.to(device)
     rng = np.random.default_rng(5)
     optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
@@ -40,7 +40,7 @@ def alexnet() -> nn.Sequential:
 
 
 class InOldOrder(nn.Module):
-    """A layer that sees images and features where they were before they were rearranged."""
+    """Run a layer on images and features in their original order."""
 
     def __init__(self, layer: nn.Module, images: np.ndarray, features: np.ndarray) -> None:
         self.layer = layer
@@ -52,15 +52,17 @@ class InOldOrder(nn.Module):
 
 
 def step_in_another_order(rng: np.random.Generator) -> Arrays:
-    """one_step on the CPU, of the same network with images, channels and hidden units rearranged.
+    """Results of one_step on the CPU with images, channels and hidden units permuted.
 
-    It is the same function of the same numbers, and each sum over images, channels or units adds
-    the same terms in another order: where it differs from one_step, the order of a float32 sum is
-    what explains it.
+    The function and the numbers are the same, but each sum over images, channels or units adds
+    its terms in another order, so that only the order of float32 sums explains a difference from
+    one_step.
     """
     images = rng.permutation(3)
     layers: list[nn.Module] = []
-    places: list[tuple[np.ndarray, ...]] = []  # of each parameter in the old network
+    places: list[
+        tuple[np.ndarray, ...]
+    ] = []  # of each parameter's elements in the original network
     order, last = np.arange(3), alexnet()[-1]
     for layer in alexnet():
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -87,7 +89,7 @@ def step_in_another_order(rng: np.random.Generator) -> Arrays:
 
 
 def last_pixels(layers: list[nn.Module]) -> int:
-    """Pixels of what `layers` make of a 32 x 32 image."""
+    """Pixels of the output of `layers` for a 32 x 32 image."""
     with gpucnn.no_grad():
         y = nn.Sequential(*layers)(gpucnn.tensor(np.zeros((1, 32, 32, 3), np.float32)))
     return y.shape[1] * y.shape[2]
@@ -96,11 +98,11 @@ def last_pixels(layers: list[nn.Module]) -> int:
 def test_a_step_of_alexnet_differs_from_the_cpus_by_no_more_than_reordered_sums_do(
     gpu: str, conv_algorithm: Callable[[str], None]
 ) -> None:
-    """Loss, each gradient and each updated parameter.
+    """Compare the loss, each gradient and each updated parameter.
 
-    The bound of each is measured: twice the largest difference that four other orders of the sums
-    make on the CPU alone; twice, as four samples seldom hold the worst order.  "exact" because
-    Winograd's rounding on the CPU would hide the kernels'.
+    The bounds are measured: twice the largest difference between four other orders of the sums on
+    the CPU.  Twice, because four samples seldom include the worst order.  "exact", because
+    Winograd's rounding errors on the CPU would hide those of the kernels.
     """
     conv_algorithm("exact")
     on_gpu, launches = one_step(gpu, alexnet())
@@ -109,5 +111,5 @@ def test_a_step_of_alexnet_differs_from_the_cpus_by_no_more_than_reordered_sums_
     for number, expected in enumerate(on_cpu):
         allowed = 2 * max(relative(other[number], expected) for other in reordered)
         assert relative(on_gpu[number], expected) <= allowed, number
-        assert allowed <= 2e-5, number  # or a ReLU or a maximum went the other way
+        assert allowed <= 2e-5, number  # more means that a ReLU or a maximum flipped
     assert 0 < launches <= MOST_LAUNCHES

@@ -1,5 +1,5 @@
-// CUDA's mathematics and bit functions.  The functions with leading underscores are fast and
-// less exact on a GPU; here they are exact, so results differ by their documented error.
+// CUDA's mathematical and bit functions.  The functions with leading underscores are fast and less
+// accurate on a GPU; here they are accurate, so results differ by their documented error.
 
 #ifndef CUDASIM_ARITHMETIC_H
 #define CUDASIM_ARITHMETIC_H
@@ -22,8 +22,8 @@ CUDASIM_INLINE float __uint_as_float(unsigned x) { return cudasim_bits<float>(x)
 CUDASIM_INLINE long long __double_as_longlong(double x) { return cudasim_bits<long long>(x); }
 CUDASIM_INLINE double __longlong_as_double(long long x) { return cudasim_bits<double>(x); }
 
-// max, min, abs: CUDA has them for every pair of arithmetic types, without a namespace; for
-// floating point a NaN loses.
+// CUDA has max, min and abs for every pair of arithmetic types, in the global namespace; in floating
+// point a NaN loses.
 template <class A, class B>
 CUDASIM_INLINE std::common_type_t<A, B> max(A a, B b) {
     using T = std::common_type_t<A, B>;
@@ -47,7 +47,7 @@ CUDASIM_INLINE float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 CUDASIM_INLINE double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 CUDASIM_INLINE float __saturatef(float x) { return x >= 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
 
-// Macros, as the C library has functions of these names.
+// Macros, because the C library has functions with these names.
 #define __expf(x) expf(x)
 #define __exp10f(x) powf(10.0f, x)
 #define exp10f(x) powf(10.0f, x)
@@ -70,8 +70,8 @@ CUDASIM_INLINE float cospif(float x) { return float(std::cos(M_PI * std::fmod(do
 CUDASIM_INLINE void sincospif(float x, float* s, float* c) { *s = sinpif(x); *c = cospif(x); }
 CUDASIM_INLINE float normcdff(float x) { return float(0.5 * std::erfc(-double(x) * M_SQRT1_2)); }
 
-// These must not be contracted with a neighbour into one multiply-add: the empty asm keeps the
-// compiler from seeing through.
+// These must not be contracted into multiply-adds: the empty asm hides the value from the
+// compiler.
 CUDASIM_INLINE float cudasim_opaque(float x) {
     asm("" : "+m"(x));
     return x;
@@ -126,7 +126,7 @@ CUDASIM_INLINE unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     return result;
 }
 
-// Reads and writes with a hint for the cache.
+// Loads and stores with cache hints.
 #define CUDASIM_LOAD(NAME) \
     template <class T> CUDASIM_INLINE T NAME(const T* address) { return *address; }
 #define CUDASIM_STORE(NAME) \

@@ -1,13 +1,13 @@
-// Atomic functions.  Blocks run on several cores at once, so these are atomic here too.
+// Atomic functions.  They are atomic here too, because blocks run on several cores.
 
 #ifndef CUDASIM_ATOMICS_H
 #define CUDASIM_ATOMICS_H
 
-// The checks are told what an atomic is; the compiler's instrumentation would see plain accesses.
+// Reports the access as atomic; the compiler's instrumentation would report plain accesses.
 #define CUDASIM_ATOMIC template <class T> static inline CUDASIM_QUIET
 #define CUDASIM_TOUCH(address) cudasim_touch(address, sizeof *(address), 1, 1)
 
-// Replaces *address by change(*address) in one step; returns the old value.
+// Atomically replaces *address, `old`, by CHANGED; returns the old value.
 #define CUDASIM_UPDATE(NAME, CHANGED)                                                        \
     CUDASIM_ATOMIC T NAME(T* address, std::common_type_t<T> value) {                         \
         CUDASIM_TOUCH(address);                                                              \

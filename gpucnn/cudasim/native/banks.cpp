@@ -1,12 +1,12 @@
-// Bank mode: in how many turns shared memory serves each access of a warp.
+// Bank mode: detects bank conflicts in shared memory.
 //
-// Shared memory has 32 banks of 4 bytes; a bank hands out one word at a time, to any number of
-// lanes.  An access takes as many turns ("ways") as the busiest bank is asked for different words.
-// Lanes come 32 at a time for 4 bytes or fewer, 16 for 8 bytes, 8 for 16 bytes.
+// Shared memory has 32 banks of 4 bytes; a bank serves one word at a time, to any number of lanes.
+// An access takes as many passes ("ways") as the busiest bank has different words to serve.  Lanes
+// are served 32 at a time for accesses of up to 4 bytes, 16 for 8 bytes, 8 for 16 bytes.
 //
-// Lanes run one after another here, so what a warp does at once is put together afterwards: the
-// n-th time since the last barrier that each lane comes to one place in the code.  Lanes that go
-// round a loop together are matched as on a GPU; where some of them skip turns they are not.
+// The simulator runs lanes one after another, so it reconstructs a warp's simultaneous accesses: the
+// n-th execution of an instruction since the last barrier is matched across lanes.  This is right
+// where lanes iterate together, and wrong where some of them skip iterations.
 
 #include <algorithm>
 
@@ -20,31 +20,31 @@ constexpr int kBanks = 32, kWord = 4;
 struct SharedAccess {
     char* code;
     int lane;
-    unsigned offset, bytes;  // in the block's shared memory
+    unsigned offset, bytes;  // offset in the block's shared memory
 };
 
-struct Turns {
+struct Conflict {
     int ways;
-    SharedAccess worst;  // one of those that wait for each other
+    SharedAccess worst;  // one of the conflicting accesses
 };
 
-// The turns that these accesses of one instruction take, of which lane i made at[i], or none.
-Turns turns(const SharedAccess* const (&at)[kWarp]) {
+// The worst conflict among the accesses of one instruction; at[i] is lane i's, or null.
+Conflict conflict(const SharedAccess* const (&at)[kWarp]) {
     unsigned bytes = 0;
     for (const SharedAccess* access : at)
         if (access && access->bytes > bytes) bytes = access->bytes;
     int together = bytes > 8 ? 8 : bytes > 4 ? 16 : 32;
-    Turns most = {0, {}};
+    Conflict most = {0, {}};
     for (int first = 0; first < kWarp; first += together) {
-        std::vector<unsigned> words[kBanks];  // that each bank is asked for
+        std::vector<unsigned> words[kBanks];  // different words that each bank has to serve
         for (int lane = first; lane < first + together; ++lane) {
             if (!at[lane]) continue;
             unsigned last = (at[lane]->offset + at[lane]->bytes - 1) / kWord;
             for (unsigned word = at[lane]->offset / kWord; word <= last; ++word) {
-                std::vector<unsigned>& asked = words[word % kBanks];
-                if (std::find(asked.begin(), asked.end(), word) == asked.end())
-                    asked.push_back(word);
-                if (int(asked.size()) > most.ways) most = {int(asked.size()), *at[lane]};
+                std::vector<unsigned>& in_bank = words[word % kBanks];
+                if (std::find(in_bank.begin(), in_bank.end(), word) == in_bank.end())
+                    in_bank.push_back(word);
+                if (int(in_bank.size()) > most.ways) most = {int(in_bank.size()), *at[lane]};
             }
         }
     }
@@ -54,7 +54,7 @@ Turns turns(const SharedAccess* const (&at)[kWarp]) {
 }  // namespace
 
 struct BankLog {
-    // Since the last barrier, each lane's in its order.
+    // Since the last barrier; those of a lane are in order.
     std::vector<SharedAccess> accesses[kMaxWarps];
 };
 
@@ -69,13 +69,14 @@ void bank_new_block(Worker* worker) {
 void bank_access(Worker* worker, size_t offset, size_t bytes, void* code) {
     const Thread* thread = worker->current();
     std::vector<SharedAccess>& log = worker->launch->banks->accesses[thread->number / kWarp];
-    // What is longer than any instruction's is several; a place of its own for each of them.
+    // An access longer than 16 bytes is several instructions: give each a code address of its own.
     for (size_t at = 0; at < bytes; at += 16)
         log.push_back({static_cast<char*>(code) + at, thread->lane, unsigned(offset + at),
                        unsigned(std::min<size_t>(bytes - at, 16))});
 }
 
-// All threads have met, or returned: ends the launch if an access took more turns than allowed.
+// Called when all threads are at a barrier or have returned.  Ends the launch if an access took
+// more passes than allowed.
 void bank_check(Worker* worker) {
     BankLog* log = worker->launch->banks;
     int warps = (worker->thread_count + kWarp - 1) / kWarp, allowed = worker->launch->request->ways;
@@ -86,7 +87,7 @@ void bank_check(Worker* worker) {
         };
         std::stable_sort(all.begin(), all.end(), before);
         for (size_t begin = 0, end; begin < all.size(); begin = end) {
-            const SharedAccess* next[kWarp] = {};  // of this place in the code, by lane
+            const SharedAccess* next[kWarp] = {};  // of this instruction, by lane
             int left[kWarp] = {};
             for (end = begin; end < all.size() && all[end].code == all[begin].code; ++end)
                 if (left[all[end].lane]++ == 0) next[all[end].lane] = &all[end];
@@ -96,7 +97,7 @@ void bank_check(Worker* worker) {
                 for (int lane = 0; lane < kWarp; ++lane)
                     if (left[lane]-- > 0) at[lane] = next[lane]++, any = true;
                 if (!any) break;
-                Turns found = turns(at);
+                Conflict found = conflict(at);
                 if (found.ways <= allowed) continue;
                 worker->set_current(&worker->warps[warp].threads[found.worst.lane]);
                 worker->fail("takes part in a " + std::to_string(found.ways) +

@@ -1,7 +1,7 @@
-// What the checked modes look at.  Kernels are compiled with -fsanitize=thread and a few of the
-// undefined-behaviour sanitizers, which call functions before each access and after each broken
-// rule.  Instead of the compiler's own libraries, which know nothing of blocks and threads, those
-// functions are here.
+// The checked modes.  Kernels are compiled with -fsanitize=thread and a few of the undefined-behaviour
+// sanitizers, which insert calls at each memory access and each violation.  This file implements
+// the functions that they call, in place of the compiler's libraries, which do not know about
+// blocks and threads.
 
 #include <dlfcn.h>
 
@@ -15,7 +15,7 @@ namespace cudasim {
 namespace {
 
 struct SharedVariable {
-    const size_t* module;  // its counter, which names the module
+    const size_t* module;  // address of the module's counter, which identifies the module
     size_t offset, bytes;
     const char* name;
 };
@@ -27,7 +27,7 @@ std::string verb(bool write, bool atomic) {
     return atomic ? "updates" : write ? "writes" : "reads";
 }
 
-// Python turns this into file and line: an offset into the module's library.
+// An offset into the module's library; Python turns it into file and line.
 std::string code_text(Worker* worker, void* code) {
     Dl_info module;
     if (!code || !dladdr(reinterpret_cast<void*>(worker->launch->request->entry), &module)) return "";
@@ -50,7 +50,7 @@ bool inside(const char* address, const T& variable) {
     return address >= start && address < start + sizeof variable;
 }
 
-bool of_thread(const char* address) {
+bool is_builtin(const char* address) {
     return inside(address, threadIdx) || inside(address, blockIdx) || inside(address, blockDim) ||
            inside(address, gridDim) || inside(address, cudasim_lane) ||
            inside(address, cudasim_shared);
@@ -61,8 +61,8 @@ std::string elements(const Range& range) {
     return std::string(range.name) + ", which has " + std::to_string(count) + " elements";
 }
 
-// Where an address that belongs to nothing lies: the nearest array tells most.
-std::string place_outside(const Request* request, const char* address) {
+// Describes an address outside all arrays by its distance from the nearest one.
+std::string describe_outside(const Request* request, const char* address) {
     if (reinterpret_cast<uintptr_t>(address) < 65536) return "through a null pointer";
     const Range* nearest = nullptr;
     size_t least = 1 << 20;
@@ -78,7 +78,7 @@ std::string place_outside(const Request* request, const char* address) {
 }
 
 bool has_poison(const char* address, size_t bytes) {
-    if (bytes < 4) return false;  // 0x7fff is a fair number of 16 bits
+    if (bytes < 4) return false;  // 0x7fff is a legitimate 16-bit number
     for (size_t at = 0; at + 4 <= bytes; at += 4) {
         unsigned word;
         memcpy(&word, address + at, 4);
@@ -87,7 +87,7 @@ bool has_poison(const char* address, size_t bytes) {
     return false;
 }
 
-// The variable in which a byte of shared memory lies, or null.
+// The variable that contains a byte of shared memory, or null.
 const SharedVariable* variable_at(const Request* request, size_t offset) {
     for (const SharedVariable& variable : shared_variables)
         if (variable.module == request->static_shared && offset >= variable.offset &&
@@ -149,16 +149,16 @@ void check_access(Worker* worker, const char* address, size_t bytes, bool write,
             if (address >= request->ranges[i].begin && address < request->ranges[i].end)
                 found = &request->ranges[i];
         if (!found) {
-            if (of_thread(address) || in_module(worker, address)) return;
+            if (is_builtin(address) || in_module(worker, address)) return;
             worker->fail(verb(write, atomic) + " " + std::to_string(bytes) + " bytes " +
-                         place_outside(request, address) + code_text(worker, code));
+                         describe_outside(request, address) + code_text(worker, code));
         }
         if (address + bytes > found->end)
             worker->fail(verb(write, atomic) + " " + std::to_string(bytes) + " bytes across the end of " +
                          elements(*found) + code_text(worker, code));
         if (write && !found->writable)
             worker->fail("writes element " + std::to_string((address - found->begin) / found->item) +
-                         " of " + found->name + ", which it declares const" + code_text(worker, code));
+                         " of " + found->name + ", which the kernel declares const" + code_text(worker, code));
     }
     if ((!write || atomic) && request->checks & kAddress && has_poison(address, bytes))
         worker->fail(verb(write, atomic) + " " + memory_name(worker, address) +
@@ -179,13 +179,14 @@ void cudasim_touch(const void* address, size_t bytes, int write, int atomic) {
                      __builtin_return_address(0));
 }
 
-// It initialises a static variable, which a failure here would leave half made: the next launch
-// would wait for it.  So the kernel asks for the failure afterwards, by cudasim_no_shared.
+// Called from the initialiser of a static variable.  Failing here would leave that variable half
+// initialised, and the next launch would wait for it.  The kernel therefore checks the result and
+// fails afterwards, in cudasim_no_shared.
 size_t cudasim_reserve_shared(size_t* used, size_t bytes, size_t alignment, const char* name) {
     std::lock_guard<std::mutex> lock(shared_mutex);
     bool checks = this_worker->launch->request->checks;
-    // Checked: far from its neighbours, and at no better alignment than it asked for, so that a
-    // vector access that needs more is found out.  Otherwise: whole cache lines.
+    // Checked modes: far from its neighbours, and no better aligned than declared, so that vector
+    // accesses that need more are detected.  Otherwise: on its own cache lines.
     size_t step = checks ? 2 * alignment : alignment < 64 ? 64 : alignment;
     size_t at = (*used + (checks ? 256 : 0) + step - 1) / step * step + (checks ? alignment : 0);
     if (bytes > kStaticLimit || at + bytes > kStaticShared) return ~size_t(0);
@@ -246,38 +247,38 @@ struct TypeMismatch {
     unsigned char log_alignment, kind;
 };
 
-[[noreturn]] static void broken(const void* data, const char* rule) {
+[[noreturn]] static void fail_rule(const void* data, const char* rule) {
     const SourceLocation* at = static_cast<const SourceLocation*>(data);
     cudasim_fail("%s at %s:%u", rule, at->file, at->line);
 }
 
 CUDASIM_EXPORT void __ubsan_handle_out_of_bounds(void* data, size_t index) {
     const SourceLocation* at = static_cast<const SourceLocation*>(data);
-    cudasim_fail("uses index %td of an array that ends before it, at %s:%u", ptrdiff_t(index),
+    cudasim_fail("uses index %td, which is out of bounds, at %s:%u", ptrdiff_t(index),
                  at->file, at->line);
 }
 CUDASIM_EXPORT void __ubsan_handle_type_mismatch_v1(void* data, uintptr_t address) {
     const TypeMismatch* mismatch = static_cast<const TypeMismatch*>(data);
     const SourceLocation& at = mismatch->at;
     if (!address) cudasim_fail("uses a null pointer at %s:%u", at.file, at.line);
-    cudasim_fail("uses address %#zx, which is not a multiple of the %d bytes that its type needs, "
+    cudasim_fail("uses misaligned address %#zx: its type needs a multiple of %d bytes, "
                  "at %s:%u", size_t(address), 1 << mismatch->log_alignment, at.file, at.line);
 }
 CUDASIM_EXPORT void __ubsan_handle_divrem_overflow(void* data, void*, void*) {
-    broken(data, "divides by zero");
+    fail_rule(data, "divides by zero");
 }
 CUDASIM_EXPORT void __ubsan_handle_shift_out_of_bounds(void* data, void*, void*) {
-    broken(data, "shifts by more bits than there are, or a negative number,");
+    fail_rule(data, "shifts by too many bits, or a negative number,");
 }
 CUDASIM_EXPORT void __ubsan_handle_add_overflow(void* data, void*, void*) {
-    broken(data, "adds past the range of a signed integer");
+    fail_rule(data, "overflows a signed integer by adding");
 }
 CUDASIM_EXPORT void __ubsan_handle_sub_overflow(void* data, void*, void*) {
-    broken(data, "subtracts past the range of a signed integer");
+    fail_rule(data, "overflows a signed integer by subtracting");
 }
 CUDASIM_EXPORT void __ubsan_handle_mul_overflow(void* data, void*, void*) {
-    broken(data, "multiplies past the range of a signed integer");
+    fail_rule(data, "overflows a signed integer by multiplying");
 }
 CUDASIM_EXPORT void __ubsan_handle_negate_overflow(void* data, void*) {
-    broken(data, "negates the most negative integer");
+    fail_rule(data, "negates the most negative integer");
 }

@@ -1,5 +1,5 @@
-// Asynchronous copies.  They arrive when their group is waited for and no sooner, as on a GPU with
-// a slow memory: a wait that is missing gives a wrong result every time.
+// Asynchronous copies.  They complete only when their group is waited for, as on a GPU with slow
+// memory: a missing wait gives a wrong result every time.
 
 #include <cstring>
 
@@ -7,8 +7,8 @@
 
 namespace cudasim {
 
-// Does the copies of all but the newest `groups_left` committed groups of the current thread.
-void Worker::land_copies(int groups_left) {
+// Performs the current thread's copies, except for the newest `groups_left` committed groups.
+void Worker::complete_copies(int groups_left) {
     Thread* thread = current();
     size_t kept = 0;
     for (Copy& copy : thread->copies) {
@@ -24,7 +24,7 @@ void Worker::land_copies(int groups_left) {
     thread->copies.resize(kept);
 }
 
-// What an asynchronous copy touches, it touches twice: when it begins and when it ends.
+// Checks a copy's accesses; called when it starts and when it completes.
 void Worker::check_copy(const Copy& copy) {
     if (!launch->request->checks) return;
     if (copy.from_bytes) check_access(this, copy.from, copy.from_bytes, false, false, copy.code);
@@ -54,4 +54,4 @@ void cudasim_copy_async(void* to, const void* from, int bytes, int from_bytes) {
 
 void cudasim_copy_commit() { ++this_worker->current()->group; }
 
-void cudasim_copy_wait(int groups_left) { this_worker->land_copies(groups_left); }
+void cudasim_copy_wait(int groups_left) { this_worker->complete_copies(groups_left); }

@@ -1,4 +1,4 @@
-// CUDA's words, for g++.  Every kernel is compiled with this header in front of it.
+// CUDA's keywords and functions for a C++ compiler.  Prepended to every kernel.
 
 #ifndef CUDASIM_CUDA_H
 #define CUDASIM_CUDA_H
@@ -15,7 +15,7 @@
 
 #define __CUDASIM__ 1
 #define __CUDACC_RTC__ 1
-#define __CUDA_ARCH__ 900  // the newest instructions that the simulator knows
+#define __CUDA_ARCH__ 900  // the newest architecture whose instructions the simulator has
 
 #define __global__
 #define __device__
@@ -36,7 +36,7 @@ static constexpr int warpSize = 32;
     ((condition) ? (void)0                                                                    \
                  : cudasim_fail("fails assert(%s) at %s:%d", #condition, __FILE__, __LINE__))
 
-// A function of the simulator's own, whose accesses are not the kernel's.
+// Marks a function of the simulator, whose accesses are not checked.
 #if !defined(CUDASIM_CHECKED)
 #define CUDASIM_QUIET
 #elif defined(__clang__)
@@ -58,10 +58,10 @@ inline __attribute__((always_inline)) void call(void (*kernel)(A...), void** arg
     call(kernel, arguments, std::index_sequence_for<A...>{});
 }
 
-static size_t shared_used = 0;  // bytes that this module's __shared__ variables take
+static size_t shared_used = 0;  // bytes of this module's __shared__ variables
 }  // namespace cudasim
 
-// Called once per thread of the launch.
+// cudasim_run_KERNEL is called once per thread of a launch.
 #define CUDASIM_ENTRY(KERNEL)                                                                 \
     CUDASIM_EXPORT CUDASIM_QUIET void cudasim_run_##KERNEL(void** arguments) {                \
         cudasim::call(KERNEL, arguments);                                                     \

@@ -1,4 +1,4 @@
-// A fiber: a stack of its own, and the place where it stopped.
+// A fiber: a stack and a saved context.
 
 #ifndef CUDASIM_FIBER_H
 #define CUDASIM_FIBER_H
@@ -28,7 +28,7 @@ struct Context {
     void* stack_pointer;
 };
 
-// Saves what a call must preserve on the old stack, and takes it from the new one.
+// Saves the callee-saved registers on the old stack and restores them from the new one.
 extern "C" void cudasim_switch(void** from, void** to);
 asm(R"(
 .text
@@ -62,13 +62,13 @@ inline void switch_context(Context* from, Context* to) {
 struct Fiber {
     Context context;
     char *low, *high;  // the stack
-    bool prepared;     // it has begun, or is ready to
+    bool prepared;     // has started, or is ready to
 };
 
-// 256 KB: printf with floats needs several; untouched pages cost nothing.
+// 256 KB: printf of floats needs several KB; untouched pages cost nothing.
 constexpr size_t kPage = 4096, kStack = 64 * kPage, kStride = kStack + kPage;
 
-// All fibers' stacks in one piece of memory, each above a page that must not be touched.
+// Allocates all stacks at once, each above a guard page; null if memory runs out.
 inline char* allocate_stacks(int count) {
     void* memory = mmap(nullptr, kStride * count, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -78,8 +78,8 @@ inline char* allocate_stacks(int count) {
     return base;
 }
 
-// Makes `fiber` start in `entry` when it is switched to.  Stacks start at different offsets
-// within their pages: 256 hot stacks at one offset would fight for the same cache lines.
+// Makes `fiber` start in `entry` at the first switch to it.  Stacks start at different offsets within
+// their pages: 256 stacks in use at one offset would compete for the same cache lines.
 inline void prepare_fiber(Fiber* fiber, int number, void (*entry)()) {
     char* top = fiber->high - number % 32 * 128;
 #ifdef CUDASIM_UCONTEXT

@@ -1,8 +1,8 @@
-// Ctrl-C ends a kernel that would run for ever.
+// Lets Ctrl-C end a kernel that does not terminate.
 //
-// A signal comes at any instruction.  A thread that is in the kernel's own code holds no lock, so its
-// stack can be left as after an error.  Anywhere else, in printf or in the simulator, it is let
-// alone and asked again a little later, until the launch has ended.
+// A signal can arrive at any instruction.  A thread in the kernel's own code holds no lock, so its
+// stack can be abandoned as after an error.  A thread elsewhere, in printf or in the simulator, is
+// left alone and signalled again a little later, until the launch has ended.
 
 #include <cerrno>
 #include <pthread.h>
@@ -20,11 +20,11 @@
 namespace cudasim {
 namespace {
 
-constexpr int kPause = 5000;  // microseconds from one question to the next
+constexpr int kPause = 5000;  // microseconds between two signals to a thread
 
-std::atomic<int> asked, enough;  // interrupts in this launch, and how many of them end it
-int wake_up = -1;                // what the handler writes to, for the watcher to read
-uintptr_t code_begin, code_end;  // of the kernel that is being ended
+std::atomic<int> asked, enough;  // interrupts during this launch, and the number that ends it
+int wake_up = -1;                // the handler writes to this pipe, the watcher reads it
+uintptr_t code_begin, code_end;  // of the module being interrupted
 struct sigaction before_interrupt, before_nudge;
 
 struct Watch {
@@ -40,7 +40,7 @@ uintptr_t program_counter(void* context) {
 #elif defined(__linux__) && defined(__aarch64__)
     return machine->pc;
 #else
-    return 0;  // barriers, and the checks of every access, still end the launch
+    return 0;  // unknown: barriers and checked accesses still end the launch
 #endif
 }
 
@@ -53,7 +53,7 @@ void pass_on(const struct sigaction& to, int number, siginfo_t* info, void* cont
 
 void on_interrupt(int number, siginfo_t* info, void* context) {
     int error = errno;
-    pass_on(before_interrupt, number, info, context);  // Python remembers it for later
+    pass_on(before_interrupt, number, info, context);  // Python sets its own flag
     if (++asked >= enough) {
         [[maybe_unused]] ssize_t written = write(wake_up, "", 1);
     }
@@ -84,7 +84,7 @@ int find_code(dl_phdr_info* library, size_t, void* entry) {
 }
 #endif
 
-// Ends the launch that is being watched, if that is what was asked for.  Returns whether it goes on.
+// Signals the threads of the watched launch if it is to end.  Returns whether to signal again.
 bool nudge(Watch* the_watch) {
     std::lock_guard<std::mutex> lock(the_watch->mutex);
     Launch* launch = the_watch->launch;
@@ -95,8 +95,8 @@ bool nudge(Watch* the_watch) {
 #endif
     launch->interrupted = true;
     launch->stop = true;
-    std::lock_guard<std::mutex> crew_lock(launch->mutex);
-    for (pthread_t member : launch->crew) pthread_kill(member, SIGURG);
+    std::lock_guard<std::mutex> runners_lock(launch->mutex);
+    for (pthread_t member : launch->runners) pthread_kill(member, SIGURG);
     return true;
 }
 
@@ -104,7 +104,7 @@ bool nudge(Watch* the_watch) {
 
 void start_watcher() {
     int ends[2];
-    if (pipe(ends)) return;  // no Ctrl-C within a kernel, then
+    if (pipe(ends)) return;  // Ctrl-C will not end kernels
     watch = new Watch;
     wake_up = ends[1];
     std::thread([the_watch = watch, input = ends[0]] {
@@ -130,8 +130,8 @@ Interruptible::Interruptible(Launch* launch, int interrupts) {
     sigaction(SIGINT, nullptr, &before_interrupt);
     bool unwanted = !(before_interrupt.sa_flags & SA_SIGINFO) &&
                     (before_interrupt.sa_handler == SIG_DFL || before_interrupt.sa_handler == SIG_IGN);
-    mine_too = !unwanted;
-    if (mine_too) sigaction(SIGINT, &mine, nullptr);
+    catches_sigint = !unwanted;
+    if (catches_sigint) sigaction(SIGINT, &mine, nullptr);
     mine.sa_flags |= SA_NODEFER;  // the handler leaves by switching to another stack
     mine.sa_sigaction = on_nudge;
     sigaction(SIGURG, &mine, &before_nudge);
@@ -140,10 +140,10 @@ Interruptible::Interruptible(Launch* launch, int interrupts) {
 Interruptible::~Interruptible() {
     if (!watch) return;
     {
-        std::lock_guard<std::mutex> lock(watch->mutex);  // after this nobody is nudged
+        std::lock_guard<std::mutex> lock(watch->mutex);  // no thread is signalled after this
         watch->launch = nullptr;
     }
-    if (mine_too) sigaction(SIGINT, &before_interrupt, nullptr);
+    if (catches_sigint) sigaction(SIGINT, &before_interrupt, nullptr);
     sigaction(SIGURG, &before_nudge, nullptr);
 }
 

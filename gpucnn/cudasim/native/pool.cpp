@@ -20,7 +20,7 @@ Worker* worker_of_this_thread() {
     return this_worker;
 }
 
-// Threads that wait for launches.  The one that launches works too.
+// Helper threads that wait for launches.  The launching thread runs blocks too.
 class Pool {
   public:
     void run(Launch* launch, int workers) {
@@ -66,7 +66,7 @@ class Pool {
     uint64_t generation = 0;
 };
 
-// In which order blocks begin: up, down, or by a stride that meets each of them once.
+// Sets the order in which blocks start: up, down, or by a stride that visits each of them once.
 void order_blocks(Launch* launch) {
     uint64_t blocks = launch->blocks, seed = launch->request->seed;
     launch->stride = 1;
@@ -85,11 +85,11 @@ void order_blocks(Launch* launch) {
 
 using namespace cudasim;
 
-// Runs one launch to its end.  Returns 0, or 1 with the reason in `message`, or 2: interrupted.
+// Runs a launch to its end.  Returns 0, 1 with an error in `message`, or 2 if interrupted.
 CUDASIM_EXPORT int cudasim_launch(const Request* request, char* message, size_t message_bytes) {
-    static std::mutex one_launch;  // threads of Python may launch at the same time
+    static std::mutex one_launch;  // Python threads may launch concurrently
     static Pool* pool = nullptr;  // never destroyed: its threads may still wait at exit
-    static pid_t owner = 0;       // a forked process has no threads of its parent's
+    static pid_t owner = 0;       // a forked process has none of its parent's threads
     std::lock_guard<std::mutex> lock(one_launch);
     if (owner != getpid()) {
         pool = new Pool;
@@ -107,7 +107,7 @@ CUDASIM_EXPORT int cudasim_launch(const Request* request, char* message, size_t 
     launch.banks = request->checks & kBankConflicts ? start_bank_log() : nullptr;
     uint64_t workers = request->workers;
     if (workers > launch.blocks) workers = launch.blocks;
-    // To wake another core takes as long as running a thousand short threads.
+    // Waking another core takes as long as running a thousand short threads.
     uint64_t threads = launch.blocks * request->block[0] * request->block[1] * request->block[2];
     if (workers > 1 + threads / 1024) workers = 1 + threads / 1024;
     if (workers > 0) {

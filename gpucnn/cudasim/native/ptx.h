@@ -1,6 +1,6 @@
-// What the functions of kernels/ptx.cuh do, for the simulator: the same names and arguments, each
-// written from the PTX ISA.  An asynchronous copy copies only when its group is waited for, so
-// that a wait that is missing gives a wrong result.
+// The functions of kernels/ptx.cuh for the simulator: the same names and arguments, implemented from
+// the PTX ISA.  An asynchronous copy completes only when its group is waited for, so that a missing
+// wait gives a wrong result.
 
 #ifndef CUDASIM_PTX_H
 #define CUDASIM_PTX_H
@@ -55,7 +55,7 @@ __device__ inline unsigned pack(bfloat16 low, bfloat16 high) {
 
 __device__ inline unsigned to_tf32(float x) {
     unsigned bits = __float_as_uint(x);
-    if ((bits & 0x7f800000u) == 0x7f800000u) return bits;  // infinities and NaNs stay
+    if ((bits & 0x7f800000u) == 0x7f800000u) return bits;  // infinities and NaNs are unchanged
     return (bits + 0x1000u) & ~0x1fffu;
 }
 
@@ -78,7 +78,7 @@ __device__ inline void copy_async_wait() {
 
 namespace cudasim {
 
-// Tensor-core instructions need every lane: a block that 32 does not divide leaves holes.
+// Tensor-core instructions need all 32 lanes: the last warp of a block may have fewer.
 inline CUDASIM_QUIET void need_whole_warp(void* const* lanes, const char* what) {
     for (int lane = 0; lane < 32; ++lane)
         if (!lanes[lane])
@@ -107,15 +107,15 @@ CUDASIM_QUIET void combine_matrices(void* const* lanes, void*) {
 }
 
 template <int COUNT, bool TRANSPOSED>
-inline void load_matrices(unsigned* registers, const void* row, Place place) {
+inline void load_matrices(unsigned* registers, const void* row, CallSite site) {
     if (cudasim_lane < 8 * COUNT) {
         if (reinterpret_cast<uintptr_t>(row) % 16)
             cudasim_fail("calls ldmatrix at %s:%d with an address that is not a multiple of 16 bytes",
-                         place.file, place.line);
+                         site.file, site.line);
         cudasim_touch(row, 16, 0, 0);
     }
     MatrixRows mine = {row, registers};
-    cudasim_meet(0xffffffffu, &mine, combine_matrices<COUNT, TRANSPOSED>, nullptr, place);
+    cudasim_warp_sync(0xffffffffu, &mine, combine_matrices<COUNT, TRANSPOSED>, nullptr, site);
 }
 
 struct Fragments {
@@ -142,12 +142,12 @@ struct Bfloat16 {
     }
 };
 
-// D += A B for 16 x K times K x 8.  Products of the short formats are exact, and so nearly is the
-// sum here; the hardware's sum rounds in an order and a way of its own.
+// D += A B, 16 x K times K x 8.  Products of the short formats are exact, and the sum, in double,
+// nearly so; the hardware's sum has its own order and rounding.
 template <class T, int K>
 CUDASIM_QUIET void combine_multiply(void* const* lanes, void*) {
     need_whole_warp(lanes, "mma");
-    constexpr int P = T::kPerRegister, SPAN = 4 * P;  // a register of each of 4 lanes covers SPAN of K
+    constexpr int P = T::kPerRegister, SPAN = 4 * P;  // one register in each of 4 lanes covers SPAN of K
     float a[16][K], b[8][K];
     for (int lane = 0; lane < 32; ++lane) {
         const Fragments* mine = static_cast<Fragments*>(lanes[lane]);
@@ -172,9 +172,9 @@ CUDASIM_QUIET void combine_multiply(void* const* lanes, void*) {
 }
 
 template <class T, int K>
-inline void multiply(float* d, const unsigned* a, const unsigned* b, Place place) {
+inline void multiply(float* d, const unsigned* a, const unsigned* b, CallSite site) {
     Fragments mine = {d, a, b};
-    cudasim_meet(0xffffffffu, &mine, combine_multiply<T, K>, nullptr, place);
+    cudasim_warp_sync(0xffffffffu, &mine, combine_multiply<T, K>, nullptr, site);
 }
 
 }  // namespace cudasim

@@ -1,11 +1,11 @@
-// Race mode: who touched each word last, and whether a barrier lies between.
+// Race mode: records the last accesses to each word and detects unordered ones.
 //
-// Two accesses to the same bytes by different threads, one of them a write, must be ordered: by
-// __syncthreads within a block, by __syncwarp within a warp; shuffles and votes order nothing,
-// and neither does anything between blocks.  Two atomics may meet.
+// Two accesses to the same bytes by different threads, at least one of them a write, must be ordered:
+// by __syncthreads within a block or __syncwarp within a warp.  Shuffles and votes order nothing,
+// and nothing orders different blocks.  Two atomics need no order.
 //
-// Threads of a block count barriers together (the epoch).  Within a warp each lane keeps a vector
-// clock: how many __syncwarps of every other lane it has heard of.
+// A block counts its barriers (the epoch).  Within a warp each lane has a vector clock: the number of
+// __syncwarp calls of every other lane that happened before.
 
 #include <cstdlib>
 #include <cstring>
@@ -18,7 +18,7 @@ namespace cudasim {
 namespace {
 
 struct Access {
-    uint64_t block;  // 1 + how many blocks came before; 0: none
+    uint64_t block;  // 1 + the number of blocks before; 0: no access
     void* code;
     unsigned epoch, clock;
     unsigned short thread;
@@ -27,8 +27,8 @@ struct Access {
 };
 
 struct Cell {  // a word of 4 bytes
-    Access write, reads[2];  // of reads, the last two by different threads
-    int pending;  // asynchronous copies to it that nobody has waited for
+    Access write, reads[2];  // the last write; the last two reads by different threads
+    int pending;  // asynchronous copies to it that are in flight
 };
 
 struct Free {
@@ -36,7 +36,7 @@ struct Free {
 };
 using Cells = std::unique_ptr<Cell[], Free>;
 
-// calloc: pages that no kernel touches are never made.
+// calloc: pages that no kernel touches are never allocated.
 Cells make_cells(size_t count) { return Cells(static_cast<Cell*>(calloc(count, sizeof(Cell)))); }
 
 }  // namespace
@@ -73,14 +73,14 @@ void race_new_block(Worker* worker) {
 void race_warp_sync(Worker* worker, Warp* warp, unsigned mask) {
     RaceLog* log = worker->launch->races;
     int first = warp->threads->number;
-    unsigned heard[kWarp] = {};
+    unsigned seen[kWarp] = {};
     for (int lane = 0; lane < kWarp; ++lane)
         if (mask >> lane & 1)
             for (int i = 0; i < kWarp; ++i)
-                if (log->clocks[first + lane][i] > heard[i]) heard[i] = log->clocks[first + lane][i];
+                if (log->clocks[first + lane][i] > seen[i]) seen[i] = log->clocks[first + lane][i];
     for (int lane = 0; lane < kWarp; ++lane) {
         if (!(mask >> lane & 1)) continue;
-        memcpy(log->clocks[first + lane], heard, sizeof heard);
+        memcpy(log->clocks[first + lane], seen, sizeof seen);
         ++log->clocks[first + lane][lane];
     }
 }
@@ -99,10 +99,10 @@ static Cell* cell_at(Worker* worker, const char* address, bool* shared) {
     return nullptr;
 }
 
-// Whether `before` is ordered before what the current thread does now, or does not matter to it.
+// Whether `before` happened before `now`, an access by the current thread, or cannot race with it.
 static bool ordered(Worker* worker, const Access& before, const Access& now, bool shared) {
     if (!before.block || !(before.bytes & now.bytes) || (before.atomic && now.atomic)) return true;
-    if (before.block != now.block) return shared;  // another block's shared memory is another's
+    if (before.block != now.block) return shared;  // blocks do not share shared memory
     if (before.thread == now.thread || before.epoch != now.epoch) return true;
     if (before.thread / kWarp != now.thread / kWarp) return false;
     return worker->launch->races->clocks[now.thread][before.thread % kWarp] >= before.clock;
@@ -141,7 +141,7 @@ void race_access(Worker* worker, const char* address, size_t bytes, bool write, 
         if (cell->pending)
             worker->fail(std::string(write ? "writes " : "reads ") + memory_name(worker, address) +
                          describe_code(worker, code) +
-                         ", to which an asynchronous copy is still under way");
+                         ", to which an asynchronous copy is in flight");
         if (!ordered(worker, cell->write, now, shared))
             report(worker, address, cell->write, true, now, write);
         if (write)
@@ -158,7 +158,7 @@ void race_access(Worker* worker, const char* address, size_t bytes, bool write, 
     }
 }
 
-// An asynchronous copy begins (change 1) or ends (-1): its target belongs to it in between.
+// An asynchronous copy starts (change 1) or completes (-1): no other access to its target in between.
 void race_copy(Worker* worker, const Copy& copy, int change) {
     bool shared;
     for (int at = 0; at < copy.bytes; at += 4)

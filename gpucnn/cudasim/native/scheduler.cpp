@@ -1,4 +1,4 @@
-// Runs the threads of a block by turns, each on its fiber.  Who waits for whom is in meetings.cpp.
+// Runs the threads of a block in turn, each on its own fiber.  barriers.cpp decides who waits.
 
 #include <cstdarg>
 #include <cstdio>
@@ -16,20 +16,20 @@ thread_local Worker* this_worker = nullptr;
 
 namespace {
 
-// Every 16 bits of kPoison are a NaN as float16 and as bfloat16, every 32 as float32, every 64 as
-// float64; as an integer index it is far out of bounds.
+// kPoison reads as NaN in float16, bfloat16, float32 and float64; as an integer index it is far out
+// of bounds.
 void poison(char* memory, size_t bytes) {
     unsigned* words = reinterpret_cast<unsigned*>(memory);
     for (size_t i = 0; i < (bytes + 3) / 4; ++i) words[i] = kPoison;
 }
 
 void fiber_main() {
-    Worker* worker = this_worker;  // the same as long as the fiber lives
+    Worker* worker = this_worker;  // does not change while the fiber lives
     for (;;) {
         const Request* request = worker->launch->request;
         request->entry(request->arguments);
         worker->finish_thread();
-        // Here this fiber has been given another thread to run.
+        // finish_thread returns when this fiber has been assigned another thread.
     }
 }
 
@@ -46,7 +46,7 @@ Worker::Worker() {
     shared = static_cast<char*>(mmap(nullptr, kDynamicShared + kStaticShared,
                                     PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (!stacks || shared == MAP_FAILED) {
-        fputs("cudasim: no memory for the threads' stacks\n", stderr);
+        fputs("cudasim: out of memory for the stacks of the threads\n", stderr);
         abort();
     }
     poison(shared, kDynamicShared + kStaticShared);
@@ -55,11 +55,11 @@ Worker::Worker() {
         fibers[i].low = stacks + kStride * i + kPage;
         fibers[i].high = fibers[i].low + kStack;
     }
-    forget_fibers();
+    reset_fibers();
 }
 
-// All fibers start anew: at first, and after a failed launch has left them wherever they were.
-void Worker::forget_fibers() {
+// Makes all fibers start afresh: initially, and after a failed launch left them suspended.
+void Worker::reset_fibers() {
     free_fibers.clear();
     for (int i = kMaxThreads; i >= 0; --i) {
         fibers[i].prepared = false;
@@ -71,7 +71,7 @@ void Worker::run_blocks(Launch* the_launch) {
     launch = the_launch;
     {
         std::lock_guard<std::mutex> lock(launch->mutex);
-        launch->crew.push_back(pthread_self());
+        launch->runners.push_back(pthread_self());
     }
     const Request* request = launch->request;
     const unsigned* size = request->block;
@@ -115,7 +115,7 @@ void Worker::start_block(uint64_t index) {
     for (int i = 0; i < thread_count; ++i) {
         threads[i].fiber = nullptr;
         threads[i].done = false;
-        threads[i].waits = {};
+        threads[i].waiting_at = {};
         if (launch->races)
             for (const Copy& copy : threads[i].copies) race_copy(this, copy, -1);
         threads[i].copies.clear();
@@ -125,7 +125,7 @@ void Worker::start_block(uint64_t index) {
     for (int i = 0; left > 0; ++i, left -= kWarp) {
         warps[i].lanes = warps[i].ready = left >= kWarp ? ~0u : (1u << left) - 1;
         warps[i].returned = 0;
-        warps[i].meeting_count = 0;
+        warps[i].sync_count = 0;
         ready_warps |= 1u << i;
     }
     if (launch->races) race_new_block(this);
@@ -137,7 +137,7 @@ void Worker::start_block(uint64_t index) {
     set_current(nullptr);
 }
 
-// Whoever runs next, or null between blocks.
+// `thread` is the one to run next; null between blocks.
 void Worker::set_current(Thread* thread) {
     running = thread;
     if (!thread) return;
@@ -160,8 +160,9 @@ uint64_t Worker::random() {
     return z ^ (z >> 31);
 }
 
-// Who goes on.  The greedy schedules run the lowest (highest) thread that can run, so that one
-// warp gets as far ahead of the others as the kernel lets it: a barrier that is missing shows.
+// The thread to run next; null if none is ready.  The greedy schedules pick the lowest (highest)
+// ready thread, so that one warp runs as far ahead of the others as the kernel allows: this exposes
+// missing barriers.
 Thread* Worker::pick() {
     if (!ready_warps) return nullptr;
     int schedule = launch->request->schedule;
@@ -183,26 +184,26 @@ Thread* Worker::pick() {
     return &threads[warp * kWarp + lane];
 }
 
-// Lets others run until somebody makes `thread` ready again (it may be so already).
-void Worker::wait(Thread* thread, Place place) {
-    thread->waits = place;
+// Runs other threads until `thread` is ready again (it may be already).
+void Worker::wait(Thread* thread, CallSite site) {
+    thread->waiting_at = site;
     Thread* next = pick();
-    if (!next) stuck();
+    if (!next) fail_deadlock();
     if (next != thread) {
         if (!next->fiber) next->fiber = take_fiber();
         set_current(next);
         switch_context(&thread->fiber->context, &next->fiber->context);
     }
-    thread->waits = {};
+    thread->waiting_at = {};
 }
 
-// `thread` cannot run until it is made ready again.
+// `thread` must not run until it is made ready again.
 void Worker::set_waiting(Thread* thread) {
     thread->warp->ready &= ~(1u << thread->lane);
     if (!thread->warp->ready) ready_warps &= ~(1u << thread->number / kWarp);
 }
 
-// The current thread has returned from the kernel.  Comes back when its fiber has another one.
+// The current thread has returned from the kernel.  Returns when its fiber has another one to run.
 void Worker::finish_thread() {
     Thread* thread = current();
     Warp* warp = thread->warp;
@@ -210,16 +211,16 @@ void Worker::finish_thread() {
     warp->returned |= 1u << thread->lane;
     set_waiting(thread);
     ++done;
-    for (int i = 0; i < warp->meeting_count; ++i)
-        if (warp->meetings[i].mask >> thread->lane & 1) left_out(warp, warp->meetings[i]);
+    for (int i = 0; i < warp->sync_count; ++i)
+        if (warp->syncs[i].mask >> thread->lane & 1) fail_missing_lane(warp, warp->syncs[i]);
     if (launch->banks && done == thread_count) bank_check(this);
     Fiber* fiber = thread->fiber;
-    Thread* next = thread + 1;  // the common case: all below have returned, and it can run
+    Thread* next = thread + 1;  // the common case: all lower threads have returned, and this one is ready
     if (thread->number != done - 1 || done == thread_count || !(next->warp->ready >> next->lane & 1) ||
         launch->request->schedule != kLowest)
         next = pick();
-    if (!next && done < thread_count) stuck();
-    if (next && !next->fiber) {  // go on with the same, still warm stack
+    if (!next && done < thread_count) fail_deadlock();
+    if (next && !next->fiber) {  // reuse the stack, which is still in the cache
         next->fiber = fiber;
         set_current(next);
         return;
@@ -229,7 +230,7 @@ void Worker::finish_thread() {
     switch_context(&fiber->context, next ? &next->fiber->context : &native);
 }
 
-// Gives up the launch: no other fiber is ever resumed, and a kernel owns nothing to release.
+// Aborts the launch.  No other fiber is resumed; kernels own nothing that would need releasing.
 void Worker::fail(const std::string& message) {
     {
         std::lock_guard<std::mutex> lock(launch->mutex);
@@ -240,10 +241,10 @@ void Worker::fail(const std::string& message) {
     abandon();
 }
 
-// Leaves the kernel from the current thread, wherever that is.
+// Leaves the kernel from the current thread, wherever it is.
 void Worker::abandon() {
     launch->stop = true;
-    forget_fibers();
+    reset_fibers();
     Context abandoned;
     switch_context(&abandoned, &native);
     __builtin_unreachable();

@@ -1,4 +1,4 @@
-// A kernel that reads far outside its arrays ends its launch with an error, not the process.
+// Turns a segmentation fault in a kernel into an error of its launch; the process survives.
 
 #include <signal.h>
 #include <sys/mman.h>
@@ -15,13 +15,13 @@ struct sigaction before[kCount];
 void on_signal(int number, siginfo_t* info, void*) {
     if (this_worker && this_worker->launch && this_worker->current()) {  // in a kernel
         if (number == SIGFPE) cudasim_fail("divides an integer by zero");
-        if (number == SIGILL)  // where the compiler sees no meaning it puts a trap
-            cudasim_fail("does what the compiler knows to be wrong, such as dividing by zero");
-        cudasim_fail("touches address %p, where no memory is; GPUCNN_CUDASIM=address says which "
-                     "line and array", info->si_addr);
+        if (number == SIGILL)  // the compiler inserts traps where behaviour is undefined
+            cudasim_fail("reaches code with undefined behaviour, such as a division by zero");
+        cudasim_fail("accesses unmapped address %p; GPUCNN_CUDASIM=address names the line and array",
+                     info->si_addr);
     }
     for (int i = 0; i < kCount; ++i) sigaction(kSignals[i], &before[i], nullptr);
-    raise(number);  // somebody else's: as if we had not been here
+    raise(number);  // not from a kernel: let the previous handler have it
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// float4 and its kin, with CUDA's sizes and alignments.
+// float4 and the other vector types, with CUDA's sizes and alignments.
 
 #ifndef CUDASIM_VECTOR_TYPES_H
 #define CUDASIM_VECTOR_TYPES_H
@@ -24,7 +24,7 @@ CUDASIM_VECTORS(double, double, 16, 16)
 
 #undef CUDASIM_VECTORS
 
-// uint3, which threadIdx is, is in runtime.h.
+// uint3, the type of threadIdx, is in runtime.h.
 static inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
 
 #define CUDASIM_VECTOR3(T, NAME)                                                             \

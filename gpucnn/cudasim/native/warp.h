@@ -1,9 +1,9 @@
-// Barriers, shuffles and votes: the places where threads meet.
+// Barriers, shuffles and votes.
 
 #ifndef CUDASIM_WARP_H
 #define CUDASIM_WARP_H
 
-// The caller's place: a default argument is evaluated where the function is called.
+// The caller's position: default arguments are evaluated at the call.
 #define CUDASIM_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 static inline void __syncthreads(CUDASIM_HERE) {
@@ -24,7 +24,7 @@ static inline int __syncthreads_and(int predicate, CUDASIM_HERE) {
 }
 
 static inline void __syncwarp(unsigned mask = 0xffffffffu, CUDASIM_HERE) {
-    cudasim_meet(mask, nullptr, nullptr, nullptr, {"__syncwarp", file, line});
+    cudasim_warp_sync(mask, nullptr, nullptr, nullptr, {"__syncwarp", file, line});
 }
 
 namespace cudasim {
@@ -47,10 +47,10 @@ CUDASIM_QUIET void combine_shuffle(void* const* lanes, void*) {
 }
 
 template <class T>
-inline T shuffle(unsigned mask, T value, int source, Place place) {
+inline T shuffle(unsigned mask, T value, int source, CallSite site) {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 2, "a shuffle moves numbers");
     Shuffle<T> mine = {value, value, source};
-    cudasim_meet(mask, &mine, combine_shuffle<T>, nullptr, place);
+    cudasim_warp_sync(mask, &mine, combine_shuffle<T>, nullptr, site);
     return mine.result;
 }
 
@@ -75,9 +75,9 @@ inline CUDASIM_QUIET void combine_vote(void* const* lanes, void*) {
         if (lanes[lane]) static_cast<Vote*>(lanes[lane])->ballot = ballot;
 }
 
-inline unsigned vote(unsigned mask, int predicate, Place place) {
+inline unsigned vote(unsigned mask, int predicate, CallSite site) {
     Vote mine = {predicate, 0};
-    cudasim_meet(mask, &mine, combine_vote, nullptr, place);
+    cudasim_warp_sync(mask, &mine, combine_vote, nullptr, site);
     return mine.ballot;
 }
 

@@ -1,4 +1,4 @@
-// One core that runs blocks, one after the other.
+// A worker: one core that runs blocks, one after another.
 
 #ifndef CUDASIM_WORKER_H
 #define CUDASIM_WORKER_H
@@ -20,34 +20,34 @@ constexpr int kMaxThreads = 1024, kWarp = 32, kMaxWarps = kMaxThreads / kWarp;
 enum Schedule { kLowest = 0, kHighest = 1, kRandom = 2 };
 enum Check { kAddress = 1, kRace = 2, kBankConflicts = 4 };
 
-struct Range {  // one array that the launch may touch
+struct Range {  // an array that the launch may access
     char* begin;
     char* end;
-    int item;      // bytes of one element
+    int item;      // bytes per element
     int writable;  // 0: the kernel declares it const
     const char* name;
 };
 
-struct Request {  // one launch, as Python hands it over
+struct Request {  // a launch, as passed by Python
     void (*entry)(void** arguments);
     void** arguments;
     const char* kernel;
     unsigned grid[3], block[3];
     size_t dynamic_shared;
-    const size_t* static_shared;  // the module's counter: how much its kernels have reserved
+    const size_t* static_shared;  // the module's counter of reserved bytes
     int schedule, checks, workers;
     uint64_t seed;
     const Range* ranges;
     int range_count;
-    int interrupts;  // how many of them end the launch
-    int ways;  // that an access to shared memory may take, in bank mode
+    int interrupts;  // the number of Ctrl-C that end the launch
+    int ways;        // passes that bank mode allows an access to shared memory
 };
 
-struct Copy {  // an asynchronous copy that is under way
+struct Copy {  // an asynchronous copy in flight
     char* to;
     const char* from;
     int bytes, from_bytes, group;
-    void* code;  // who began it
+    void* code;  // the call that started it
 };
 
 struct Warp;
@@ -58,14 +58,14 @@ struct Thread {
     Warp* warp;
     Fiber* fiber;  // null until it starts
     bool done;
-    Place waits;  // where, if it waits
+    CallSite waiting_at;  // {} while it does not wait
     std::vector<Copy> copies;
-    int group;  // of the next asynchronous copy
+    int group;  // that the next asynchronous copy belongs to
 };
 
-struct Meeting {
+struct WarpSync {  // lanes of a warp that wait for each other
     unsigned mask, arrived;
-    Place place;
+    CallSite site;
     Combine combine;
     void* extra;
     void* lanes[kWarp];
@@ -73,11 +73,11 @@ struct Meeting {
 
 struct Warp {
     Thread* threads;    // lane 0
-    unsigned lanes;     // that there are: fewer than 32 in the last warp of an odd block
-    unsigned ready;     // that can run
+    unsigned lanes;     // that exist: the last warp of a block may have fewer than 32
+    unsigned ready;     // to run
     unsigned returned;  // from the kernel
-    int meeting_count;
-    Meeting meetings[kWarp];
+    int sync_count;
+    WarpSync syncs[kWarp];
 };
 
 struct RaceLog;
@@ -91,12 +91,12 @@ struct Launch {
     std::atomic<bool> interrupted;  // by Ctrl-C
     std::mutex mutex;               // for the two below
     std::string error;
-    std::vector<pthread_t> crew;  // that run blocks
+    std::vector<pthread_t> runners;  // the threads that run its blocks
     RaceLog* races;
     BankLog* banks;
 };
 
-// The block that comes as number `turn`, of launch->blocks.
+// The index of the block that runs as number `turn`.
 inline uint64_t block_at(const Launch* launch, uint64_t turn) {
     return uint64_t((unsigned __int128)turn * launch->stride % launch->blocks + launch->offset) %
            launch->blocks;
@@ -107,10 +107,10 @@ class Worker {
     Worker();
     void run_blocks(Launch* launch);
 
-    int barrier(int predicate, Place place);
-    void meet(unsigned mask, void* mine, Combine combine, void* extra, Place place);
+    int barrier(int predicate, CallSite site);
+    void warp_sync(unsigned mask, void* mine, Combine combine, void* extra, CallSite site);
     void begin_copy(Copy copy);
-    void land_copies(int groups_left);
+    void complete_copies(int groups_left);
     [[noreturn]] void fail(const std::string& text);
     [[noreturn]] void abandon();
     void end_if_interrupted() {
@@ -121,14 +121,14 @@ class Worker {
     Thread* current() const { return running; }
     void set_current(Thread* thread);
 
-    bool on_a_stack(const char* address) const {  // local variables, the simulator's own too
+    bool on_a_stack(const char* address) const {  // local variables, of the simulator too
         return address >= fibers.front().low && address < fibers.back().high;
     }
 
     Launch* launch = nullptr;
     char* shared = nullptr;  // the block's shared memory
     int thread_count = 0;
-    unsigned epoch = 0;  // barriers that this block has passed
+    unsigned epoch = 0;  // barriers passed by this block
     Thread threads[kMaxThreads];
     Warp warps[kMaxWarps];
 
@@ -136,12 +136,12 @@ class Worker {
     void start_block(uint64_t index);
     Thread* pick();
     Fiber* take_fiber();
-    void forget_fibers();
-    void wait(Thread* thread, Place place);
+    void reset_fibers();
+    void wait(Thread* thread, CallSite site);
     void set_waiting(Thread* thread);
-    void hold_meeting(Warp* warp, int index);
-    [[noreturn]] void left_out(Warp* warp, const Meeting& meeting);
-    [[noreturn]] void stuck();
+    void complete_sync(Warp* warp, int index);
+    [[noreturn]] void fail_missing_lane(Warp* warp, const WarpSync& sync);
+    [[noreturn]] void fail_deadlock();
     void check_copy(const Copy& copy);
     uint64_t random();
 
@@ -149,10 +149,10 @@ class Worker {
     Context native;
     std::vector<Fiber> fibers;
     std::vector<Fiber*> free_fibers;
-    size_t dirty_dynamic = 0, dirty_static = 0;  // bytes of it that some launch may have used
+    size_t dirty_dynamic = 0, dirty_static = 0;  // bytes of `shared` that a launch may have used
     unsigned ready_warps = 0;
     int arrived = 0, done = 0, predicates = 0, barrier_result = 0;
-    Place barrier_place{};
+    CallSite barrier_site{};
     uint64_t random_state = 0;
 };
 
@@ -164,24 +164,24 @@ std::string describe(const Thread* thread);
 
 // signals.cpp
 void give_thread_a_signal_stack();
-struct CatchSignals {  // for as long as it lives
+struct CatchSignals {  // during its lifetime
     CatchSignals();
     ~CatchSignals();
 };
 
 // interrupts.cpp
-void start_watcher();  // once in each process
-struct Interruptible {  // for as long as it lives, that many interrupts end the launch
+void start_watcher();  // once per process
+struct Interruptible {  // during its lifetime, `interrupts` Ctrl-C end the launch
     Interruptible(Launch* launch, int interrupts);
     ~Interruptible();
 
   private:
-    bool mine_too = false;  // whether SIGINT is caught: not where it would kill, or is ignored
+    bool catches_sigint = false;  // not where SIGINT is ignored or would kill the process
 };
 
 constexpr unsigned kPoison = 0x7fff7fffu;  // see scheduler.cpp
 
-// checks.cpp: every access in a checked mode comes through here, and ends the launch if it is wrong
+// checks.cpp: called for every access in a checked mode; ends the launch if the access is invalid
 void check_access(Worker* worker, const char* address, size_t bytes, bool write, bool atomic,
                   void* code);
 std::string memory_name(Worker* worker, const char* address);
@@ -195,7 +195,6 @@ void race_warp_sync(Worker* worker, Warp* warp, unsigned mask);
 void race_access(Worker* worker, const char* address, size_t bytes, bool write, bool atomic,
                  void* code);
 void race_copy(Worker* worker, const Copy& copy, int change);
-
 
 // banks.cpp
 BankLog* start_bank_log();
