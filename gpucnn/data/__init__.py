@@ -7,7 +7,7 @@ from gpucnn.data.augment import (
     Compose,
     Normalize,
     RandomCrop,
-    RandomFlip,
+    RandomHorizontalFlip,
     Transform,
     channel_statistics,
 )
@@ -33,7 +33,7 @@ __all__ = [
     "ItemDataset",
     "Normalize",
     "RandomCrop",
-    "RandomFlip",
+    "RandomHorizontalFlip",
     "Synthetic",
     "Transform",
     "channel_statistics",

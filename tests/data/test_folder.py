@@ -78,7 +78,7 @@ def test_the_camera_s_orientation_is_followed(tmp_path):
 
 
 def test_a_loader_reads_a_folder(folder):
-    loader = data.DataLoader(data.ImageFolder(folder, 16), 5, shuffle=True, workers=3)
+    loader = data.DataLoader(data.ImageFolder(folder, 16), 5, shuffle=True, num_workers=3)
     batches = list(loader)
     assert [images.shape for images, _ in batches] == [(5, 16, 16, 3)] * 2 + [(2, 16, 16, 3)]
     for images, labels in batches:

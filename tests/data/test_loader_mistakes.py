@@ -26,13 +26,16 @@ def numbered(n):
         ({"batch_size": None}, "got None"),
         ({"prefetch": -1}, "prefetch must be an int of at least 0, got -1"),
         ({"prefetch": 1.5}, "prefetch"),
-        ({"workers": 0}, "workers must be an int of at least 1, got 0"),
+        ({"num_workers": 0}, "num_workers must be an int of at least 1, got 0"),
         ({"seed": -1}, "seed must be an int of at least 0, got -1"),
         ({"seed": 0.5}, "seed"),
-        ({"batch_size": 11, "drop_last": True}, "drop_last leaves nothing of 10 images"),
+        (
+            {"batch_size": 11, "drop_last": True},
+            "drop_last drops the only batch: 10 images, batch_size 11",
+        ),
         ({"dataset": numbered(10)[:0]}, "has no images"),
         ({"dataset": []}, "has no images"),
-        ({"dataset": None}, "expected a Dataset, or what has len() and [i], got None"),
+        ({"dataset": None}, "expected a Dataset, or an object with len() and [i], got None"),
         ({"dataset": iter([])}, "expected a Dataset"),
         ({"transform": "flip"}, "transform must be callable as transform(images, generator)"),
     ],
@@ -65,7 +68,7 @@ def test_a_data_set_on_a_gpu_is_refused(gpu):
         ([1, 2, 3], ArgumentError, "returned a list of 3"),
         (np.array([None] * 3), ArgumentError, "returned an object ndarray (3,)"),
         (np.zeros((2, 8, 8, 3)), ShapeError, "returned shape (2, 8, 8, 3) for images (3, 8, 8, 3)"),
-        (np.zeros(()), ShapeError, "as many images as it was given"),
+        (np.zeros(()), ShapeError, "one image for each image"),
     ],
 )
 @pytest.mark.parametrize("prefetch", [0, 2])
