@@ -83,13 +83,13 @@ def test_feature_maps_are_the_layers_output_and_drawn_for_the_first_image(rng, t
     image = pytest.importorskip("PIL.Image", reason="Pillow reads what matplotlib wrote")
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten())
     images = rng.standard_normal((2, 10, 10, 3), np.float32)
-    maps = inspect.feature_maps(model, images, "0", tmp_path / "maps.png", most=4)
+    maps = inspect.feature_maps(model, images, "0", tmp_path / "maps.png", max_channels=4)
     np.testing.assert_allclose(maps, model[0](gpucnn.tensor(images)).data, rtol=1e-6)
     with image.open(tmp_path / "maps.png") as file:
         page = np.asarray(file)[::12, ::12, :3]
-    np.testing.assert_array_equal(page[:8, 9:17], draw.heat(maps[:1, :, :, 1])[0])
+    np.testing.assert_array_equal(page[:8, 9:17], draw.heatmap(maps[:1, :, :, 1])[0])
     assert page.shape == (17, 17, 3)
-    with pytest.raises(ShapeError, match="'1' gives"):
+    with pytest.raises(ShapeError, match="'1' returns"):
         inspect.feature_maps(model, images, "1")
 
 

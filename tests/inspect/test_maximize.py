@@ -89,7 +89,7 @@ def test_mistakes_in_the_call_are_explained(rng):
     model = network(rng)
     with pytest.raises(ArgumentError, match="channels 0 to 5"):
         inspect.maximize_activation(model, "1", [6], (8, 8, 3))
-    with pytest.raises(ArgumentError, match="no channels"):
+    with pytest.raises(ArgumentError, match="at least one channel"):
         inspect.maximize_activation(model, "1", [], (8, 8, 3))
     with pytest.raises(ArgumentError, match="expected steps >= 1"):
         inspect.maximize_activation(model, "1", [0], (8, 8, 3), steps=0)
