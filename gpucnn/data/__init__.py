@@ -1,6 +1,6 @@
-"""Data: sets of labelled images, a loader for their batches, and augmentation.
+"""Data sets of labelled images, DataLoader, and transforms for augmentation.
 
-Everything here is arrays; a Tensor appears only where DataLoader is given a device.
+Data sets and transforms work on NumPy arrays; a DataLoader with a device returns Tensors.
 """
 
 from gpucnn.data.augment import (

@@ -164,7 +164,7 @@ def test_failure_tells_of_each_mirror_and_of_the_remedy(server, tmp_path):
     assert "f could not be downloaded" in message
     assert "HTTP 404" in message
     assert "wrong SHA-256" in message
-    assert f"into {tmp_path}" in message
+    assert f"in {tmp_path}" in message
     assert list(tmp_path.iterdir()) == []
 
 
