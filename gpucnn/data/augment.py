@@ -124,7 +124,7 @@ class RandomHorizontalFlip:
 
 
 class Normalize:
-    """Convert uint8 images to float32 and normalize each channel: (image / 255 - mean) / std.
+    """Convert uint8 images to float32 and normalise each channel: (image / 255 - mean) / std.
 
     mean and std have one value per channel, on the scale 0 to 1; `channel_statistics` computes
     them.  Raises ArgumentError if their lengths differ or a standard deviation is not positive,
@@ -168,7 +168,7 @@ def channel_statistics(images: Array) -> tuple[tuple[float, ...], tuple[float, .
     """Mean and standard deviation of each channel over all images, uint8 (N, H, W, C).
 
     Both are on the scale 0 to 1, as Normalize expects.  A constant channel gets the standard
-    deviation 1, so that it normalizes to zero.  Raises ShapeError if there are no pixels.
+    deviation 1, so that it normalises to zero.  Raises ShapeError if there are no pixels.
     """
     n, h, w, c = _shape("channel_statistics", images)
     if n * h * w == 0:

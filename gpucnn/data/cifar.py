@@ -238,9 +238,8 @@ def _extract(version: _Version, archive: Path) -> _Source:
     files = {}
     try:
         with tarfile.open(archive, "r:gz") as tar:
-            for name in (
-                version.members
-            ):  # reads these only, and ignores the paths they ask to be written to
+            # Read these members only; no path in the archive decides where anything is written.
+            for name in version.members:
                 member = tar.extractfile(f"{version.folder}/{name}")
                 if member is None:
                     raise KeyError(f"{name} is not a file")

@@ -132,8 +132,6 @@ def _decode(path: Path, height: int, width: int) -> Array:
     from PIL import Image, ImageOps
 
     with Image.open(path) as image:
-        image.draft(
-            "RGB", (2 * width, 2 * height)
-        )  # decodes a JPEG at a reduced size where that is large enough
+        image.draft("RGB", (2 * width, 2 * height))  # decode a large JPEG at a reduced size
         upright = ImageOps.exif_transpose(image)
         return np.asarray(ImageOps.fit(upright.convert("RGB"), (width, height)))

@@ -58,8 +58,8 @@ class DataLoader:
 
     Raises ArgumentError for invalid arguments.  Errors of the data set or transform are raised in
     the loop, at their batch: DtypeError, ShapeError or DataError for an item that violates
-    ItemDataset, ArgumentError or ShapeError for a transform that does not return one image for
-    each image.
+    ItemDataset, ArgumentError or ShapeError for a transform that does not return as many
+    images as it was given.
     """
 
     def __init__(
@@ -80,10 +80,8 @@ class DataLoader:
                 f"got {kind(dataset)}\n  for arrays: data.Dataset(images, labels, classes)"
             )
         batch_size = _integer("batch_size", batch_size, 1)
-        prefetch, num_workers = (
-            _integer("prefetch", prefetch, 0),
-            _integer("num_workers", num_workers, 1),
-        )
+        prefetch = _integer("prefetch", prefetch, 0)
+        num_workers = _integer("num_workers", num_workers, 1)
         if transform is not None and not callable(transform):
             raise ArgumentError(
                 f"DataLoader: transform must be callable as transform(images, generator), "
@@ -253,7 +251,7 @@ def _check_transformed(transform: Transform, before: Array, after: Any) -> None:
     if after.shape[:1] != before.shape[:1]:
         raise ShapeError(
             f"DataLoader: the transform {transform!r} returned shape {after.shape} for images "
-            f"{before.shape}\n  it must return one image for each image"
+            f"{before.shape}\n  it must return as many images as it was given"
         )
 
 

@@ -185,9 +185,7 @@ def _read_idx(path: Path, dimensions: int) -> Array:
                 )
             shape = struct.unpack(f">{dimensions}I", header[4:])
             size = math.prod(shape)
-            body = file.read(
-                min(size, _MAX_BYTES) + 1
-            )  # one byte more, to detect a file that is too long
+            body = file.read(min(size, _MAX_BYTES) + 1)  # one byte more detects a longer file
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); get a fresh copy") from error
     if len(body) != size:

@@ -18,7 +18,7 @@ MAX_BYTES = 2**30  # of images kept on the device
 
 
 class OnDevice:
-    """A data set in device memory, cropped, flipped and normalized in one launch per batch.
+    """A data set in device memory, cropped, flipped and normalised in one launch per batch.
 
     The host draws the random numbers, in the order of the transforms themselves.
     """

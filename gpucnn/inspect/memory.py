@@ -162,8 +162,8 @@ def _live_bytes(model: Module, input_shape: tuple[int, ...], n: int) -> list[Sta
     nodes = tape(y)
     results = {t._node: t for node in nodes for t in node.inputs if isinstance(t, Tensor)}
     results[y._node] = y
-    counted = {id(_base(x.data))} | {id(_base(t.data)) for _, t in model._named_tensors()}
-    saved = _bytes_saved(nodes, results, y, counted)
+    excluded = {id(_base(x.data))} | {id(_base(t.data)) for _, t in model._named_tensors()}
+    saved = _bytes_saved(nodes, results, y, excluded)
     gradients = _bytes_of_gradients(nodes, results, y)
     return [(node.name, a, b) for node, a, b in zip(nodes, saved, gradients, strict=True)]
 
@@ -172,10 +172,9 @@ Results = dict[Function | None, Tensor]  # a node: its result
 
 
 def _bytes_saved(
-    nodes: list[Function], results: Results, y: Tensor, counted: set[int]
+    nodes: list[Function], results: Results, y: Tensor, excluded: set[int]
 ) -> list[int]:
-    """At each node: bytes held by it and the nodes still to come, except the arrays `counted`
-    elsewhere.
+    """At each node: bytes held by it and the nodes still to come, without the arrays `excluded`.
 
     The caller holds the logits y, and the backward pass holds a node's result during its turn.
     """
@@ -184,7 +183,7 @@ def _bytes_saved(
     held = []
     for node in nodes:
         arrays = {
-            id(a): int(a.nbytes) for a in map(_base, _saved_arrays(node)) if id(a) not in counted
+            id(a): int(a.nbytes) for a in map(_base, _saved_arrays(node)) if id(a) not in excluded
         }
         size |= arrays
         references.update(list(arrays))
@@ -192,7 +191,7 @@ def _bytes_saved(
     totals = []
     for node, arrays in zip(nodes, held, strict=True):
         own = _base(results[node].data)
-        extra = 0 if references[id(own)] or id(own) in counted else int(own.nbytes)
+        extra = 0 if references[id(own)] or id(own) in excluded else int(own.nbytes)
         totals.append(extra + sum(size[key] for key, count in references.items() if count))
         references.subtract(list(arrays))
     return totals

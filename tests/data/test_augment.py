@@ -97,7 +97,7 @@ def test_channel_statistics_match_numpy(shape):
     images = rng().integers(0, 200, shape).astype(np.uint8)
     images[0, 0, 0] = 255
     mean, std = data.channel_statistics(images)
-    pixels = images.reshape(-1, shape[3]).astype(np.int64)  # NumPy's own float mean is less exact
+    pixels = images.reshape(-1, shape[3]).astype(np.int64)  # exact; NumPy's float mean is not
     expected_mean = pixels.sum(axis=0) / len(pixels) / 255
     variance = (len(pixels) * (pixels**2).sum(axis=0) - pixels.sum(axis=0) ** 2) / len(pixels) ** 2
     expected_std = np.sqrt(variance) / 255

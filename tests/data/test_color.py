@@ -7,7 +7,7 @@ from gpucnn.errors import ArgumentError, ShapeError
 
 @pytest.fixture
 def images(rng):
-    """Pixels that vary most from dark yellow to light blue."""
+    """Pixels that vary mostly between dark yellow and light blue."""
     amount = rng.random((4, 9, 8, 1))
     pixels = 40 + amount * [30, 60, 150] + rng.integers(0, 9, (4, 9, 8, 3))
     return pixels.astype(np.uint8)

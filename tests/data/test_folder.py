@@ -14,7 +14,7 @@ COLOURS = {"blue": (0, 0, 250), "green": (0, 250, 0), "red": (250, 0, 0)}
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four plain images of each colour, of many sizes and formats; and things to pass over."""
+    """Four uniform images of each colour, in many sizes and formats, and files to ignore."""
     for name, colour in COLOURS.items():
         (tmp_path / name / "deeper").mkdir(parents=True)
         for i, (suffix, size) in enumerate(
@@ -39,7 +39,7 @@ def test_every_image_has_the_size_and_the_class_of_its_directory(folder):
         assert image.dtype == np.uint8
         assert label == dataset.labels[i]
         expected = COLOURS[dataset.classes[label]]
-        assert abs(image.astype(int) - expected).max() <= 8  # a JPEG is not exact
+        assert abs(image.astype(int) - expected).max() <= 8  # JPEG is lossy
 
 
 def test_height_and_width_may_differ(folder):
@@ -112,7 +112,7 @@ def test_damaged_images_are_left_out_with_a_warning_each_and_a_count(damaged):
     assert [message[-8:] for message in messages] == ["1 so far", "2 so far", "3 so far"]
     assert len(dataset.skipped) == 3
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # each is told of once
+        warnings.simplefilter("error")  # each file is reported once
         assert sum(len(labels) for _, labels in loader) == 10
 
 

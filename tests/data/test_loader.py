@@ -14,14 +14,14 @@ from gpucnn.errors import CheckpointError, DataError, ShapeError
 
 
 def numbered(n, classes=7):
-    """Images whose first pixel tells their number."""
+    """Images whose first pixel is their index."""
     images = np.zeros((n, 8, 8, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(n)
     return data.Dataset(images, np.arange(n) % classes, tuple("abcdefg"[:classes]))
 
 
 class Items:
-    """The same as numbered(), one image at a time."""
+    """The images of numbered(), loaded one by one."""
 
     def __init__(self, n):
         self.all = numbered(n)
@@ -148,7 +148,7 @@ def test_device_gives_tensors():
     assert labels.data.dtype == np.int64
 
 
-# --- going on ---
+# --- resuming ---
 
 
 @pytest.mark.parametrize("stop", [1, 3, 6, 7, 10, 14])
@@ -171,7 +171,7 @@ def test_going_on_in_the_middle_gives_the_same_bits(stop, prefetch):
         next(batches)
     state = json.loads(json.dumps(stopped.state_dict()))
 
-    resumed = loader(prefetch=1, seed=0)  # the seed, too, is the saved one
+    resumed = loader(prefetch=1, seed=0)  # the state also restores the seed
     resumed.load_state_dict(state)
     rest = []
     while resumed.epoch < 3:

@@ -1,4 +1,4 @@
-"""Arguments, items and transforms that make no sense to a DataLoader: one clear error."""
+"""Invalid arguments, items and transforms of a DataLoader end in one clear error."""
 
 import json
 
@@ -68,7 +68,7 @@ def test_a_data_set_on_a_gpu_is_refused(gpu):
         ([1, 2, 3], ArgumentError, "returned a list of 3"),
         (np.array([None] * 3), ArgumentError, "returned an object ndarray (3,)"),
         (np.zeros((2, 8, 8, 3)), ShapeError, "returned shape (2, 8, 8, 3) for images (3, 8, 8, 3)"),
-        (np.zeros(()), ShapeError, "one image for each image"),
+        (np.zeros(()), ShapeError, "as many images as it was given"),
     ],
 )
 @pytest.mark.parametrize("prefetch", [0, 2])

@@ -19,7 +19,7 @@ DEVICE = Device("cudasim")
 
 
 class Items:
-    """A data set that does not live on the device: image i is full of i."""
+    """A data set that stays on the host; all pixels of image i are i."""
 
     def __init__(self, n=20, size=6, broken=None):
         self.n, self.size, self.broken = n, size, broken
@@ -98,7 +98,7 @@ def test_an_error_comes_after_the_batches_before_it():
 
 def test_the_host_waits_for_the_oldest_copy_once_four_are_under_way(monkeypatch):
     uploader = Uploader(DEVICE)
-    # A device so far behind that no copy has arrived:
+    # A device so far behind that no copy has completed:
     monkeypatch.setattr(uploader, "_wait_for", lambda upload: upload.arrays)
     before = waits()
     batches = uploader.upload(numbers(8))
@@ -140,7 +140,7 @@ def test_batches_used_on_a_stream_of_ones_own_have_the_right_numbers(gpu):
     device = Device.parse(gpu)
     with device.xp.cuda.Device(device.index):
         stream = device.xp.cuda.Stream(non_blocking=True)
-        with stream:  # what is compiled is compiled here
+        with stream:  # compile the kernels here
             (gpucnn.tensor(np.ones((4, 6, 6, 3), np.float32), gpu) * 1.0).sum()
     sums = []
     for images, labels in DataLoader(
@@ -188,7 +188,7 @@ def test_shape_dtype_and_device_of_a_batch_do_not_wait():
 
 
 def wrong_batches(uploader):
-    """How many of eight batches have other values than were sent."""
+    """The number of batches, out of eight, that arrive with wrong values."""
     return sum((x.get() != i).any() for i, (x, _) in enumerate(uploader.upload(numbers(8))))
 
 
@@ -241,7 +241,7 @@ def test_a_loader_resumes_after_the_batch_that_was_handed_out():
     iterator = iter(loader)
     next(iterator)
     state = loader.state_dict()
-    assert state["batch"] == 1  # although the second is under way
+    assert state["batch"] == 1  # although the second is being copied
     other = DataLoader(Items(), 5, device="cudasim")
     other.load_state_dict(state)
     assert [int(images.numpy()[0, 0, 0, 0]) for images, _ in other] == [5, 10, 15]
@@ -296,7 +296,7 @@ def test_pinned_memory_is_asked_for_no_more_than_twice_in_a_run(monkeypatch):
 
 
 def test_a_device_by_its_number_is_the_current_one_while_it_gets_a_batch():
-    """On cuda:1, everything that CuPy makes for a batch must be made with cuda:1 current."""
+    """CuPy must create everything for a batch on cuda:1 while cuda:1 is current."""
     current, made_on = [0], []
 
     class CudaDevice:
@@ -367,7 +367,7 @@ def pinned(gpu, monkeypatch):
 def test_an_array_goes_upload_in_chunks_through_two_buffers_that_are_freed(
     gpu, pinned, monkeypatch, count
 ):
-    monkeypatch.setattr(upload, "CHUNK_BYTES", 2048)  # of 512 numbers
+    monkeypatch.setattr(upload, "CHUNK_BYTES", 2048)  # 512 elements
     device, array = Device.parse(gpu), np.arange(count, dtype=np.int32).reshape(-1, 1)
     copy = upload.upload_in_chunks(array[::-1], device)
     np.testing.assert_array_equal(host(copy), array[::-1])

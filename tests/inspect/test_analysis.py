@@ -64,7 +64,7 @@ def test_geometries_that_lose_nothing_are_not_warned_of(layer, shape):
 
 
 def test_unseen_rows_are_those_without_a_gradient(rng):
-    """The warning agrees with what autograd says, for geometries drawn at random."""
+    """The warning agrees with autograd, for random geometries."""
     for _ in range(60):
         k, stride, dilation = (int(v) for v in rng.integers(1, 4, size=3))
         padding = int(rng.integers(0, 3))
@@ -149,9 +149,9 @@ def test_the_kept_bytes_of_a_dense_network_are_counted_by_hand():
     assert memory.parameters == parameters
     assert memory.optimizer == 2 * parameters
     assert memory.images == 7 * 100 * 4
-    # The peak is the first layer's backward pass: all gradients are there, that of its output
-    # too; alive besides are its own output (50) and the logits (10), which the caller holds, each
-    # with 64 bytes to spare, so that it can start on a cache line.
+    # The peak is the first layer's backward pass.  Alive are all gradients, including that of its
+    # output; its output (50); and the logits (10), which the caller holds.  Each array has 64 extra
+    # bytes, so that it can start on a cache line.
     assert memory.at == "linear"
     assert memory.gradients == parameters + 7 * 50 * 4
     assert memory.activations == 7 * (50 + 10) * 4 + 2 * 64
@@ -223,7 +223,7 @@ def test_the_prediction_is_within_a_fiftieth_of_the_peak_that_a_step_asks_for(rn
     threads = gpucnn.get_num_threads()
     peaks = []
 
-    def steps():  # in a thread without scratch memory: the first step makes it
+    def steps():  # in a thread without scratch memory: the first step allocates it
         for _ in range(2):
             tracemalloc.reset_peak()
             step(model, optimizer)
@@ -244,7 +244,7 @@ def test_the_prediction_is_within_a_fiftieth_of_the_peak_that_a_step_asks_for(rn
         tracemalloc.stop()
         gpucnn.set_num_threads(threads)
     predicted = memory.activations + memory.gradients + memory.images + memory.work
-    assert 0.98 < predicted / peaks[1] < 1.02  # the rest was there before
+    assert 0.98 < predicted / peaks[1] < 1.02  # the rest was allocated before
     assert of_three_threads.work - memory.work == pytest.approx(2 * peaks[2], rel=0.02)
 
 
@@ -282,7 +282,9 @@ def test_memory_grows_in_a_straight_line_once_the_peak_stays_where_it_is(monkeyp
     assert len({m.at for m in memory}) == 1
     one, two, four = (m.peak - m.work for m in memory)
     assert four - two == 2 * (two - one)
-    assert memory[2].work == pytest.approx(memory[0].work, rel=0.01)  # pieces have their size
+    assert memory[2].work == pytest.approx(
+        memory[0].work, rel=0.01
+    )  # blocks have reached their full size
 
 
 def test_batches_that_cannot_be_are_refused():

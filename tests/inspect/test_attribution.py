@@ -8,14 +8,14 @@ from gpucnn.inspect import draw
 
 
 def linear_model(weights):
-    """score k of an image = the sum of the image times weights[k]."""
+    """Score k is the sum of the image times weights[k]."""
     layer = nn.Linear(weights[0].size, len(weights))
     layer.weight.data[...] = weights.reshape(len(weights), -1)
     return nn.Sequential(nn.Flatten(), layer)
 
 
 class OnePixel(nn.Module):
-    """Its only score is the sum of channels of pixel (2, 5), three times."""
+    """Its only score is 3 times the sum of the channels of pixel (2, 5)."""
 
     def __init__(self):
         self.scale = nn.Parameter(np.float32([3.0]))
@@ -117,7 +117,7 @@ def test_occlusion_is_the_mean_fall_over_the_squares_that_cover_a_pixel(rng):
     images = rng.standard_normal((1, 5, 7, 1))
     model = linear_model(weights).astype(np.float64)
     maps = inspect.occlusion(model, images, window=3, stride=2, fill=0.5, classes=1, batch_size=4)
-    loss = (weights[1] * (images[0] - 0.5))[..., 0]  # what covering a pixel takes away
+    loss = (weights[1] * (images[0] - 0.5))[..., 0]  # the drop when a pixel is covered
     falls, cover = np.zeros((5, 7)), np.zeros((5, 7))
     for i in (0, 2):
         for j in (0, 2, 4):

@@ -68,7 +68,7 @@ def test_update_ratios_are_the_norms_of_what_plain_gradient_descent_does(trainer
     trainer.fit(1)
     assert list(watch.ratios) == ["0.weight", "0.bias", "3.weight", "3.bias"]
     np.testing.assert_allclose(watch.ratios["0.weight"], seen, rtol=1e-3)
-    assert watch.ratios["0.bias"][0] == float("inf")  # it starts at zero
+    assert watch.ratios["0.bias"][0] == float("inf")  # biases start at zero
     assert len(watch.ratios["3.bias"]) == 3
 
 
