@@ -224,7 +224,7 @@ class DataLoader:
     def _to_device(self, images: Array, labels: Array) -> tuple[Any, Any]:
         if self.device is None:
             return images, labels
-        from gpucnn.tensor import tensor  # NumPy batches do not need it
+        from gpucnn.tensor import tensor  # the arrays above need no tensors
 
         if self._on_device is not None:
             images = self._on_device.batch(images)

@@ -1,7 +1,7 @@
-"""MNIST and Fashion-MNIST: 70,000 grey images of 28 x 28 pixels, in IDX files.
+"""MNIST and Fashion-MNIST: 70,000 grey images of 28 x 28 pixels, in idx files.
 
 Sources: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits", which also
-describes the IDX format; H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST", 2017.
+describes the idx format; H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST", 2017.
 """
 
 import gzip
@@ -107,7 +107,7 @@ def MNIST(
 ) -> Dataset:
     """MNIST: 60,000 training or 10,000 test images, uint8 (N, 28, 28, 1), of handwritten digits.
 
-    The IDX files, plain or gzipped, are searched in root and its folders mnist, MNIST/raw and
+    The idx files, plain or gzipped, are searched in root and its folders mnist, MNIST/raw and
     MNIST; root None means `default_root()`.  With download, missing files are downloaded to
     root/mnist, which is created if necessary; a folder named by GPUCNN_DATA must exist.
 
@@ -174,14 +174,14 @@ def _file(
 
 
 def _read_idx(path: Path, dimensions: int) -> Array:
-    """The array in an IDX file of uint8 with the given number of dimensions."""
+    """The array in an idx file of uint8 with the given number of dimensions."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             header = file.read(4 + 4 * dimensions)
             if header[:4] != bytes((0, 0, 8, dimensions)) or len(header) != 4 + 4 * dimensions:
                 raise DataError(
                     f"{path}: starts with {header[:4].hex()}, expected {2048 + dimensions:08x}\n"
-                    f"  not an IDX file of bytes in {dimensions} dimensions; get a fresh copy"
+                    f"  not an idx file of bytes in {dimensions} dimensions; get a fresh copy"
                 )
             shape = struct.unpack(f">{dimensions}I", header[4:])
             size = math.prod(shape)

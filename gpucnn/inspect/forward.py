@@ -47,10 +47,7 @@ def activations(
 
 
 def find_layer(model: Module, layer: Layer) -> Module:
-    """The module of `model` with the dotted name `layer`, or `layer` itself if it is a module.
-
-    Raises ArgumentError if it is not part of the model.
-    """
+    """The part of `model` that `layer` names, or `layer` itself if it is one."""
     modules = dict(model.named_modules())
     if isinstance(layer, Module):
         if any(module is layer for module in modules.values()):

@@ -132,7 +132,7 @@ def test_a_run_is_not_overwritten_and_not_gone_on_with_by_other_settings(
         ("--device tpu", "device 'tpu' is unknown"),
         ("--lr -1", "lr"),
         ("--out a_file/x", "cannot be made"),
-        ("--data damaged", "not an IDX file"),
+        ("--data damaged", "not an idx file"),
         ("--data mispelt", "--data: mispelt does not exist"),
         ("--hold-out 200", "--hold-out: 200 of 200 training images leave none"),
     ],
