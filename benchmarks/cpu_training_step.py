@@ -210,9 +210,11 @@ def epoch_seconds(train_on: Batch, task: dict[str, Any]) -> float:
 
     training = data.CIFAR10(task["data"], train=True)
     transform = data.Compose(
-        data.RandomCrop(32, padding=4),
-        data.RandomFlip(),
-        data.Normalize(*data.channel_statistics(training.images)),
+        [
+            data.RandomCrop(32, padding=4),
+            data.RandomHorizontalFlip(),
+            data.Normalize(*data.channel_statistics(training.images)),
+        ]
     )
     loader = data.DataLoader(
         training, task["batch"], shuffle=True, transform=transform, seed=0, drop_last=True

@@ -1,9 +1,9 @@
-"""Pictures of sections of a page that examples/look_inside.py wrote, by headless Chromium.
+"""Take a screenshot of sections of a page from examples/look_inside.py, in headless Chromium.
 
     python docs/screenshot.py look_inside.html docs/look_inside.png \\
         "Where it looks" "What excites a channel"
 
-Without a section's title it is the whole page.  Needs Chromium on the path, and Pillow.
+Without titles, the picture shows the whole page.  Requires Chromium on PATH, and Pillow.
 """
 
 import argparse
@@ -15,30 +15,32 @@ from pathlib import Path
 
 from PIL import Image, ImageChops
 
-TALLEST = 16_000  # pixels; what is below the end of a page is cut off
+MAX_HEIGHT = 16_000  # pixels; the empty part below the page is cropped
 
 
-def only(page: str, titles: list[str]) -> str:
-    """The page without its head and without the sections of other titles."""
+def select_sections(page: str, titles: list[str]) -> str:
+    """The page without its header, with the sections of these titles only."""
     start, *sections = page.split("<section>")
     sections[-1], end = sections[-1].split("</body>")
     chosen = [s for s in sections if any(f"<h2>{title}</h2>" in s for title in titles)]
     if len(chosen) != len(titles):
         found = ", ".join(s[s.index("<h2>") + 4 : s.index("</h2>")] for s in sections)
-        raise SystemExit(f"error: expected titles among {found}")
+        raise SystemExit(
+            f"error: expected titles of sections, got {', '.join(titles)}; there are {found}"
+        )
     head = start[: start.index("<body>") + len("<body>")]
     return f"{head}{''.join('<section>' + s for s in chosen)}</body>{end}"
 
 
-def photograph(page: Path, picture: Path, width: int, dark: bool) -> None:
+def take_screenshot(page: Path, picture: Path, width: int, dark: bool) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
-        raise SystemExit("error: there is no chromium on the path")
+        raise SystemExit("error: found no chromium on PATH; install it")
     with tempfile.TemporaryDirectory() as profile:
         subprocess.run(
             [
                 browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                f"--user-data-dir={profile}", f"--window-size={width},{TALLEST}",
+                f"--user-data-dir={profile}", f"--window-size={width},{MAX_HEIGHT}",
                 f"--blink-settings=preferredColorScheme={0 if dark else 1}",
                 f"--screenshot={picture.resolve()}", page.resolve().as_uri(),
             ],
@@ -59,8 +61,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("picture", type=Path, metavar="PICTURE")
     parser.add_argument("titles", nargs="*", metavar="TITLE")
     parser.add_argument("--width", type=int, default=960, metavar="PIXELS")
-    parser.add_argument("--dark", action="store_true", help="for a reader whose system is dark")
-    return parser.parse_intermixed_args(argv)  # titles may stand before or behind the options
+    parser.add_argument("--dark", action="store_true", help="use the dark theme")
+    return parser.parse_intermixed_args(argv)  # titles may come before or after the options
 
 
 def main() -> int:
@@ -68,8 +70,10 @@ def main() -> int:
     page = options.page.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         shown = Path(folder) / "page.html"
-        shown.write_text(only(page, options.titles) if options.titles else page, encoding="utf-8")
-        photograph(shown, options.picture, options.width, options.dark)
+        shown.write_text(
+            select_sections(page, options.titles) if options.titles else page, encoding="utf-8"
+        )
+        take_screenshot(shown, options.picture, options.width, options.dark)
     return 0
 
 

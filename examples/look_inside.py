@@ -101,7 +101,9 @@ def mistakes(subject: Subject) -> str:
         if shown
         else "It made none on these images."
     )
-    return page.section("Worst mistakes", text, [page.card("", page.few(shown))] if shown else [])
+    return page.section(
+        "Worst mistakes", text, [page.card("", page.gallery(shown))] if shown else []
+    )
 
 
 def architecture(subject: Subject) -> str:
@@ -138,7 +140,7 @@ def features(subject: Subject, layers: list[str]) -> str:
     chosen = subject.said.surest(1)
     for name in layers:
         maps = inspect.feature_maps(subject.model, subject.images[chosen], name)[0]
-        shades = draw.heat(maps.transpose(2, 0, 1)[:CHANNELS])
+        shades = draw.heatmap(maps.transpose(2, 0, 1)[:CHANNELS])
         size = " × ".join(map(str, maps.shape))
         shown = page.pixels(draw.tile(shades, 8), f"maps of layer {name}")
         cards.append(page.card(f"Layer {name}, {size}", shown))
@@ -158,8 +160,8 @@ def where(subject: Subject, layers: list[str]) -> str:
     window = max(1, min(size) // 5)
     columns = {
         "image": pictures,
-        "gradient": draw.heat(inspect.saliency(subject.model, images)),
-        "covered": draw.heat(
+        "gradient": draw.heatmap(inspect.saliency(subject.model, images)),
+        "covered": draw.heatmap(
             inspect.occlusion(subject.model, images, window, max(1, window // 2)), symmetric=True
         ),
     }
@@ -202,7 +204,7 @@ def excitement(subject: Subject, layers: list[str], count: int = 6, k: int = 7) 
 def _made(subject: Subject, layer: str, channels: list[int]) -> np.ndarray:
     shape = subject.images.shape[1:]
     return draw.pictures(
-        draw.tamed(inspect.maximize_activation(subject.model, layer, channels, shape, 60))
+        draw.clip_outliers(inspect.maximize_activation(subject.model, layer, channels, shape, 60))
     )
 
 
@@ -216,7 +218,7 @@ def dreams(subject: Subject, layers: list[str]) -> str:
             page.figure(page.pixels(image, f"made for {name}"), html.escape(name))
             for image, name in zip(made, classes, strict=True)
         )
-        cards.append(page.card("An image for each class", page.few(shown)))
+        cards.append(page.card("An image for each class", page.gallery(shown)))
     chosen = subject.said.surest(1)
     shown = [subject.show(chosen[0], "the image")]
     for name in dict.fromkeys((*layers[len(layers) // 2 :][:1], *layers[-1:])):

@@ -90,12 +90,13 @@ def run(job: Job) -> None:
 
     model = models.build(s.model).to(device)
     normalize = data.Normalize(*data.channel_statistics(training.images))
-    crop_and_flip = (data.RandomCrop(32, padding=4, mode="reflect"), data.RandomFlip())
+    crop = data.RandomCrop(32, padding=4, padding_mode="reflect")
+    crop_and_flip = (crop, data.RandomHorizontalFlip())
     loader = data.DataLoader(
         training,
         s.batch_size,
         shuffle=True,
-        transform=data.Compose(*(crop_and_flip if s.augment else ()), normalize),
+        transform=data.Compose([*(crop_and_flip if s.augment else ()), normalize]),
         seed=s.seed,
         device=device,
     )

@@ -69,12 +69,14 @@ def run(job: Job) -> None:
     sample = pixels_of(training)
     normalize = data.Normalize(*data.channel_statistics(sample))
     change = data.Compose(
-        data.RandomCrop(side),
-        data.RandomFlip(),
-        data.ColorNoise(data.color_components(sample)),
-        normalize,
+        [
+            data.RandomCrop(side),
+            data.RandomHorizontalFlip(),
+            data.ColorNoise(data.color_components(sample)),
+            normalize,
+        ]
     )
-    common = {"workers": s.workers, "device": device}
+    common = {"num_workers": s.workers, "device": device}
     loader = data.DataLoader(
         training,
         s.batch_size,

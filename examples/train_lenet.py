@@ -18,8 +18,8 @@ from gpucnn.train.script import Job, Script
 
 SETS = {"fashion-mnist": data.FashionMNIST, "mnist": data.MNIST}
 CHANGES = {
-    "fashion-mnist": data.RandomFlip(),
-    "mnist": data.RandomCrop(28, padding=2, mode="constant"),
+    "fashion-mnist": data.RandomHorizontalFlip(),
+    "mnist": data.RandomCrop(28, padding=2, padding_mode="constant"),
 }
 
 
@@ -68,7 +68,7 @@ def run(job: Job) -> None:
         training,
         s.batch_size,
         shuffle=True,
-        transform=data.Compose(CHANGES[s.dataset], normalize) if s.augment else normalize,
+        transform=data.Compose([CHANGES[s.dataset], normalize]) if s.augment else normalize,
         seed=s.seed,
         device=device,
     )

@@ -13,7 +13,7 @@ from gpucnn import cuda, models, nn, ops, optim
 from gpucnn.autograd import no_grad
 from gpucnn.cuda import Launch
 from gpucnn.cuda.declarations import Define
-from gpucnn.data import Compose, DataLoader, Dataset, Normalize, RandomCrop, RandomFlip
+from gpucnn.data import Compose, DataLoader, Dataset, Normalize, RandomCrop, RandomHorizontalFlip
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError
 from gpucnn.tensor import Tensor
@@ -97,7 +97,7 @@ def _load(batch: int, shape: tuple[int, ...], device: Device) -> None:
     images = np.zeros((batch, h, w, c), np.uint8)
     dataset = Dataset(images, np.zeros(batch, np.int64), ("one",))
     normalize = Normalize((0.5,) * c, (0.25,) * c)
-    transform = Compose(RandomCrop(h, 4), RandomFlip(), normalize)
+    transform = Compose([RandomCrop(h, 4), RandomHorizontalFlip(), normalize])
     next(iter(DataLoader(dataset, batch, transform=transform, prefetch=0, device=device)))
 
 

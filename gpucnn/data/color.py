@@ -1,4 +1,4 @@
-"""Colour noise along the directions in which the pixels of a data set vary."""
+"""Colour noise along the principal components of a data set's pixels."""
 
 from dataclasses import dataclass
 
@@ -9,18 +9,19 @@ from gpucnn.errors import ArgumentError, ShapeError
 
 
 def color_components(images: Array) -> Array:
-    """The principal components of the pixels of images, uint8 (N, H, W, C): float32 (C, C).
+    """Principal components of the pixels of images, uint8 (N, H, W, C), as float32 (C, C).
 
-    Row i is the i-th direction, a unit vector, times the variance along it, largest first.
-    Pixels count as values in 0 to 1.  Raises ShapeError without two pixels.
+    Row i is the i-th eigenvector of the pixels' covariance times its eigenvalue, largest first.
+    Pixel values are scaled to 0 to 1.  Raises ShapeError if there are fewer than two pixels.
     """
     if images.ndim != 4 or images.size < 2 * images.shape[-1]:
         raise ShapeError(
-            f"color_components: expected images (N, H, W, C) with pixels, got {images.shape}"
+            f"color_components: expected images (N, H, W, C) of 2 pixels or more, "
+            f"got {images.shape}"
         )
     c = images.shape[-1]
     count, total, products = 0, np.zeros(c), np.zeros((c, c))
-    for image in images:  # one at a time: float64 takes eight times the memory
+    for image in images:  # one at a time: float64 takes 8 times the memory of uint8
         pixels = image.reshape(-1, c) / 255
         count += len(pixels)
         total += pixels.sum(axis=0)
@@ -32,14 +33,17 @@ def color_components(images: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class ColorNoise:
-    """Each image in a slightly other light: one random colour is added to all of its pixels.
+    """Vary the lighting of each image: add one random colour to all of its pixels.
 
-    The colour is the sum of `components`, as color_components gives them, each times a Gaussian
-    number with deviation `std`.  Takes values 0 to 255 and gives float32 ones of that scale, which
-    may lie a little outside: it goes before Normalize.  Raises ShapeError for images with another
-    number of channels, ArgumentError for a negative std.
-    Source: Krizhevsky et al. 2012, section 4.1, with pixels counted in 0 to 1, on which the amount
-    of noise depends.
+    The colour is a sum of the rows of `components` (C, C), which color_components computes, each
+    multiplied by a Gaussian with mean 0 and standard deviation `std`.  Images hold values 0 to 255;
+    the result is float32 on the same scale and may slightly exceed that range, so put this
+    transform before Normalize.
+
+    Raises ShapeError if the images have a different number of channels, ArgumentError if std is
+    negative.
+    Source: Krizhevsky et al. 2012, section 4.1.  The amount of noise depends on the pixels' scale,
+    which is 0 to 1 here.
     """
 
     components: Array
@@ -47,14 +51,14 @@ class ColorNoise:
 
     def __post_init__(self) -> None:
         if not self.std >= 0:
-            raise ArgumentError(f"ColorNoise: std must not be negative, got {self.std}")
+            raise ArgumentError(f"ColorNoise: expected std >= 0, got {self.std}")
 
     def __call__(self, images: Array, generator: np.random.Generator) -> Array:
         c = len(self.components)
         if images.ndim != 4 or images.shape[-1] != c:
             raise ShapeError(
-                f"ColorNoise: images {tuple(images.shape)} do not have the {c} channels "
-                "of its components"
+                f"ColorNoise: expected images (N, H, W, {c}) for {c} x {c} components, "
+                f"got {tuple(images.shape)}\n  compute color_components of these images"
             )
         amounts = generator.standard_normal((len(images), c), dtype=np.float32)
         colors = 255 * self.std * amounts @ self.components

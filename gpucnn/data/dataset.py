@@ -1,4 +1,4 @@
-"""Dataset: labelled images in memory, and where data lives on disk."""
+"""Dataset: labelled images in memory.  Also the default folder for data on disk."""
 
 import os
 import sys
@@ -14,21 +14,21 @@ from gpucnn.errors import ArgumentError, DataError, DtypeError, ShapeError, kind
 
 
 class DataNotFound(DataError):
-    """Data that is not on disk and was not, or could not be, downloaded."""
+    """The data is not on disk, and was not or could not be downloaded."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images, all in memory.
+    """Labelled images in memory.
 
     images   uint8 (N, H, W, C), 0 to 255
-    labels   int64 (N,), each an index into classes
-    classes  the classes' names
-    name     what error messages and logs call it
+    labels   int64 (N,), indices into classes
+    classes  the names of the classes
+    name     for error messages and logs
 
     dataset[3] is (image, label); dataset[10:20] and dataset[array] are Datasets of those images.
-    Raises ShapeError or DtypeError for arrays that are not these, ArgumentError for classes that
-    are no list of names, DataError for a label outside the classes.
+    Raises ShapeError or DtypeError for images or labels of another shape or dtype, ArgumentError if
+    classes is not a sequence of names, DataError for a label outside the classes.
     """
 
     images: Array
@@ -54,14 +54,14 @@ class Dataset:
         if images.dtype != np.uint8 or labels.dtype != np.int64:
             raise DtypeError(
                 f"{self.name}: expected uint8 images and int64 labels, "
-                f"got {images.dtype} and {labels.dtype}; convert with .astype"
+                f"got {images.dtype} and {labels.dtype}; convert them with .astype"
             )
         if isinstance(self.classes, str) or not isinstance(self.classes, Sequence | np.ndarray):
             raise ArgumentError(
-                f"{self.name}: classes must be the classes' names, got {self.classes!r}"
+                f"{self.name}: classes must be a list of names, got {self.classes!r}"
             )
         check_labels(
-            labels, len(self.classes), self.name, "labels are indices into classes, from 0 on"
+            labels, len(self.classes), self.name, "labels are indices into classes, starting at 0"
         )
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class Dataset:
     def take(self, n: int) -> "Dataset":
         """The first n images, or all if there are fewer.
 
-        They are taken as they lie: the classes are only as balanced as the order is mixed.
+        Their classes are balanced only if the data set is shuffled.
         Raises ArgumentError unless n is an int of at least 1.
         """
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
@@ -102,9 +102,9 @@ def check_labels(
     labels: Array,
     classes: int,
     source: Any,
-    remedy: str = "the file is damaged or of another data set; get a fresh copy",
+    remedy: str = "the file is damaged or from another data set; get a fresh copy",
 ) -> None:
-    """DataError, naming `source`, if a label is not in 0 .. classes - 1."""
+    """Raise DataError, which names `source`, unless all labels are in 0 .. classes - 1."""
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         bad = int(((labels < 0) | (labels >= classes)).argmax())
         allowed = f"in 0 to {classes - 1}" if classes else "allowed: there are no classes"
@@ -114,9 +114,10 @@ def check_labels(
 
 
 def default_root() -> Path:
-    """The folder for data: GPUCNN_DATA, else "gpucnn" in the user's cache folder.
+    """The folder for data: GPUCNN_DATA if set, else "gpucnn" in the user's cache folder.
 
-    That is XDG_CACHE_HOME or ~/.cache; ~/Library/Caches on macOS; LOCALAPPDATA on Windows.
+    The cache folder is XDG_CACHE_HOME or ~/.cache; ~/Library/Caches on macOS; LOCALAPPDATA on
+    Windows.
     """
     chosen = os.environ.get("GPUCNN_DATA")
     if chosen:
@@ -131,5 +132,5 @@ def default_root() -> Path:
 
 
 def root_folder(root: "str | os.PathLike[str] | None") -> Path:
-    """`root` as a path, or the default one."""
+    """`root` as a Path; None means `default_root()`."""
     return default_root() if root is None else Path(root).expanduser()

@@ -1,8 +1,8 @@
-"""Downloads one file from the first mirror that serves it, and goes on where a try stopped.
+"""Download a file from the first mirror that serves it, and resume interrupted transfers.
 
-The standard library does it: data must arrive after a plain `pip install`, and the usual
-downloaders check a hash but start a cut transfer from nothing.  Its modules for that are imported
-when they are needed: they are a tenth of what `import gpucnn` would take, and few runs download.
+Uses the standard library: downloads must work after a plain `pip install`, and common downloaders
+verify a hash but restart an interrupted transfer from zero.  urllib is imported on first use,
+because it would be a tenth of the time of `import gpucnn`, and few runs download.
 """
 
 import errno
@@ -17,19 +17,19 @@ from tqdm import tqdm
 
 from gpucnn.data.dataset import DataNotFound
 
-TIMEOUT = 6.0  # seconds without an answer or a byte
-PATIENCE = 15.0  # seconds without a sign of life from any mirror
-MINIMUM_SPEED = 250e3  # bytes a second, below which another mirror is tried first
-SPEED_WINDOW = 10.0  # seconds before a speed is judged
+TIMEOUT = 6.0  # seconds without a response or a byte
+PATIENCE = 15.0  # seconds without a response from any mirror
+MINIMUM_SPEED = 250e3  # bytes per second; slower mirrors are tried last
+SPEED_WINDOW = 10.0  # seconds before the speed is checked
 _CHUNK = 1 << 18
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no mirror will help
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no other mirror helps
 
 
 def refuse_missing_folder(root: "str | os.PathLike[str] | None") -> None:
-    """Raises DataNotFound if root is None and GPUCNN_DATA names a folder that does not exist.
+    """Raise DataNotFound if root is None and GPUCNN_DATA names a folder that does not exist.
 
-    The usual reason is a misspelt name, under which nothing must be made: of default folders only
-    the one in the user's cache is made for a download.
+    The name is probably misspelt, so a download must not create it.  Only the default folder in
+    the user's cache is created.
     """
     chosen = os.environ.get("GPUCNN_DATA")
     if root is None and chosen and not Path(chosen).expanduser().exists():
@@ -48,12 +48,14 @@ def sha256_of(path: Path) -> str:
 def fetch(urls: Sequence[str], path: Path, sha256: str, quiet: bool = False) -> Path:
     """Download the file with hash `sha256` to `path`; returns `path`.
 
-    The mirrors in `urls` serve the same bytes and are tried in order: first each that is fast,
-    then each that works.  What has arrived stays in `path`.part, from which any later call goes on;
-    `path` itself appears only when complete and correct.  A progress bar goes to stderr unless
-    quiet.  Raises DataNotFound if the folder cannot be written or is full, or, with a word on each
-    mirror, if none served the file; without a network that takes PATIENCE seconds at most, and a
-    TIMEOUT.
+    The mirrors in `urls` serve the same bytes and are tried in order: in the first round only fast
+    ones are accepted, in the second any that works.  Partial data is kept in `path`.part, and later
+    calls resume it; `path` itself is created only when complete and verified.  Shows a progress
+    bar on stderr unless quiet.
+
+    Raises DataNotFound if the folder is not writable or full, or if no mirror served the file; its
+    text gives the reason for each mirror.  Without a network this takes at most PATIENCE + TIMEOUT
+    seconds.
     """
     import urllib.error
     from http.client import HTTPException
@@ -66,12 +68,12 @@ def fetch(urls: Sequence[str], path: Path, sha256: str, quiet: bool = False) -> 
     except OSError as error:
         raise _unwritable(path, error) from error
     failures: dict[str, str] = {}
-    useless = set()
-    sign_of_life = time.monotonic()
+    rejected = set()
+    last_response = time.monotonic()
     for attempt, url in enumerate([*urls, *urls]):
-        if time.monotonic() - sign_of_life > PATIENCE:
+        if time.monotonic() - last_response > PATIENCE:
             break
-        if url in useless:
+        if url in rejected:
             continue
         size = part.stat().st_size
         try:
@@ -81,43 +83,43 @@ def fetch(urls: Sequence[str], path: Path, sha256: str, quiet: bool = False) -> 
                 return path
             part.write_bytes(b"")
             failures[url] = "wrong SHA-256"
-            if size == 0:  # all of it came from here; else an earlier piece may be at fault
-                useless.add(url)
+            if size == 0:  # all bytes are from this mirror; otherwise an earlier part may be wrong
+                rejected.add(url)
         except urllib.error.HTTPError as error:
             failures[url] = f"HTTP {error.code} {error.reason}"
-            useless.add(url)
+            rejected.add(url)
             error.close()
         except (OSError, HTTPException, ValueError) as error:
             if isinstance(error, OSError) and error.errno in _FULL:
                 raise _unwritable(path, error) from error
             failures[url] = str(getattr(error, "reason", error)) or type(error).__name__
-        if part.stat().st_size != size or url in useless:
-            sign_of_life = time.monotonic()
+        if part.stat().st_size != size or url in rejected:
+            last_response = time.monotonic()
     if part.stat().st_size == 0:
         part.unlink()
     reasons = "; ".join(f"{urlsplit(url).hostname}: {why}" for url, why in failures.items())
     raise DataNotFound(
         f"{path.name} could not be downloaded ({reasons})\n"
-        f"  try again later (it goes on where it stopped), or put {urls[-1]} into {path.parent}"
+        f"  try again later (the download resumes), or save {urls[-1]} in {path.parent}"
     )
 
 
 def _unwritable(path: Path, error: OSError) -> DataNotFound:
     return DataNotFound(
         f"{path}: cannot be written ({error.strerror})\n"
-        "  choose a folder that can be, with GPUCNN_DATA or --data"
+        "  choose a writable folder with GPUCNN_DATA or --data"
     )
 
 
 def _transfer(url: str, part: Path, minimum_speed: float, quiet: bool) -> None:
-    """Append to `part` what `url` still has of it; OSError if it stalls, breaks off or is slow."""
+    """Append the rest of `url` to `part`; OSError if the transfer stalls, breaks off or is slow."""
     import urllib.error
     import urllib.request
 
-    have = part.stat().st_size
+    offset = part.stat().st_size
     headers = {"User-Agent": "gpucnn", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
     try:
         response = urllib.request.urlopen(
             urllib.request.Request(url, headers=headers), timeout=TIMEOUT
@@ -125,17 +127,17 @@ def _transfer(url: str, part: Path, minimum_speed: float, quiet: bool) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        error.close()  # nothing lies beyond what we have: the hash decides whether that is right
+        error.close()  # no bytes after the offset: `part` is complete or wrong, as the hash tells
         return
     with response:
-        resumed = str(response.headers.get("Content-Range", "")).startswith(f"bytes {have}-")
+        resumed = str(response.headers.get("Content-Range", "")).startswith(f"bytes {offset}-")
         if response.status != 206 or not resumed:
-            have = 0  # the server sends the whole file
+            offset = 0  # the server sends the whole file
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length is not None else None
+        total = offset + int(length) if length is not None else None
         bar = tqdm(
             desc=part.stem,
-            initial=have,
+            initial=offset,
             total=total,
             unit="B",
             unit_scale=True,
@@ -143,8 +145,8 @@ def _transfer(url: str, part: Path, minimum_speed: float, quiet: bool) -> None:
             leave=False,
         )
         with part.open("r+b") as file, bar:
-            file.truncate(have)
-            file.seek(have)
+            file.truncate(offset)
+            file.seek(offset)
             _copy(response, file, bar, minimum_speed)
             if total is not None and file.tell() < total:
                 raise ConnectionAbortedError(f"broke off at {file.tell()} of {total} bytes")

@@ -1,4 +1,4 @@
-"""ImageFolder: photographs in one directory a class, decoded when they are needed."""
+"""ImageFolder: images in one directory per class, decoded on access."""
 
 import os
 import threading
@@ -17,19 +17,19 @@ _SUFFIXES = frozenset(
 
 
 class ImageFolder:
-    """The images in root/CLASS/..., each scaled and cut in the middle to `size`.
+    """The images in root/CLASS/..., resized and center-cropped to `size`.
 
-    size is in pixels: one number for a square, or (height, width).  The shorter side is scaled to
-    fit, the longer one cut alike at both ends.  Classes are the names of the directories, sorted;
-    hidden ones, and files that are no images by their suffix, are passed over.
+    size is in pixels: an int for a square, or (height, width).  An image is scaled until it covers
+    `size`, then the longer side is cropped equally at both ends.  The classes are the names of the
+    directories, sorted.  Hidden directories, and files without an image suffix, are ignored.
 
-    dataset[i] reads one file: (image, label), uint8 (H, W, 3) and int, so that a folder may be
-    larger than memory; a DataLoader with several workers reads ahead.  A file that cannot be
-    decoded raises DataError, or with on_error="skip" gives None and a warning with the count so
-    far; a DataLoader leaves it out of its batch.
+    dataset[i] reads one file and returns (image, label), uint8 (H, W, 3) and int, so a folder may
+    be larger than memory; a DataLoader reads ahead in its worker threads.  A file that cannot be
+    decoded raises DataError; with on_error="skip" the result is None, which a DataLoader leaves out
+    of its batch, and a warning with the number of files skipped so far.
 
     Raises MissingExtra without Pillow, DataError for a folder without classes or a class without
-    images, ArgumentError for a size or on_error that cannot be.
+    images, ArgumentError for an invalid size or on_error.
     """
 
     def __init__(
@@ -39,19 +39,19 @@ class ImageFolder:
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         try:
-            import PIL.Image  # noqa: F401  to fail here rather than at the first image
+            import PIL.Image  # noqa: F401  fail here rather than at the first image
         except ImportError as error:
             raise missing_extra("ImageFolder", "Pillow", "data") from error
         height, width = (size, size) if isinstance(size, int) else size
         if height < 1 or width < 1:
-            raise ArgumentError(f"ImageFolder: size must be at least 1 pixel, got {size}")
+            raise ArgumentError(f"ImageFolder: expected a size of at least 1 pixel, got {size}")
         if on_error not in ("raise", "skip"):
-            raise ArgumentError(f"ImageFolder: on_error {on_error!r}: expected raise or skip")
+            raise ArgumentError(f"ImageFolder: expected on_error raise or skip, got {on_error!r}")
         self.root = Path(root).expanduser()
         self.name = self.root.name
         self.size = (height, width)
         self.on_error = on_error
-        self.skipped: set[Path] = set()  # what could not be decoded, so far
+        self.skipped: set[Path] = set()  # files that could not be decoded so far
         self._lock = threading.Lock()
         folders = _class_folders(self.root)
         self.classes = tuple(folder.name for folder in folders)
@@ -61,8 +61,8 @@ class ImageFolder:
             paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
             if not paths:
                 raise DataError(
-                    f"{folder}: a class without an image\n"
-                    f"  put some there ({', '.join(sorted(_SUFFIXES))}) or remove the directory"
+                    f"{folder}: expected at least one image of the class, found none\n"
+                    f"  add images ({', '.join(sorted(_SUFFIXES))}) or remove the directory"
                 )
             self.paths += paths
             counts.append(len(paths))
@@ -82,7 +82,7 @@ class ImageFolder:
         path = self.paths[index]
         try:
             return _decode(path, *self.size), int(self.labels[index])
-        except Exception as error:  # decoders raise whatever a damaged file drives them to
+        except Exception as error:  # decoders raise any type of error for a damaged file
             if self.on_error == "raise":
                 raise DataError(
                     f'{path}: not a readable image ({error})\n  remove it, or pass on_error="skip"'
@@ -91,9 +91,9 @@ class ImageFolder:
             return None
 
     def take(self, n: int) -> "ImageFolder":
-        """n images at even distances, or all if there are fewer: classes keep their shares.
+        """n images, evenly spaced, so that classes keep their proportions; all if there are fewer.
 
-        Raises ArgumentError if n is less than 1.
+        Raises ArgumentError for n < 1.
         """
         if n < 1:
             raise ArgumentError(f"take: expected at least 1 image, got {n}")
@@ -112,7 +112,7 @@ class ImageFolder:
             self.skipped.add(path)
             count = len(self.skipped)
         warnings.warn(
-            f"{path}: not a readable image ({error}); left out, {count} so far", stacklevel=3
+            f"{path}: not a readable image ({error}); skipped, {count} so far", stacklevel=3
         )
 
 
@@ -124,7 +124,7 @@ def _class_folders(root: Path) -> list[Path]:
     except OSError as error:
         raise DataError(f"{root}: cannot be read ({error.strerror})") from error
     if not folders:
-        raise DataError(f"{root}: no directories in it; expected one for each class")
+        raise DataError(f"{root}: expected a directory for each class, found none")
     return folders
 
 
@@ -132,6 +132,6 @@ def _decode(path: Path, height: int, width: int) -> Array:
     from PIL import Image, ImageOps
 
     with Image.open(path) as image:
-        image.draft("RGB", (2 * width, 2 * height))  # a JPEG is decoded no larger than is of use
+        image.draft("RGB", (2 * width, 2 * height))  # decode a large JPEG at a reduced size
         upright = ImageOps.exif_transpose(image)
         return np.asarray(ImageOps.fit(upright.convert("RGB"), (width, height)))

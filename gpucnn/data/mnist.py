@@ -23,7 +23,7 @@ _FILES = {
     True: ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     False: ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-_LARGEST = 1 << 31  # bytes that one file may hold unpacked
+_MAX_BYTES = 1 << 31  # of a decompressed file
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class _Collection:
 
     name: str
     classes: tuple[str, ...]
-    folder: str  # below the root: where a download goes, and the first place to look
-    other_folders: tuple[str, ...]  # where other programs put it, below the root
-    system_folder: str | None  # where a system package puts it
+    folder: str  # below the root: for downloads, and searched first
+    other_folders: tuple[str, ...]  # below the root: where other programs store it
+    system_folder: str | None  # where a system package installs it
     mirrors: tuple[str, ...]
     sha256: dict[str, str]  # of the gzipped files that the mirrors serve
 
@@ -105,13 +105,13 @@ _FASHION = _Collection(
 def MNIST(
     root: "str | os.PathLike[str] | None" = None, train: bool = True, download: bool = False
 ) -> Dataset:
-    """MNIST: 60,000 training or 10,000 test images (N, 28, 28, 1) of handwritten digits.
+    """MNIST: 60,000 training or 10,000 test images, uint8 (N, 28, 28, 1), of handwritten digits.
 
-    The idx files, plain or with .gz, lie in root or its folders mnist, MNIST/raw or MNIST; root
-    None means `default_root()`.  With download, what is missing is fetched into root/mnist, which
-    is made if need be; a folder that GPUCNN_DATA names must exist.
+    The idx files, plain or gzipped, are searched in root and its folders mnist, MNIST/raw and
+    MNIST; root None means `default_root()`.  With download, missing files are downloaded to
+    root/mnist, which is created if necessary; a folder named by GPUCNN_DATA must exist.
 
-    Raises DataNotFound if there is nothing to read, DataError if a file is damaged.
+    Raises DataNotFound if a file is not there or cannot be downloaded, DataError if one is damaged.
     """
     return _load(_MNIST, root, train, download)
 
@@ -119,10 +119,10 @@ def MNIST(
 def FashionMNIST(
     root: "str | os.PathLike[str] | None" = None, train: bool = True, download: bool = False
 ) -> Dataset:
-    """Fashion-MNIST: 60,000 training or 10,000 test images (N, 28, 28, 1) of clothes.
+    """Fashion-MNIST: 60,000 training or 10,000 test images, uint8 (N, 28, 28, 1), of clothes.
 
-    As MNIST, with the folders fashion-mnist, FashionMNIST/raw and FashionMNIST; with root None,
-    Debian's package dataset-fashion-mnist is found too.
+    Arguments and errors are those of MNIST, with the folders fashion-mnist, FashionMNIST/raw and
+    FashionMNIST; with root None also that of Debian's package dataset-fashion-mnist.
     """
     return _load(_FASHION, root, train, download)
 
@@ -174,24 +174,24 @@ def _file(
 
 
 def _read_idx(path: Path, dimensions: int) -> Array:
-    """The bytes of an idx file of so many dimensions, as uint8."""
+    """The array in an idx file of uint8 with the given number of dimensions."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             header = file.read(4 + 4 * dimensions)
             if header[:4] != bytes((0, 0, 8, dimensions)) or len(header) != 4 + 4 * dimensions:
                 raise DataError(
                     f"{path}: starts with {header[:4].hex()}, expected {2048 + dimensions:08x}\n"
-                    f"  it is not an idx file of bytes in {dimensions} dimensions; get a fresh copy"
+                    f"  not an idx file of bytes in {dimensions} dimensions; get a fresh copy"
                 )
             shape = struct.unpack(f">{dimensions}I", header[4:])
             size = math.prod(shape)
-            body = file.read(min(size, _LARGEST) + 1)  # one more byte than there may be
+            body = file.read(min(size, _MAX_BYTES) + 1)  # one byte more detects a longer file
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); get a fresh copy") from error
     if len(body) != size:
-        there = f"{len(body)} bytes" if len(body) < size else "more"
+        actual = f"{len(body)} bytes" if len(body) < size else "more"
         raise DataError(
-            f"{path}: expected {size} bytes for {' x '.join(map(str, shape))}, found {there}\n"
+            f"{path}: expected {size} bytes for {' x '.join(map(str, shape))}, got {actual}\n"
             "  the file is truncated or damaged; get a fresh copy"
         )
     return np.frombuffer(body, np.uint8).reshape(shape)

@@ -1,8 +1,8 @@
-"""Reads pickled arrays that come from outside, and runs nothing that they ask for.
+"""Read pickled arrays from untrusted files without executing code.
 
-A pickle names functions and asks for them to be called.  Only the few names that an array's pickle
-needs are answered here, and none with NumPy's own function: each gets a stand-in, written below,
-that can do nothing but interpret bytes as numbers.  Any other name ends the reading.
+A pickle can import and call any function.  This unpickler resolves only the few names that a
+pickled array needs, and not to NumPy's functions but to the stand-ins below, which can only
+interpret bytes as numbers.  Any other name is an error.
 """
 
 import io
@@ -16,7 +16,7 @@ from gpucnn.errors import DataError
 
 
 class _Array:
-    """What an array's pickle builds: empty at first, filled by its state."""
+    """The array that a pickle builds: created empty, then filled by __setstate__."""
 
     __slots__ = ("value",)
     value: Any
@@ -27,7 +27,7 @@ class _Array:
 
 
 class _Dtype:
-    """What a dtype's pickle builds: a kind and size ("u1"), then a byte order by its state."""
+    """The dtype that a pickle builds: kind and size ("u1"), then the byte order by __setstate__."""
 
     __slots__ = ("code", "order")
 
@@ -39,11 +39,11 @@ class _Dtype:
         self.order = _text(state[1])
 
 
-# The stand-ins are instances without a __dict__: a pickle can call them, and cannot alter them.
+# The stand-ins have no __dict__, so a pickle can call but not modify them.
 
 
 class _Reconstruct:
-    """In place of numpy.core.multiarray._reconstruct."""
+    """Replaces numpy.core.multiarray._reconstruct."""
 
     __slots__ = ()
 
@@ -52,7 +52,7 @@ class _Reconstruct:
 
 
 class _FromBuffer:
-    """In place of numpy.core.numeric._frombuffer, which pickle protocol 5 uses."""
+    """Replaces numpy.core.numeric._frombuffer, which pickle protocol 5 uses."""
 
     __slots__ = ()
 
@@ -63,7 +63,7 @@ class _FromBuffer:
 
 
 class _MakeDtype:
-    """In place of numpy.dtype."""
+    """Replaces numpy.dtype."""
 
     __slots__ = ()
 
@@ -72,22 +72,22 @@ class _MakeDtype:
 
 
 class _Encode:
-    """In place of _codecs.encode, which carries bytes in Python 3's pickles of protocol 2."""
+    """Replaces _codecs.encode, which encodes bytes in Python 3's pickles of protocol 2."""
 
     __slots__ = ()
 
     def __call__(self, text: str, encoding: str) -> bytes:
         if encoding != "latin1":
-            raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
+            raise pickle.UnpicklingError(f"it encodes bytes as {encoding!r}")
         return text.encode("latin1")
 
 
 _KNOWN: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): None,  # only ever an argument of _reconstruct
+    ("numpy", "ndarray"): None,  # only an argument of _reconstruct
     ("numpy", "dtype"): _MakeDtype(),
     ("_codecs", "encode"): _Encode(),
 }
-for _core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
+for _core in ("numpy.core", "numpy._core"):  # before NumPy 2, and since
     _KNOWN[f"{_core}.multiarray", "_reconstruct"] = _Reconstruct()
     _KNOWN[f"{_core}.numeric", "_frombuffer"] = _FromBuffer()
 
@@ -97,34 +97,34 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _KNOWN[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}") from None
 
 
 def read_arrays(source: Path | str, content: bytes) -> dict[str, Any]:
-    """The dict of arrays, lists, numbers and texts that is pickled in `content`.
+    """Unpickle `content`, a dict of arrays, lists, numbers and strings.
 
-    Keys become text.  `source` is the name for messages.  Raises DataError if the pickle is
-    damaged, holds something else than a dict, or asks for any Python object but an array.
+    Keys are converted to str.  `source` names the file in error messages.  Raises DataError if the
+    pickle is damaged, is not a dict, or refers to any Python object other than an array.
     """
     try:
         value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
         if not isinstance(value, dict):
-            raise pickle.UnpicklingError(f"it holds a {type(value).__name__}")
+            raise pickle.UnpicklingError(f"it contains a {type(value).__name__}, not a dict")
         return {
             _text(key): item.value if isinstance(item, _Array) else item
             for key, item in value.items()
         }
-    except Exception as error:  # a damaged pickle can raise anything at all, at any length
+    except Exception as error:  # a damaged pickle can raise any error, with a text of any length
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise DataError(
             f"{source}: not a pickle of plain arrays ({reason})\n"
-            "  the file is damaged or unsafe, and nothing in it was run; get a fresh copy"
+            "  the file is damaged or unsafe; nothing in it was executed; get a fresh copy"
         ) from error
 
 
 def _numbers(raw: Any, dtype: Any, shape: Any, order: Any) -> Any:
     if not isinstance(dtype, _Dtype) or dtype.code[:1] not in ("u", "i", "f", "b"):
-        raise pickle.UnpicklingError("an array that is not of numbers")
+        raise pickle.UnpicklingError("it contains an array that is not numeric")
     return np.frombuffer(raw, np.dtype(dtype.order + dtype.code)).reshape(shape, order=order)
 
 

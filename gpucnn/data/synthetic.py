@@ -1,4 +1,4 @@
-"""Ten classes of drawn shapes, for when there is no real data: made on the spot, from a seed."""
+"""A synthetic data set of ten classes of shapes, generated from a seed, to replace real data."""
 
 from collections.abc import Callable
 
@@ -9,21 +9,22 @@ from gpucnn.device import Array
 from gpucnn.errors import ArgumentError
 
 _SIZE = 32  # pixels
-_CLUTTER = 3  # bars in the background of an image
-_DARK_SHAPES = 0.2  # share of the images; without any, brightness alone tells too much
-_CHUNK = 1000  # images drawn at once: bounds the memory
+_CLUTTER = 3  # bars in the background of each image
+_DARK_SHAPES = 0.2  # fraction of images; without them, brightness alone reveals too much
+_CHUNK = 1000  # images drawn at once, to bound the memory
 
 
 def Synthetic(train: bool = True, n: int | None = None, seed: int = 0) -> Dataset:
-    """Drawn shapes, (N, 32, 32, 3): n images, else 8,000 to train or 2,000 to test.
+    """Images of shapes, uint8 (N, 32, 32, 3): n of them, or 8,000 for training, 2,000 for testing.
 
-    Place, size, tilt, colours, background, clutter and noise are random, and one shape in five is
-    darker than its background.  A linear model of the pixels gets about half of them right; AlexNet
-    passes 95 % in some 250 steps of 128 images by SGD with one cycle to 0.01 (0.05 is too fast for
-    so few steps).  The two splits are drawn from separate streams of `seed`; the same seed gives
-    the same images.  The classes are equally frequent (to within one image) and mixed.
+    Position, size, rotation, colours, background, clutter and noise are random; one shape in five
+    is darker than its background.  A linear model of the pixels classifies about half of them
+    correctly.  AlexNet exceeds 95 % in about 250 steps of 128 images, trained by SGD with a
+    one-cycle schedule up to 0.01 (0.05 is too high for so few steps).  The training and test sets
+    use separate random streams of `seed`; the same seed gives the same images.  The classes are
+    balanced to within one image, and shuffled.
 
-    Raises ArgumentError if n is less than 1 or seed is negative.
+    Raises ArgumentError for n < 1 or a negative seed.
     """
     n = (8_000 if train else 2_000) if n is None else n
     if n < 1 or seed < 0:
@@ -34,7 +35,7 @@ def Synthetic(train: bool = True, n: int | None = None, seed: int = 0) -> Datase
     return Dataset(images, labels, tuple(_SHAPES), f"synthetic {'train' if train else 'test'}")
 
 
-# Each shape is a signed distance over the plane: negative inside, 1 unit = the shape's radius.
+# Each shape is a signed distance function, negative inside; the unit is the shape's radius.
 
 
 def _disc(u: Array, v: Array) -> Array:
@@ -63,12 +64,12 @@ def _crescent(u: Array, v: Array) -> Array:
 
 
 def _star(u: Array, v: Array) -> Array:
-    """Five points: the plane folded into one tenth of a turn, where the edge is one line."""
+    """Five points: folded into a sector of a tenth of a turn, where the edge is one line."""
     tenth = np.pi / 5
     angle = np.abs((np.arctan2(u, v) + tenth) % (2 * tenth) - tenth)
     r = np.hypot(u, v)
     x, y = r * np.sin(angle), r * np.cos(angle)
-    return 0.951 * x + 0.309 * (y - 1.1)  # a regular star: the line from a tip to a notch
+    return 0.951 * x + 0.309 * (y - 1.1)  # a regular star: the line from a point to a notch
 
 
 def _stripes(u: Array, v: Array) -> Array:
@@ -110,13 +111,13 @@ def _draw(labels: Array, generator: np.random.Generator) -> Array:
     background, foreground = _colours(generator, n)
     canvas = _shade(background, uniform(-30, 30, 3), uniform(-30, 30, 3))
     for _ in range(_CLUTTER):
-        u, v = _turned(x, y, uniform(0, 32), uniform(0, 32), uniform(0, 2 * np.pi))
+        u, v = _rotate(x, y, uniform(0, 32), uniform(0, 32), uniform(0, 2 * np.pi))
         distance = np.maximum(np.abs(u) - uniform(2, 9)[:, None, None], np.abs(v) - 0.7)
         colour = background + uniform(-60, 60, 3)
         _paint(canvas, distance, np.broadcast_to(colour[:, None, None], canvas.shape))
 
     radius = uniform(9, 12)
-    u, v = _turned(x, y, uniform(10.5, 21.5), uniform(10.5, 21.5), uniform(-0.35, 0.35))
+    u, v = _rotate(x, y, uniform(10.5, 21.5), uniform(10.5, 21.5), uniform(-0.35, 0.35))
     u, v = u / radius[:, None, None], v / radius[:, None, None]
     distance = np.empty((n, _SIZE, _SIZE), np.float32)
     for label, shape in enumerate(_SHAPES.values()):
@@ -130,7 +131,7 @@ def _draw(labels: Array, generator: np.random.Generator) -> Array:
 
 
 def _colours(generator: np.random.Generator, n: int) -> tuple[Array, Array]:
-    """Colours (n, 3) of background and shape: mostly dark and bright, one in five the reverse."""
+    """Colours (n, 3) of background and shape: dark and bright, or reversed for one in five."""
     dark, bright = generator.uniform(5, 95, (n, 3)), generator.uniform(150, 250, (n, 3))
     swapped = generator.random((n, 1)) < _DARK_SHAPES
     background, shape = np.where(swapped, bright, dark), np.where(swapped, dark, bright)
@@ -138,20 +139,20 @@ def _colours(generator: np.random.Generator, n: int) -> tuple[Array, Array]:
 
 
 def _shade(colour: Array, across: Array, down: Array) -> Array:
-    """A surface (n, 32, 32, 3) of `colour` that changes by `across` and `down` to its edges."""
+    """Linear gradients (n, 32, 32, 3) around `colour`, by `across` and `down` at the edges."""
     ramp = np.linspace(-1, 1, _SIZE, dtype=np.float32)[:, None]
     rows = colour[:, None, None, :] + (down[:, None, :] * ramp)[:, :, None, :]
     return np.asarray(rows + (across[:, None, :] * ramp)[:, None, :, :])
 
 
-def _turned(x: Array, y: Array, left: Array, top: Array, angle: Array) -> tuple[Array, Array]:
-    """The pixels' coordinates (n, 32, 32) around (left, top), turned by `angle`, in pixels."""
+def _rotate(x: Array, y: Array, left: Array, top: Array, angle: Array) -> tuple[Array, Array]:
+    """The pixels' coordinates (n, 32, 32), relative to (left, top) and rotated by `angle`."""
     cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
     dx, dy = x - left[:, None, None], y - top[:, None, None]
     return cos * dx + sin * dy, cos * dy - sin * dx
 
 
 def _paint(canvas: Array, distance: Array, colour: Array) -> None:
-    """Lay `colour` over `canvas` where distance, in pixels, is negative, with a soft edge."""
-    cover = (0.5 - distance).clip(0, 1)[..., None]
-    canvas += cover * (colour - canvas)
+    """Blend `colour` into `canvas` where distance, in pixels, is negative, with a smooth edge."""
+    alpha = (0.5 - distance).clip(0, 1)[..., None]
+    canvas += alpha * (colour - canvas)

@@ -1,14 +1,14 @@
-"""From the host to a GPU while it works on something else.
+"""Asynchronous copies from the host to a GPU.
 
     host    | stage 1 | launch step 0 | stage 2 | launch step 1 | ...
     stream  | copy 1 ........|  copy 2 ........|
     GPU     |  step 0 ................| step 1 ................| ...
 
-A batch is written into pinned memory, which the GPU can read by itself, and copied from there on a
-stream of its own, one batch ahead of the one that is in use.  The stream that uses a batch waits
-for its copy's event; the host waits for nothing, unless it is four batches ahead of the GPU.
+Uploader stages each batch in pinned memory, which the GPU reads directly, and copies it on a stream
+of its own, one batch ahead of the batch in use.  The consuming stream waits for the copy's event.
+The host waits only when it is four batches ahead of the GPU.
 
-A whole data set goes there by `in_pieces`, for which the host waits.
+`upload_in_chunks` copies a whole data set and waits for it.
 """
 
 import weakref
@@ -18,27 +18,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpucnn.data.arriving import Streams
+from gpucnn.data.streams import BatchStreams
 from gpucnn.device import Array, Device, working_on
 from gpucnn.errors import OutOfMemory
 from gpucnn.integers import ceil_div
 from gpucnn.out_of_memory import explain
 
-PIECE = 64 * 2**20  # bytes of pinned memory for a part of a large array; CuPy wants a power of two
-_ALIGN = 512  # bytes: each array of a batch starts on such a line of the pinned memory
-_MOST = 4  # pinned buffers: a copy that has not even begun holds each of them
+CHUNK_BYTES = 64 * 2**20  # pinned memory for a chunk; CuPy rounds up to a power of two
+_ALIGNMENT = 512  # bytes; each array of a batch starts at a multiple of it in pinned memory
+_MAX_BUFFERS = 4  # pinned; each is held by a copy that may not even have started
 
 Batch = tuple[Array, ...]
 
 
-class _Sent(NamedTuple):
+class _Upload(NamedTuple):
     arrays: Batch
-    copied: Any  # the event behind the last copy
+    copied: Any  # the event recorded after the last copy
 
 
 class _Buffer(NamedTuple):
     memory: np.ndarray[Any, np.dtype[np.uint8]]  # pinned
-    copied: Any  # it may be written again after this event
+    copied: Any  # the event after which it may be overwritten
 
 
 class Uploader:
@@ -47,69 +47,69 @@ class Uploader:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._cuda = device.xp.cuda
-        self._buffers: deque[_Buffer] = deque()  # the one used longest ago first
-        self.streams = Streams(device)
+        self._buffers: deque[_Buffer] = deque()  # least recently used first
+        self.streams = BatchStreams(device)
         with self._cuda.Device(device.index):
             self._stream = self._cuda.Stream(non_blocking=True)
-        # CuPy would give the buffers' memory to somebody else while a copy still reads it.
-        weakref.finalize(self, _finish, self._buffers).atexit = False
+        # Without this, CuPy would reuse the buffers' memory while a copy still reads it.
+        weakref.finalize(self, _synchronize, self._buffers).atexit = False
 
-    def through(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Each batch on the device, for the current stream; the next one is on its way by then.
+    def upload(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield each batch on the device, while the next one is being copied.
 
-        `streams.tensors` makes tensors of it that other streams may use too.
-
-        An error of `batches` comes after the batches before it.
+        The current stream may use the arrays; `streams.tensors` makes tensors that other streams
+        may use too.  An error raised by `batches` is raised after the batches before it.
         """
-        current: _Sent | None = None
-        ahead: _Sent | None = None
+        current: _Upload | None = None
+        ahead: _Upload | None = None
         failure: Exception | None = None
         try:
             while True:
                 current, ahead = ahead, None
-                self.streams.rejoin()
+                self.streams.wait_for_consumers()
                 try:
                     batch = next(batches, None)
-                    ahead = None if batch is None else self._send(batch)
+                    ahead = None if batch is None else self._start(batch)
                 except Exception as error:
                     failure = error
                 if current is not None:
-                    yield self._arrived(current)
+                    yield self._wait_for(current)
                 if ahead is None:
                     break
             if failure is not None:
                 raise failure
         finally:
-            del failure  # or it would keep this frame, and its arrays, alive
-            for sent in (current, ahead):  # the loop was left: nothing may be under way
-                if sent is not None:
-                    self._arrived(sent)
-            self.streams.rejoin()
+            del failure  # its traceback would keep this frame and the arrays alive
+            for upload in (current, ahead):  # after an early exit: leave no copy in flight
+                if upload is not None:
+                    self._wait_for(upload)
+            self.streams.wait_for_consumers()
 
-    def _arrived(self, sent: _Sent) -> Batch:
+    def _wait_for(self, upload: _Upload) -> Batch:
+        """Order the current stream after the copy."""
         with self._cuda.Device(self._device.index):
-            self._cuda.get_current_stream().wait_event(sent.copied)
-        return sent.arrays
+            self._cuda.get_current_stream().wait_event(upload.copied)
+        return upload.arrays
 
-    def _send(self, batch: Batch) -> _Sent:
-        """Begin the copy of a batch."""
-        sizes = [max(ceil_div(array.nbytes, _ALIGN), 1) * _ALIGN for array in batch]
-        starts = np.cumsum([0, *sizes])
+    def _start(self, batch: Batch) -> _Upload:
+        """Stage a batch and enqueue its copy."""
+        sizes = [max(ceil_div(array.nbytes, _ALIGNMENT), 1) * _ALIGNMENT for array in batch]
+        offsets = np.cumsum([0, *sizes])
         with self._cuda.Device(self._device.index):
-            memory = self._free_buffer(int(starts[-1]))
+            memory = self._acquire_buffer(int(offsets[-1]))
             staged = [
-                _write(memory[start : start + array.nbytes], array)
-                for start, array in zip(starts, batch, strict=False)
+                _stage(memory[offset : offset + array.nbytes], array)
+                for offset, array in zip(offsets, batch, strict=False)
             ]
             arrays = self._allocate(batch)
-            # The pool may have given us memory that work of the current stream still reads.
+            # The pool may return memory that enqueued work of the current stream still reads.
             self._stream.wait_event(self._cuda.get_current_stream().record())
             for array, source in zip(arrays, staged, strict=True):
                 if array.size:
                     array.set(source, stream=self._stream)
             copied = self._stream.record(self._cuda.Event(disable_timing=True))
         self._buffers.append(_Buffer(memory, copied))
-        return _Sent(arrays, copied)
+        return _Upload(arrays, copied)
 
     def _allocate(self, batch: Batch) -> Batch:
         try:
@@ -119,9 +119,9 @@ class Uploader:
             explain(error, "the next batch", None)
             raise
 
-    def _free_buffer(self, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Pinned memory of at least `size` bytes, which no copy reads any more."""
-        if self._buffers and (self._buffers[0].copied.done or len(self._buffers) >= _MOST):
+    def _acquire_buffer(self, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """At least `size` bytes of pinned memory that no copy reads."""
+        if self._buffers and (self._buffers[0].copied.done or len(self._buffers) >= _MAX_BUFFERS):
             memory, copied = self._buffers.popleft()
             if not copied.done:
                 copied.synchronize()
@@ -131,46 +131,46 @@ class Uploader:
         return np.frombuffer(pinned, np.uint8, size)
 
 
-def in_pieces(array: Array, device: Device) -> Array:
+def upload_in_chunks(array: Array, device: Device) -> Array:
     """A copy of `array` on `device`, ready for every stream.
 
-    It goes through two pinned buffers of at most PIECE bytes, which are freed at the end.  CuPy
+    Stages the array in two pinned buffers of at most CHUNK_BYTES and frees them at the end.  CuPy
     would pin as much memory as the array has, rounded up to a power of two, and keep it.
     """
     flat = np.ascontiguousarray(array).reshape(-1)
-    size = min(max(PIECE // flat.itemsize, 1), flat.size)  # elements of a piece
+    size = min(max(CHUNK_BYTES // flat.itemsize, 1), flat.size)  # elements of a chunk
     xp, cuda = device.xp, device.xp.cuda
     pinned = cuda.PinnedMemoryPool()
-    buffers: deque[_Buffer] = deque()  # the one used longest ago first
+    buffers: deque[_Buffer] = deque()  # least recently used first
     with working_on(device):
         result = xp.empty(flat.shape, flat.dtype)
         stream = cuda.Stream(non_blocking=True)
-        stream.wait_event(cuda.get_current_stream().record())  # as in Uploader._send
+        stream.wait_event(cuda.get_current_stream().record())  # as in Uploader._start
         try:
             for start in range(0, flat.size, max(size, 1)):
-                piece = flat[start : start + size]
+                chunk = flat[start : start + size]
                 if len(buffers) < 2:
                     memory = np.frombuffer(pinned.malloc(size * flat.itemsize), np.uint8)
                 else:
                     memory, copied = buffers.popleft()
                     copied.synchronize()
-                source = _write(memory[: piece.nbytes], piece)
+                source = _stage(memory[: chunk.nbytes], chunk)
                 result[start : start + size].set(source, stream=stream)
                 copied = stream.record(cuda.Event(disable_timing=True))
                 buffers.append(_Buffer(memory, copied))
         finally:
-            stream.synchronize()  # before the buffers go
+            stream.synchronize()  # before the buffers are freed
     return result.reshape(array.shape)
 
 
-def _finish(buffers: deque[_Buffer]) -> None:
+def _synchronize(buffers: deque[_Buffer]) -> None:
     for buffer in buffers:
         if not buffer.copied.done:
             buffer.copied.synchronize()
 
 
-def _write(memory: np.ndarray[Any, np.dtype[np.uint8]], array: Array) -> Array:
-    """A copy of `array` in `memory`."""
+def _stage(memory: np.ndarray[Any, np.dtype[np.uint8]], array: Array) -> Array:
+    """Copy `array` into `memory`; returns a view of the copy."""
     staged = memory.view(array.dtype).reshape(array.shape)
     staged[...] = array
     return staged

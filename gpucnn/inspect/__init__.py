@@ -1,7 +1,7 @@
-"""Looking inside a network: what it is, what it sees, and what it gets wrong.
+"""Inspect a network: its size and cost, its features, attributions and mistakes.
 
-Functions return NumPy arrays, and write a PNG if they are given a path; only that needs
-matplotlib.  Images are (N, H, W, C), normalised as the model was trained.
+Functions return NumPy arrays (activations: arrays on the model's device).  Given a path, they also
+write a PNG, which requires matplotlib.  Images are (N, H, W, C), normalised as in training.
 """
 
 from gpucnn.inspect import draw, page

@@ -1,4 +1,4 @@
-"""What looks wrong in a network, found from one pass of one image: no weights, no data."""
+"""Find likely mistakes in a network from one forward pass of one image; weights do not matter."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,7 @@ _KEEP_SIGN = (
 
 @dataclass(frozen=True)
 class Advice:
-    """A warning: the layer's name, and what is wrong with it and the way out."""
+    """A warning: the layer's name, what is wrong, and how to fix it."""
 
     layer: str
     text: str
@@ -48,53 +48,53 @@ class Advice:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One run of one layer without children: where its input came from, and its shape."""
+    """One call of a layer without children."""
 
     name: str
     module: Module
-    source: "Call | None"  # None: the image, or something that no layer made
+    source: "Call | None"  # the call that computed its input; None if no layer did
     input_shape: tuple[int, ...]
 
 
 class Flow:
-    """An observer for nn.observe that notes which layer's output went into which.
+    """An observer for nn.observe that records which layer's output is which layer's input.
 
-    Layers are followed by the tensors that they hand on: what a module computes between its
-    layers with gpucnn.ops breaks the chain, and nothing is claimed beyond the break.
+    Layers are connected by the identity of their tensors.  An op that a module calls between its
+    layers breaks the connection, and no warning looks past the break.
     """
 
     def __init__(self, model: Module) -> None:
         self.calls: list[Call] = []
-        self.last: Call | None = None  # made the model's output
+        self.last: Call | None = None  # the call that computed the model's output
         self._model = model
         self._names = {id(module): name for name, module in model.named_modules()}
-        self._maker: dict[int, Call] = {}
-        self._alive: list[Any] = []  # an id is a tensor's own only as long as the tensor lives
+        self._producers: dict[int, Call] = {}  # by id of the output
+        self._alive: list[Any] = []  # keeps tensors alive, so that their ids stay unique
 
     def __call__(self, module: Module, inputs: tuple[Any, ...], output: Any) -> None:
         if module is self._model:
-            self.last = self._maker.get(id(output))
+            self.last = self._producers.get(id(output))
         name = self._names.get(id(module))
         if name is None or any(True for _ in module.named_children()) or not inputs:
             return
         x = inputs[0]
         shape = x.shape if isinstance(x, Tensor) else ()
-        call = Call(name or type(module).__name__, module, self._maker.get(id(x)), shape)
+        call = Call(name or type(module).__name__, module, self._producers.get(id(x)), shape)
         self.calls.append(call)
-        self._maker[id(output)] = call
+        self._producers[id(output)] = call
         self._alive += [x, output]
         if module is self._model:
             self.last = call
 
 
 def advise(flow: Flow) -> tuple[Advice, ...]:
-    """Everything that is wrong with the network whose pass `flow` has seen."""
-    found = [advice for call in flow.calls for advice in (*_unseen(call), *_idle_relu(call))]
+    """The warnings for the network whose forward pass `flow` observed."""
+    found = [advice for call in flow.calls for advice in (*_uncovered(call), *_idle_relu(call))]
     return (*found, *_ending(flow.last))
 
 
-def _unseen(call: Call) -> list[Advice]:
-    """Rows and columns of the image that no window of a convolution or pool sees."""
+def _uncovered(call: Call) -> list[Advice]:
+    """Rows and columns of the input that no window of a convolution or pooling layer covers."""
     module, shape = call.module, call.input_shape
     if isinstance(module, Conv2d):
         kernel, stride, dilation = module.weight.shape[1:3], module.stride, module.dilation
@@ -130,40 +130,42 @@ def _unseen(call: Call) -> list[Advice]:
 
 
 def _idle_relu(call: Call) -> list[Advice]:
-    """A ReLU whose input cannot be negative: it passes everything on as it is."""
+    """A ReLU whose input is never negative: it has no effect."""
     if not isinstance(call.module, ReLU | LeakyReLU):
         return []
     before = call.source
     while before is not None and isinstance(before.module, _KEEP_SIGN):
         before = before.source
-    if before is None or not isinstance(before.module, _never_negative):
+    if before is None or not isinstance(before.module, _NEVER_NEGATIVE):
         return []
     kind, cause = type(call.module).__name__, type(before.module).__name__
     return [
         Advice(
             call.name,
-            f"{kind} does nothing: its input comes from {cause} {before.name} and is never "
-            "negative; leave one of them out",
+            f"{kind} has no effect: its input comes from {cause} {before.name} and is never "
+            "negative; remove one of them",
         )
     ]
 
 
-_never_negative = (ReLU, Sigmoid, Softmax)
+_NEVER_NEGATIVE = (ReLU, Sigmoid, Softmax)
 
 
 def _ending(last: Call | None) -> list[Advice]:
-    """What stands after the last layer that has parameters."""
+    """Dropout, softmax and ReLU after the last layer with parameters."""
     found = []
     while last is not None and not last.module.state_dict():
         name, module = last.name, last.module
         if isinstance(module, Dropout):
-            text = "dropout after the last layer erases logits in training; put it before the layer"
+            text = (
+                "dropout after the last layer zeroes logits in training; move it before the layer"
+            )
             found.append(Advice(name, text))
         elif isinstance(module, Softmax):
             again = (
-                "taken a second time it changes nothing"
+                "applied twice, it changes nothing"
                 if isinstance(module, LogSoftmax)
-                else "on probabilities it learns slowly"
+                else "applied to probabilities, it makes training slow"
             )
             text = (
                 f"the network ends in {type(module).__name__}, and ops.cross_entropy "
@@ -171,7 +173,7 @@ def _ending(last: Call | None) -> list[Advice]:
             )
             found.append(Advice(name, text))
         elif isinstance(module, ReLU):
-            text = "a ReLU after the last layer: no logit can be negative; leave it out"
+            text = "a ReLU after the last layer makes negative logits impossible; remove it"
             found.append(Advice(name, text))
         last = last.source
     return found[::-1]

@@ -1,4 +1,4 @@
-"""A network at a glance, before it is trained: sizes, cost, memory, and what looks wrong."""
+"""A summary of a network before training: shapes, cost, memory, and likely mistakes."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from gpucnn.nn import Module, Summary, observe, summary
 
 @dataclass(frozen=True)
 class Analysis:
-    """What `analyze` found; print it for a table.
+    """The result of `analyze`; print it as a table.
 
-    summary         layers in the order in which they ran: shapes, learnables, multiply-adds,
-                    activation bytes, for one image
-    warnings        what looks wrong, in the order of the layers
-    memory          the predicted peak of a training step; None for a model without parameters
+    summary    for each layer, in execution order: output shape, parameters, multiply-adds and
+               activation bytes, for one image
+    warnings   likely mistakes, in the order of the layers
+    memory     the predicted peak of a training step; None for a model without parameters
     """
 
     summary: Summary
@@ -29,7 +29,7 @@ class Analysis:
             m = self.memory
             parts += [
                 "",
-                f"training on {m.batch_size} images takes {mib(m.peak)} (predicted; peak in the "
+                f"training on {m.batch_size} images needs {mib(m.peak)} (predicted; peak in the "
                 f"backward pass of {m.at}):",
                 f"  parameters {mib(m.parameters)}, optimizer {mib(m.optimizer)}, images "
                 f"{mib(m.images)}, activations {mib(m.activations)}, gradients "
@@ -44,12 +44,15 @@ def analyze(
     batch_size: int = 128,
     optimizer_states: int = 1,
 ) -> Analysis:
-    """Look a network over, for images of input_shape (H, W, C).
+    """Summarise a network for images of input_shape (H, W, C), and warn of likely mistakes.
 
-    It warns of rows or columns that no window sees, of ReLUs whose input is never negative, and
-    of dropout, softmax or ReLU after the last layer that has parameters.  batch_size and
-    optimizer_states (1 for SGD, 2 for Adam) are those of `training_memory`.  The model is left
-    as it was.
+    Warnings: rows or columns of an input that no window covers, a ReLU whose input is never
+    negative, and dropout, softmax or ReLU after the last layer with parameters.  batch_size and
+    optimizer_states (1 for SGD, 2 for Adam) are passed to `training_memory`.  The model is left
+    unchanged.
+
+    Raises ArgumentError for batch_size < 1 or optimizer_states < 0, ShapeError if the network
+    does not accept input_shape.
     """
     flow = Flow(model)
     with observe(flow):
@@ -62,5 +65,5 @@ def analyze(
 
 
 def mib(count: int) -> str:
-    """Bytes in the unit that people compare memory in."""
+    """A number of bytes as text, in MiB."""
     return f"{count / (1 << 20):,.1f} MiB"

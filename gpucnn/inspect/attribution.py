@@ -1,7 +1,7 @@
-"""Which pixels made the model say what it said: gradients, Grad-CAM, occlusion.
+"""Attribution: which pixels determine the model's output.  Gradients, Grad-CAM and occlusion.
 
-All three explain a score: the model's output for a class, usually its logit.  Results are NumPy
-arrays; `draw.overlay` lays them over the images.
+Each explains a score: the model's output for one class, usually a logit.  Results are NumPy arrays;
+`draw.overlay` combines them with the images.
 """
 
 from typing import Any
@@ -16,13 +16,13 @@ from gpucnn.inspect.forward import (
     Classes,
     Layer,
     as_input,
-    at_rest,
     batches,
-    chosen_classes,
     find_layer,
+    frozen,
     one_hot,
-    result_of,
+    output_of,
     run,
+    target_classes,
 )
 from gpucnn.nn import Conv2d, Module
 from gpucnn.tensor import Tensor
@@ -31,14 +31,18 @@ Maps = np.ndarray[Any, Any]
 
 
 def input_gradient(model: Module, images: Any, classes: Classes = None) -> Maps:
-    """d score / d image: how each value of each image moves the score of its class, (N, H, W, C).
+    """Gradient of each image's score with respect to the image: (N, H, W, C).
 
-    classes is a class for all images or one for each; None is what the model says itself.
+    images is (N, H, W, C), normalised as in training.  classes is one class for all images, or one
+    per image; None means the predicted class.
+
+    Raises ShapeError or DtypeError for images or classes of the wrong form, ArgumentError for a
+    class outside the model's, GraphError if the output does not depend on the images.
     """
     x = Tensor(as_input("input_gradient", model, images), requires_grad=True)
-    with at_rest(model):
+    with frozen(model):
         logits = model(x)
-        chosen = chosen_classes("input_gradient", logits, classes)
+        chosen = target_classes("input_gradient", logits, classes)
         _backward("input_gradient", logits, one_hot(chosen, logits))
     return to_host(x.grad)
 
@@ -46,9 +50,10 @@ def input_gradient(model: Module, images: Any, classes: Classes = None) -> Maps:
 def saliency(
     model: Module, images: Any, classes: Classes = None, path: draw.File | None = None
 ) -> Maps:
-    """The largest |d score / d image| over the channels of each pixel: (N, H, W).
+    """For each pixel, the largest |d score / d image| over its channels: (N, H, W).
 
-    classes as for input_gradient.  With `path`, a PNG: each image with its map below it.
+    Arguments and errors are those of input_gradient.  With `path`, write a PNG of each image above
+    its map.
     Source: Simonyan et al. 2014, section 3.1.
     """
     maps: Maps = np.abs(input_gradient(model, images, classes)).max(axis=-1)
@@ -64,34 +69,39 @@ def grad_cam(
     classes: Classes = None,
     path: draw.File | None = None,
 ) -> Maps:
-    """Where the features of `layer` speak for the class: (N, h, w), h x w the layer's pixels.
+    """Where the features of `layer` support the class: (N, h, w), the layer's resolution.
 
         map = relu(sum over k of a[k] A[..., k]),  a[k] = mean over pixels of d score / d A[..., k]
 
-    A (N, h, w, K) is the layer's output; layer None is the last Conv2d that ran.  classes as for
-    input_gradient.  With `path`, a PNG: each image with its map, stretched to its size, below it.
+    A (N, h, w, K) is the layer's output; layer None means the last Conv2d that ran.  images and
+    classes are as in input_gradient.  With `path`, write a PNG of each image above its map, which
+    is resized to the image.
 
-    Raises ShapeError if the layer's output is not (N, h, w, K), ArgumentError if there is none.
+    Raises ShapeError if the layer's output is not (N, h, w, K), ArgumentError if the layer does
+    not exist or did not run, GraphError if the score does not depend on it.
     Source: Selvaraju et al. 2017, equations 1 and 2.
     """
     array = as_input("grad_cam", model, images)
     x = Tensor(array, requires_grad=True)
-    wanted: list[Module]
+    candidates: list[Module]
     if layer is None:
-        wanted = [m for _, m in model.named_modules() if isinstance(m, Conv2d)]
+        candidates = [m for _, m in model.named_modules() if isinstance(m, Conv2d)]
     else:
-        wanted = [find_layer(model, layer)]
-    with at_rest(model):
-        logits, outputs = _run_retaining(model, x, wanted)
+        candidates = [find_layer(model, layer)]
+    with frozen(model):
+        logits, outputs = _run_retaining(model, x, candidates)
         if layer is None:
             if not outputs:
-                raise ArgumentError("grad_cam: this model has no Conv2d; name a layer")
+                raise ArgumentError("grad_cam: this model has no Conv2d; pass layer=")
             features = outputs[-1][1]
         else:
-            features = result_of("grad_cam", outputs, wanted[0], layer)
+            features = output_of("grad_cam", outputs, candidates[0], layer)
         if features.ndim != 4:
-            raise ShapeError(f"grad_cam: layer {layer!r} gives {features.shape}, not (N, h, w, K)")
-        chosen = chosen_classes("grad_cam", logits, classes)
+            raise ShapeError(
+                f"grad_cam: expected a layer with output (N, h, w, K), layer {layer!r} returns "
+                f"{features.shape}"
+            )
+        chosen = target_classes("grad_cam", logits, classes)
         _backward("grad_cam", logits, one_hot(chosen, logits))
         if features.grad is None:
             raise GraphError(f"grad_cam: the score does not depend on layer {layer!r}")
@@ -128,14 +138,15 @@ def occlusion(
     batch_size: int = 256,
     path: draw.File | None = None,
 ) -> Maps:
-    """How far the score falls when a pixel is covered: (N, H, W).
+    """How much the score drops when a pixel is occluded: (N, H, W).
 
-    A square of window x window pixels, set to `fill` (0 is the mean colour of normalised images),
-    moves over each image in steps of `stride`, the last step to the edge.  A pixel's value is the
-    mean fall of the score over the squares that cover it; negative where covering helps.  classes
-    as for input_gradient.  With `path`, a PNG: each image with its map below it.
+    A square of window x window pixels is set to `fill` (0 is the mean colour of normalised images)
+    and moves over each image in steps of `stride`; the last position is at the edge.  A pixel's
+    value is the mean drop of the score over the squares that cover it, negative where the score
+    rises.  images and classes are as in input_gradient; batch_size bounds the memory.  With `path`,
+    write a PNG of each image above its map.
 
-    Raises ArgumentError unless 1 <= stride <= window <= image.
+    Raises ArgumentError unless 1 <= stride <= window <= min(H, W); otherwise as input_gradient.
     Source: Zeiler and Fergus 2014, section 4.2.
     """
     x = as_input("occlusion", model, images)
@@ -148,32 +159,32 @@ def occlusion(
             f"got stride {stride}, window {window}"
         )
     xp = array_module(x)
-    corners = [(i, j) for i in _starts(h, window, stride) for j in _starts(w, window, stride)]
-    falls, cover = np.zeros((n, h, w), x.dtype), np.zeros((h, w), x.dtype)
-    with at_rest(model), no_grad():
+    corners = [(i, j) for i in _offsets(h, window, stride) for j in _offsets(w, window, stride)]
+    drops, count = np.zeros((n, h, w), x.dtype), np.zeros((h, w), x.dtype)
+    with frozen(model), no_grad():
         logits = model(Tensor(x))
-        chosen = chosen_classes("occlusion", logits, classes)
-        whole = (logits.data * one_hot(chosen, logits)).sum(axis=1)
+        chosen = target_classes("occlusion", logits, classes)
+        score = (logits.data * one_hot(chosen, logits)).sum(axis=1)
         for image in range(n):
             scores = []
-            for some in batches(np.arange(len(corners)), batch_size):
-                covered = xp.repeat(x[image : image + 1], len(some), axis=0)
-                for row, corner in enumerate(some):
+            for part in batches(np.arange(len(corners)), batch_size):
+                covered = xp.repeat(x[image : image + 1], len(part), axis=0)
+                for row, corner in enumerate(part):
                     i, j = corners[corner]
                     covered[row, i : i + window, j : j + window] = fill
                 scores.append(model(Tensor(covered)).data[:, int(chosen[image])])
-            fallen = to_host(whole[image] - xp.concatenate(scores))
-            for (i, j), fall in zip(corners, fallen, strict=True):
-                falls[image, i : i + window, j : j + window] += fall
+            dropped = to_host(score[image] - xp.concatenate(scores))
+            for (i, j), drop in zip(corners, dropped, strict=True):
+                drops[image, i : i + window, j : j + window] += drop
     for i, j in corners:
-        cover[i : i + window, j : j + window] += 1
-    maps: Maps = falls / cover
+        count[i : i + window, j : j + window] += 1
+    maps: Maps = drops / count
     if path is not None:
         draw.write_maps(path, to_host(x), maps)
     return maps
 
 
-def _starts(size: int, window: int, stride: int) -> list[int]:
-    """Where squares begin along one axis: every `stride` pixels, and one that ends at the edge."""
-    starts = list(range(0, size - window + 1, stride))
-    return starts if starts[-1] == size - window else [*starts, size - window]
+def _offsets(size: int, window: int, stride: int) -> list[int]:
+    """Offsets of the squares along an axis: every `stride` pixels, and the last at the edge."""
+    offsets = list(range(0, size - window + 1, stride))
+    return offsets if offsets[-1] == size - window else [*offsets, size - window]

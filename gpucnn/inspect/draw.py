@@ -1,6 +1,6 @@
-"""Arrays as pictures: tiles, heat, overlays and charts, and PNG files of them.
+"""Arrays as pictures: tiles, heat maps, overlays and charts, and PNG files of them.
 
-matplotlib is imported only when something is drawn.  Pictures are uint8 (N, H, W, 3).
+matplotlib is imported on first use.  Pictures are uint8 (N, H, W, 3).
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ File: TypeAlias = str | Path | BinaryIO
 Theme: TypeAlias = Literal["light", "dark"]
 Image: TypeAlias = Any  # numpy.ndarray: uint8 pictures, or maps
 
-# paper, ink, faint ink, and two colours that colour-blind readers tell apart on that paper
+# paper, ink, faint ink, and two colours that colour-blind readers can distinguish on that paper
 THEMES: dict[str, tuple[str, str, str, str, str]] = {
     "light": ("#ffffff", "#1b1d22", "#d5d8de", "#1f5fbf", "#c2570c"),
     "dark": ("#1c1f26", "#e7e9ee", "#3f4552", "#7db2ff", "#ffac66"),
@@ -25,9 +25,10 @@ THEMES: dict[str, tuple[str, str, str, str, str]] = {
 
 
 def pictures(x: Any) -> Image:
-    """Images (N, H, W, C) as uint8 (N, H, W, 3), each stretched from its least value to its most.
+    """Images (N, H, W, C) as uint8 (N, H, W, 3), each rescaled from its minimum and maximum.
 
     C is 3, or 1 for grey.  A constant image becomes mid-grey.  uint8 images keep their values.
+    Raises ShapeError for other shapes.
     """
     x = np.asarray(x)
     if x.ndim != 4 or x.shape[3] not in (1, 3):
@@ -41,67 +42,74 @@ def pictures(x: Any) -> Image:
     return np.repeat(x, 3, axis=3) if x.shape[3] == 1 else x
 
 
-def tamed(x: Any) -> Image:
-    """Images (N, H, W, C) with values held to 2.5 deviations about each one's mean.
+def clip_outliers(x: Any) -> Image:
+    """Clip each image of (N, H, W, C) to 2.5 standard deviations around its mean.
 
-    For images made by gradient ascent: a few stark pixels would leave the rest grey.
+    For images from gradient ascent: without it, a few extreme pixels leave the rest grey.
     """
     x = np.asarray(x)
-    middle = x.mean(axis=(1, 2, 3), keepdims=True)
-    reach = 2.5 * x.std(axis=(1, 2, 3), keepdims=True)
-    return x.clip(middle - reach, middle + reach)
+    mean = x.mean(axis=(1, 2, 3), keepdims=True)
+    limit = 2.5 * x.std(axis=(1, 2, 3), keepdims=True)
+    return x.clip(mean - limit, mean + limit)
 
 
-def heat(maps: Any, symmetric: bool = False) -> Image:
-    """Maps (N, H, W) as colours (N, H, W, 3): each from its least value to its most.
+def heatmap(maps: Any, symmetric: bool = False) -> Image:
+    """Maps (N, H, W) as colours (N, H, W, 3), each rescaled from its minimum and maximum.
 
-    With symmetric, 0 is white, blue below and red above, to the same distance on both sides.
+    With symmetric, 0 is white, negative values are blue and positive ones red, on one scale.
     """
     maps = np.asarray(maps, np.float64)
     if symmetric:
-        most = np.abs(maps).max(axis=(1, 2), keepdims=True)
-        low, span = -most, 2 * most
+        largest = np.abs(maps).max(axis=(1, 2), keepdims=True)
+        low, span = -largest, 2 * largest
     else:
         low = maps.min(axis=(1, 2), keepdims=True)
         span = maps.max(axis=(1, 2), keepdims=True) - low
-    shares = np.where(span == 0, 0.5 if symmetric else 0, (maps - low) / np.where(span, span, 1))
-    colours = _matplotlib().colormaps["RdBu_r" if symmetric else "inferno"](shares)
+    levels = np.where(span == 0, 0.5 if symmetric else 0, (maps - low) / np.where(span, span, 1))
+    colours = _matplotlib().colormaps["RdBu_r" if symmetric else "inferno"](levels)
     return np.rint(colours[..., :3] * 255).astype(np.uint8)
 
 
 def overlay(images: Any, maps: Any) -> Image:
-    """Pictures darkened to a fifth where their maps (N, h, w) are low, whole where they are high.
+    """Images (N, H, W, C) as pictures, dimmed where their maps (N, h, w) are low.
 
-    Maps are stretched to the images' size.  What is below 0 counts as 0.
+    Brightness is 20 % where a map is 0 and 100 % at its maximum.  Maps are resized to the images;
+    negative values count as 0.
     """
-    seen = pictures(images)
-    maps = resize(np.asarray(maps, np.float64).clip(0, None), *seen.shape[1:3])
-    most = maps.max(axis=(1, 2), keepdims=True)
-    shares = 0.2 + 0.8 * maps / np.where(most > 0, most, 1)
-    return np.rint(seen * shares[..., None]).astype(np.uint8)
+    shown = pictures(images)
+    maps = resize(np.asarray(maps, np.float64).clip(0, None), *shown.shape[1:3])
+    largest = maps.max(axis=(1, 2), keepdims=True)
+    brightness = 0.2 + 0.8 * maps / np.where(largest > 0, largest, 1)
+    return np.rint(shown * brightness[..., None]).astype(np.uint8)
 
 
 def resize(maps: Any, height: int, width: int) -> Image:
-    """Maps (N, h, w) at another size, bilinear between pixel centres, edges held."""
+    """Resize maps (N, h, w) by bilinear interpolation between pixel centres; edges are repeated.
+
+    Raises ShapeError unless maps is (N, h, w) without empty axes.
+    """
     maps = np.asarray(maps)
     if maps.ndim != 3 or 0 in maps.shape:
         raise ShapeError(f"resize: expected maps (N, h, w), got shape {maps.shape}")
     for axis, size in ((1, height), (2, width)):
-        own = maps.shape[axis]
-        at = ((np.arange(size) + 0.5) * own / size - 0.5).clip(0, own - 1)
-        first = at.astype(int)
-        share = (at - first).reshape((-1, 1) if axis == 1 else (-1,))
-        after = np.minimum(first + 1, own - 1)
-        maps = maps.take(first, axis) * (1 - share) + maps.take(after, axis) * share
+        source = maps.shape[axis]
+        position = ((np.arange(size) + 0.5) * source / size - 0.5).clip(0, source - 1)
+        first = position.astype(int)
+        weight = (position - first).reshape((-1, 1) if axis == 1 else (-1,))
+        second = np.minimum(first + 1, source - 1)
+        maps = maps.take(first, axis) * (1 - weight) + maps.take(second, axis) * weight
     return maps
 
 
 def tile(images: Image, columns: int | None = None, gap: int = 1) -> Image:
-    """Pictures (N, H, W, 3) side by side as one (H', W', 4), with clear gaps between them."""
+    """Arrange pictures (N, H, W, 3) in a grid: one RGBA picture (H', W', 4), with transparent gaps.
+
+    columns None makes the grid about square.  Raises ArgumentError for no pictures.
+    """
     n, h, w, _ = images.shape
     columns = min(n, columns or int(np.ceil(np.sqrt(n))))
     if columns < 1:
-        raise ArgumentError("tile: there are no pictures")
+        raise ArgumentError("tile: expected at least one picture, got none")
     rows = ceil_div(n, columns)
     page = np.zeros((rows * (h + gap) - gap, columns * (w + gap) - gap, 4), np.uint8)
     for i, image in enumerate(images):
@@ -112,7 +120,7 @@ def tile(images: Image, columns: int | None = None, gap: int = 1) -> Image:
 
 
 def write_png(path: File, image: Image, scale: int = 1) -> None:
-    """Write pixels (H, W, 3 or 4), uint8, each as scale x scale: no axes, no frame."""
+    """Write an image (H, W, 3 or 4), uint8; each of its pixels becomes scale x scale pixels."""
     _matplotlib()
     from matplotlib.image import imsave
 
@@ -121,24 +129,25 @@ def write_png(path: File, image: Image, scale: int = 1) -> None:
 
 
 def write_tiles(path: File, images: Image, columns: int | None = None) -> None:
-    """Write pictures side by side, small ones enlarged to about 96 pixels."""
+    """Write pictures in a grid; small ones are enlarged to about 96 pixels."""
     write_png(path, tile(images, columns), max(1, 96 // max(images.shape[1:3])))
 
 
 def write_maps(path: File, images: Any, maps: Any) -> None:
-    """Write images in a row, and below each one its map."""
-    seen = pictures(images)
-    shades = heat(resize(maps, *seen.shape[1:3]))
-    write_tiles(path, np.concatenate([seen, shades]), columns=len(seen))
+    """Write images in a row, each above its map."""
+    shown = pictures(images)
+    heatmaps = heatmap(resize(maps, *shown.shape[1:3]))
+    write_tiles(path, np.concatenate([shown, heatmaps]), columns=len(shown))
 
 
 @contextmanager
 def chart(
     path: File, theme: Theme, rows: int = 1, columns: int = 1, height: float = 3.0
 ) -> Iterator[tuple[Any, Any]]:
-    """(figure, its rows x columns axes): filled in the block, written as PNG after it.
+    """Yield (figure, axes (rows, columns)) to draw into, then write the figure as PNG.
 
-    4.4 inches wide and `height` high, at a size where the text stays legible on a telephone.
+    The figure is 4.4 inches wide and `height` inches high, so that its text is legible on a phone.
+    Raises ArgumentError for an unknown theme.
     """
     if theme not in THEMES:
         raise ArgumentError(f"theme {theme!r} is unknown; expected {' or '.join(THEMES)}")
@@ -170,8 +179,8 @@ def chart(
         figure.savefig(path, dpi=180, format="png")
 
 
-def paper_to_colour(theme: Theme) -> Any:
-    """A colour map from the theme's paper, at 0, to its first colour, at 1."""
+def colormap(theme: Theme) -> Any:
+    """A colour map from the theme's paper at 0 to its first colour at 1."""
     _matplotlib()
     from matplotlib.colors import LinearSegmentedColormap
 

@@ -1,4 +1,4 @@
-"""Running a model in order to look at it: in evaluation mode, with its parameters left alone."""
+"""Forward passes for inspection: in evaluation mode, with frozen parameters."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,26 +7,26 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gpucnn.autograd import enable_grad, no_grad
-from gpucnn.device import Array, array_module, to_device, working_on
+from gpucnn.device import Array, array_module, to_device, to_host, working_on
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.nn import Module, observe
-from gpucnn.nn.summary import _place
+from gpucnn.nn.summary import device_and_dtype
 from gpucnn.tensor import Tensor
 
 Layer: TypeAlias = str | Module
-Classes: TypeAlias = int | Sequence[int] | np.ndarray[Any, Any] | None
+Classes: TypeAlias = int | Sequence[int] | Array | Tensor | None
 
 
 def activations(
     model: Module, images: Any, layers: Sequence[Layer] | None = None, batch_size: int = 256
 ) -> dict[str, Array]:
-    """What each of `layers` gives for `images`: {layer's name: array (N, ...)}, on the device.
+    """The outputs of `layers` for `images`: {layer's name: array (N, ...)}, on the model's device.
 
-    images (N, H, W, C) are as the model takes them, normalised; layers are dotted names or
-    modules, None means every layer without children.  A layer that runs several times in one
-    pass is shown as it ran last.  Nothing is recorded, and the model is left as it was.
+    images is (N, H, W, C), normalised as in training.  layers are dotted names or modules; None
+    means every layer without children.  For a layer that runs several times in a forward pass, the
+    last output counts.  Records no graph and leaves the model unchanged.
 
-    Raises ArgumentError for a layer that the model does not have or does not run.
+    Raises ArgumentError for a layer that is not part of the model or did not run.
     """
     names = {id(module): name for name, module in model.named_modules()}
     if layers is None:
@@ -34,16 +34,16 @@ def activations(
     else:
         chosen = [find_layer(model, layer) for layer in layers]
     parts: dict[str, list[Array]] = {}
-    with at_rest(model), no_grad():
+    with frozen(model), no_grad():
         for x in batches(as_input("activations", model, images), batch_size):
             outputs = run(model, Tensor(x), chosen)[1]
             if layers is not None:
                 for module in chosen:
-                    result_of("activations", outputs, module, names[id(module)])
+                    output_of("activations", outputs, module, names[id(module)])
             for module, output in outputs:
                 if isinstance(output, Tensor):
                     parts.setdefault(names[id(module)], []).append(output.data)
-        return {name: array_module(some[0]).concatenate(some) for name, some in parts.items()}
+        return {name: array_module(ys[0]).concatenate(ys) for name, ys in parts.items()}
 
 
 def find_layer(model: Module, layer: Layer) -> Module:
@@ -52,7 +52,7 @@ def find_layer(model: Module, layer: Layer) -> Module:
     if isinstance(layer, Module):
         if any(module is layer for module in modules.values()):
             return layer
-        raise ArgumentError(f"layer {type(layer).__name__} is not a part of this model")
+        raise ArgumentError(f"layer {type(layer).__name__} is not part of this model")
     if layer not in modules:
         names = ", ".join(name for name in modules if name)
         raise ArgumentError(f"layer {layer!r} is unknown; this model has {names or 'none'}")
@@ -60,26 +60,28 @@ def find_layer(model: Module, layer: Layer) -> Module:
 
 
 @contextmanager
-def at_rest(model: Module) -> Iterator[None]:
-    """Evaluation mode and no gradients of parameters inside the block; all put back after it.
+def frozen(model: Module) -> Iterator[None]:
+    """Evaluation mode and frozen parameters inside the block, on the model's device.
 
-    The block works on the model's device.
-    Without them a backward pass reaches the image and nothing else: no `.grad` of the model is
-    touched, and no time goes into dw.
+    A backward pass then computes the gradient of the images only: it skips dw and leaves the
+    `.grad` of parameters alone.  Modes and requires_grad are restored afterwards.
     """
-    recorded = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        for parameter, _ in recorded:
+        for parameter, _ in required:
             parameter.requires_grad = False
-        with model.evaluating(), working_on(_place(model)[0]), enable_grad():
+        with model.evaluating(), working_on(device_and_dtype(model)[0]), enable_grad():
             yield
     finally:
-        for parameter, wanted in recorded:
-            parameter.requires_grad = wanted
+        for parameter, requires_grad in required:
+            parameter.requires_grad = requires_grad
 
 
 def as_input(op: str, model: Module, images: Any) -> Array:
-    """`images` as an array on the model's device, of the model's dtype; errors speak for `op`."""
+    """`images` as an array with the model's device and dtype.
+
+    Raises ShapeError or DtypeError, under the name `op`, unless they are floating-point (N, ...).
+    """
     data = images.data if isinstance(images, Tensor) else images
     data = data if hasattr(data, "dtype") else np.asarray(data, np.float32)
     if data.ndim < 2 or len(data) == 0:
@@ -87,15 +89,15 @@ def as_input(op: str, model: Module, images: Any) -> Array:
     if data.dtype.kind != "f":
         raise DtypeError(
             f"{op}: expected floating-point images, normalised as in training, got {data.dtype}\n"
-            "  call the training's data.Normalize on them first"
+            "  apply the data.Normalize of the training first"
         )
-    device, dtype = _place(model)
+    device, dtype = device_and_dtype(model)
     with working_on(device):
         return to_device(data, device).astype(dtype, copy=False)
 
 
 def batches(x: Array, size: int) -> Iterator[Array]:
-    """x in pieces of at most `size`."""
+    """Views of at most `size` images of x; ArgumentError if size < 1."""
     if size < 1:
         raise ArgumentError(f"batch_size must be at least 1, got {size}")
     for start in range(0, len(x), size):
@@ -105,49 +107,64 @@ def batches(x: Array, size: int) -> Iterator[Array]:
 def run(
     model: Module, x: Tensor, layers: Sequence[Module]
 ) -> tuple[Any, list[tuple[Module, Tensor]]]:
-    """The model's output for x, and (layer, output) of those of `layers` that ran, in order."""
-    wanted = {id(layer) for layer in layers}
-    seen: dict[int, tuple[Module, Tensor]] = {}
+    """The model's output for x, and (layer, output) for each of `layers` that ran, in order."""
+    observed = {id(layer) for layer in layers}
+    outputs: dict[int, tuple[Module, Tensor]] = {}
 
-    def note(module: Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if id(module) in wanted:
-            seen[id(module)] = (module, output)
+    def record(module: Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if id(module) in observed:
+            outputs[id(module)] = (module, output)
 
-    with observe(note):
+    with observe(record):
         output = model(x)
-    return output, list(seen.values())
+    return output, list(outputs.values())
 
 
-def result_of(op: str, outputs: list[tuple[Module, Tensor]], layer: Module, name: Layer) -> Tensor:
-    """What `layer` gave, out of what `run` returned."""
+def output_of(op: str, outputs: list[tuple[Module, Tensor]], layer: Module, name: Layer) -> Tensor:
+    """The output of `layer` in the list that `run` returned; ArgumentError if it did not run."""
     for module, output in outputs:
         if module is layer:
             return output
     raise ArgumentError(f"{op}: layer {name!r} did not run for these images")
 
 
-def chosen_classes(op: str, logits: Tensor, classes: Classes) -> Array:
-    """A class for each row of logits (N, K): given, or the one with the largest logit."""
+def target_classes(op: str, logits: Tensor, classes: Classes) -> Array:
+    """A class for each row of logits (N, K): the given one, or the one with the largest logit.
+
+    Raises ShapeError unless there is one class, or one per row; ArgumentError for a class outside
+    0 to K - 1.
+    """
     if logits.ndim != 2:
-        raise ShapeError(f"{op}: expected a model that gives logits (N, K), got {logits.shape}")
+        raise ShapeError(f"{op}: expected a model that returns logits (N, K), got {logits.shape}")
     xp, (n, k) = array_module(logits.data), logits.shape
     if classes is None:
         return logits.data.argmax(axis=1)
-    picked = np.broadcast_to(np.asarray(classes), (n,)) if np.ndim(classes) == 0 else classes
-    picked = np.asarray(picked)
-    if picked.shape != (n,) or picked.dtype.kind not in "iu":
+    targets = on_host(classes)
+    if targets.ndim == 0:
+        targets = np.broadcast_to(targets, (n,))
+    if targets.shape != (n,) or targets.dtype.kind not in "iu":
         raise ShapeError(
-            f"{op}: expected one class, or one for each of {n} images, got {picked.dtype} "
-            f"of shape {picked.shape}"
+            f"{op}: expected one class, or one for each of {n} images, got {targets.dtype} "
+            f"of shape {targets.shape}"
         )
-    if picked.min() < 0 or picked.max() >= k:
-        raise ArgumentError(f"{op}: classes are 0 to {k - 1}, got {picked.min()}..{picked.max()}")
-    return xp.asarray(picked)
+    if targets.min() < 0 or targets.max() >= k:
+        raise ArgumentError(f"{op}: classes are 0 to {k - 1}, got {targets.min()}..{targets.max()}")
+    return xp.asarray(targets)
+
+
+def on_host(values: Any) -> np.ndarray[Any, Any]:
+    """A Tensor, an array of either library or a sequence of numbers as a NumPy array."""
+    values = values.data if isinstance(values, Tensor) else values
+    try:
+        array_module(values)
+    except TypeError:
+        return np.asarray(values)
+    return to_host(values)
 
 
 def one_hot(classes: Array, logits: Tensor) -> Array:
-    """(N, K): 1 at each row's class, of the logits' dtype and device."""
+    """Indicators (N, K) of each row's class, in the logits' dtype and on their device."""
     xp = array_module(logits.data)
-    picked = xp.zeros_like(logits.data)
-    picked[xp.arange(len(logits)), classes] = 1
-    return picked
+    indicators = xp.zeros_like(logits.data)
+    indicators[xp.arange(len(logits)), classes] = 1
+    return indicators

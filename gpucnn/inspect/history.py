@@ -1,4 +1,4 @@
-"""How a training went: its curves, and the weights and how much of them each step changed."""
+"""Training curves, histograms of the weights, and the relative size of each update."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -23,16 +23,17 @@ def training_curves(
     path: draw.File | None = None,
     theme: draw.Theme = "light",
 ) -> dict[str, Values]:
-    """The columns of a training's history: {"epoch": (E,), "train_loss": (E,), ...}, float64.
+    """The columns of a training history: {"epoch": (E,), "train_loss": (E,), ...}, float64.
 
-    history is a Trainer's `history` or the metrics.csv of a run; what is missing is not a number.
-    With `path`, a PNG of loss (nats) and accuracy over the epochs.
+    history is a Trainer's `history`, or the path of a run's metrics.csv.  Missing values are NaN.
+    With `path`, write a PNG of loss (nats) and accuracy (0 to 1) over the epochs.
 
-    Raises DataError if the file is missing or is no such table, ArgumentError for no epochs.
+    Raises DataError if the file cannot be read or is not a metrics.csv, ArgumentError if there is
+    no epoch.
     """
     rows = _read(Path(history)) if isinstance(history, str | Path) else list(history)
     if not rows:
-        raise ArgumentError("training_curves: there is no finished epoch to show")
+        raise ArgumentError("training_curves: expected at least one finished epoch, got none")
     curves = {name: np.array([_number(row[name]) for row in rows]) for name in rows[0]}
     if path is not None:
         with draw.chart(path, theme, rows=2, height=4.4) as (_, grid):
@@ -70,28 +71,30 @@ def _number(value: Any) -> float:
 def weight_histograms(
     model: Module, bins: int = 50, path: draw.File | None = None, theme: draw.Theme = "light"
 ) -> Histograms:
-    """How the values of each weight (each parameter of two axes or more) are spread.
+    """Histograms of the weights: {name: (counts (bins,), edges (bins + 1,))}.
 
-    With `path`, a PNG of them, one small chart a weight.
+    A weight is a parameter with two axes or more.  With `path`, write a PNG with one small chart
+    per weight.  Raises ArgumentError for bins < 1, or for a path if the model has no weight.
     """
     if bins < 1:
         raise ArgumentError(f"weight_histograms: bins must be at least 1, got {bins}")
-    found = {
+    histograms = {
         name: np.histogram(to_host(parameter.data).astype(np.float64), bins)
         for name, parameter in model.named_parameters()
         if parameter.ndim >= 2
     }
     if path is not None:
-        _draw_histograms(path, found, theme, "value")
-    return found
+        _draw_histograms(path, histograms, theme, "value")
+    return histograms
 
 
 class UpdateRatios(Callback):
-    """A callback that notes how far each step moves each parameter: |change| / |parameter|.
+    """A callback that records the relative update of each parameter: |change| / |parameter|.
 
-    Norms are Euclidean, over a whole parameter, the one before the step; `ratios` has a list for
-    each parameter's name, a number a step.  A thousandth is usual; far more shakes the network,
-    far less leaves it where it is.  It keeps a copy of the parameters and makes a GPU's host wait.
+    Norms are Euclidean, over a whole parameter; the denominator is its value before the step.
+    `ratios` maps each parameter's name to a list with one ratio per step.  Around 0.001 is usual;
+    much larger ratios make training unstable, much smaller ones make it slow.  The callback keeps a
+    copy of the parameters, and synchronizes host and GPU at each step.
     """
 
     def __init__(self) -> None:
@@ -114,7 +117,7 @@ class UpdateRatios(Callback):
 
 
 def update_ratio(before: Array, after: Array) -> float:
-    """|after - before| / |before|, Euclidean; infinite where a zero parameter has moved."""
+    """|after - before| / |before|, Euclidean; infinite if before is zero and after is not."""
     xp = array_module(before)
     with working_on(device_of(before)):
         change = float(xp.sqrt(xp.square(after - before).sum()))
@@ -130,10 +133,11 @@ def update_ratio_histograms(
     path: draw.File | None = None,
     theme: draw.Theme = "light",
 ) -> Histograms:
-    """How the base-10 logarithms of UpdateRatios.ratios are spread, for each parameter.
+    """Histograms of log10 of UpdateRatios.ratios: {name: (counts (bins,), edges (bins + 1,))}.
 
-    The bins are the same for all, over whole powers of ten.  Zero and infinite ratios have no
-    logarithm and are left out.  With `path`, a PNG.
+    All parameters share the same edges, which span whole powers of ten.  Zero and infinite ratios
+    are excluded.  With `path`, write a PNG.  Raises ArgumentError for bins < 1, or for a path if
+    ratios is empty.
     """
     if bins < 1:
         raise ArgumentError(f"update_ratio_histograms: bins must be at least 1, got {bins}")
@@ -141,24 +145,26 @@ def update_ratio_histograms(
         name: np.log10([v for v in values if v > 0 and np.isfinite(v)])
         for name, values in ratios.items()
     }
-    every = np.concatenate([*logs.values(), np.empty(0)])
-    low, high = (np.floor(every.min()), np.ceil(every.max())) if every.size else (-4.0, -2.0)
+    all_logs = np.concatenate([*logs.values(), np.empty(0)])
+    low, high = (
+        (np.floor(all_logs.min()), np.ceil(all_logs.max())) if all_logs.size else (-4.0, -2.0)
+    )
     edges = np.linspace(low, max(high, low + 1), bins + 1)
-    found = {name: np.histogram(values, edges) for name, values in logs.items()}
+    histograms = {name: np.histogram(values, edges) for name, values in logs.items()}
     if path is not None:
-        _draw_histograms(path, found, theme, "log10 of update / weight")
-    return found
+        _draw_histograms(path, histograms, theme, "log10 of update / weight")
+    return histograms
 
 
-def _draw_histograms(path: draw.File, found: Histograms, theme: draw.Theme, unit: str) -> None:
-    if not found:
-        raise ArgumentError("histograms: there is nothing to draw")
-    columns = min(2, len(found))
-    rows = ceil_div(len(found), columns)
+def _draw_histograms(path: draw.File, histograms: Histograms, theme: draw.Theme, unit: str) -> None:
+    if not histograms:
+        raise ArgumentError("histograms: expected at least one parameter to draw, got none")
+    columns = min(2, len(histograms))
+    rows = ceil_div(len(histograms), columns)
     with draw.chart(path, theme, rows, columns, height=0.4 + 1.15 * rows) as (figure, grid):
-        for axes in grid.flat[len(found) :]:
+        for axes in grid.flat[len(histograms) :]:
             axes.axis("off")
-        for axes, (name, (counts, edges)) in zip(grid.flat, found.items(), strict=False):
+        for axes, (name, (counts, edges)) in zip(grid.flat, histograms.items(), strict=False):
             axes.stairs(counts, edges, fill=True)
             axes.set_title(name)
             axes.set_yticks([])

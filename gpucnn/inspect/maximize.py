@@ -1,4 +1,4 @@
-"""Images made to excite: a layer's channel from noise, or whatever a picture already excites."""
+"""Activation maximization and deep dream: gradient ascent on the pixels of images."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,12 +9,12 @@ from gpucnn.device import Array, array_module, to_host
 from gpucnn.errors import ArgumentError, GraphError, ShapeError
 from gpucnn.inspect import draw
 from gpucnn.inspect.features import Values, check_channels
-from gpucnn.inspect.forward import Layer, as_input, at_rest, find_layer, result_of, run
+from gpucnn.inspect.forward import Layer, as_input, find_layer, frozen, output_of, run
 from gpucnn.nn import Module
 from gpucnn.tensor import Tensor
 
-# dy of the layer's output, from that output: the direction in which the image is to move it
-_Wish = Callable[[Array], Array]
+# The gradient of the objective with respect to the layer's output, computed from that output
+_ObjectiveGradient = Callable[[Array], Array]
 
 
 def maximize_activation(
@@ -29,37 +29,49 @@ def maximize_activation(
     seed: int = 0,
     path: draw.File | None = None,
 ) -> Values:
-    """An image for each of `channels` that makes its mean in the output of `layer` large.
+    """For each of `channels`, an image that maximizes the channel's mean in the output of `layer`.
 
-    Gradient ascent from faint noise: each step moves an image by lr times its gradient over the
-    gradient's root mean square, then shrinks it by 1 - decay, which bounds it in place of Erhan's
-    fixed norm.  Where there is no gradient, as behind a ReLU that is off everywhere, the step is
-    along noise, until the channel wakes.  A step sees the image rolled by up to `jitter` pixels
-    each way, so that no pixel is learned by its place.  input_shape is (H, W, C); the result
-    (channels, H, W, C) is in the model's normalised units.  With `path`, a PNG of them.
+    Gradient ascent from weak noise: each step adds lr times the gradient divided by its root mean
+    square, then multiplies the image by 1 - decay, which bounds it in place of Erhan's fixed norm.
+    Where the gradient is zero, as for a ReLU that outputs zero everywhere, the step follows random
+    noise instead, until the channel becomes active.  In each step the model sees the image rolled
+    by up to `jitter` pixels in each direction, which suppresses patterns tied to a position.
+    input_shape is (H, W, C); the result is (channels, H, W, C), normalised as in training.  With
+    `path`, write a PNG of the images.
 
+    Raises ArgumentError for no channels, channels that the layer does not have, or steps, lr, decay
+    or jitter out of range; GraphError if the layer does not depend on the images.
     Source: Erhan et al. 2009, section 3; Mordvintsev et al. 2015 (jitter, normalised gradient).
     """
     generator = np.random.default_rng(seed)
     start = 0.1 * generator.standard_normal((len(channels), *input_shape))
 
-    def wish(y: Array) -> Array:
+    def objective_gradient(y: Array) -> Array:
         check_channels("maximize_activation", channels, y.shape[-1])
         xp = array_module(y)
         dy = xp.zeros_like(y)
-        share = 1 / max(y[0, ..., 0].size, 1)
+        weight = 1 / max(y[0, ..., 0].size, 1)
         for row, channel in enumerate(channels):
-            dy[row, ..., channel] = share
+            dy[row, ..., channel] = weight
         return dy
 
     if len(channels) == 0:
-        raise ArgumentError("maximize_activation: no channels were named")
-    found = _ascend(
-        "maximize_activation", model, start, layer, wish, steps, lr, decay, jitter, generator
+        raise ArgumentError("maximize_activation: expected at least one channel, got none")
+    images = _ascend(
+        "maximize_activation",
+        model,
+        start,
+        layer,
+        objective_gradient,
+        steps,
+        lr,
+        decay,
+        jitter,
+        generator,
     )
     if path is not None:
-        draw.write_tiles(path, draw.pictures(found))
-    return found
+        draw.write_tiles(path, draw.pictures(images))
+    return images
 
 
 def deep_dream(
@@ -72,22 +84,24 @@ def deep_dream(
     seed: int = 0,
     path: draw.File | None = None,
 ) -> Values:
-    """Images (N, H, W, C) changed so that `layer` sees more of what it sees in them already.
+    """Amplify what `layer` detects in images (N, H, W, C); returns the changed images.
 
-    Gradient ascent on half the sum of squares of the layer's output, steps as for
-    maximize_activation, without decay.  With `path`, a PNG: images above, dreams below.
+    Gradient ascent on half the sum of squares of the layer's output, with the steps of
+    maximize_activation and no decay.  images and the result are normalised as in training.  With
+    `path`, write a PNG of each image above its result.
 
+    Raises ShapeError unless images is (N, H, W, C); otherwise as maximize_activation.
     Source: Mordvintsev et al. 2015, "Inceptionism".
     """
     start = to_host(as_input("deep_dream", model, images))
     generator = np.random.default_rng(seed)
-    found = _ascend(
+    dreams = _ascend(
         "deep_dream", model, start, layer, lambda y: y, steps, lr, 0.0, jitter, generator
     )
     if path is not None:
-        both = np.concatenate([draw.pictures(start), draw.pictures(found)])
+        both = np.concatenate([draw.pictures(start), draw.pictures(dreams)])
         draw.write_tiles(path, both, columns=len(start))
-    return found
+    return dreams
 
 
 def _ascend(
@@ -95,7 +109,7 @@ def _ascend(
     model: Module,
     start: Any,
     layer: Layer,
-    wish: _Wish,
+    objective_gradient: _ObjectiveGradient,
     steps: int,
     lr: float,
     decay: float,
@@ -112,22 +126,21 @@ def _ascend(
         )
     xp, module = array_module(x), find_layer(model, layer)
     tiny = float(np.finfo(x.dtype).tiny)
-    with at_rest(model):
+    with frozen(model):
         for _ in range(steps):
-            down, across = (int(v) for v in generator.integers(-jitter, jitter + 1, size=2))
-            seen = Tensor(xp.roll(x, (down, across), axis=(1, 2)), requires_grad=True)
-            y = result_of(op, run(model, seen, [module])[1], module, layer)
+            shift = tuple(int(v) for v in generator.integers(-jitter, jitter + 1, size=2))
+            rolled = Tensor(xp.roll(x, shift, axis=(1, 2)), requires_grad=True)
+            y = output_of(op, run(model, rolled, [module])[1], module, layer)
             if not y.requires_grad:
                 raise GraphError(f"{op}: layer {layer!r} does not depend on the images")
-            y.backward(wish(y.data))
-            gradient = xp.roll(seen.grad, (-down, -across), axis=(1, 2))
-            gradient = gradient / xp.maximum(  # first, lest a large one overflow when squared
+            y.backward(objective_gradient(y.data))
+            gradient = xp.roll(rolled.grad, (-shift[0], -shift[1]), axis=(1, 2))
+            # Divide by the largest value first: the square of a large gradient would overflow.
+            gradient = gradient / xp.maximum(
                 xp.abs(gradient).max(axis=(1, 2, 3), keepdims=True), tiny
             )
-            size = xp.sqrt((gradient**2).mean(axis=(1, 2, 3), keepdims=True))
+            rms = xp.sqrt((gradient**2).mean(axis=(1, 2, 3), keepdims=True))
             noise = xp.asarray(generator.standard_normal(x.shape))
-            x = (1 - decay) * (
-                x + lr * xp.where(size > 0, gradient / xp.maximum(size, tiny), noise)
-            )
-            x = x.astype(seen.dtype, copy=False)
+            x = (1 - decay) * (x + lr * xp.where(rms > 0, gradient / xp.maximum(rms, tiny), noise))
+            x = x.astype(rolled.dtype, copy=False)
     return to_host(x)

@@ -1,4 +1,4 @@
-"""What a model says about a data set: its confusions and its worst mistakes."""
+"""A model's predictions on a data set: confusion matrix and worst mistakes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from gpucnn.autograd import no_grad
 from gpucnn.device import to_host
 from gpucnn.errors import ShapeError
 from gpucnn.inspect import draw
-from gpucnn.inspect.forward import as_input, at_rest, batches, chosen_classes
+from gpucnn.inspect.forward import as_input, batches, frozen, on_host, target_classes
 from gpucnn.integers import ceil_div
 from gpucnn.nn import Module
 from gpucnn.ops import log_softmax
@@ -22,7 +22,7 @@ Values = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says about N labelled images, as NumPy arrays.
+    """A model's predictions for N labelled images, as NumPy arrays.
 
     labels          (N,) the true classes
     log_likelihood  (N, K) the logarithm of each class's probability
@@ -33,12 +33,12 @@ class Predictions:
 
     @property
     def predicted(self) -> Values:
-        """(N,) the likeliest class of each image."""
+        """(N,) the most likely class of each image."""
         return np.asarray(self.log_likelihood.argmax(axis=1))
 
     @property
     def probabilities(self) -> Values:
-        """(N, K), each row's sum is 1."""
+        """(N, K) the probability of each class; each row sums to 1."""
         return np.exp(self.log_likelihood)
 
     @property
@@ -54,12 +54,12 @@ class Predictions:
         return Evaluation(float(self.losses.mean(dtype=np.float64)), pairs.reshape(k, k))
 
     def worst(self, count: int) -> Values:
-        """The positions of up to `count` misjudged images, the greatest loss first."""
+        """Indices of up to `count` misclassified images, largest loss first."""
         wrong = np.flatnonzero(self.predicted != self.labels)
         return wrong[np.argsort(-self.losses[wrong], kind="stable")][:count]
 
     def surest(self, count: int) -> Values:
-        """The positions of up to `count` images of the least loss, one of each class first."""
+        """Indices of up to `count` images with the smallest loss, first one of each class."""
         order = np.argsort(self.losses, kind="stable")
         first = np.zeros(len(order), bool)
         first[np.unique(self.labels[order], return_index=True)[1]] = True
@@ -67,17 +67,24 @@ class Predictions:
 
 
 def predict(model: Module, images: Any, labels: Any, batch_size: int = 256) -> Predictions:
-    """Run `model`, whose output is logits (N, K), on normalised images with labels (N,)."""
+    """Run `model`, which returns logits (N, K), on images (N, H, W, C) with labels (N,).
+
+    images are normalised as in training; labels is a sequence, a Tensor or an array of either
+    library.  Raises ShapeError unless there is one label per image, ArgumentError for a label
+    outside 0 to K - 1.
+    """
     x = as_input("predict", model, images)
-    labels = np.asarray(labels)
+    labels = on_host(labels)
     parts = []
-    with at_rest(model), no_grad():
-        for some in batches(x, batch_size):
-            parts.append(to_host(log_softmax(model(Tensor(some))).data))
+    with frozen(model), no_grad():
+        for part in batches(x, batch_size):
+            parts.append(to_host(log_softmax(model(Tensor(part))).data))
     likelihood = np.concatenate(parts)
     if labels.shape != likelihood.shape[:1]:
-        raise ShapeError(f"predict: {len(x)} images want labels ({len(x)},), got {labels.shape}")
-    chosen_classes("predict", Tensor(likelihood), labels)  # labels in range, one for each row
+        raise ShapeError(
+            f"predict: expected labels ({len(x)},) for {len(x)} images, got {labels.shape}"
+        )
+    target_classes("predict", Tensor(likelihood), labels)  # raises unless they are in range
     return Predictions(labels, likelihood)
 
 
@@ -87,19 +94,22 @@ def confusion_chart(
     classes: Sequence[str],
     theme: draw.Theme = "light",
 ) -> None:
-    """Write a confusion matrix (K, K), rows true and columns predicted, as PNG.
+    """Write a confusion matrix (K, K) as PNG; rows are true classes, columns predicted ones.
 
-    A cell's shade is its share of its row, its number the count, for up to 20 classes.
+    A cell is coloured by its fraction of the row's sum.  Up to 20 classes, it also shows the count,
+    and the axes the class names.  Raises ShapeError unless the matrix fits `classes`.
     """
     confusion = np.asarray(confusion)
     k = len(classes)
     if confusion.shape != (k, k):
-        raise ShapeError(f"confusion_chart: {k} classes want ({k}, {k}), got {confusion.shape}")
+        raise ShapeError(
+            f"confusion_chart: expected ({k}, {k}) for {k} classes, got {confusion.shape}"
+        )
     totals = confusion.sum(axis=1, keepdims=True)
-    shares = confusion / np.maximum(totals, 1)
+    fractions = confusion / np.maximum(totals, 1)
     with draw.chart(path, theme, height=4.4) as (_, grid):
         axes = grid[0, 0]
-        axes.imshow(shares, cmap=draw.paper_to_colour(theme), vmin=0, vmax=1)
+        axes.imshow(fractions, cmap=draw.colormap(theme), vmin=0, vmax=1)
         axes.set(xlabel="predicted", ylabel="true")
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
@@ -116,7 +126,7 @@ def confusion_chart(
                 ha="center",
                 va="center",
                 fontsize=9 if k <= 12 else 5,
-                color=paper if shares[row, column] > 0.5 else ink,
+                color=paper if fractions[row, column] > 0.5 else ink,
             )
 
 
@@ -128,23 +138,23 @@ def mistakes_page(
     count: int = 25,
     theme: draw.Theme = "light",
 ) -> Values:
-    """Write the worst mistakes as PNG: each image, its class, and what it was taken for.
+    """Write a PNG of the `count` worst mistakes, each with its true and its predicted class.
 
-    images are all those that were predicted, as uint8 or normalised.  Returns their positions.
+    images are those passed to `predict`, uint8 or normalised.  Returns the indices of the mistakes.
     """
     worst = predictions.worst(count)
     columns = 5
     rows = max(1, ceil_div(len(worst), columns))
-    seen: Any = draw.pictures(np.asarray(images)[worst]) if len(worst) else ()
+    shown: Any = draw.pictures(np.asarray(images)[worst]) if len(worst) else ()
     with draw.chart(path, theme, rows, columns, height=1.2 * rows + 0.2) as (_, grid):
         for axes in grid.flat:
             axes.axis("off")
-        for axes, at, image in zip(grid.flat, worst, seen, strict=False):
-            said = predictions.predicted[at]
+        for axes, index, image in zip(grid.flat, worst, shown, strict=False):
+            predicted = predictions.predicted[index]
             axes.imshow(image)
             axes.set_title(
-                f"{classes[predictions.labels[at]]}\nnot {classes[said]} "
-                f"{predictions.probabilities[at, said]:.0%}",
+                f"{classes[predictions.labels[index]]}\nnot {classes[predicted]} "
+                f"{predictions.probabilities[index, predicted]:.0%}",
                 fontsize=6,
             )
     return worst

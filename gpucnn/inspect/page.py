@@ -1,6 +1,6 @@
-"""Pieces of a page that needs nothing beside it: pictures inside, light and dark, any width.
+"""Components of a self-contained HTML page with embedded pictures, for any width and both themes.
 
-Each function gives a string of HTML.  Titles and captions are HTML already; alt texts are plain.
+Each function returns a string of HTML.  Titles and captions are HTML; alt texts are plain text.
 """
 
 import base64
@@ -32,7 +32,8 @@ p { margin: .25rem 0 .75rem; max-width: 46rem; }
   padding: .75rem; min-width: 0; }
 .chart { display: block; width: 100%; max-width: 34rem; height: auto; margin: 0 auto; }
 .row { display: grid; gap: .4rem; grid-template-columns: repeat(var(--n), minmax(0, 1fr)); }
-.few { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)); }
+.gallery { display: grid; gap: .75rem;
+  grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)); }
 figure { margin: 0; min-width: 0; }
 figcaption { font-size: .8rem; line-height: 1.3; }
 .px { display: block; width: 100%; height: auto; image-rendering: pixelated; }
@@ -55,23 +56,23 @@ th { color: var(--soft); font-weight: 600; } .n { text-align: right; }
 """
 
 
-def uri(write: Callable[[Any], Any]) -> str:
-    """What `write` puts into a file, as a data URI."""
+def data_uri(write: Callable[[Any], Any]) -> str:
+    """The PNG that `write` writes to a file, as a data URI."""
     file = io.BytesIO()
     write(file)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def pixels(picture: draw.Image, alt: str, kind: str = "px") -> str:
-    """A picture (H, W, 3 or 4), its pixels as they are."""
-    source = uri(lambda file: draw.write_png(file, picture))
+    """An img element of a picture (H, W, 3 or 4), uint8."""
+    source = data_uri(lambda file: draw.write_png(file, picture))
     return f'<img class="{kind}" src="{source}" alt="{html.escape(alt)}">'
 
 
 def chart(write: Callable[[Any, draw.Theme], Any], alt: str) -> str:
-    """A chart in both themes; the reader's system takes one."""
-    light = uri(lambda file: write(file, "light"))
-    dark = uri(lambda file: write(file, "dark"))
+    """A chart in both themes; the browser chooses the one of the system."""
+    light = data_uri(lambda file: write(file, "light"))
+    dark = data_uri(lambda file: write(file, "dark"))
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
         f'<img class="chart" src="{light}" alt="{html.escape(alt)}"></picture>'
@@ -79,34 +80,34 @@ def chart(write: Callable[[Any, draw.Theme], Any], alt: str) -> str:
 
 
 def figure(inner: str, caption: str) -> str:
-    """A picture over its caption."""
+    """A picture above its caption."""
     return f"<figure>{inner}<figcaption>{caption}</figcaption></figure>"
 
 
 def card(title: str, inner: str) -> str:
-    """A framed part of a section; title "" leaves it out."""
+    """A framed part of a section; an empty title is omitted."""
     heading = f"<h3>{title}</h3>" if title else ""
     return f'<div class="card">{heading}{inner}</div>'
 
 
 def section(title: str, text: str, cards: Iterable[str]) -> str:
-    """A heading, a sentence or two, and cards side by side as far as there is room."""
+    """A heading, a paragraph, and cards in as many columns as fit."""
     inner = f'<h2>{title}</h2><p>{text}</p><div class="cards">{"".join(cards)}</div>'
     return f"<section>{inner}</section>"
 
 
 def row(images: Iterable[str], n: int) -> str:
-    """Images in rows of n, as wide as the page lets them be."""
+    """Images in rows of n, scaled to the width of their container."""
     return f'<div class="row" style="--n:{n}">{"".join(images)}</div>'
 
 
-def few(figures: Iterable[str]) -> str:
-    """Small figures in rows, as many to a row as there is room for."""
-    return f'<div class="few">{"".join(figures)}</div>'
+def gallery(figures: Iterable[str]) -> str:
+    """Small figures in rows, as many per row as fit."""
+    return f'<div class="gallery">{"".join(figures)}</div>'
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Rows of cells under names; a narrow page puts the names beside the cells instead."""
+    """A table with column names; on a narrow page each cell shows its column's name instead."""
     titles = [f"<th>{columns[0]}</th>", *(f'<th class="n">{name}</th>' for name in columns[1:])]
     body = []
     for first, *others in rows:
@@ -118,9 +119,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<table><thead><tr>{''.join(titles)}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
-def layers(found: Analysis) -> str:
-    """What `analyze` warns of, over its table of the layers."""
-    warnings = "".join(f'<p class="warn">{html.escape(str(one))}</p>' for one in found.warnings)
+def layers(analysis: Analysis) -> str:
+    """The warnings of `analyze` above its table of layers."""
+    warnings = "".join(
+        f'<p class="warn">{html.escape(str(advice))}</p>' for advice in analysis.warnings
+    )
     rows = [
         (
             f"{layer.name} {html.escape(layer.layer)}",
@@ -129,14 +132,14 @@ def layers(found: Analysis) -> str:
             f"{layer.multiply_adds:,}",
             f"{layer.activation_bytes / 1024:,.1f}",
         )
-        for layer in found.summary.layers
+        for layer in analysis.summary.layers
     ]
     columns = ("layer", "output", "parameters", "multiply-adds", "KiB")
     return (warnings or "<p>No warnings.</p>") + table(columns, rows)
 
 
 def document(title: str, body: str) -> str:
-    """A whole page."""
+    """A complete HTML document."""
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

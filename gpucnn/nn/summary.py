@@ -95,7 +95,7 @@ def summary(model: Module, input_shape: tuple[int, ...]) -> Summary:
         )
 
     state = list(model.state_dict().values())
-    device, dtype = _place(model)
+    device, dtype = device_and_dtype(model)
     with model.evaluating(), observe(note), no_grad():
         model(Tensor(to_device(np.zeros((1, *input_shape), dtype), device)))
     return Summary(
@@ -107,7 +107,8 @@ def summary(model: Module, input_shape: tuple[int, ...]) -> Summary:
     )
 
 
-def _place(model: Module) -> tuple[Device, Any]:
+def device_and_dtype(model: Module) -> tuple[Device, Any]:
+    """Those of the model's parameters; the CPU and float32 for a model without any."""
     for parameter in model.parameters():
         return parameter.device, parameter.dtype
     return CPU, np.float32

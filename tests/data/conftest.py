@@ -8,7 +8,7 @@ from gpucnn.data import cifar
 
 @pytest.fixture
 def small(monkeypatch):
-    """Makes the readers expect COUNT images in each CIFAR file."""
+    """Make the readers expect COUNT images in each CIFAR file."""
     for name in ("_CIFAR10", "_CIFAR100"):
         versions = tuple(replace(v, images_per_file=(COUNT, COUNT)) for v in getattr(cifar, name))
         monkeypatch.setattr(cifar, name, versions)
@@ -16,7 +16,7 @@ def small(monkeypatch):
 
 @pytest.fixture
 def cifar10_python(tmp_path, small):
-    """tmp_path with cifar-10-batches-py; and {file: (images, labels)}."""
+    """tmp_path with cifar-10-batches-py, and its contents {file: (images, labels)}."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     truth = {}

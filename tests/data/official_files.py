@@ -1,4 +1,4 @@
-"""Writers of the official file formats, as the archives have them but with few images."""
+"""Write files in the official formats, with fewer images."""
 
 import io
 import pickle
@@ -6,11 +6,11 @@ import struct
 
 import numpy as np
 
-COUNT = 12  # images a file
+COUNT = 12  # images in a file
 
 
 class _Python2(pickle._Pickler):
-    """Protocol 2 as Python 2 wrote it: every string a byte string, NumPy by its old name."""
+    """Protocol 2 as Python 2 wrote it: byte strings only, and NumPy's old module names."""
 
     dispatch = dict(pickle._Pickler.dispatch)
 
@@ -38,7 +38,7 @@ def images_and_labels(count, classes, seed):
 
 
 def planes(images):
-    """Images as the files have them: a red, a green and a blue plane, flat."""
+    """Images in the files' layout: a red, a green and a blue plane, flattened."""
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)
 
 

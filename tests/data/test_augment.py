@@ -68,13 +68,13 @@ def test_crop_of_images_that_are_not_contiguous():
 
 def test_flip_mirrors_about_half_of_the_images_and_leaves_the_rest():
     images = random_images(2000)
-    flipped = data.RandomFlip()(images, rng())
+    flipped = data.RandomHorizontalFlip()(images, rng())
     mirrored = (flipped == images[:, :, ::-1]).all(axis=(1, 2, 3))
     same = (flipped == images).all(axis=(1, 2, 3))
     assert (mirrored ^ same).all()
     assert 900 < mirrored.sum() < 1100
-    np.testing.assert_array_equal(data.RandomFlip(0)(images, rng()), images)
-    np.testing.assert_array_equal(data.RandomFlip(1)(images, rng()), images[:, :, ::-1])
+    np.testing.assert_array_equal(data.RandomHorizontalFlip(0)(images, rng()), images)
+    np.testing.assert_array_equal(data.RandomHorizontalFlip(1)(images, rng()), images[:, :, ::-1])
 
 
 def test_normalize_matches_float64():
@@ -97,7 +97,7 @@ def test_channel_statistics_match_numpy(shape):
     images = rng().integers(0, 200, shape).astype(np.uint8)
     images[0, 0, 0] = 255
     mean, std = data.channel_statistics(images)
-    pixels = images.reshape(-1, shape[3]).astype(np.int64)  # NumPy's own float mean is less exact
+    pixels = images.reshape(-1, shape[3]).astype(np.int64)  # exact; NumPy's float mean is not
     expected_mean = pixels.sum(axis=0) / len(pixels) / 255
     variance = (len(pixels) * (pixels**2).sum(axis=0) - pixels.sum(axis=0) ** 2) / len(pixels) ** 2
     expected_std = np.sqrt(variance) / 255
@@ -107,7 +107,7 @@ def test_channel_statistics_match_numpy(shape):
 
 def test_compose_applies_in_order():
     compose = data.Compose(
-        lambda images, generator: images + 1, lambda images, generator: images * 2
+        [lambda images, generator: images + 1, lambda images, generator: images * 2]
     )
     assert compose(np.array([1]), rng()).tolist() == [4]
 
@@ -116,7 +116,11 @@ def test_every_transform_is_the_generators_and_leaves_its_input_alone():
     images = random_images(32, 32, 32)
     before = images.copy()
     transform = data.Compose(
-        data.RandomCrop(32, 4), data.RandomFlip(), data.Normalize((0.5,) * 3, (0.2,) * 3)
+        [
+            data.RandomCrop(32, 4),
+            data.RandomHorizontalFlip(),
+            data.Normalize((0.5,) * 3, (0.2,) * 3),
+        ]
     )
     one, same, other = (
         transform(images, rng(1)),
@@ -137,7 +141,9 @@ def test_every_transform_is_the_generators_and_leaves_its_input_alone():
         lambda: data.RandomCrop(0),
         lambda: data.RandomCrop(8, -1),
         lambda: data.RandomCrop(8, 1, "wrap"),
-        lambda: data.RandomFlip(1.5),
+        lambda: data.RandomHorizontalFlip(1.5),
+        lambda: data.Compose(data.RandomHorizontalFlip()),
+        lambda: data.Compose(["flip"]),
         lambda: data.Normalize((0.5,), (0.0,)),
         lambda: data.Normalize((0.5, 0.5), (0.1,)),
         lambda: data.Normalize((0.5,), (float("nan"),)),
@@ -154,7 +160,7 @@ def test_senseless_arguments_are_refused(make):
         (data.RandomCrop(20), (2, 8, 8, 3)),
         (data.RandomCrop(8, 8, "reflect"), (2, 8, 8, 3)),
         (data.RandomCrop(8), (8, 8, 3)),
-        (data.RandomFlip(), (8, 8, 3)),
+        (data.RandomHorizontalFlip(), (8, 8, 3)),
         (data.Normalize((0.5,), (0.5,)), (2, 8, 8, 3)),
     ],
 )

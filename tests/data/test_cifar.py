@@ -37,7 +37,7 @@ def make_archive(path, members):
 
 
 def trust(monkeypatch, path):
-    """Make the hash of the file at path the official one."""
+    """Make the SHA-256 of the file at path the official one."""
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     versions = tuple(
         replace(v, sha256=sha256) if v.archive == path.name else v for v in cifar._CIFAR10
@@ -47,7 +47,7 @@ def trust(monkeypatch, path):
 
 @pytest.fixture
 def archive(cifar10_python, tmp_path, monkeypatch):
-    """A folder with nothing but an archive that counts as the official one; and its truth."""
+    """A folder with only an archive, which counts as the official one, and its contents."""
     root, truth = cifar10_python
     folder = root / "cifar-10-batches-py"
     place = tmp_path / "other"
@@ -166,7 +166,7 @@ def test_archive_is_checked_read_and_unpacked(archive):
     assert {path.name for path in folder.iterdir()} == set(truth)
     (place / "cifar-10-python.tar.gz").unlink()
     assert_holds(data.CIFAR10(place, train=False), [truth["test_batch"]])
-    assert [path.name for path in place.iterdir()] == [folder.name]  # no scratch files
+    assert [path.name for path in place.iterdir()] == [folder.name]  # no temporary files
 
 
 def test_archive_itself_may_be_the_root(archive):
@@ -181,7 +181,7 @@ def test_archive_in_a_folder_that_cannot_be_written_is_read(archive, monkeypatch
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkdtemp", refuse)  # a mode would not stop root
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)  # file modes do not stop root
     assert_holds(data.CIFAR10(place, train=False), [truth["test_batch"]])
     assert not (place / "cifar-10-batches-py").exists()
 
@@ -361,5 +361,7 @@ def test_real_files_where_present():
     assert np.bincount(train.labels).tolist() == [5000] * 10
     assert np.bincount(test.labels).tolist() == [1000] * 10
     mean, std = data.channel_statistics(train.images)
-    np.testing.assert_allclose(mean, (0.4914, 0.4822, 0.4465), atol=1e-3)  # as widely published
+    np.testing.assert_allclose(
+        mean, (0.4914, 0.4822, 0.4465), atol=1e-3
+    )  # the commonly published values
     np.testing.assert_allclose(std, (0.2470, 0.2435, 0.2616), atol=3e-3)

@@ -7,7 +7,7 @@ from gpucnn.errors import ArgumentError, ShapeError
 
 @pytest.fixture
 def images(rng):
-    """Pixels that vary most from dark yellow to light blue."""
+    """Pixels that vary mostly between dark yellow and light blue."""
     amount = rng.random((4, 9, 8, 1))
     pixels = 40 + amount * [30, 60, 150] + rng.integers(0, 9, (4, 9, 8, 3))
     return pixels.astype(np.uint8)
@@ -58,9 +58,9 @@ def test_normalize_takes_what_it_gives(images):
 
 
 def test_what_does_not_fit_is_refused(images):
-    with pytest.raises(ShapeError, match="with pixels"):
+    with pytest.raises(ShapeError, match="of 2 pixels or more"):
         color_components(images[:0])
-    with pytest.raises(ShapeError, match="3 channels"):
+    with pytest.raises(ShapeError, match="3 x 3 components"):
         ColorNoise(color_components(images))(images[..., :1], np.random.default_rng(1))
-    with pytest.raises(ArgumentError, match="negative"):
+    with pytest.raises(ArgumentError, match="std >= 0"):
         ColorNoise(color_components(images), -1.0)

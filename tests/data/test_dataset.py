@@ -64,10 +64,10 @@ TWO = np.zeros(2, np.int64)
         (PIXELS, [0, 1], DtypeError, "numpy.asarray(labels, numpy.int64)"),
         (PIXELS, gpucnn.tensor(TWO), DtypeError, "labels must be an array"),
         (PIXELS, np.zeros(2), DtypeError, "got uint8 and float64"),
-        (PIXELS, np.zeros(2, np.int32), DtypeError, "int32; convert with .astype"),
+        (PIXELS, np.zeros(2, np.int32), DtypeError, "int32; convert them with .astype"),
         (PIXELS, np.array(["a", "b"]), DtypeError, "int64 labels"),
         (PIXELS, np.array([0, 2]), DataError, "label 2 of image 1 is not in 0 to 1"),
-        (PIXELS, np.array([-1, 0]), DataError, "indices into classes, from 0 on"),
+        (PIXELS, np.array([-1, 0]), DataError, "indices into classes, starting at 0"),
     ],
 )
 def test_arrays_that_are_no_data_set_are_refused(images, labels, error, words):
@@ -80,7 +80,7 @@ def test_arrays_that_are_no_data_set_are_refused(images, labels, error, words):
 
 @pytest.mark.parametrize("classes", [2, "ab", None, {"a", "b"}])
 def test_classes_that_are_no_list_of_names_are_refused(classes):
-    with pytest.raises(ArgumentError, match="mine: classes must be the classes' names, got"):
+    with pytest.raises(ArgumentError, match="mine: classes must be a list of names, got"):
         data.Dataset(PIXELS, TWO, classes, "mine")
 
 

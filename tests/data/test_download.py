@@ -1,4 +1,4 @@
-"""Against a server on 127.0.0.1 that serves, cuts, stalls and lies as it is told."""
+"""Downloads from a server on 127.0.0.1 that truncates, stalls or sends wrong data on request."""
 
 import hashlib
 import socket
@@ -16,7 +16,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """The path says what the server does; the last letter of it tells mirrors apart."""
+    """The path selects the behaviour; its last letter distinguishes mirrors."""
 
     def do_GET(self):
         asked = self.headers.get("Range")
@@ -37,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         rest = content[start:]
-        if behaviour == "cut":  # a third of what is left, then silence on a closed line
+        if behaviour == "cut":  # sends a third of the rest, then closes the connection
             rest = rest[: len(rest) // 3]
         elif behaviour == "stall":
             self.wfile.write(rest[:1000])
@@ -122,7 +122,7 @@ def test_what_a_failed_call_has_is_kept_for_the_next(server, tmp_path):
     with pytest.raises(DataNotFound, match="broke off at"):
         fetch(server, tmp_path / "f", "cut")
     have = (tmp_path / "f.part").stat().st_size
-    assert have > len(CONTENT) // 3  # two tries
+    assert have > len(CONTENT) // 3  # two attempts
     assert not (tmp_path / "f").exists()
     assert fetch(server, tmp_path / "f", "good").read_bytes() == CONTENT
     assert server.asked[-1][1] == f"bytes={have}-"
@@ -139,7 +139,7 @@ def test_a_slow_mirror_is_left_for_a_faster_one(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "MINIMUM_SPEED", 1e6)
     assert fetch(server, tmp_path / "f", "slow", "good").read_bytes() == CONTENT
     assert server.asked[1][0] == "/good/file.bin"
-    assert server.asked[1][1] is not None  # it goes on
+    assert server.asked[1][1] is not None  # it resumes
 
 
 def test_a_slow_mirror_is_used_where_it_is_the_only_one(server, tmp_path, monkeypatch):
@@ -164,7 +164,7 @@ def test_failure_tells_of_each_mirror_and_of_the_remedy(server, tmp_path):
     assert "f could not be downloaded" in message
     assert "HTTP 404" in message
     assert "wrong SHA-256" in message
-    assert f"into {tmp_path}" in message
+    assert f"in {tmp_path}" in message
     assert list(tmp_path.iterdir()) == []
 
 
@@ -173,7 +173,7 @@ def test_without_a_network_it_gives_up_within_its_patience(tmp_path, monkeypatch
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(download, "TIMEOUT", 0.1)
     monkeypatch.setattr(download, "PATIENCE", 0.3)
-    with socket.socket() as silent:  # takes connections into its queue and never answers
+    with socket.socket() as silent:  # accepts connections and never responds
         silent.bind(("127.0.0.1", 0))
         silent.listen(50)
         urls = [f"http://127.0.0.1:{silent.getsockname()[1]}/{i}" for i in range(40)]

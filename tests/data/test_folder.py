@@ -14,7 +14,7 @@ COLOURS = {"blue": (0, 0, 250), "green": (0, 250, 0), "red": (250, 0, 0)}
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four plain images of each colour, of many sizes and formats; and things to pass over."""
+    """Four uniform images of each colour, in many sizes and formats, and files to ignore."""
     for name, colour in COLOURS.items():
         (tmp_path / name / "deeper").mkdir(parents=True)
         for i, (suffix, size) in enumerate(
@@ -39,7 +39,7 @@ def test_every_image_has_the_size_and_the_class_of_its_directory(folder):
         assert image.dtype == np.uint8
         assert label == dataset.labels[i]
         expected = COLOURS[dataset.classes[label]]
-        assert abs(image.astype(int) - expected).max() <= 8  # a JPEG is not exact
+        assert abs(image.astype(int) - expected).max() <= 8  # JPEG is lossy
 
 
 def test_height_and_width_may_differ(folder):
@@ -78,7 +78,7 @@ def test_the_camera_s_orientation_is_followed(tmp_path):
 
 
 def test_a_loader_reads_a_folder(folder):
-    loader = data.DataLoader(data.ImageFolder(folder, 16), 5, shuffle=True, workers=3)
+    loader = data.DataLoader(data.ImageFolder(folder, 16), 5, shuffle=True, num_workers=3)
     batches = list(loader)
     assert [images.shape for images, _ in batches] == [(5, 16, 16, 3)] * 2 + [(2, 16, 16, 3)]
     for images, labels in batches:
@@ -104,7 +104,7 @@ def test_a_damaged_image_names_its_file_and_the_way_out(damaged):
 def test_damaged_images_are_left_out_with_a_warning_each_and_a_count(damaged):
     dataset = data.ImageFolder(damaged, 16, on_error="skip")
     loader = data.DataLoader(dataset, 4)
-    with pytest.warns(UserWarning, match="left out") as record:
+    with pytest.warns(UserWarning, match="skipped, ") as record:
         sizes = [len(labels) for _, labels in loader]
     assert sizes == [4, 3, 2, 1]
     messages = [str(warning.message) for warning in record]
@@ -112,7 +112,7 @@ def test_damaged_images_are_left_out_with_a_warning_each_and_a_count(damaged):
     assert [message[-8:] for message in messages] == ["1 so far", "2 so far", "3 so far"]
     assert len(dataset.skipped) == 3
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # each is told of once
+        warnings.simplefilter("error")  # each file is reported once
         assert sum(len(labels) for _, labels in loader) == 10
 
 
@@ -142,10 +142,10 @@ def test_take_keeps_the_shares_of_the_classes(folder):
 def test_folders_that_are_no_data_set_are_refused(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         data.ImageFolder(tmp_path / "nowhere", 8)
-    with pytest.raises(DataError, match="no directories"):
+    with pytest.raises(DataError, match="expected a directory for each class"):
         data.ImageFolder(tmp_path, 8)
     (tmp_path / "cats").mkdir()
-    with pytest.raises(DataError, match=r"cats: a class without an image"):
+    with pytest.raises(DataError, match=r"cats: expected at least one image"):
         data.ImageFolder(tmp_path, 8)
 
 

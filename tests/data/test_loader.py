@@ -14,14 +14,14 @@ from gpucnn.errors import CheckpointError, DataError, ShapeError
 
 
 def numbered(n, classes=7):
-    """Images whose first pixel tells their number."""
+    """Images whose first pixel is their index."""
     images = np.zeros((n, 8, 8, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(n)
     return data.Dataset(images, np.arange(n) % classes, tuple("abcdefg"[:classes]))
 
 
 class Items:
-    """The same as numbered(), one image at a time."""
+    """The images of numbered(), loaded one by one."""
 
     def __init__(self, n):
         self.all = numbered(n)
@@ -64,7 +64,7 @@ def loader_threads():
 @pytest.mark.parametrize("prefetch", [0, 1, 2, 5])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_batches_come_in_order_whatever_is_prefetched(prefetch, workers):
-    loader = data.DataLoader(numbered(11), 4, prefetch=prefetch, workers=workers)
+    loader = data.DataLoader(numbered(11), 4, prefetch=prefetch, num_workers=workers)
     assert numbers(loader) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
 
 
@@ -112,7 +112,7 @@ def test_a_batch_is_a_copy_of_the_data_set():
 
 
 def test_item_data_sets_give_the_same_batches_as_arrays():
-    arguments = {"shuffle": True, "transform": noisy, "workers": 2}
+    arguments = {"shuffle": True, "transform": noisy, "num_workers": 2}
     items = Items(23)
     assert_same(
         list(data.DataLoader(items, 5, **arguments)),
@@ -148,7 +148,7 @@ def test_device_gives_tensors():
     assert labels.data.dtype == np.int64
 
 
-# --- going on ---
+# --- resuming ---
 
 
 @pytest.mark.parametrize("stop", [1, 3, 6, 7, 10, 14])
@@ -171,7 +171,7 @@ def test_going_on_in_the_middle_gives_the_same_bits(stop, prefetch):
         next(batches)
     state = json.loads(json.dumps(stopped.state_dict()))
 
-    resumed = loader(prefetch=1, seed=0)  # the seed, too, is the saved one
+    resumed = loader(prefetch=1, seed=0)  # the state also restores the seed
     resumed.load_state_dict(state)
     rest = []
     while resumed.epoch < 3:
@@ -254,7 +254,7 @@ def test_damaged_state_is_refused(bad):
 
 
 def test_a_loop_left_early_leaves_no_thread():
-    for _ in data.DataLoader(numbered(50), 2, prefetch=3, workers=3):
+    for _ in data.DataLoader(numbered(50), 2, prefetch=3, num_workers=3):
         assert loader_threads()
         break
     assert not loader_threads()
@@ -262,7 +262,7 @@ def test_a_loop_left_early_leaves_no_thread():
 
 def test_a_loop_that_an_error_ends_leaves_no_thread():
     def failing():
-        for _ in data.DataLoader(numbered(50), 2, prefetch=3, workers=3):
+        for _ in data.DataLoader(numbered(50), 2, prefetch=3, num_workers=3):
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -272,7 +272,7 @@ def test_a_loop_that_an_error_ends_leaves_no_thread():
 
 
 def test_a_finished_loop_leaves_no_thread():
-    assert len(list(data.DataLoader(numbered(50), 2, prefetch=3, workers=3))) == 25
+    assert len(list(data.DataLoader(numbered(50), 2, prefetch=3, num_workers=3))) == 25
     assert not loader_threads()
 
 
@@ -289,7 +289,7 @@ def test_prefetching_is_bounded():
         made.append(int(images[0, 0, 0, 0]))
         return images
 
-    loader = data.DataLoader(numbered(100), 1, transform=record, prefetch=3, workers=2)
+    loader = data.DataLoader(numbered(100), 1, transform=record, prefetch=3, num_workers=2)
     for handed_out, _ in enumerate(loader, start=1):
         time.sleep(0.001)
         assert len(made) <= handed_out + 3
@@ -313,12 +313,12 @@ def test_an_error_arrives_at_its_batch_in_the_loop(prefetch):
 
 def test_two_loops_over_one_loader_at_once_are_an_error():
     loader = data.DataLoader(numbered(10), 2)
-    with pytest.raises(DataError, match="overtaken"):
+    with pytest.raises(DataError, match="another loop"):
         list(zip(loader, loader, strict=True))
     outer = iter(loader)
     next(outer)
     assert len(list(loader)) == 5
-    with pytest.raises(DataError, match="overtaken"):
+    with pytest.raises(DataError, match="another loop"):
         next(outer)
 
 

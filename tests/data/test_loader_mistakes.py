@@ -1,4 +1,4 @@
-"""Arguments, items and transforms that make no sense to a DataLoader: one clear error."""
+"""Invalid arguments, items and transforms of a DataLoader end in one clear error."""
 
 import json
 
@@ -26,13 +26,16 @@ def numbered(n):
         ({"batch_size": None}, "got None"),
         ({"prefetch": -1}, "prefetch must be an int of at least 0, got -1"),
         ({"prefetch": 1.5}, "prefetch"),
-        ({"workers": 0}, "workers must be an int of at least 1, got 0"),
+        ({"num_workers": 0}, "num_workers must be an int of at least 1, got 0"),
         ({"seed": -1}, "seed must be an int of at least 0, got -1"),
         ({"seed": 0.5}, "seed"),
-        ({"batch_size": 11, "drop_last": True}, "drop_last leaves nothing of 10 images"),
+        (
+            {"batch_size": 11, "drop_last": True},
+            "drop_last drops the only batch: 10 images, batch_size 11",
+        ),
         ({"dataset": numbered(10)[:0]}, "has no images"),
         ({"dataset": []}, "has no images"),
-        ({"dataset": None}, "expected a Dataset, or what has len() and [i], got None"),
+        ({"dataset": None}, "expected a Dataset, or an object with len() and [i], got None"),
         ({"dataset": iter([])}, "expected a Dataset"),
         ({"transform": "flip"}, "transform must be callable as transform(images, generator)"),
     ],

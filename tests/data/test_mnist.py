@@ -116,8 +116,8 @@ def test_a_zipped_file_cut_or_changed_at_a_random_place_names_itself(tmp_path):
         (b"\0\0\x08\x01" + idx(IMAGES)[4:], "starts with 00000801, expected 00000803"),
         (b"\0\0\x0d\x03" + idx(IMAGES)[4:], "starts with 00000d03"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "starts with 89504e47"),
-        (idx(IMAGES) + b"x", "found more"),
-        (idx(IMAGES)[:4] + b"\xff" * 12 + bytes(100), "found 100 bytes"),
+        (idx(IMAGES) + b"x", "got more"),
+        (idx(IMAGES)[:4] + b"\xff" * 12 + bytes(100), "got 100 bytes"),
     ],
 )
 def test_a_file_of_another_kind_says_what_it_is(tmp_path, images, message):

@@ -1,15 +1,15 @@
-"""A data set on the GPU: batches are the CPU's, and what does not fit there stays with the CPU."""
+"""A data set on the GPU: batches equal the CPU's; what does not fit stays on the host."""
 
 import numpy as np
 import pytest
 
 from gpucnn.data import DataLoader, Dataset, on_device
-from gpucnn.data.augment import Compose, Normalize, RandomCrop, RandomFlip
+from gpucnn.data.augment import Compose, Normalize, RandomCrop, RandomHorizontalFlip
 from gpucnn.device import Device
 from gpucnn.errors import ShapeError
 
 NORMALIZE = Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.1))
-AUGMENT = Compose(RandomCrop(8, 2), RandomFlip(), NORMALIZE)
+AUGMENT = Compose([RandomCrop(8, 2), RandomHorizontalFlip(), NORMALIZE])
 
 
 pytestmark = pytest.mark.usefixtures("compiler")
@@ -39,8 +39,8 @@ def test_batches_have_the_bits_of_the_cpus_also_after_a_resume(start: int) -> No
     ("data", "transform"),
     [
         (dataset(), None),
-        (dataset(), RandomFlip()),
-        (dataset(), Compose(NORMALIZE, RandomFlip())),
+        (dataset(), RandomHorizontalFlip()),
+        (dataset(), Compose([NORMALIZE, RandomHorizontalFlip()])),
         (dataset(8, 6), NORMALIZE),
         (dataset()[:0], NORMALIZE),
     ],
@@ -48,7 +48,7 @@ def test_batches_have_the_bits_of_the_cpus_also_after_a_resume(start: int) -> No
 )
 def test_what_the_kernel_cannot_do_is_left_to_the_cpu(data: Dataset, transform: object) -> None:
     device = Device.parse("cudasim")
-    assert on_device.OnDevice.of(data, transform, device) is None
+    assert on_device.OnDevice.try_create(data, transform, device) is None
     if len(data):
         for a, b in zip(
             epoch("cudasim", data, transform), epoch("cpu", data, transform), strict=True
@@ -57,8 +57,8 @@ def test_what_the_kernel_cannot_do_is_left_to_the_cpu(data: Dataset, transform: 
 
 
 def test_a_set_too_large_for_the_device_stays_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_device, "LARGEST", 100)
-    assert on_device.OnDevice.of(dataset(), AUGMENT, Device.parse("cudasim")) is None
+    monkeypatch.setattr(on_device, "MAX_BYTES", 100)
+    assert on_device.OnDevice.try_create(dataset(), AUGMENT, Device.parse("cudasim")) is None
 
 
 def test_images_with_other_channels_are_refused() -> None:

@@ -11,7 +11,7 @@ from gpucnn.errors import DataError
 
 
 class Call:
-    """Pickles as a call of `function`."""
+    """Pickled as a call of `function`."""
 
     def __init__(self, function, *arguments):
         self.call = (function, arguments)
@@ -67,7 +67,7 @@ def test_a_pickle_that_calls_a_function_ends_in_an_error_and_no_call(
         b"cbuiltins\nexec\n(S'1'\ntR.",
         b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.",  # STACK_GLOBAL
         b"(S'true'\nios\nsystem\n.",  # INST
-        b"cnumpy\nndarray\n(I3\ntR.",  # known, but only as an argument
+        b"cnumpy\nndarray\n(I3\ntR.",  # allowed only as an argument
         b"cnumpy\ndtype\n(S'O8'\ntR.",
         b"c_codecs\nencode\n(Vx\nVrot13\ntR.",
         b"cnumpy.core.multiarray\nscalar\n.",
@@ -85,7 +85,7 @@ def test_handmade_pickles_are_refused(content):
 @pytest.mark.parametrize(
     "content",
     [
-        b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b"x.",  # 4 exabytes announced
+        b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b"x.",  # announces 4 exabytes
         b"\x80\x05\x96" + struct.pack("<Q", 1 << 62) + b"x.",
         b"\x80\x02]" + b"r" + struct.pack("<I", (1 << 32) - 1) + b".",  # memo of 4 billion
         b"\x80\x04\x95" + struct.pack("<Q", 1 << 62) + b"].",

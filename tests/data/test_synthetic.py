@@ -49,7 +49,7 @@ def softmax_regression(images, labels, decay, steps=300):
     x = np.concatenate([images, np.ones((len(images), 1), np.float32)], axis=1)
     target = np.eye(10, dtype=np.float32)[labels]
     direction = np.ones(x.shape[1], np.float32)
-    for _ in range(30):  # power iteration, to the largest eigenvalue of x.T @ x
+    for _ in range(30):  # power iteration for the largest eigenvalue of x.T @ x
         direction = x.T @ (x @ (direction / np.linalg.norm(direction)))
     largest = 1.05 * np.linalg.norm(direction)
     step = 1 / (0.5 * largest / len(x) + decay)  # 1 / Lipschitz constant
@@ -72,4 +72,4 @@ def test_a_linear_model_stays_under_60_percent(decay):
     x, y = (normalize(part.images).reshape(len(part), -1) for part in (train, test))
     w = softmax_regression(x, train.labels, decay)
     accuracy = ((y @ w[:-1] + w[-1]).argmax(axis=1) == test.labels).mean()
-    assert 0.3 < accuracy < 0.6  # and it did learn something
+    assert 0.3 < accuracy < 0.6  # it has learned something

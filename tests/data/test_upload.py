@@ -1,4 +1,4 @@
-"""Batches of the host on their way to the device: late copies, two buffers, no host that waits."""
+"""Asynchronous uploads: copies that complete late, two pinned buffers, a host that never waits."""
 
 import functools
 import types
@@ -19,7 +19,7 @@ DEVICE = Device("cudasim")
 
 
 class Items:
-    """A data set that does not live on the device: image i is full of i."""
+    """A data set that stays on the host; all pixels of image i are i."""
 
     def __init__(self, n=20, size=6, broken=None):
         self.n, self.size, self.broken = n, size, broken
@@ -38,7 +38,7 @@ def numbers(n, size=5000):
 
 
 def pending(uploader):
-    """How many arrays are on their way."""
+    """The number of copies in flight."""
     return len(uploader._stream._copies)
 
 
@@ -49,7 +49,7 @@ def waits():
 def test_batches_arrive_whole_without_the_host_waiting():
     uploader, before = Uploader(DEVICE), waits()
     got = []
-    for x, labels in uploader.through(numbers(7)):
+    for x, labels in uploader.upload(numbers(7)):
         assert waits() == before
         got.append((x.get(), labels.get()))
         before = waits()
@@ -62,25 +62,25 @@ def test_batches_arrive_whole_without_the_host_waiting():
 
 def test_the_next_batch_is_under_way_while_one_is_in_use():
     uploader = Uploader(DEVICE)
-    under_way = [pending(uploader) for _ in uploader.through(numbers(4))]
+    under_way = [pending(uploader) for _ in uploader.upload(numbers(4))]
     assert under_way == [2, 2, 2, 0]
 
 
 def test_all_batches_may_be_kept():
-    kept = list(Uploader(DEVICE).through(numbers(9)))
+    kept = list(Uploader(DEVICE).upload(numbers(9)))
     assert [x.get()[0] for x, _ in kept] == list(range(9))
 
 
 def test_batches_of_growing_and_empty_sizes_find_room():
     sizes = [0, 3, 10_000, 1, 0, 40_000, 2]
     batches = ((np.full(n, n, np.int32),) for n in sizes)
-    for n, (x,) in zip(sizes, Uploader(DEVICE).through(batches), strict=True):
+    for n, (x,) in zip(sizes, Uploader(DEVICE).upload(batches), strict=True):
         assert x.get().tolist() == [n] * n
 
 
 def test_leaving_early_leaves_no_copy_under_way():
     uploader = Uploader(DEVICE)
-    batches = uploader.through(numbers(5))
+    batches = uploader.upload(numbers(5))
     next(batches)
     assert pending(uploader)
     batches.close()
@@ -98,10 +98,10 @@ def test_an_error_comes_after_the_batches_before_it():
 
 def test_the_host_waits_for_the_oldest_copy_once_four_are_under_way(monkeypatch):
     uploader = Uploader(DEVICE)
-    # A device so far behind that no copy has arrived:
-    monkeypatch.setattr(uploader, "_arrived", lambda sent: sent.arrays)
+    # A device so far behind that no copy has completed:
+    monkeypatch.setattr(uploader, "_wait_for", lambda upload: upload.arrays)
     before = waits()
-    batches = uploader.through(numbers(8))
+    batches = uploader.upload(numbers(8))
     for i in range(4):
         next(batches)
         assert waits() == before + (i == 3)
@@ -113,34 +113,34 @@ def test_the_host_waits_for_the_oldest_copy_once_four_are_under_way(monkeypatch)
 
 def test_pinned_memory_is_not_let_go_while_a_copy_reads_it():
     uploader = Uploader(DEVICE)
-    (x,), _ = uploader._send((np.ones(5, np.float32),))
+    (x,), _ = uploader._start((np.ones(5, np.float32),))
     assert np.isnan(x.get()).all()
     del uploader
     assert (x.get() == 1).all()
 
 
-# --- a stream of one's own inside the loop ---
+# --- another stream inside the loop ---
 
 
 def test_a_stream_inside_the_loop_waits_for_its_batch_and_the_next_batch_for_that_stream():
-    loader, home = DataLoader(Items(), 5, device="cudasim"), cudasim.cuda.Stream.null
+    loader, producer = DataLoader(Items(), 5, device="cudasim"), cudasim.cuda.Stream.null
     stream = cudasim.cuda.Stream(non_blocking=True)
-    came = 0  # the moment at which the batch before was there
+    came = 0  # when the previous batch was ready
     for images, labels in loader:
         if came:
-            assert home._waited[stream] > came
+            assert producer._waited[stream] > came
         with stream:
             images.numpy(), labels.numpy()
-        assert stream._waited[home] > max(came, home._waited.get(stream, 0))
-        came = stream._waited[home]
-    assert home._waited[stream] > came
+        assert stream._waited[producer] > max(came, producer._waited.get(stream, 0))
+        came = stream._waited[producer]
+    assert producer._waited[stream] > came
 
 
 def test_batches_used_on_a_stream_of_ones_own_have_the_right_numbers(gpu):
     device = Device.parse(gpu)
     with device.xp.cuda.Device(device.index):
         stream = device.xp.cuda.Stream(non_blocking=True)
-        with stream:  # what is compiled is compiled here
+        with stream:  # compile the kernels here
             (gpucnn.tensor(np.ones((4, 6, 6, 3), np.float32), gpu) * 1.0).sum()
     sums = []
     for images, labels in DataLoader(
@@ -173,24 +173,35 @@ def test_images_made_on_the_device_may_be_used_on_a_stream_of_ones_own(gpu, comp
     assert got == pytest.approx(data.images.reshape(10, -1).sum(axis=1, dtype=np.float64), rel=1e-6)
 
 
-# --- what the simulator makes of mistakes ---
+def test_shape_dtype_and_device_of_a_batch_do_not_wait():
+    stream, producer = cudasim.cuda.Stream(non_blocking=True), cudasim.cuda.Stream.null
+    images, _ = next(iter(DataLoader(Items(), 5, device="cudasim")))
+    with stream:
+        assert (images.shape, images.ndim, images.size, len(images)) == ((5, 6, 6, 3), 4, 540, 5)
+        assert (images.dtype, images.device) == (np.uint8, DEVICE)
+        assert producer not in stream._waited
+        images.data  # noqa: B018
+        assert producer in stream._waited
+
+
+# --- seeded faults ---
 
 
 def wrong_batches(uploader):
-    """How many of eight batches have other values than were sent."""
-    return sum((x.get() != i).any() for i, (x, _) in enumerate(uploader.through(numbers(8))))
+    """The number of batches, out of eight, that arrive with wrong values."""
+    return sum((x.get() != i).any() for i, (x, _) in enumerate(uploader.upload(numbers(8))))
 
 
 def test_seeded_fault_the_consumer_does_not_wait_for_the_copy(monkeypatch):
     uploader = Uploader(DEVICE)
-    monkeypatch.setattr(uploader, "_arrived", lambda sent: sent.arrays)
+    monkeypatch.setattr(uploader, "_wait_for", lambda upload: upload.arrays)
     assert wrong_batches(uploader) >= 4
 
 
 def test_seeded_fault_a_buffer_is_used_again_before_its_event(monkeypatch):
     uploader = Uploader(DEVICE)
-    only = uploader._free_buffer(2**20)
-    monkeypatch.setattr(uploader, "_free_buffer", lambda size: only)
+    only = uploader._acquire_buffer(2**20)
+    monkeypatch.setattr(uploader, "_acquire_buffer", lambda size: only)
     assert wrong_batches(uploader) >= 4
 
 
@@ -230,7 +241,7 @@ def test_a_loader_resumes_after_the_batch_that_was_handed_out():
     iterator = iter(loader)
     next(iterator)
     state = loader.state_dict()
-    assert state["batch"] == 1  # although the second is under way
+    assert state["batch"] == 1  # although the second is being copied
     other = DataLoader(Items(), 5, device="cudasim")
     other.load_state_dict(state)
     assert [int(images.numpy()[0, 0, 0, 0]) for images, _ in other] == [5, 10, 15]
@@ -285,7 +296,7 @@ def test_pinned_memory_is_asked_for_no_more_than_twice_in_a_run(monkeypatch):
 
 
 def test_a_device_by_its_number_is_the_current_one_while_it_gets_a_batch():
-    """On cuda:1, everything that CuPy makes for a batch must be made with cuda:1 current."""
+    """CuPy must create everything for a batch on cuda:1 while cuda:1 is current."""
     current, made_on = [0], []
 
     class CudaDevice:
@@ -322,17 +333,17 @@ def test_a_device_by_its_number_is_the_current_one_while_it_gets_a_batch():
         xp = property(lambda self: fake)
 
     fake = xp
-    list(Uploader(Elsewhere("cuda", 1)).through(numbers(3)))
+    list(Uploader(Elsewhere("cuda", 1)).upload(numbers(3)))
     assert set(made_on) == {1}
     assert len(made_on) > 10
 
 
-# --- a whole data set, in pieces ---
+# --- a whole data set, in chunks ---
 
 
 @pytest.fixture
 def pinned(gpu, monkeypatch):
-    """The pinned memory of `in_pieces`, as weak references, with its sizes."""
+    """The pinned memory of `upload_in_chunks`, as weak references, with its sizes."""
     cuda, made = Device.parse(gpu).xp.cuda, []
     real = cuda.PinnedMemoryPool
 
@@ -353,12 +364,12 @@ def pinned(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [0, 1, 512, 513, 5000])
-def test_an_array_goes_in_pieces_through_two_buffers_that_are_freed(
+def test_an_array_goes_upload_in_chunks_through_two_buffers_that_are_freed(
     gpu, pinned, monkeypatch, count
 ):
-    monkeypatch.setattr(upload, "PIECE", 2048)  # of 512 numbers
+    monkeypatch.setattr(upload, "CHUNK_BYTES", 2048)  # 512 elements
     device, array = Device.parse(gpu), np.arange(count, dtype=np.int32).reshape(-1, 1)
-    copy = upload.in_pieces(array[::-1], device)
+    copy = upload.upload_in_chunks(array[::-1], device)
     np.testing.assert_array_equal(host(copy), array[::-1])
     assert len(pinned) == min(-(-count // 512), 2)
     assert all(size <= 2048 for _, size in pinned)
@@ -366,16 +377,16 @@ def test_an_array_goes_in_pieces_through_two_buffers_that_are_freed(
 
 
 def test_a_data_set_pins_128_mebibytes_at_most_and_leaves_none_pinned(gpu, pinned, compiler):
-    assert upload.PIECE == 64 * 2**20
+    assert upload.CHUNK_BYTES == 64 * 2**20
     data = Dataset(np.ones((3, 4096, 4096, 3), np.uint8), np.zeros(3, np.int64), ("a",))
     device = Device.parse(gpu)
-    OnDevice.of(data, Normalize((0.0,) * 3, (1.0,) * 3), device)
+    OnDevice.try_create(data, Normalize((0.0,) * 3, (1.0,) * 3), device)
     assert [size for _, size in pinned] == [64 * 2**20] * 2
     assert [memory() for memory, _ in pinned] == [None, None]
 
 
 def test_seeded_fault_a_piece_is_overwritten_before_its_copy(monkeypatch):
-    monkeypatch.setattr(upload, "PIECE", 2048)
+    monkeypatch.setattr(upload, "CHUNK_BYTES", 2048)
     monkeypatch.setattr(cudasim.cuda.Event, "synchronize", lambda event: None)
     array = np.arange(5000, dtype=np.int32)
-    assert (upload.in_pieces(array, DEVICE).get() != array).any()
+    assert (upload.upload_in_chunks(array, DEVICE).get() != array).any()

@@ -199,7 +199,7 @@ ARRAYLESS = {
     "optim": "Constant Cosine OneCycle Optimizer Schedule Step Warmup",
     "data": """
         CIFAR10 CIFAR100 MNIST ColorNoise Compose DataNotFound Dataset FashionMNIST ImageFolder
-        ItemDataset Normalize RandomCrop RandomFlip Synthetic Transform channel_statistics
+        ItemDataset Normalize RandomCrop RandomHorizontalFlip Synthetic Transform channel_statistics
         color_components default_root find_cifar10
     """,
     "train": """

@@ -132,7 +132,11 @@ def test_a_model_saved_on_a_gpu_predicts_the_same_on_the_cpu(gpu, tmp_path):
 def test_every_batch_of_a_loader_holds_the_cpus_images(gpu):
     dataset = data.Synthetic(n=20)
     transform = data.Compose(
-        data.RandomCrop(32, 4), data.RandomFlip(), data.Normalize((0.5,) * 3, (0.2,) * 3)
+        [
+            data.RandomCrop(32, 4),
+            data.RandomHorizontalFlip(),
+            data.Normalize((0.5,) * 3, (0.2,) * 3),
+        ]
     )
     batches = [
         list(data.DataLoader(dataset, 8, shuffle=True, transform=transform, device=device))

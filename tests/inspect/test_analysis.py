@@ -1,11 +1,12 @@
 import threading
 import tracemalloc
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn import inspect, models, nn, ops, optim
+from gpucnn import autograd, inspect, models, nn, ops, optim
 from gpucnn.cpu import scratch_bytes
 from gpucnn.errors import ArgumentError
 
@@ -63,7 +64,7 @@ def test_geometries_that_lose_nothing_are_not_warned_of(layer, shape):
 
 
 def test_unseen_rows_are_those_without_a_gradient(rng):
-    """The warning agrees with what autograd says, for geometries drawn at random."""
+    """The warning agrees with autograd, for random geometries."""
     for _ in range(60):
         k, stride, dilation = (int(v) for v in rng.integers(1, 4, size=3))
         padding = int(rng.integers(0, 3))
@@ -89,7 +90,7 @@ def test_a_relu_after_a_relu_is_idle_through_layers_that_keep_the_sign():
     found = warnings_of(model, (4, 4, 1))
     assert [text.split(":")[0] for text in found] == ["3", "5", "8"]
     assert "input comes from ReLU 0 and is never negative" in found[0]
-    assert "LeakyReLU does nothing" in found[1]
+    assert "LeakyReLU has no effect" in found[1]
     assert "from Sigmoid 7" in found[2]
 
 
@@ -107,7 +108,7 @@ def test_a_relu_after_anything_that_may_be_negative_is_not():
         ([nn.Dropout(0.5)], ["dropout after the last layer"]),
         ([nn.Softmax()], ["ends in Softmax"]),
         ([nn.LogSoftmax()], ["ends in LogSoftmax"]),
-        ([nn.ReLU()], ["no logit can be negative"]),
+        ([nn.ReLU()], ["makes negative logits impossible"]),
         ([nn.Dropout(0.5), nn.Softmax()], ["dropout after the last layer", "ends in Softmax"]),
     ],
 )
@@ -133,7 +134,7 @@ def test_nothing_is_claimed_beyond_what_a_module_computes_by_itself():
 
 def test_a_single_layer_is_a_model_too():
     assert warnings_of(nn.ReLU(), (2, 2, 1)) == [
-        "ReLU: a ReLU after the last layer: no logit can be negative; leave it out"
+        "ReLU: a ReLU after the last layer makes negative logits impossible; remove it"
     ]
     assert inspect.analyze(nn.ReLU(), (2, 2, 1)).memory is None
 
@@ -148,9 +149,9 @@ def test_the_kept_bytes_of_a_dense_network_are_counted_by_hand():
     assert memory.parameters == parameters
     assert memory.optimizer == 2 * parameters
     assert memory.images == 7 * 100 * 4
-    # The peak is the first layer's backward pass: all gradients are there, that of its output
-    # too; alive besides are its own output (50) and the logits (10), which the caller holds, each
-    # with 64 bytes to spare, so that it can start on a cache line.
+    # The peak is the first layer's backward pass.  Alive are all gradients, including that of its
+    # output; its output (50); and the logits (10), which the caller holds.  Each array has 64 extra
+    # bytes, so that it can start on a cache line.
     assert memory.at == "linear"
     assert memory.gradients == parameters + 7 * 50 * 4
     assert memory.activations == 7 * (50 + 10) * 4 + 2 * 64
@@ -158,6 +159,50 @@ def test_the_kept_bytes_of_a_dense_network_are_counted_by_hand():
     assert memory.peak == memory.images + memory.activations + memory.gradients + memory.work + (
         memory.parameters + memory.optimizer
     )
+
+
+class Slots:
+    __slots__ = ("saved",)
+
+    def __init__(self, saved):
+        self.saved = saved
+
+
+class Attributes(Slots):
+    __slots__ = ("__dict__", "own")
+
+    def __init__(self, saved):
+        super().__init__(np)  # a module is not walked
+        self.array, self.own = saved, self
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    saved: object
+
+
+@pytest.mark.parametrize("wrap", [lambda x: [x], Slots, Attributes, Frozen, lambda x: {"x": x}])
+def test_saved_arrays_count_whatever_object_holds_them(wrap):
+    class Double(autograd.Function):
+        def __init__(self, wrap):
+            self.wrap = wrap
+
+        def forward(self, x):
+            self.saved = (self.wrap(np.zeros((len(x), 1000), np.float32)),)
+            return x * 2
+
+        def backward(self, dy):
+            return dy * 2
+
+    class Net(nn.Module):
+        def __init__(self, wrap):
+            self.linear, self.wrap = nn.Linear(4, 3), wrap
+
+        def forward(self, x):
+            return Double(self.wrap)(self.linear(x))
+
+    bare, held = (inspect.training_memory(Net(how), (4,), 6) for how in (lambda x: None, wrap))
+    assert held.activations - bare.activations == 6 * 1000 * 4
 
 
 def test_the_prediction_is_within_a_fiftieth_of_the_peak_that_a_step_asks_for(rng):
@@ -178,7 +223,7 @@ def test_the_prediction_is_within_a_fiftieth_of_the_peak_that_a_step_asks_for(rn
     threads = gpucnn.get_num_threads()
     peaks = []
 
-    def steps():  # in a thread without scratch memory: the first step makes it
+    def steps():  # in a thread without scratch memory: the first step allocates it
         for _ in range(2):
             tracemalloc.reset_peak()
             step(model, optimizer)
@@ -199,7 +244,7 @@ def test_the_prediction_is_within_a_fiftieth_of_the_peak_that_a_step_asks_for(rn
         tracemalloc.stop()
         gpucnn.set_num_threads(threads)
     predicted = memory.activations + memory.gradients + memory.images + memory.work
-    assert 0.98 < predicted / peaks[1] < 1.02  # the rest was there before
+    assert 0.98 < predicted / peaks[1] < 1.02  # the rest was allocated before
     assert of_three_threads.work - memory.work == pytest.approx(2 * peaks[2], rel=0.02)
 
 
@@ -237,7 +282,9 @@ def test_memory_grows_in_a_straight_line_once_the_peak_stays_where_it_is(monkeyp
     assert len({m.at for m in memory}) == 1
     one, two, four = (m.peak - m.work for m in memory)
     assert four - two == 2 * (two - one)
-    assert memory[2].work == pytest.approx(memory[0].work, rel=0.01)  # pieces have their size
+    assert memory[2].work == pytest.approx(
+        memory[0].work, rel=0.01
+    )  # blocks have reached their full size
 
 
 def test_batches_that_cannot_be_are_refused():

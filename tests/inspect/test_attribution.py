@@ -8,14 +8,14 @@ from gpucnn.inspect import draw
 
 
 def linear_model(weights):
-    """score k of an image = the sum of the image times weights[k]."""
+    """Score k is the sum of the image times weights[k]."""
     layer = nn.Linear(weights[0].size, len(weights))
     layer.weight.data[...] = weights.reshape(len(weights), -1)
     return nn.Sequential(nn.Flatten(), layer)
 
 
 class OnePixel(nn.Module):
-    """Its only score is the sum of channels of pixel (2, 5), three times."""
+    """Its only score is 3 times the sum of the channels of pixel (2, 5)."""
 
     def __init__(self):
         self.scale = nn.Parameter(np.float32([3.0]))
@@ -117,7 +117,7 @@ def test_occlusion_is_the_mean_fall_over_the_squares_that_cover_a_pixel(rng):
     images = rng.standard_normal((1, 5, 7, 1))
     model = linear_model(weights).astype(np.float64)
     maps = inspect.occlusion(model, images, window=3, stride=2, fill=0.5, classes=1, batch_size=4)
-    loss = (weights[1] * (images[0] - 0.5))[..., 0]  # what covering a pixel takes away
+    loss = (weights[1] * (images[0] - 0.5))[..., 0]  # the drop when a pixel is covered
     falls, cover = np.zeros((5, 7)), np.zeros((5, 7))
     for i in (0, 2):
         for j in (0, 2, 4):
@@ -154,7 +154,7 @@ def test_it_explains_inside_no_grad_too(rng):
         assert inspect.saliency(OnePixel(), np.ones((1, 4, 6, 3), "f4"))[0, 2, 5] == 3
 
 
-def test_images_that_were_not_normalised_are_refused():
+def test_uint8_images_are_refused():
     with pytest.raises(DtypeError, match=r"normalised as in training, got uint8"):
         inspect.saliency(OnePixel(), np.zeros((1, 4, 6, 3), np.uint8))
 
@@ -167,9 +167,9 @@ def test_mistakes_in_the_call_are_explained(rng):
         inspect.saliency(model, images, [0, 1, 2])
     with pytest.raises(ArgumentError, match=r"layer 'conv9' is unknown; this model has 0, 1"):
         inspect.grad_cam(model, images, "conv9")
-    with pytest.raises(ArgumentError, match="not a part of this model"):
+    with pytest.raises(ArgumentError, match="not part of this model"):
         inspect.grad_cam(model, images, nn.ReLU())
-    with pytest.raises(ShapeError, match="not \\(N, h, w, K\\)"):
+    with pytest.raises(ShapeError, match=r"expected a layer with output \(N, h, w, K\)"):
         inspect.grad_cam(model, images, "7")
     with pytest.raises(ArgumentError, match="has no Conv2d"):
         inspect.grad_cam(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), images)
@@ -199,4 +199,4 @@ def test_a_picture_has_every_image_above_its_map(rng, tmp_path, look):
     assert page.shape == (17 * scale, 26 * scale, 4)
     seen = page[::scale, ::scale, :3]
     np.testing.assert_array_equal(seen[:8, :8], draw.pictures(images)[0])
-    np.testing.assert_array_equal(seen[9:, 18:], draw.heat(draw.resize(maps, 8, 8))[2])
+    np.testing.assert_array_equal(seen[9:, 18:], draw.heatmap(draw.resize(maps, 8, 8))[2])

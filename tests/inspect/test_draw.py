@@ -25,7 +25,7 @@ def test_pictures_are_stretched_each_by_itself():
 def test_a_stark_pixel_is_tamed_and_the_others_stay(rng):
     x = rng.standard_normal((2, 8, 8, 3)).clip(-2, 2)
     x[0, 0, 0, 0] = 100
-    seen = draw.tamed(x)
+    seen = draw.clip_outliers(x)
     assert seen[0, 0, 0, 0] == pytest.approx(x[0].mean() + 2.5 * x[0].std())
     np.testing.assert_array_equal(seen[0].ravel()[1:], x[0].ravel()[1:])
 
@@ -50,13 +50,13 @@ def test_an_overlay_keeps_a_fifth_of_what_the_map_leaves_out():
 
 
 def test_heat_is_dark_at_the_least_bright_at_the_most_and_white_at_a_symmetric_zero():
-    shades = draw.heat([[[0.0, 1.0, 7.0]]])[0, 0].astype(int).sum(axis=1)
+    shades = draw.heatmap([[[0.0, 1.0, 7.0]]])[0, 0].astype(int).sum(axis=1)
     assert shades[0] < shades[1] < shades[2]
-    low, zero, high = draw.heat([[[-1.0, 0.0, 2.0]]], symmetric=True)[0, 0].astype(int)
+    low, zero, high = draw.heatmap([[[-1.0, 0.0, 2.0]]], symmetric=True)[0, 0].astype(int)
     assert zero.min() > 240
     assert low[2] > low[0]  # blue
     assert high[0] > high[2]  # red
-    assert (draw.heat(np.zeros((1, 2, 2)), symmetric=True) > 240).all()
+    assert (draw.heatmap(np.zeros((1, 2, 2)), symmetric=True) > 240).all()
 
 
 def test_tiles_lie_in_rows_with_clear_gaps():
@@ -69,7 +69,7 @@ def test_tiles_lie_in_rows_with_clear_gaps():
     assert not page[2].any()
     assert not page[:, 3].any()
     assert not page[3:, 4:].any()
-    with pytest.raises(ArgumentError, match="no pictures"):
+    with pytest.raises(ArgumentError, match="at least one picture"):
         draw.tile(images[:0])
 
 

@@ -8,7 +8,7 @@ from gpucnn.inspect import draw
 
 
 class Twice(nn.Module):
-    """Runs one layer two times, and keeps another that it never runs."""
+    """Runs one layer twice, and never runs another."""
 
     def __init__(self):
         self.scale = nn.Conv2d(1, 1, 1, bias=False)
@@ -76,20 +76,22 @@ def test_the_page_of_filters_has_a_tile_for_each(tmp_path):
     image = pytest.importorskip("PIL.Image", reason="Pillow reads what matplotlib wrote")
     inspect.first_layer_filters(models.alexnet_cifar10(), tmp_path / "filters.png")
     with image.open(tmp_path / "filters.png") as file:
-        assert file.size == ((8 * 4 - 1) * 32,) * 2  # 64 tiles of 3 pixels, 1 between, 32-fold
+        assert (
+            file.size == ((8 * 4 - 1) * 32,) * 2
+        )  # 64 tiles of 3 pixels, gaps of 1, enlarged 32 times
 
 
 def test_feature_maps_are_the_layers_output_and_drawn_for_the_first_image(rng, tmp_path):
     image = pytest.importorskip("PIL.Image", reason="Pillow reads what matplotlib wrote")
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten())
     images = rng.standard_normal((2, 10, 10, 3), np.float32)
-    maps = inspect.feature_maps(model, images, "0", tmp_path / "maps.png", most=4)
+    maps = inspect.feature_maps(model, images, "0", tmp_path / "maps.png", max_channels=4)
     np.testing.assert_allclose(maps, model[0](gpucnn.tensor(images)).data, rtol=1e-6)
     with image.open(tmp_path / "maps.png") as file:
         page = np.asarray(file)[::12, ::12, :3]
-    np.testing.assert_array_equal(page[:8, 9:17], draw.heat(maps[:1, :, :, 1])[0])
+    np.testing.assert_array_equal(page[:8, 9:17], draw.heatmap(maps[:1, :, :, 1])[0])
     assert page.shape == (17, 17, 3)
-    with pytest.raises(ShapeError, match="'1' gives"):
+    with pytest.raises(ShapeError, match="'1' returns"):
         inspect.feature_maps(model, images, "1")
 
 
@@ -135,7 +137,7 @@ def test_the_layers_to_look_at_are_relus_that_give_maps_or_else_all_that_do():
         nn.Flatten(), nn.Linear(3, 2), nn.ReLU(),
     )  # fmt: skip
     images = np.zeros((1, 6, 6, 1), np.float32)
-    assert inspect.pixel_layers(model, images) == ["1"]  # the other maps are one pixel, or none
+    assert inspect.pixel_layers(model, images) == ["1"]  # the other outputs have one pixel, or none
     assert inspect.pixel_layers(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh()), images) == ["0", "1"]
 
 
@@ -143,5 +145,5 @@ def test_before_a_relu_stands_the_layer_that_it_switches():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2))
     images = np.zeros((1, 6, 6, 1), np.float32)
     assert inspect.before_relu(model, images, "1") == "0"
-    assert inspect.before_relu(model, images, "2") == "2"  # another shape than what it pools
+    assert inspect.before_relu(model, images, "2") == "2"  # its input has another shape
     assert inspect.before_relu(model, images, "0") == "0"

@@ -50,7 +50,7 @@ def test_files_that_hold_no_history_are_refused(tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match=r"not the metrics\.csv"):
         inspect.training_curves(tmp_path / "other.csv")
-    with pytest.raises(ArgumentError, match="no finished epoch"):
+    with pytest.raises(ArgumentError, match="at least one finished epoch"):
         inspect.training_curves([])
 
 
@@ -68,7 +68,7 @@ def test_update_ratios_are_the_norms_of_what_plain_gradient_descent_does(trainer
     trainer.fit(1)
     assert list(watch.ratios) == ["0.weight", "0.bias", "3.weight", "3.bias"]
     np.testing.assert_allclose(watch.ratios["0.weight"], seen, rtol=1e-3)
-    assert watch.ratios["0.bias"][0] == float("inf")  # it starts at zero
+    assert watch.ratios["0.bias"][0] == float("inf")  # biases start at zero
     assert len(watch.ratios["3.bias"]) == 3
 
 
@@ -100,7 +100,7 @@ def test_ratio_histograms_share_decades_and_skip_what_has_no_logarithm(tmp_path)
     _, edges = inspect.update_ratio_histograms({"a": [0.001]}, bins=1)["a"]
     assert edges.tolist() == [-3, -2]
     assert inspect.update_ratio_histograms({"a": []})["a"][0].sum() == 0
-    with pytest.raises(ArgumentError, match="nothing to draw"):
+    with pytest.raises(ArgumentError, match="at least one parameter to draw"):
         inspect.update_ratio_histograms({}, path=tmp_path / "none.png")
     for histograms, argument in (
         (inspect.update_ratio_histograms, ratios),

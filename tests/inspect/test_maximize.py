@@ -36,7 +36,7 @@ def test_each_image_excites_its_own_channel_most(rng):
 
 def test_a_channel_that_is_off_everywhere_at_the_start_is_woken():
     conv = nn.Conv2d(1, 1, 1)
-    conv.weight.data[...], conv.bias.data[...] = 1, -1  # faint noise never reaches 1
+    conv.weight.data[...], conv.bias.data[...] = 1, -1  # weak noise never reaches 1
     model = nn.Sequential(conv, nn.ReLU())
     made = inspect.maximize_activation(model, "1", [0], (8, 8, 1), steps=1)
     assert not inspect.activations(model, made)["1"].any()
@@ -89,7 +89,7 @@ def test_mistakes_in_the_call_are_explained(rng):
     model = network(rng)
     with pytest.raises(ArgumentError, match="channels 0 to 5"):
         inspect.maximize_activation(model, "1", [6], (8, 8, 3))
-    with pytest.raises(ArgumentError, match="no channels"):
+    with pytest.raises(ArgumentError, match="at least one channel"):
         inspect.maximize_activation(model, "1", [], (8, 8, 3))
     with pytest.raises(ArgumentError, match="expected steps >= 1"):
         inspect.maximize_activation(model, "1", [0], (8, 8, 3), steps=0)

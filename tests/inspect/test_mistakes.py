@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+import gpucnn
 from gpucnn import data, inspect, models, nn, train
 from gpucnn.errors import ArgumentError, ShapeError
 
@@ -51,7 +52,7 @@ def test_the_evaluation_is_the_one_that_train_evaluate_gives(rng):
 
 
 def test_labels_that_do_not_fit_are_refused():
-    with pytest.raises(ShapeError, match=r"2 images want labels \(2,\)"):
+    with pytest.raises(ShapeError, match=r"expected labels \(2,\) for 2 images"):
         echo([RIGHT, RIGHT], [0])
     with pytest.raises(ArgumentError, match="classes are 0 to 2"):
         echo([RIGHT, RIGHT], [0, 3])
@@ -79,7 +80,7 @@ def test_a_model_without_mistakes_has_an_empty_page(tmp_path):
 
 
 def test_a_confusion_matrix_of_another_size_or_an_unknown_theme_is_refused(tmp_path):
-    with pytest.raises(ShapeError, match=r"3 classes want \(3, 3\)"):
+    with pytest.raises(ShapeError, match=r"expected \(3, 3\) for 3 classes"):
         inspect.confusion_chart(tmp_path / "c.png", np.eye(4), CLASSES)
     with pytest.raises(ArgumentError, match="expected light or dark"):
         inspect.confusion_chart(tmp_path / "c.png", np.eye(3), CLASSES, "blue")
@@ -88,3 +89,12 @@ def test_a_confusion_matrix_of_another_size_or_an_unknown_theme_is_refused(tmp_p
 def test_a_hundred_classes_are_drawn_without_names(tmp_path):
     inspect.confusion_chart(tmp_path / "c.png", np.eye(100), [str(i) for i in range(100)])
     assert (tmp_path / "c.png").exists()
+
+
+def test_labels_may_be_a_list_a_tensor_or_an_array_of_a_gpu(gpu):
+    labels = [0, 1]
+    on_the_gpu = gpucnn.tensor(np.array(labels), gpu)
+    for given in (labels, np.array(labels), gpucnn.tensor(labels), on_the_gpu, on_the_gpu.data):
+        predictions = echo([RIGHT, RIGHT], given)
+        assert isinstance(predictions.labels, np.ndarray)
+        assert predictions.labels.tolist() == labels

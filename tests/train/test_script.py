@@ -41,7 +41,7 @@ def my_script(name="my_script", classes=NAMES):
             nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(25 * s.width, 10),
         ).to(job.device)  # fmt: skip
         normalize = data.Normalize(*data.channel_statistics(noise.images))
-        change = data.Compose(data.RandomFlip(), normalize)
+        change = data.Compose([data.RandomHorizontalFlip(), normalize])
         loader = data.DataLoader(
             noise, s.batch_size, shuffle=True, transform=change, seed=s.seed, device=job.device
         )

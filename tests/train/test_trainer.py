@@ -29,7 +29,9 @@ def build(seed=0, n=60, batch_size=8, p=0.3, callbacks=(), own_generator=False):
         images,
         batch_size,
         shuffle=True,
-        transform=data.Compose(data.RandomCrop(32, padding=2), data.RandomFlip(), normalize),
+        transform=data.Compose(
+            [data.RandomCrop(32, padding=2), data.RandomHorizontalFlip(), normalize]
+        ),
         seed=seed,
         device="cpu",
     )

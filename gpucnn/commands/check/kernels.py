@@ -14,7 +14,7 @@ import gpucnn
 from gpucnn import ops, optim
 from gpucnn.commands.check.beside_cpu import error_beside_cpu, relative
 from gpucnn.data import DataLoader, Dataset
-from gpucnn.data.augment import Compose, Normalize, RandomCrop, RandomFlip
+from gpucnn.data.augment import Compose, Normalize, RandomCrop, RandomHorizontalFlip
 from gpucnn.ops.conv2d import cuda as _conv2d_cuda
 
 Case = tuple[str, Callable[[], float]]  # what it is called; the error, over the largest value
@@ -191,8 +191,11 @@ def _augmentation(rng: np.random.Generator, gpu: str) -> Iterator[Case]:
     dataset = Dataset(images, np.arange(21) % 5, tuple("abcde"))
     normalize = Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.1))
     transforms: dict[str, Any] = {
-        **{mode: Compose(RandomCrop(7, 2, mode), RandomFlip(), normalize) for mode in _MODES},
-        "flip": Compose(RandomFlip(), normalize),
+        **{
+            mode: Compose([RandomCrop(7, 2, mode), RandomHorizontalFlip(), normalize])
+            for mode in _MODES
+        },
+        "flip": Compose([RandomHorizontalFlip(), normalize]),
         "normalize": normalize,
     }
 

@@ -182,7 +182,7 @@ def _epoch(out: Out, device: Device, pace: _Pace) -> None:
     model: nn.Module = models.build(name, generator=np.random.default_rng(0)).to(device)
     optimizer = optim.SGD(model.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
     normalize = data.Normalize(*data.channel_statistics(train.images))
-    transform = data.Compose(data.RandomCrop(32, 4), data.RandomFlip(), normalize)
+    transform = data.Compose([data.RandomCrop(32, 4), data.RandomHorizontalFlip(), normalize])
     loader = data.DataLoader(train, batch, shuffle=True, transform=transform, device=device)
     seen, losses, start, end = 0, [], 0.0, time.perf_counter() + out.left() * 0.7
     for images, labels in loader:
