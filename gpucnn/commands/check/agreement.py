@@ -51,7 +51,7 @@ def examine(reporter: Reporter) -> None:
         del recorded  # it keeps the arrays of a whole step alive
         slowest = max(slowest, time.perf_counter() - start)
         _every_layer(reporter, name, layers, training_kernels, seen, pace)
-    reporter.ok("layers", f"{pace.layers} of the models ran, forward and backward")
+    reporter.ok("layers", f"{pace.layers} ran, forward and backward")
 
 
 def _compile(reporter: Reporter) -> None:
@@ -197,7 +197,8 @@ def _every_layer(
     """
     skipped = 0
     for module, shape, work in layers:
-        case = f"{type(module).__name__} {module.extra_repr()} on {shape}"
+        name_and_settings = f"{type(module).__name__} {module.extra_repr()}".rstrip()
+        case = f"{name_and_settings} on {shape}"
         if case in seen:
             continue
         seen.add(case)
