@@ -29,7 +29,7 @@ _MEANWHILE = "use --device cpu or cudasim meanwhile"
 def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "doctor",
-        help="what this machine can run gpucnn on",
+        help="diagnose this machine: CuPy, driver, compilers, data",
         description="Inspect CuPy, the driver, NVRTC, the C++ compiler for cudasim and the data, "
         "and print a remedy for each problem.  Exit status 1 if something is broken.",
     )

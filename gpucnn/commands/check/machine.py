@@ -20,7 +20,7 @@ from gpucnn.errors import DeviceError
 _PACKAGES = "numpy cupy-cuda12x cupy-cuda13x torch triton pytest pytest-xdist".split()
 _LARGEST_COPY = 2**28  # bytes
 _SIDES = (256, 512, 1024, 2048, 4096, 8192)  # of the matrices, until one takes long enough
-_ENOUGH = 4.0  # milliseconds for one product
+_ENOUGH = 4.0  # milliseconds for one product; an eighth of it for a copy
 # cuBLAS's cublasComputeType_t and cudaDataType_t
 _COMPUTE_32F, _COMPUTE_32F_FAST_TF32 = 68, 77
 _R_32F, _R_16BF = 0, 14

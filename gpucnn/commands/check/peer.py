@@ -101,7 +101,7 @@ def _twin(layer: nn.Module, torch: Any, dropout: bool) -> Any:
         _fill(torch, other.weight, layer.weight.numpy())
         _fill(torch, other.bias, layer.bias.numpy())
         return other
-    elif isinstance(layer, nn.AvgPool2d):  # a subclass of MaxPool2d: test it first
+    elif isinstance(layer, nn.AvgPool2d):
         pool = (
             layer.kernel_size,
             layer.stride,

@@ -109,12 +109,12 @@ def _stream(reporter: Reporter) -> None:
     xp.cuda.Device(reporter.device.index).synchronize()
     stream = xp.cuda.Stream(non_blocking=True)
     with stream:
-        found = _gradients(reporter)
+        actual = _gradients(reporter)
     stream.synchronize()
     differ = [
         name
         for name, array in expected.items()
-        if host(array).tobytes() != host(found[name]).tobytes()
+        if host(array).tobytes() != host(actual[name]).tobytes()
     ]
     if differ:
         reporter.fail("non-default stream", f"different bits in {', '.join(differ[:5])}")

@@ -12,7 +12,7 @@ from gpucnn.commands.check import profiles, sanitizer, tools
 
 @pytest.fixture
 def tool(tmp_path, monkeypatch):
-    """Puts a tool on PATH that prints a text and ends with a status."""
+    """A function that puts a tool on PATH which prints a text and exits with a status."""
 
     def put(name, text, status=0):
         (tmp_path / "text").write_text(text)
@@ -99,6 +99,6 @@ def test_a_tool_is_ended_at_its_limit_with_what_it_started_and_its_text_is_kept(
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "print(child.pid, flush=True); time.sleep(600)"
     )
-    found = tools.output([sys.executable, "-c", script], 1.0)
-    assert found.status is None
-    assert is_gone(int(found.text))
+    done = tools.output([sys.executable, "-c", script], 1.0)
+    assert done.status is None
+    assert is_gone(int(done.text))

@@ -63,11 +63,11 @@ def test_the_plugin_writes_each_result_once(tmp_path):
     env.pop("PYTEST_XDIST_WORKER", None)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "gpucnn.commands.check.pytest_results"]
     subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, timeout=120)
-    found = [json.loads(line) for line in path.read_text().splitlines()]
-    assert {result["test"].partition("::")[2]: result["outcome"] for result in found} == {
+    results = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {result["test"].partition("::")[2]: result["outcome"] for result in results} == {
         "test_good": "passed", "test_bad": "failed", "test_skipped": "skipped",
         "test_error": "error",
     }  # fmt: skip
-    assert len(found) == 4
-    assert "assert 1 == 2" in found[1]["text"]
-    assert "no device" in found[3]["text"]
+    assert len(results) == 4
+    assert "assert 1 == 2" in results[1]["text"]
+    assert "no device" in results[3]["text"]
