@@ -1,3 +1,5 @@
+"""gpucnn doctor: every finding, and the remedy for each fault."""
+
 import sys
 import types
 
