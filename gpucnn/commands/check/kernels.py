@@ -15,7 +15,7 @@ from gpucnn import ops, optim
 from gpucnn.commands.check.beside_cpu import error_beside_cpu, relative
 from gpucnn.data import DataLoader, Dataset
 from gpucnn.data.augment import Compose, Normalize, RandomCrop, RandomFlip
-from gpucnn.ops.conv2d import cuda as conv2d_cuda
+from gpucnn.ops.conv2d import cuda as _conv2d_cuda
 
 Case = tuple[
     str, Callable[[], float]
@@ -46,7 +46,7 @@ def cases(rng: np.random.Generator, gpu: str) -> Iterator[Case]:
 def every_way(algorithm: str, tile: tuple[int, int] | None = None) -> Iterator[None]:
     """Force the algorithm, and tiled kernels with split sums even for small shapes."""
     before = gpucnn.get_conv_algorithm()
-    module: Any = conv2d_cuda
+    module: Any = _conv2d_cuda
     kept = module._LEAST, module._SPLIT, module._tile
     gpucnn.set_conv_algorithm(algorithm)
     module._LEAST, module._SPLIT = 1, 8

@@ -7,6 +7,7 @@ import gpucnn
 from gpucnn import cuda, nn
 from gpucnn.commands.check import agreement, kernels
 from gpucnn.cuda import compiler, launcher
+from gpucnn.ops.conv2d import cuda as conv2d_cuda
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_a_layer_that_differs_from_the_cpus_is_named(monkeypatch):
 
 
 def test_the_cases_leave_the_choice_of_kernels_as_it_was():
-    before = gpucnn.get_conv_algorithm(), vars(kernels.conv2d_cuda).copy()
+    before = gpucnn.get_conv_algorithm(), vars(conv2d_cuda).copy()
     with kernels.every_way("plain", (128, 128)):
-        assert kernels.conv2d_cuda._tile(1, 1, 1) == (128, 128)
-    assert (gpucnn.get_conv_algorithm(), vars(kernels.conv2d_cuda)) == before
+        assert conv2d_cuda._tile(1, 1, 1) == (128, 128)
+    assert (gpucnn.get_conv_algorithm(), vars(conv2d_cuda)) == before
