@@ -1,12 +1,13 @@
-"""Compare the main loops of the convolution kernels with CUTLASS's, instruction by instruction.
+"""The main loops of the convolution kernels beside CUTLASS's, instruction by instruction.
 
     pip install "gpucnn[nvrtc]"                         no GPU is needed
-    pip install nvidia-cutlass==4.2.* nvidia-cuda-{cccl,runtime,crt}==13.0.*       for CUTLASS
-    python benchmarks/kernel_mix.py [ARCHITECTURE ...]  default: 80 90
+    pip install nvidia-cutlass==4.2.* nvidia-cuda-{cccl,runtime,crt}==13.0.*       for the peer
+    python benchmarks/kernel_mix.py [ARCHITECTURE ...]  80 and 90 unless given
 
-A float32 loop is bound by instruction issue, so the share of multiply-adds is an upper bound on the
-share of peak throughput.  `cover` is the number of multiply-adds between a load from global memory
-and the use of its result.  The same NVRTC compiles both sides, with the options that CuPy passes.
+A float32 loop is bound by the instructions that it issues, so the share of multiply-adds is the
+share of peak that it can reach at best; `cover` is how many of them stand between a load from
+global memory and the use of what it brought.  Both sides are compiled by the same NVRTC, with the
+options that CuPy gives it.
 """
 
 import importlib.util
@@ -19,7 +20,7 @@ from gpucnn.errors import GpucnnError
 
 FILES = ("conv2d_forward.cu", "conv2d_grad_input.cu", "conv2d_grad_weight.cu")
 
-# CUTLASS's default for float32 on CUDA cores: 128 x 128 x 8, two stages, channels last.
+# CUTLASS's own default for float32 on the CUDA cores: 128 x 128 x 8, two stages, channels last.
 CUTLASS = """
 #include "cutlass/cutlass.h"
 #include "cutlass/conv/kernel/default_conv2d_{short}.h"
@@ -40,7 +41,7 @@ void cutlass_conv_{short}(__grid_constant__ const typename Kernel::Params params
     Kernel()(params, *reinterpret_cast<typename Kernel::SharedStorage*>(shared));
 }}
 """
-UNITY = ", cutlass::conv::StrideSupport::kUnity"  # the fastest case
+UNITY = ", cutlass::conv::StrideSupport::kUnity"  # the case that is best for them
 PEERS = (("fprop", "Fprop", UNITY), ("dgrad", "Dgrad", UNITY), ("wgrad", "Wgrad", ""))
 
 
@@ -73,7 +74,7 @@ def show(binary: nvrtc.Binary) -> None:
 
 
 def cutlass_folders() -> list[Path] | None:
-    """The include folders of CUTLASS and of the CUDA headers that it needs; None if missing."""
+    """The include folders of CUTLASS and of the CUDA headers that it needs."""
     library = importlib.util.find_spec("cutlass_library")
     nvidia = importlib.util.find_spec("nvidia")
     if library is None or nvidia is None:
