@@ -39,6 +39,7 @@ def kernels(device: str) -> int:
 
 
 def step(device: str, model: str, batch: str) -> int:
+    """Run three steps to warm up, then one between profiler marks."""
     target = Device.parse(device)
     run = training_step(target, model, int(batch))
     for _ in range(3):
@@ -55,10 +56,10 @@ def step(device: str, model: str, batch: str) -> int:
 
 
 def compile_files(device: str, *files: str) -> int:
+    """Compile each file and print its name and seconds as a JSON line."""
     target = Device.parse(device)
-    target.xp.cuda.Device(
-        target.index
-    ).synchronize()  # creates the context, which must not be timed
+    # Create the CUDA context now: its time is not the compiler's.
+    target.xp.cuda.Device(target.index).synchronize()
     for file in files:
         start = time.perf_counter()
         cuda.compile_file(target, file)
