@@ -17,9 +17,8 @@ from gpucnn.data import DataLoader, Dataset
 from gpucnn.data.augment import Compose, Normalize, RandomCrop, RandomFlip
 from gpucnn.ops.conv2d import cuda as _conv2d_cuda
 
-Case = tuple[
-    str, Callable[[], float]
-]  # its name; a function that returns the error, relative to the largest value
+# A name, and a function that returns the error relative to the largest value
+Case = tuple[str, Callable[[], float]]
 
 _MODES: tuple[Literal["constant", "edge", "reflect"], ...] = ("constant", "edge", "reflect")
 # Ops with long sums, or quotients of differences, have a larger bound.
