@@ -1,10 +1,10 @@
-"""The AlexNets of the CPU benchmarks as lists of layers, and as modules of either framework."""
+"""The AlexNets of the benchmarks: lists of layers, and modules of gpucnn or PyTorch."""
 
 from typing import Any
 
 
 def keras_layers() -> list[tuple[Any, ...]]:
-    """gpucnn.models.alexnet_keras, for images 227 x 227 of one channel: (kind, sizes...)."""
+    """gpucnn.models.alexnet_keras as (kind, sizes...), for 227 x 227 images with one channel."""
     return [
         ("conv", 1, 96, 11, 4, 4),
         ("norm", 96),
@@ -18,7 +18,7 @@ def keras_layers() -> list[tuple[Any, ...]]:
         ("norm", 384),
         ("conv", 384, 256, 3, 1, 1),
         ("norm", 256),
-        ("pool", 2, 2, True),  # ceil: the 14th row and column are padding
+        ("pool", 2, 2, True),  # ceil_mode: the 14th row and column are padding
         ("flatten",),
         ("linear", 7 * 7 * 256, 4096),
         ("dropout", 0.4),
@@ -31,7 +31,7 @@ def keras_layers() -> list[tuple[Any, ...]]:
 
 
 def cifar_layers(side: int = 32) -> list[tuple[Any, ...]]:
-    """gpucnn.models.alexnet_cifar10, for images of any side that 8 divides."""
+    """gpucnn.models.alexnet_cifar10 as (kind, sizes...); 8 must divide the image side."""
     return [
         ("conv", 3, 64, 3, 1, 1),
         ("pool", 2, 2),
@@ -50,19 +50,18 @@ def cifar_layers(side: int = 32) -> list[tuple[Any, ...]]:
     ]
 
 
-def modules(layers: list[tuple[Any, ...]], nn: Any, batch_norm: Any, ceil: str) -> list[Any]:
-    """The layers in nn, which is gpucnn.nn or torch.nn: the two differ in the name of batch
-    normalisation and in that of the argument for pools which hang over the edge."""
+def modules(layers: list[tuple[Any, ...]], nn: Any) -> list[Any]:
+    """The layers as modules of nn, which is gpucnn.nn or torch.nn."""
     made: list[Any] = []
     for kind, *sizes in layers:
         if kind == "conv":
             c, oc, k, stride, padding = sizes
             made += [nn.Conv2d(c, oc, k, stride=stride, padding=padding), nn.ReLU()]
         elif kind == "norm":
-            made.append(batch_norm(*sizes))
+            made.append(nn.BatchNorm2d(*sizes))
         elif kind == "pool":
-            size, stride, *hangs = sizes
-            made.append(nn.MaxPool2d(size, stride, **{ceil: bool(hangs)}))
+            kernel_size, stride, *ceil_mode = sizes
+            made.append(nn.MaxPool2d(kernel_size, stride, ceil_mode=bool(ceil_mode)))
         elif kind == "flatten":
             made.append(nn.Flatten())
         elif kind == "dropout":

@@ -1,10 +1,12 @@
-"""Runs the two sides of a CPU benchmark: each in processes of its own, in turn.
+"""Run the sides of a benchmark in turn, each in processes of its own.
 
-Two frameworks in one process would share threads, caches and the allocator, and a shared machine
-changes its speed from minute to minute.  So each round runs every side once, and what is
-reported is the median over rounds of the ratio within a round.
+Two frameworks in one process would share threads, caches and the allocator, and the speed of a
+shared machine changes from minute to minute.  So each round runs every side once, and the result
+is the median over rounds of the ratio within a round.
 """
 
+import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -12,8 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
+OWN, PEERS = "gpucnn", ["torch channels_last", "torch nchw"]  # the sides of the CPU benchmarks
 BLAS_VARIABLES = (
     "OPENBLAS_CORETYPE",
     "OPENBLAS_L2_SIZE",
@@ -22,9 +26,33 @@ BLAS_VARIABLES = (
 )
 
 
+def sides() -> list[str]:
+    """gpucnn, and PyTorch's two layouts if PyTorch is installed."""
+    return [OWN, *PEERS] if importlib.util.find_spec("torch") else [OWN]
+
+
+def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """Add --clock, --rounds and --repeats."""
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: time of the process, for a machine in other use (default: wall)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help=f"runs of every side (default: {rounds})"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="calls timed in each process (default: 5)"
+    )
+
+
 def environment(blas: str) -> dict[str, str]:
-    """The child's environment: "unset" clears the OpenBLAS variables, "as set" keeps them, any
-    other word is the core type that OpenBLAS is told to use."""
+    """The environment of a child process.
+
+    blas "unset" clears the OpenBLAS variables, "as set" keeps them; any other word is the core type
+    that OpenBLAS must use.
+    """
     env = dict(os.environ)
     if blas != "as set":
         for name in BLAS_VARIABLES:
@@ -35,7 +63,7 @@ def environment(blas: str) -> dict[str, str]:
 
 
 def run_child(script: str, side: str, task: dict[str, Any], blas: str = "unset") -> dict[str, Any]:
-    """What `child` of the script reports for this side and task."""
+    """Run `script --child side task` and return the report that it prints as JSON."""
     done = subprocess.run(
         [sys.executable, script, "--child", side, json.dumps(task)],
         env=environment(blas),
@@ -52,7 +80,7 @@ def run_child(script: str, side: str, task: dict[str, Any], blas: str = "unset")
 def interleave(
     script: str, sides: list[str], task: dict[str, Any], rounds: int, blas: str = "unset"
 ) -> dict[str, list[dict[str, Any]]]:
-    """`rounds` reports of each side, taken in turn."""
+    """`rounds` reports of each side; the sides run in turn."""
     reports: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side in sides:
@@ -67,7 +95,7 @@ def median_of(reports: list[dict[str, Any]], figure: str) -> float:
 def ratio(
     reports: dict[str, list[dict[str, Any]]], own: str, peers: list[str], figure: str
 ) -> float:
-    """The median over rounds of own / the best peer of that round."""
+    """The median over rounds of own / best peer of that round."""
     rounds = zip(reports[own], *(reports[peer] for peer in peers), strict=True)
     return statistics.median(
         mine[figure] / min(other[figure] for other in others) for mine, *others in rounds
@@ -77,8 +105,11 @@ def ratio(
 def seconds(
     step: Callable[[], object], repeats: int, clock: str = "wall", warm_up: int = 2
 ) -> float:
-    """The median time of one call: on the wall, or "cpu", this process's own, which a machine
-    that others use distorts less.  With one thread and an idle machine the two are equal."""
+    """The median time of one call.
+
+    clock is "wall", or "cpu": the CPU time of this process, which other processes distort less.
+    With one thread on an idle machine the two are equal.
+    """
     now = time.process_time if clock == "cpu" else time.perf_counter
     for _ in range(warm_up):
         step()
@@ -90,8 +121,28 @@ def seconds(
     return statistics.median(times)
 
 
+def forward_and_both(
+    forward: Callable[[], Any],
+    leaves: list[Any],
+    dy: Any,
+    no_grad: Callable[[], AbstractContextManager[Any]],
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Two steps of either framework: forward without gradients, and forward with backward."""
+
+    def alone() -> None:
+        with no_grad():
+            forward()
+
+    def both() -> None:
+        for tensor in leaves:
+            tensor.grad = None
+        forward().backward(dy)
+
+    return alone, both
+
+
 def peak_memory() -> float:
-    """The largest resident set of this process so far, in MiB; 0 where there is no such figure."""
+    """The peak resident set size of this process in MiB; 0 if the platform does not report it."""
     try:
         import resource
     except ImportError:
@@ -101,12 +152,11 @@ def peak_memory() -> float:
 
 
 def machine() -> str:
-    """The processor, its cores that this process may use, and the versions beside each other."""
+    """The processor, the cores that this process may use, and the versions of NumPy and PyTorch."""
     from importlib import metadata
 
-    names = {"numpy", "torch"}
     versions = []
-    for name in sorted(names):
+    for name in ("numpy", "torch"):
         try:
             versions.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:

@@ -1,11 +1,11 @@
-"""Trains alexnet_cifar10 under both algorithms of conv2d on the CPU, and compares where they end.
+"""Train alexnet_cifar10 with both CPU algorithms of conv2d, and compare the final accuracies.
 
     python benchmarks/conv_accuracy.py --data DIR       Winograd and the plain sum, three seeds each
 
-DIR holds CIFAR-10.  Every run is examples/train_alexnet_cifar10.py with its own defaults, on the
-first 10,000 images of each split, in a process of its own; runs differ in the seed and in
-set_conv_algorithm alone.  The table gives the test accuracy after the last epoch; the algorithms
-are as good as each other if their means differ by less than seeds do.
+DIR contains CIFAR-10.  Every run is examples/train_alexnet_cifar10.py with its own defaults, on the
+first 10,000 images of each split, in a process of its own; runs differ only in the seed and in
+set_conv_algorithm.  The table lists the test accuracy after the last epoch.  The algorithms are
+equally good if their means differ by less than the seeds do.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "train_alexnet_cifar10.py"
 
-# What a child runs: the example, after the choice of the algorithm.
+# The program of a child process: choose the algorithm, then run the example.
 CHILD = """
 import runpy, sys, gpucnn
 gpucnn.set_conv_algorithm(sys.argv[1])
@@ -28,7 +28,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def train(algorithm: str, seed: int, arguments: argparse.Namespace) -> float:
-    """The test accuracy that one run ends with."""
+    """The test accuracy after the last epoch of one run."""
     with tempfile.TemporaryDirectory() as folder:
         options = {
             "--data": arguments.data,
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, metavar="DIR", help="folder with CIFAR-10")
     parser.add_argument("--algorithms", nargs="+", default=["winograd", "exact"], metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
-    parser.add_argument("--limit", type=int, default=10_000, metavar="N", help="images of a split")
+    parser.add_argument("--limit", type=int, default=10_000, metavar="N", help="images per split")
     parser.add_argument("--epochs", type=int, default=8, metavar="N")
     parser.add_argument("--threads", type=int, default=1, metavar="N")
     arguments = parser.parse_args()

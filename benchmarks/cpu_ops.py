@@ -1,27 +1,35 @@
-"""Times single operations and layers on the CPU beside PyTorch's, forward and backward.
+"""Time single ops on the CPU, forward and backward, and compare them with PyTorch.
 
     python benchmarks/cpu_ops.py                     every case, one thread
-    python benchmarks/cpu_ops.py --case max_pool2d   the cases whose name starts so
+    python benchmarks/cpu_ops.py --case max_pool2d   the cases whose names start with max_pool2d
 
-Inputs are float32, batch 128 unless the name ends in another.  The ratio is gpucnn's time over
-that of PyTorch's better layout, round by round; its median is printed.
+Inputs are float32, in batches of 128 unless the name ends in another batch size.  The ratio is
+gpucnn's time over that of PyTorch's faster layout, the median over rounds.
 """
 
 import argparse
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from _peer import interleave, machine, median_of, ratio, seconds
+from _peer import (
+    OWN,
+    PEERS,
+    add_arguments,
+    forward_and_both,
+    interleave,
+    machine,
+    median_of,
+    ratio,
+    seconds,
+    sides,
+)
 
-OWN, PEERS = "gpucnn", ["torch channels_last", "torch nchw"]
-
-# name: operation, shape of x, what else it takes, whether dx is wanted
+# name: op, shape of x, other sizes, whether dx is needed
 CASES: dict[str, tuple[str, tuple[int, ...], tuple[Any, ...], bool]] = {
-    # filters, window, stride, padding, dilation, groups
+    # out_channels, kernel_size, stride, padding, dilation, groups
     "conv2d 3x3 3-64 at 32": ("conv2d", (128, 32, 32, 3), (64, 3, 1, 1, 1, 1), False),
     "conv2d 3x3 64-192 at 16": ("conv2d", (128, 16, 16, 64), (192, 3, 1, 1, 1, 1), True),
     "conv2d 3x3 192-384 at 8": ("conv2d", (128, 8, 8, 192), (384, 3, 1, 1, 1, 1), True),
@@ -55,14 +63,14 @@ def gpucnn_steps(task: dict[str, Any]) -> tuple[Callable[[], object], Callable[[
     from gpucnn import ops
 
     gpucnn.set_num_threads(task["threads"])
-    op, shape, rest, wants_dx = CASES[task["case"]]
+    op, shape, rest, needs_dx = CASES[task["case"]]
     rng = np.random.default_rng(0)
 
     def leaf(*size: int) -> gpucnn.Tensor:
         return gpucnn.tensor(rng.standard_normal(size, dtype=np.float32), requires_grad=True)
 
     x, channels = leaf(*shape), shape[-1]
-    x.requires_grad = wants_dx
+    x.requires_grad = needs_dx
     leaves = [x]
     if op == "conv2d":
         oc, k, *geometry, groups = rest
@@ -92,16 +100,7 @@ def gpucnn_steps(task: dict[str, Any]) -> tuple[Callable[[], object], Callable[[
 
     dy = rng.standard_normal(forward().shape, dtype=np.float32)
 
-    def both() -> None:
-        for tensor in leaves:
-            tensor.grad = None
-        forward().backward(dy)
-
-    def alone() -> None:
-        with gpucnn.no_grad():
-            forward()
-
-    return alone, both
+    return forward_and_both(forward, leaves, dy, gpucnn.no_grad)
 
 
 def torch_steps(
@@ -111,7 +110,7 @@ def torch_steps(
     from torch.nn import functional
 
     torch.set_num_threads(task["threads"])
-    op, shape, rest, wants_dx = CASES[task["case"]]
+    op, shape, rest, needs_dx = CASES[task["case"]]
     images = len(shape) == 4
     layout = torch.channels_last if channels_last and images else torch.contiguous_format
 
@@ -121,7 +120,7 @@ def torch_steps(
 
     channels = shape[-1]
     x = leaf(shape[0], channels, *shape[1:3]) if images else leaf(*shape)
-    x.requires_grad_(wants_dx)
+    x.requires_grad_(needs_dx)
     leaves = [x]
     if op == "conv2d":
         oc, k, *geometry, groups = rest
@@ -151,16 +150,7 @@ def torch_steps(
 
     dy = torch.randn_like(forward())
 
-    def both() -> None:
-        for tensor in leaves:
-            tensor.grad = None
-        forward().backward(dy)
-
-    def alone() -> None:
-        with torch.no_grad():
-            forward()
-
-    return alone, both
+    return forward_and_both(forward, leaves, dy, torch.no_grad)
 
 
 def child(side: str, task: dict[str, Any]) -> dict[str, float]:
@@ -176,19 +166,15 @@ def main() -> None:
         print(json.dumps(child(sys.argv[2], json.loads(sys.argv[3]))))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", default="", help="only the cases whose name starts so")
+    parser.add_argument("--case", default="", help="only the cases whose names start with this")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    parser.add_argument(
-        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a machine in other use"
-    )
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=5, help="calls timed in each process")
-    parser.add_argument("--blas", default="unset", help="as in cpu_training_step.py, one of them")
+    add_arguments(parser, rounds=3)
+    parser.add_argument("--blas", default="unset", help='"unset", "as set" or a core type')
     arguments = parser.parse_args()
-    sides = [OWN, *PEERS] if importlib.util.find_spec("torch") else [OWN]
+    names = sides()
     print(f"{machine()}; {arguments.clock} time\n")
-    print("| operation | threads | figure, ms | " + " | ".join(sides) + " | ratio |")
-    print("|---" * (4 + len(sides)) + "|")
+    print("| operation | threads | figure, ms | " + " | ".join(names) + " | ratio |")
+    print("|---" * (4 + len(names)) + "|")
     for threads in arguments.threads:
         for case in (name for name in CASES if name.startswith(arguments.case)):
             task = {
@@ -197,10 +183,10 @@ def main() -> None:
                 "repeats": arguments.repeats,
                 "clock": arguments.clock,
             }
-            reports = interleave(__file__, sides, task, arguments.rounds, arguments.blas)
+            reports = interleave(__file__, names, task, arguments.rounds, arguments.blas)
             for figure, name in (("forward", "forward"), ("both", "forward + backward")):
-                cells = [f"{median_of(reports[side], figure) * 1e3:.2f}" for side in sides]
-                peers = sides[1:]
+                cells = [f"{median_of(reports[side], figure) * 1e3:.2f}" for side in names]
+                peers = names[1:]
                 cells.append(
                     f"**{ratio(reports, OWN, peers, figure):.2f}**" if peers else "no peer"
                 )

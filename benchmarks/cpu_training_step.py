@@ -1,28 +1,31 @@
-"""Times a training step on the CPU beside PyTorch's, in both of its layouts.
+"""Time a training step on the CPU, and compare it with PyTorch in both of its layouts.
 
     python benchmarks/cpu_training_step.py                 the table: batch, threads, BLAS
     python benchmarks/cpu_training_step.py --model keras   the lecture's AlexNet, 227 x 227, batch 8
-    python benchmarks/cpu_training_step.py --growth        time over batch and over image side
+    python benchmarks/cpu_training_step.py --growth        time against batch size and image side
     python benchmarks/cpu_training_step.py --overhead      autograd against the bare arithmetic
-    python benchmarks/cpu_training_step.py --epoch DIR     one epoch of the CIFAR-10 that DIR holds
+    python benchmarks/cpu_training_step.py --epoch DIR     one epoch of CIFAR-10, which is in DIR
 
-A step is forward, softmax cross entropy, backward, and SGD with momentum and weight decay.
-Ratios are gpucnn's time over that of PyTorch's better layout, round by round; their median is
-printed.  Without PyTorch gpucnn's own times are printed alone.
+A step is forward, softmax cross-entropy, backward, and SGD with momentum and weight decay.  The
+ratio is gpucnn's time over that of PyTorch's faster layout, the median over rounds.  Without
+PyTorch, only gpucnn's times are printed.
 """
 
 import argparse
-import importlib.util
 import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import numpy as np
 from _alexnets import cifar_layers, keras_layers, modules
 from _peer import (
+    OWN,
+    PEERS,
+    add_arguments,
     interleave,
     machine,
     median_of,
@@ -30,11 +33,13 @@ from _peer import (
     ratio,
     run_child,
     seconds,
+    sides,
 )
 
-Batch = Callable[[Any, Any], None]  # trains on images (N, H, W, C) and labels (N,)
+# train(), infer(), and train_on(images, labels) for images (N, H, W, C) and labels (N,)
+TrainOn = Callable[[Any, Any], None]
+Steps = tuple[Callable[[], None], Callable[[], None], TrainOn]
 
-OWN, PEERS = "gpucnn", ["torch channels_last", "torch nchw"]
 MODELS = ("cifar10", "keras")
 
 
@@ -49,77 +54,81 @@ def channels_of(task: dict[str, Any]) -> int:
 # --- the two sides ---
 
 
-def gpucnn_steps(task: dict[str, Any]) -> tuple[Callable[[], object], Callable[[], object], Batch]:
+def gpucnn_steps(task: dict[str, Any]) -> Steps:
     import gpucnn
     from gpucnn import nn, ops, optim
 
     gpucnn.set_num_threads(task["threads"])
     gpucnn.manual_seed(0)
-    model = nn.Sequential(*modules(layers_of(task), nn, nn.BatchNorm2d, "ceil"))
+    model = nn.Sequential(*modules(layers_of(task), nn))
     optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     rng = np.random.default_rng(0)
-    side = task["side"]
-    shape = (task["batch"], side, side, channels_of(task))
+    shape = (task["batch"], task["side"], task["side"], channels_of(task))
     x = gpucnn.tensor(rng.standard_normal(shape, dtype=np.float32))
     labels = rng.integers(0, 10, task["batch"])
 
-    def train() -> None:
-        optimizer.zero_grad()
-        ops.cross_entropy(model(x), labels).backward()
-        optimizer.step()
+    def convert(images: Any, classes: Any) -> tuple[Any, Any]:
+        return gpucnn.tensor(images), classes
 
-    def infer() -> None:
-        model.eval()
-        with gpucnn.no_grad():
-            model(x)
-        model.train()
-
-    def train_on(images: Any, classes: Any) -> None:
-        nonlocal x, labels
-        x, labels = gpucnn.tensor(images), classes
-        train()
-
-    return train, infer, train_on
+    return steps(model, optimizer, ops.cross_entropy, gpucnn.no_grad, (x, labels), convert)
 
 
-def torch_steps(
-    task: dict[str, Any], channels_last: bool
-) -> tuple[Callable[[], object], Callable[[], object], Batch]:
+def torch_steps(task: dict[str, Any], channels_last: bool) -> Steps:
     import torch
     from torch import nn
 
     torch.set_num_threads(task["threads"])
     torch.manual_seed(0)
-    model = nn.Sequential(*modules(layers_of(task), nn, nn.BatchNorm2d, "ceil_mode"))
     layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = nn.Sequential(*modules(layers_of(task), nn)).to(memory_format=layout)
     x = torch.randn(task["batch"], channels_of(task), task["side"], task["side"])
+    x = x.to(memory_format=layout)
     labels = torch.randint(0, 10, (task["batch"],))
-    model, x = model.to(memory_format=layout), x.to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+    def convert(images: Any, classes: Any) -> tuple[Any, Any]:
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return images.contiguous(memory_format=layout), torch.from_numpy(classes).long()
+
+    cross_entropy = nn.functional.cross_entropy
+    return steps(model, optimizer, cross_entropy, torch.no_grad, (x, labels), convert)
+
+
+def steps(
+    model: Any,
+    optimizer: Any,
+    cross_entropy: Callable[..., Any],
+    no_grad: Callable[[], AbstractContextManager[Any]],
+    batch: tuple[Any, Any],
+    convert: Callable[[Any, Any], tuple[Any, Any]],
+) -> Steps:
+    """The steps of either framework; convert turns a batch of NumPy arrays into its tensors."""
+    x, labels = batch
 
     def train() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), labels).backward()
+        cross_entropy(model(x), labels).backward()
         optimizer.step()
 
     def infer() -> None:
         model.eval()
-        with torch.no_grad():
+        with no_grad():
             model(x)
         model.train()
 
     def train_on(images: Any, classes: Any) -> None:
         nonlocal x, labels
-        x, labels = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(classes).long()
-        x = x.contiguous(memory_format=layout)
+        x, labels = convert(images, classes)
         train()
 
     return train, infer, train_on
 
 
 def bare_step(task: dict[str, Any]) -> Callable[[], object]:
-    """The arithmetic of gpucnn's step, ordered by hand: each op's forward and backward are called
-    on arrays, without modules, tensors and the tape."""
+    """The arithmetic of gpucnn's step without modules, tensors and the tape.
+
+    It calls forward and backward of each op on arrays.
+    """
     import gpucnn
     from gpucnn import optim
     from gpucnn.ops.conv2d.op import _Conv2d
@@ -137,7 +146,7 @@ def bare_step(task: dict[str, Any]) -> Callable[[], object]:
     images = rng.standard_normal((batch, side, side, 3), dtype=np.float32)
     labels = rng.integers(0, 10, batch)
     shape, parameters = images.shape, []
-    plan: list[tuple[Callable[[], Any], tuple[Any, ...]]] = []  # what makes a node, and its weights
+    plan: list[tuple[Callable[[], Any], tuple[Any, ...]]] = []  # node factories, and their weights
     for kind, *sizes in layers_of(task):
         weights: tuple[Any, ...] = ()
         if kind in ("conv", "linear", "last"):
@@ -149,7 +158,7 @@ def bare_step(task: dict[str, Any]) -> Callable[[], object]:
             )
             parameters += weights
         if kind == "conv":
-            convolved = Geometry.of("conv", shape, (sizes[2], sizes[2]), *sizes[3:])
+            convolved = Geometry.of("conv2d", shape, (sizes[2], sizes[2]), *sizes[3:])
             shape = (batch, convolved.oh, convolved.ow, sizes[1])
             plan.append((partial(_Conv2d, convolved, True, None), weights))
         elif kind == "pool":  # the convolution before it does it too, as in nn.Sequential
@@ -203,9 +212,11 @@ def child(side: str, task: dict[str, Any]) -> dict[str, float]:
     return report
 
 
-def epoch_seconds(train_on: Batch, task: dict[str, Any]) -> float:
-    """Every image of CIFAR-10 once, cropped, flipped and normalised: both sides are fed by gpucnn's
-    loader, with the same batches."""
+def epoch_seconds(train_on: TrainOn, task: dict[str, Any]) -> float:
+    """The time to train on every image of CIFAR-10 once, cropped, flipped and normalised.
+
+    gpucnn's loader feeds both sides, with the same batches.
+    """
     from gpucnn import data
 
     training = data.CIFAR10(task["data"], train=True)
@@ -220,7 +231,7 @@ def epoch_seconds(train_on: Batch, task: dict[str, Any]) -> float:
         training, task["batch"], shuffle=True, transform=transform, seed=0, drop_last=True
     )
     images, labels = next(iter(loader))
-    train_on(images, labels)  # warms up, untimed
+    train_on(images, labels)  # warm up
     start = time.perf_counter()
     for images, labels in loader:
         train_on(images, labels)
@@ -230,54 +241,49 @@ def epoch_seconds(train_on: Batch, task: dict[str, Any]) -> float:
 # --- the tables ---
 
 
+def step_task(arguments: argparse.Namespace, **settings: Any) -> dict[str, Any]:
+    """The task of a child process that times steps."""
+    task = {"model": "cifar10", "side": 32, "infer": False}
+    return {**task, "repeats": arguments.repeats, "clock": arguments.clock, **settings}
+
+
 def table(arguments: argparse.Namespace) -> None:
-    sides = [OWN, *PEERS] if importlib.util.find_spec("torch") else [OWN]
-    print("| model | batch | threads | OpenBLAS | figure | " + " | ".join(sides) + " | ratio |")
-    print("|---" * (6 + len(sides)) + "|")
-    for blas in arguments.blas:
-        for threads in arguments.threads:
-            for batch in arguments.batch:
-                task = {
-                    "model": arguments.model,
-                    "side": 227 if arguments.model == "keras" else 32,
-                    "batch": batch,
-                    "threads": threads,
-                    "repeats": arguments.repeats,
-                    "clock": arguments.clock,
-                    "infer": True,
-                }
-                reports = interleave(__file__, sides, task, arguments.rounds, blas)
-                for figure, name, factor in (
-                    ("train", "training, ms", 1e3),
-                    ("infer", "inference, ms", 1e3),
-                    ("memory", "peak memory, MiB", 1),
-                ):
-                    cells = [f"{median_of(reports[side], figure) * factor:.0f}" for side in sides]
-                    if len(sides) > 1:
-                        cells.append(f"**{ratio(reports, OWN, sides[1:], figure):.2f}**")
-                    else:
-                        cells.append("no peer")
-                    head = f"| {arguments.model} | {batch} | {threads} | {blas} | {name} | "
-                    print(head + " | ".join(cells) + " |", flush=True)
+    names = sides()
+    print("| model | batch | threads | OpenBLAS | figure | " + " | ".join(names) + " | ratio |")
+    print("|---" * (6 + len(names)) + "|")
+    settings = [
+        (blas, threads, batch)
+        for blas in arguments.blas
+        for threads in arguments.threads
+        for batch in arguments.batch
+    ]
+    for blas, threads, batch in settings:
+        side = 227 if arguments.model == "keras" else 32
+        task = step_task(
+            arguments, model=arguments.model, side=side, batch=batch, threads=threads, infer=True
+        )
+        reports = interleave(__file__, names, task, arguments.rounds, blas)
+        for figure, name, factor in (
+            ("train", "training, ms", 1e3),
+            ("infer", "inference, ms", 1e3),
+            ("memory", "peak memory, MiB", 1),
+        ):
+            cells = [f"{median_of(reports[side], figure) * factor:.0f}" for side in names]
+            peers = names[1:]
+            cells.append(f"**{ratio(reports, OWN, peers, figure):.2f}**" if peers else "no peer")
+            head = f"| {arguments.model} | {batch} | {threads} | {blas} | {name} | "
+            print(head + " | ".join(cells) + " |", flush=True)
 
 
 def growth(arguments: argparse.Namespace) -> None:
-    """Time for each 1000 multiply-adds, relative to the first row: 1.00 is linear growth."""
+    """Print the time per multiply-add, relative to the first row: 1.00 is linear growth."""
     rows = [(batch, 32) for batch in (32, 64, 128, 256, 512, 1024)]
     rows += [(batch, side) for side, batch in ((16, 128), (32, 128), (64, 32), (128, 8))]
     base = None
     print("| batch | side | step, ms | us an image | time over linear |")
     print("|---|---|---|---|---|")
     for batch, side in rows:
-        task = {
-            "model": "cifar10",
-            "side": side,
-            "batch": batch,
-            "threads": arguments.threads[0],
-            "repeats": arguments.repeats,
-            "clock": arguments.clock,
-            "infer": False,
-        }
+        task = step_task(arguments, side=side, batch=batch, threads=arguments.threads[0])
         reports = [run_child(__file__, OWN, task) for _ in range(arguments.rounds)]
         step = median_of(reports, "train")
         work = step / (batch * multiply_adds(cifar_layers(side), side))
@@ -290,7 +296,7 @@ def growth(arguments: argparse.Namespace) -> None:
 
 
 def multiply_adds(layers: list[tuple[Any, ...]], side: int) -> int:
-    """Of one image, forward."""
+    """The multiply-adds of a forward pass, per image."""
     total = 0
     for kind, *sizes in layers:
         if kind == "conv":
@@ -309,15 +315,7 @@ def overhead(arguments: argparse.Namespace) -> None:
     print("|---|---|---|---|---|")
     for threads in arguments.threads:
         for batch in arguments.batch:
-            task = {
-                "model": "cifar10",
-                "side": 32,
-                "batch": batch,
-                "threads": threads,
-                "repeats": arguments.repeats,
-                "clock": arguments.clock,
-                "infer": False,
-            }
+            task = step_task(arguments, batch=batch, threads=threads)
             reports = interleave(__file__, [OWN, "bare"], task, arguments.rounds)
             own, bare = (median_of(reports[side], "train") * 1e3 for side in (OWN, "bare"))
             figure = ratio(reports, OWN, ["bare"], "train")
@@ -325,7 +323,6 @@ def overhead(arguments: argparse.Namespace) -> None:
 
 
 def epoch(arguments: argparse.Namespace) -> None:
-    sides = [OWN, *PEERS] if importlib.util.find_spec("torch") else [OWN]
     print("| threads | side | epoch, s | images a second |\n|---|---|---|---|")
     for threads in arguments.threads:
         task = {
@@ -335,7 +332,7 @@ def epoch(arguments: argparse.Namespace) -> None:
             "threads": threads,
             "data": arguments.epoch,
         }
-        for side in sides:
+        for side in sides():
             taken = run_child(__file__, side, task)["epoch"]
             print(f"| {threads} | {side} | {taken:.0f} | {390 * 128 / taken:.0f} |", flush=True)
 
@@ -348,11 +345,7 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="cifar10")
     parser.add_argument("--batch", type=int, nargs="+", default=None)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument(
-        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a machine in other use"
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=5, help="steps timed in each process")
+    add_arguments(parser, rounds=5)
     parser.add_argument(
         "--blas",
         nargs="+",
@@ -361,7 +354,7 @@ def main() -> None:
     )
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--overhead", action="store_true")
-    parser.add_argument("--epoch", metavar="DIR", help="a folder with CIFAR-10")
+    parser.add_argument("--epoch", metavar="DIR", help="the folder of CIFAR-10")
     arguments = parser.parse_args()
     keras = arguments.model == "keras"
     arguments.batch = arguments.batch or ([8] if keras else [32, 128, 512])

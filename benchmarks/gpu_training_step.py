@@ -1,17 +1,18 @@
-"""Times a training step of alexnet_cifar10 on a GPU beside PyTorch's, and each layer by itself.
+"""Time a training step of alexnet_cifar10 on a GPU, compare it with PyTorch, and time each layer.
 
     python benchmarks/gpu_training_step.py                          cuda, batch 128
-    python benchmarks/gpu_training_step.py --device cudasim --tiny  that it works, without a GPU
+    python benchmarks/gpu_training_step.py --device cudasim --tiny  test the script without a GPU
 
-A step's time is between two events of the device's stream, median over `--repeats` steps in each
-process, then over `--rounds` rounds of all sides in turn: where the device waits for Python, that
-is in it.  A step is forward, softmax cross entropy, backward, and SGD with momentum and weight
-decay.  gpucnn computes in float32; PyTorch runs in both of its layouts, with TF32 off (the same
-arithmetic) and on, cuDNN choosing by trial.  Memory is the most that the pool held.
+A step is forward, softmax cross-entropy, backward, and SGD with momentum and weight decay.  Its
+time is measured between two events on the device's stream, the median over `--repeats` steps in
+each process, then over `--rounds` rounds of all sides in turn.  It includes the time that the
+device waits for Python.  gpucnn computes in float32; PyTorch runs in both of its layouts, with TF32
+off (the same arithmetic) and on, and cuDNN chooses its algorithms by trial.  Memory is the peak
+size of the memory pool.
 
-A layer's time is the device's alone: `--repeats` calls are queued while a kernel spins, and run
-without a gap when it ends.  Events around single calls would show what Python takes for a launch
-(gpucnn/commands/check/measure.py).  Figures of the simulator say nothing about a GPU.
+The time of a layer is the device's alone: `--repeats` calls are queued while a kernel spins, and
+then run without gaps.  Events around single calls would measure Python's launch time
+(gpucnn/commands/check/measure.py).  Times on the simulator say nothing about a GPU.
 """
 
 import argparse
@@ -24,8 +25,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from _peer import interleave, machine, median_of, ratio
-from cpu_training_step import cifar_layers
+from _alexnets import cifar_layers, modules
+from _peer import OWN, interleave, machine, median_of, ratio
 
 import gpucnn
 from gpucnn import cuda, models, nn, ops, optim
@@ -33,8 +34,7 @@ from gpucnn.commands.check.measure import Spin, milliseconds
 from gpucnn.device import Device, device_of
 from gpucnn.errors import GpucnnError
 
-OWN = "gpucnn"
-PEERS = {  # channels last, TF32
+PEERS = {  # channels_last, TF32
     "torch channels_last": (True, False),
     "torch nchw": (False, False),
     "torch channels_last, TF32": (True, True),
@@ -42,8 +42,8 @@ PEERS = {  # channels last, TF32
 }
 FLOAT32 = list(PEERS)[:2]
 FIGURES = {"train": "training, ms", "infer": "inference, ms", "memory": "memory, MiB"}
-# float32 multiply-adds a clock of one multiprocessor: CUDA C++ Programming Guide, table of
-# arithmetic throughput.
+# float32 multiply-adds per clock and multiprocessor, by compute capability.  Source: CUDA C++
+# Programming Guide, table of arithmetic throughput.
 LANES = {60: 64, 61: 128, 70: 64, 75: 64, 80: 64, 86: 128, 87: 128, 89: 128, 90: 128}
 LANES |= dict.fromkeys((100, 103, 110, 120, 121), 128)
 
@@ -85,8 +85,12 @@ def own_figures(task: dict[str, Any]) -> dict[str, float]:
 
 
 def layers(task: dict[str, Any]) -> list[tuple[str, float, float, float, int]]:
-    """Of each layer that multiplies: name, forward and backward in ms, multiply-adds of the
-    forward pass, and how many times those backward makes (without the images' gradient: once)."""
+    """One row per convolution and dense layer.
+
+    A row is the name, the milliseconds of forward and backward, the multiply-adds of the forward
+    pass, and the multiply-adds of the backward pass as a multiple of those: 1 without the gradient
+    of the images, else 2.
+    """
     device, model, images, _ = prepare(task)
     calls: list[tuple[nn.Module, gpucnn.Tensor, gpucnn.Tensor]] = []
 
@@ -102,7 +106,7 @@ def layers(task: dict[str, Any]) -> list[tuple[str, float, float, float, int]]:
             x = gpucnn.Tensor(given.data, requires_grad=given is not images)
             times = [queued(step, task["repeats"], spin) for step in layer_steps(layer, x)]
             name = (
-                f"{type(layer).__name__} {layer.extra_repr().split(',')[0]}, {x.shape[1:-1] or 1}"
+                f"{type(layer).__name__} {x.shape[-1]} -> {output.shape[-1]}, {x.shape[1:-1] or 1}"
             )
             work = layer.multiply_adds((given,), output)
             rows.append((name, *times, work, 1 + x.requires_grad))
@@ -110,19 +114,19 @@ def layers(task: dict[str, Any]) -> list[tuple[str, float, float, float, int]]:
 
 
 def queued(step: Callable[[], None], repeats: int, spin: Spin) -> float:
-    """Milliseconds of the device for one call, of `repeats` that were queued behind a spin."""
+    """Device milliseconds per call, from `repeats` calls queued behind a spin."""
     with cuda.count_launches() as launches:
         step()
-    # Twice, and four more: cuBLAS and CuPy launch too
+    # An upper bound: cuBLAS and CuPy launch kernels too.
     count = 2 * sum(launches.values()) + 4
     time, covered = spin.milliseconds(step, count, repeats, rounds=min(3, repeats))
     if not covered and not spin.simulated:
-        print("warning: the device did not spin until all was queued: gaps are in the next row")
+        print("warning: the spin ended before all calls were queued: the next row includes gaps")
     return time
 
 
 def layer_steps(layer: nn.Module, x: gpucnn.Tensor) -> list[Callable[[], None]]:
-    """Forward, and backward of what one forward pass left."""
+    """A forward step, and a backward step that repeats the backward pass of one forward pass."""
     y = layer(x)
     dy = device_of(y.data).xp.ones_like(y.data)
     leaves = [x, *layer.parameters()]
@@ -144,26 +148,13 @@ def layer_steps(layer: nn.Module, x: gpucnn.Tensor) -> list[Callable[[], None]]:
 
 def torch_figures(task: dict[str, Any], channels_last: bool, tf32: bool) -> dict[str, float]:
     import torch
-    from torch import nn as torch_nn
+    from torch import nn
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
-    modules: list[Any] = []
-    for kind, *sizes in cifar_layers():
-        if kind == "conv":
-            c, oc, k, stride, padding = sizes
-            modules += [torch_nn.Conv2d(c, oc, k, stride, padding), torch_nn.ReLU()]
-        elif kind == "pool":
-            modules.append(torch_nn.MaxPool2d(*sizes))
-        elif kind == "flatten":
-            modules.append(torch_nn.Flatten())
-        elif kind == "dropout":
-            modules.append(torch_nn.Dropout(0.5))
-        else:
-            modules += [torch_nn.Linear(*sizes), *([torch_nn.ReLU()] if kind == "linear" else [])]
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = torch_nn.Sequential(*modules).to(task["device"]).to(memory_format=layout)
+    model = nn.Sequential(*modules(cifar_layers(), nn)).to(task["device"]).to(memory_format=layout)
     images = torch.randn(task["batch"], 3, 32, 32, device=task["device"])
     images = images.contiguous(memory_format=layout)
     labels = torch.randint(0, 10, (task["batch"],), device=task["device"])
@@ -171,7 +162,7 @@ def torch_figures(task: dict[str, Any], channels_last: bool, tf32: bool) -> dict
 
     def train() -> None:
         optimizer.zero_grad()
-        torch_nn.functional.cross_entropy(model(images), labels).backward()
+        nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
 
     def infer() -> None:
@@ -186,7 +177,7 @@ def torch_figures(task: dict[str, Any], channels_last: bool, tf32: bool) -> dict
 
 
 def torch_milliseconds(step: Callable[[], object], repeats: int) -> float:
-    """The median time of one call between two of PyTorch's events."""
+    """The median time of one call between two PyTorch events."""
     import torch
 
     step()
@@ -201,7 +192,7 @@ def torch_milliseconds(step: Callable[[], object], repeats: int) -> float:
 
 
 def peers(device: Device) -> list[str]:
-    """PyTorch's sides, if it is installed and sees the GPU; asked in a process of its own."""
+    """The sides of PyTorch, if it sees the GPU, which a process of its own tests."""
     if device.kind != "cuda" or importlib.util.find_spec("torch") is None:
         return []
     program = "import torch; print(torch.cuda.is_available())"
@@ -213,8 +204,7 @@ def peers(device: Device) -> list[str]:
 
 
 def peak(device: Device) -> float | None:
-    """Float32 operations a second of the whole device, a multiply-add being two; None if its
-    attributes do not say."""
+    """Peak float32 operations per second, a multiply-add being two; None if unknown."""
     handle = device.xp.cuda.Device(device.index)
     lanes = LANES.get(int(handle.compute_capability))
     kilohertz = handle.attributes.get("ClockRate")
@@ -236,17 +226,17 @@ def step_table(task: dict[str, Any], rounds: int, others: list[str]) -> None:
                 cells.append(f"**{ratio(reports, OWN, rivals, figure):.2f}**")
         print(f"| {name} | " + " | ".join(cells) + " |")
     if not others:
-        print("\nno PyTorch with CUDA here: no peer")
+        print("\nno comparison: PyTorch with CUDA is not installed")
 
 
-def layer_table(task: dict[str, Any], most: float | None) -> None:
+def layer_table(task: dict[str, Any], peak_speed: float | None) -> None:
     print("\n| layer | forward, ms | TFLOP/s | of peak | backward, ms | TFLOP/s | of peak |")
     print("|---" * 7 + "|")
     for name, forward, backward, work, times in layers(task):
         cells = []
         for time, operations in ((forward, 2.0 * work), (backward, 2.0 * work * times)):
             speed = operations / time * 1e3
-            share = f"{speed / most:.0%}" if most else "unknown"
+            share = f"{speed / peak_speed:.0%}" if peak_speed else "unknown"
             cells += [f"{time:.3f}", f"{speed / 1e12:.3g}", share]
         print(f"| {name} | " + " | ".join(cells) + " |")
 
@@ -271,13 +261,13 @@ def main() -> None:
     except GpucnnError as error:
         parser.error(str(error))
     if device.kind == "cpu":
-        parser.error("the CPU's figures are cpu_training_step.py's")
+        parser.error("expected cuda or cudasim; cpu_training_step.py times the CPU")
     properties = device.xp.cuda.runtime.getDeviceProperties(device.index)
-    most = peak(device)
+    peak_speed = peak(device)
     print(machine())
     print(
         f"{device}: {properties['name'].decode()}, sm_{properties['major']}{properties['minor']}, "
-        + (f"peak {most / 1e12:.1f} TFLOP/s in float32" if most else "peak unknown")
+        + (f"peak {peak_speed / 1e12:.1f} TFLOP/s in float32" if peak_speed else "peak unknown")
     )
     task = {
         "device": str(device),
@@ -286,7 +276,7 @@ def main() -> None:
     }
     print(f"alexnet_cifar10, batch {arguments.batch}")
     step_table(task, arguments.rounds, peers(device))
-    layer_table(task, most)
+    layer_table(task, peak_speed)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""The Python time of one training step on a GPU: what the host does while the device works.
+"""Measure the Python time of one training step on a GPU: what the host does meanwhile.
 
     python benchmarks/host_overhead.py                    alexnet_cifar10, batch 128
     python benchmarks/host_overhead.py --model resnet18_cifar --steps 500
 
-A step that takes the device longer than this keeps the device busy; a shorter one waits for
-Python.  The step runs on the simulated device, where here launches, memory fills, sums and matrix
-products return at once with memory that nothing was written to.  So there is no compiler needed,
-and no GPU.  What is left is gpucnn's own Python, and the simulator's arrays: Python where CuPy's
-are C.  What CuPy itself takes for a launch or an array operation is not in it.
+A step that takes longer on the device keeps the device busy; a shorter one waits for Python.  The
+step runs on the simulated device, whose launches, memory fills, sums and matrix products are
+replaced: they return at once, with uninitialised memory.  So this needs neither a compiler nor a
+GPU.  The time is that of gpucnn's own Python and of the simulator's arrays, which are Python where
+CuPy's are C.  CuPy's own time for a launch or an array operation is not included.
 """
 
 import argparse
@@ -25,17 +25,19 @@ from _peer import machine
 import gpucnn
 from gpucnn import cuda, models, ops, optim
 from gpucnn.autograd import Function
-from gpucnn.cudasim import arrays, memory, module
+from gpucnn.cuda import launcher
+from gpucnn.cudasim import arrays, memory
+from gpucnn.cudasim.module import Function as SimulatedFunction
 from gpucnn.device import Device
 
-DEVICE = Device("cudasim")  # not by its name: that would ask for a compiler
+DEVICE = Device("cudasim")  # Device.parse("cudasim") would require a compiler
 
 
 @contextmanager
 def idle_device() -> Iterator[None]:
-    """The simulated device does nothing inside the block, and says that it is done."""
+    """Replace what the simulated device computes by functions that return at once."""
 
-    def launch(*args: Any, **options: Any) -> None:  # a mock would keep the arguments
+    def launch(*args: Any, **options: Any) -> None:  # a mock would keep the arguments alive
         pass
 
     def product(a: Any, b: Any) -> Any:
@@ -47,7 +49,7 @@ def idle_device() -> Iterator[None]:
 
     with (
         memory.unpoisoned(),
-        mock.patch.object(module.Function, "__call__", launch),
+        mock.patch.object(SimulatedFunction, "__call__", launch),
         mock.patch.object(arrays.ndarray, "__matmul__", product),
         mock.patch.object(arrays.ndarray, "__iadd__", lambda a, b: a),
         mock.patch.object(arrays.ndarray, "sum", total),
@@ -81,14 +83,14 @@ def milliseconds(step: Callable[[], None], steps: int) -> list[float]:
 
 
 class Clock:
-    """Adds up the time inside functions that it wraps, by name."""
+    """Adds up calls and seconds of the functions that it wraps, by name."""
 
     def __init__(self) -> None:
         self.calls: defaultdict[str, int] = defaultdict(int)
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
-    def around(self, function: Callable[..., Any], name: str = "") -> Callable[..., Any]:
-        """`function`, timed under `name`, or as a method under the name of its object's op."""
+    def wrap(self, function: Callable[..., Any], name: str = "") -> Callable[..., Any]:
+        """`function`, timed under `name`; without a name, under the op of the method's object."""
 
         def timed(*args: Any, **options: Any) -> Any:
             start = time.perf_counter()
@@ -103,13 +105,15 @@ class Clock:
 
 
 def where_it_goes(step: Callable[[], None], steps: int) -> None:
-    """A table of the ops of one step, forward and backward, and of what they share."""
+    """Print the time of each op, forward and backward, and the share of the launches."""
     clock = Clock()
-    patches = [mock.patch.object(cuda, "launch", clock.around(cuda.launch, "all launches"))]
-    patches += [mock.patch.object(Function, "__call__", clock.around(Function.__call__))]
+    launch = clock.wrap(cuda.launch, "all launches")
+    # launch_elementwise calls the launcher's own name.
+    patches = [mock.patch.object(module, "launch", launch) for module in (cuda, launcher)]
+    patches += [mock.patch.object(Function, "__call__", clock.wrap(Function.__call__))]
     for op in Function.__subclasses__():
-        patches.append(mock.patch.object(op, "backward", clock.around(op.backward)))
-    patches.append(mock.patch.object(optim.SGD, "step", clock.around(optim.SGD.step, "SGD.step")))
+        patches.append(mock.patch.object(op, "backward", clock.wrap(op.backward)))
+    patches.append(mock.patch.object(optim.SGD, "step", clock.wrap(optim.SGD.step, "SGD.step")))
     for patch in patches:
         patch.start()
     whole = sum(milliseconds(step, steps)) / steps * 1e3
@@ -125,13 +129,12 @@ def where_it_goes(step: Callable[[], None], steps: int) -> None:
     launches = rows.pop("all launches")
     inside = sum(time for _, time in rows.values())
     rows["tape, modules, zero_grad"] = (1, whole - inside)
-    print(
-        "\n| where, with the clock's own share | calls | us a step | us a call |\n|---|---|---|---|"
-    )
+    print("\n| where (the clock's overhead included) | calls | us per step | us per call |")
+    print("|---|---|---|---|")
     for name, (calls, time_) in sorted(rows.items(), key=lambda row: -row[1][1]):
         print(f"| {name} | {calls:.0f} | {time_:.0f} | {time_ / calls:.1f} |")
     calls, time_ = launches
-    print(f"| of all these, cuda.launch | {calls:.0f} | {time_:.0f} | {time_ / calls:.1f} |")
+    print(f"| of these, cuda.launch | {calls:.0f} | {time_:.0f} | {time_ / calls:.1f} |")
 
 
 def main() -> None:
@@ -150,7 +153,7 @@ def main() -> None:
         print(machine())
         print(
             f"{arguments.model}, batch {arguments.batch}: {statistics.median(times):.2f} ms of "
-            f"Python a step (least {min(times):.2f}, of {arguments.steps}), "
+            f"Python per step (minimum {min(times):.2f} of {arguments.steps}), "
             f"{sum(launches.values())} launches"
         )
         where_it_goes(step, arguments.steps)

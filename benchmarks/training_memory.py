@@ -1,11 +1,11 @@
-"""Compares the training memory that gpucnn.inspect predicts with what a process grows by.
+"""Compare the training memory that gpucnn.inspect predicts with the growth of a process.
 
     python benchmarks/training_memory.py
 
-Measured is the largest resident set over five steps with SGD and momentum, in a process of its
-own, less what was resident before the model was built.  By then another network has been trained
-and dropped, so that the code of NumPy and BLAS is in memory, and the buffers that BLAS keeps for
-each thread.  Linux only: the figures are from /proc.
+The measured figure is the peak resident set size over five steps of SGD with momentum, in a process
+of its own, minus the resident set size before the model was built.  Another network has been
+trained and dropped by then: the code of NumPy and BLAS and BLAS's per-thread buffers are already
+resident.  Linux only: the figures come from /proc.
 """
 
 import argparse
@@ -43,11 +43,11 @@ def train(model: gpucnn.nn.Module, shape: tuple[int, ...], batch: int, steps: in
 
 
 def warm_up(threads: int) -> None:
-    """Code and BLAS's buffers into memory, for every thread; no scratch memory stays."""
-    meeting = threading.Barrier(threads)
+    """Load code and allocate BLAS's buffers on every thread; leave no scratch memory behind."""
+    barrier = threading.Barrier(threads)
 
     def multiply(_: int) -> None:
-        meeting.wait()
+        barrier.wait()
         square = np.ones((1024, 1024), np.float32)
         square.T @ (square @ square)
 
@@ -58,19 +58,19 @@ def warm_up(threads: int) -> None:
     thread = threading.Thread(target=use)
     thread.start()
     thread.join()
-    gpucnn.set_num_threads(1)  # the helpers go, and their scratch memory
+    gpucnn.set_num_threads(1)  # ends the workers and frees their scratch memory
     gpucnn.set_num_threads(threads)
     give_back_freed_memory()
 
 
 def resident(figure: str) -> float:
-    """MiB: "VmRSS" is now, "VmHWM" the most since the peak was reset."""
+    """MiB: "VmRSS" is the current size, "VmHWM" the peak since the last reset."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(figure)).split()[1]) / 2**10
 
 
 def child(side: str, task: dict[str, Any]) -> float:
-    """MiB, measured or predicted."""
+    """The measured or predicted MiB."""
     gpucnn.set_num_threads(task["threads"])
     shape = models.input_shape(task["model"])
     if side == "predicted":
@@ -96,12 +96,12 @@ def main() -> int:
     for task in TASKS:
         for threads in (1, 2):
             sides = ("predicted", "measured")
-            said, seen = (
+            predicted, measured = (
                 run_child(__file__, side, {**task, "threads": threads})["MiB"] for side in sides
             )
             print(
-                f"{task['model']:<20}{task['batch']:>6}{threads:>9}{said:>11.1f}{seen:>10.1f}"
-                f"{said / seen:>7.2f}",
+                f"{task['model']:<20}{task['batch']:>6}{threads:>9}{predicted:>11.1f}{measured:>10.1f}"
+                f"{predicted / measured:>7.2f}",
                 flush=True,
             )
     return 0

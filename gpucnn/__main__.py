@@ -1,4 +1,4 @@
-"""`python -m gpucnn` is the command line `gpucnn`."""
+"""`python -m gpucnn` runs the command line `gpucnn`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Shared by all tests."""
+"""Fixtures that all tests share."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,13 +10,14 @@ from devices import CPU, CUDA, CUDASIM
 
 import gpucnn
 from gpucnn import cudasim
+from gpucnn.cuda import nvrtc
 from gpucnn.device import Device
 from gpucnn.errors import DeviceError
 from gpucnn.ops.conv2d import cuda as _conv2d_cuda
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What was skipped, a line for each reason: `-rs` would have one for each test function."""
+    """Print one line per reason for skipping: `-rs` prints one per test function."""
     reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"{count} {reason[0].lower()}{reason[1:]}")
@@ -28,17 +29,26 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(autouse=True)
-def _default_generator_starts_anew() -> None:
+def _seed_default_generator() -> None:
     gpucnn.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def compiler() -> None:
-    """Skips what needs the simulator where it cannot be built."""
+    """Skip tests that need the simulator if it cannot be built."""
     try:
         cudasim.require_compiler()
     except DeviceError as error:
         pytest.skip(f"no C++ compiler: {error}")
+
+
+@pytest.fixture(scope="session")
+def nvrtc_library() -> None:
+    """Skip tests that compile with NVRTC if it is not installed."""
+    try:
+        nvrtc.version()
+    except DeviceError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(params=[CPU, CUDASIM, CUDA])
@@ -49,13 +59,13 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=[CUDASIM, CUDA])
 def gpu(request: pytest.FixtureRequest) -> str:
-    """The name of each device that runs kernels: for what is said of those alone."""
+    """The name of each device that runs kernels, in turn."""
     return str(request.param)
 
 
 @pytest.fixture
 def current(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Makes the test's device CuPy's current one: for tests that compute with raw arrays."""
+    """Make the test's device CuPy's current one, for tests that compute with raw arrays."""
     name = next(name for name in ("device", "gpu") if name in request.fixturenames)
     device = Device.parse(request.getfixturevalue(name))
     with nullcontext() if device.kind == "cpu" else device.xp.cuda.Device(device.index):
@@ -64,7 +74,7 @@ def current(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
-    """Sets the number of the CPU's threads, for this test alone."""
+    """A function that sets the number of CPU threads for this test."""
     before = gpucnn.get_num_threads()
     yield gpucnn.set_num_threads
     gpucnn.set_num_threads(before)
@@ -72,7 +82,7 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture
 def conv_algorithm() -> Iterator[Callable[[str], None]]:
-    """Sets the algorithm of convolutions, for this test alone."""
+    """A function that sets the convolution algorithm for this test."""
     before = gpucnn.get_conv_algorithm()
     yield gpucnn.set_conv_algorithm
     gpucnn.set_conv_algorithm(before)

@@ -1,4 +1,4 @@
-"""The README's claims that can be executed are."""
+"""The program and the commands of the README run as printed; packaging lists every package."""
 
 import re
 import tomllib
@@ -14,8 +14,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAM = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
 
 
-def test_the_twenty_line_program_runs_as_it_stands_and_learns(capsys, monkeypatch):
-    if choose_device()[0].kind == "cudasim":  # minutes
+def test_the_program_runs_as_printed_and_learns(capsys, monkeypatch):
+    if choose_device()[0].kind == "cudasim":  # it would take minutes there
         monkeypatch.setenv("GPUCNN_DEVICE", "cpu")
     lines = [line for line in PROGRAM.splitlines() if line.strip()]
     assert len(lines) <= 24
@@ -37,7 +37,7 @@ def test_the_program_runs_on_a_gpu_when_auto_takes_one(gpu, capsys, monkeypatch)
     assert "the first image is a" in capsys.readouterr().out
 
 
-def test_the_two_commands_stand_in_the_readme():
+def test_the_readme_has_the_two_commands():
     assert "pip install -e . && python examples/train_alexnet_cifar10.py\n" in README
     assert 'pip install -e ".[test]" && pytest\n' in README
 

@@ -1,7 +1,7 @@
 """The command line: `gpucnn COMMAND`.
 
-Each command is one file, or one folder: its parser, its run, its work.  A GpucnnError ends in its
-text on standard error and exit status 2.
+Each command is one file or one folder: its parser (`add_parser`), `run`, and the work that `run`
+does.
 """
 
 import argparse
@@ -12,14 +12,22 @@ from gpucnn._version import __version__
 from gpucnn.commands import check, convert, doctor, export, kernels, predict, warmup
 from gpucnn.errors import GpucnnError
 
+_COMMANDS = (predict, convert, export, doctor, kernels, warmup, check)
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 something is broken, 2 a mistake in what was asked, 130 stopped."""
-    parser = argparse.ArgumentParser(prog="gpucnn", description="Work with trained networks.")
+    """Run the command that `argv` names (sys.argv[1:] if None) and return the exit status.
+
+    0: success; 1: the command found a fault; 2: a user's mistake, printed to standard error; 130:
+    interrupted.
+    """
+    parser = argparse.ArgumentParser(
+        prog="gpucnn", description="Use trained networks, and inspect the CUDA kernels and devices."
+    )
     parser.add_argument("--version", action="version", version=f"gpucnn {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (predict, convert, export, doctor, kernels, warmup, check):
-        command.add_parser(commands)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.add_parser(subparsers)
     arguments = parser.parse_args(argv)
     try:
         status: int = arguments.run(arguments)
@@ -29,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read it has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to flush
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe
+        # Python flushes standard output once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status

@@ -1,4 +1,4 @@
-"""What several commands share: --model and --batch, and a progress bar."""
+"""Arguments and helpers that several commands share: --model, --batch, the progress bar."""
 
 import argparse
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,24 +13,29 @@ else:
     Commands = Any
 
 
-def add_model(parser: argparse.ArgumentParser, when: str = "") -> None:
+def add_model(parser: argparse.ArgumentParser, prefix: str = "") -> None:
+    """Add --model and --batch; prefix goes before their help texts."""
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help=f"{when}the model, by its name in gpucnn.models (default: alexnet_cifar10)",
+        help=f"{prefix}a model of gpucnn.models, by name (default: alexnet_cifar10)",
     )
     parser.add_argument(
         "--batch",
         type=positive_int,
         metavar="N",
-        help=f"{when}images in a batch (default: 128)",
+        help=f"{prefix}images per batch (default: 128)",
     )
 
 
 def model_and_batch(arguments: argparse.Namespace) -> tuple[str, int]:
+    """The values of --model and --batch, or their defaults.
+
+    argparse leaves None for a flag that was not given, so that a command can tell.
+    """
     return arguments.model or "alexnet_cifar10", arguments.batch or 128
 
 
 def progress_bar(work: list[Any]) -> Any:
-    """Goes through `work` under a progress bar, where somebody sees it."""
+    """Iterate over `work`, showing a progress bar if standard error is a terminal."""
     return tqdm(work, "compiling", disable=None, leave=False)

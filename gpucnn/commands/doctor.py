@@ -1,4 +1,4 @@
-"""What this machine can run gpucnn on, and what to do about what it cannot."""
+"""`gpucnn doctor`: what this machine can run gpucnn on, and how to fix what it cannot."""
 
 import argparse
 import importlib
@@ -22,16 +22,33 @@ from gpucnn.device import CUPY_INSTALL, Device
 from gpucnn.errors import DeviceError
 
 _OLDEST_CUPY = 14
-_OLDEST_GPU = 50  # that NVRTC 12 compiles for, as a compute capability times ten
+_OLDEST_CAPABILITY = 50  # compute capability times ten; the oldest that NVRTC 12 supports
 _MEANWHILE = "use --device cpu or cudasim meanwhile"
+
+
+def add_parser(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="diagnose this machine: CuPy, driver, compilers, data",
+        description="Inspect CuPy, the driver, NVRTC, the C++ compiler for cudasim and the data, "
+        "and print a remedy for each problem.  Exit status 1 if something is broken.",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exit status: 0, or 1 if there is a fault."""
+    findings = examine()
+    print(*findings, sep="\n")
+    return int(any(finding.state == "fault" for finding in findings))
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one inspection.
 
-    state is "ok", "missing" (something optional) or "fault" (something is broken); remedy is what
-    to do about the last two.
+    state is "ok", "missing" (an optional component) or "fault" (something is broken); remedy says
+    how to fix the last two.
     """
 
     state: Literal["ok", "missing", "fault"]
@@ -46,10 +63,10 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Every finding: the package, CuPy, the driver, NVRTC, a compiler, the data."""
+    """Inspect the package, CuPy, the driver, NVRTC, the C++ compiler and the data."""
     return [
         Finding("ok", "gpucnn", f"{gpucnn.__version__}, NumPy {np.__version__}"),
-        Finding("ok", "cpu", f"{usable_cores()} cores may be used"),
+        Finding("ok", "cpu", f"{usable_cores()} usable cores"),
         _cupy(),
         *_cuda(),
         _nvrtc(),
@@ -62,7 +79,7 @@ def examine() -> list[Finding]:
 
 
 def cupy_distributions() -> list[str]:
-    """Names and versions of every installed distribution that provides `cupy`."""
+    """Name and version of every installed distribution that provides `cupy`, sorted."""
     return sorted(
         {
             f"{name} {distribution.version}"
@@ -75,89 +92,97 @@ def cupy_distributions() -> list[str]:
 
 
 def _cupy() -> Finding:
-    found = cupy_distributions()
-    if not found:
+    distributions = cupy_distributions()
+    if not distributions:
         return Finding("missing", "CuPy", "not installed", CUPY_INSTALL)
-    names = " ".join(name.split()[0] for name in found)
-    again = f"pip uninstall -y {names}, then {CUPY_INSTALL}"
-    if len(found) > 1:
-        what = f"{len(found)} distributions that overwrite each other: {', '.join(found)}"
-        return Finding("fault", "CuPy", what, again)
+    names = " ".join(distribution.split()[0] for distribution in distributions)
+    reinstall = f"pip uninstall -y {names}, then {CUPY_INSTALL}"
+    if len(distributions) > 1:
+        found = (
+            f"{len(distributions)} distributions that overwrite each other: "
+            f"{', '.join(distributions)}"
+        )
+        return Finding("fault", "CuPy", found, reinstall)
+    installed = distributions[0]
     if "rocm" in names or "amd" in names:
-        return Finding("fault", "CuPy", f"{found[0]} is for AMD's GPUs, not for CUDA", again)
-    if int(found[0].split()[1].split(".")[0]) < _OLDEST_CUPY:
-        return Finding("fault", "CuPy", f"{found[0]} is older than {_OLDEST_CUPY}", again)
-    return Finding("ok", "CuPy", found[0])
+        return Finding("fault", "CuPy", f"{installed} is for AMD GPUs, not for CUDA", reinstall)
+    if int(installed.split()[1].split(".")[0]) < _OLDEST_CUPY:
+        return Finding("fault", "CuPy", f"{installed} is older than {_OLDEST_CUPY}", reinstall)
+    return Finding("ok", "CuPy", installed)
 
 
 def _cuda() -> list[Finding]:
-    """The GPUs with their driver, and whether CuPy can compile for them."""
+    """The GPUs and their driver, and whether CuPy can compile for them."""
     try:
         device = Device.parse("cuda")
     except DeviceError as error:
         if not cupy_distributions():
             return [Finding("missing", "GPU", str(error).splitlines()[0], _MEANWHILE)]
-        return [Finding("fault", "GPU", str(error).splitlines()[0], _without_a_gpu())]
+        return [Finding("fault", "GPU", str(error).splitlines()[0], _remedy_without_gpu())]
     runtime = device.xp.cuda.runtime
     properties = [runtime.getDeviceProperties(i) for i in range(runtime.getDeviceCount())]
-    names = [
-        f"cuda:{index} {found['name'].decode()}, sm_{found['major']}{found['minor']}, "
-        f"{found['totalGlobalMem'] / 2**30:.0f} GiB"
-        for index, found in enumerate(properties)
+    cards = [
+        f"cuda:{index} {card['name'].decode()}, sm_{card['major']}{card['minor']}, "
+        f"{card['totalGlobalMem'] / 2**30:.0f} GiB"
+        for index, card in enumerate(properties)
     ]
     driver = f"driver for CUDA {_dotted(runtime.driverGetVersion())}"
     return [
-        Finding("ok", "GPU", "; ".join([driver, *names])),
-        _cupys_compiler(device.xp, [10 * found["major"] + found["minor"] for found in properties]),
+        Finding("ok", "GPU", "; ".join([driver, *cards])),
+        _cupy_compiler(device.xp, [10 * card["major"] + card["minor"] for card in properties]),
     ]
 
 
-def _without_a_gpu() -> str:
-    """What to do where CuPy is installed and finds no usable GPU."""
+def _remedy_without_gpu() -> str:
+    """What to do if CuPy is installed but finds no usable GPU."""
     try:
         import cupy
 
         runtime = cupy.cuda.runtime
         driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
-    except Exception:  # CuPy does not load, or has classes of its own for what it raises
+    except Exception:  # CuPy does not load, or raises a class of its own
         return _MEANWHILE
     if driver == 0:
         return f"install NVIDIA's driver; {_MEANWHILE}"
     if driver // 1000 < needed // 1000:
-        other = "" if needed < 13000 or driver < 12000 else _reinstall("cuda12") + ", or "
+        older_cupy = "" if needed < 13000 or driver < 12000 else _reinstall("cuda12") + ", or "
         return (
             f"the driver is for CUDA {_dotted(driver)}, CuPy for CUDA {_dotted(needed)}: "
-            f"{other}install a newer driver; {_MEANWHILE}"
+            f"{older_cupy}install a newer driver; {_MEANWHILE}"
         )
     return _MEANWHILE
 
 
-def _cupys_compiler(cupy: Any, capabilities: list[int]) -> Finding:
-    """Whether CuPy finds NVRTC and CUDA's headers, and NVRTC compiles for each of the GPUs."""
+def _cupy_compiler(cupy: Any, capabilities: list[int]) -> Finding:
+    """Whether CuPy finds NVRTC and the CUDA headers, and NVRTC supports every GPU."""
     what = "CuPy's compiler"
-    both = f"install CuPy with NVRTC and the headers: {CUPY_INSTALL}"
+    reinstall = f"install CuPy with NVRTC and the headers: {CUPY_INSTALL}"
     try:
         version = ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
-        known = sorted(cupy.cuda.nvrtc.getSupportedArchs())
-    except Exception as error:  # CuPy's loader has classes of its own
+        supported = sorted(cupy.cuda.nvrtc.getSupportedArchs())
+    except Exception as error:  # CuPy's loader raises classes of its own
         reason = " ".join(str(error).split())
-        return Finding("fault", what, f"NVRTC cannot be loaded ({reason})", both)
+        return Finding("fault", what, f"NVRTC cannot be loaded ({reason})", reinstall)
     if not _has_headers():
-        return Finding("fault", what, f"NVRTC {version}, but CUDA's headers are not found", both)
+        return Finding(
+            "fault", what, f"NVRTC {version}, but the CUDA headers were not found", reinstall
+        )
     for index, capability in enumerate(capabilities):
-        target = min(capability, known[-1])  # CuPy's choice
-        if target in known and target // 10 == capability // 10:
+        target = min(capability, supported[-1])  # as CuPy chooses
+        if target in supported and target // 10 == capability // 10:
             continue
         found = f"NVRTC {version} does not compile for cuda:{index}, sm_{capability}"
-        if capability > known[0]:
-            return Finding("fault", what, f"{found}, which is newer than that", _newest())
-        older = _MEANWHILE if capability < _OLDEST_GPU else _reinstall("cuda12")
-        return Finding("fault", what, f"{found}: the oldest that it knows is sm_{known[0]}", older)
-    return Finding("ok", what, f"NVRTC {version}, compiles for sm_{known[0]} to sm_{known[-1]}")
+        if capability > supported[0]:
+            return Finding("fault", what, f"{found}, which is newer", _newest_cupy())
+        remedy = _MEANWHILE if capability < _OLDEST_CAPABILITY else _reinstall("cuda12")
+        return Finding("fault", what, f"{found}; the oldest supported is sm_{supported[0]}", remedy)
+    return Finding(
+        "ok", what, f"NVRTC {version}, compiles for sm_{supported[0]} to sm_{supported[-1]}"
+    )
 
 
 def _has_headers() -> bool:
-    """Whether CUDA's headers are where CuPy looks; True for a CuPy that looks elsewhere."""
+    """Whether CuPy finds the CUDA headers; True if this CuPy does not use cuda.pathfinder."""
     try:
         pathfinder = importlib.import_module("cuda.pathfinder")
     except ImportError:
@@ -170,12 +195,13 @@ def _reinstall(extra: str) -> str:
     return f'pip uninstall -y {names}, then pip install "gpucnn[{extra}]"'
 
 
-def _newest() -> str:
+def _newest_cupy() -> str:
     name = next(iter(cupy_distributions()), "cupy").split()[0]
     return f'the newest CuPy: pip install --upgrade "{name}[ctk]"'
 
 
 def _dotted(version: int) -> str:
+    """CUDA's 13010 as "13.1"."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
@@ -183,24 +209,25 @@ def _dotted(version: int) -> str:
 
 
 def _nvrtc() -> Finding:
-    return _of(
+    return _unless_missing(
         "NVRTC", lambda: f"{nvrtc.version()}, compiles for sm_{nvrtc.architectures()[0]} and newer"
     )
 
 
 def _compiler() -> Finding:
-    from gpucnn.cudasim import compiler  # the simulator only where somebody asks for it
+    from gpucnn.cudasim import compiler  # only `doctor` imports the simulator here
 
-    return _of("compiler for cudasim", lambda: ", ".join(compiler.compiler()))
+    return _unless_missing("compiler for cudasim", lambda: ", ".join(compiler.compiler()))
 
 
-def _of(what: str, look: Callable[[], str]) -> Finding:
+def _unless_missing(what: str, inspect: Callable[[], str]) -> Finding:
+    """What `inspect` returns, or what its DeviceError says is missing."""
     try:
-        return Finding("ok", what, look())
+        return Finding("ok", what, inspect())
     except DeviceError as error:
         found, _, remedy = str(error).partition("\n")
-        found, _, after = found.partition("; ")
-        return Finding("missing", what, found, remedy.strip() or after)
+        found, _, short_remedy = found.partition("; ")
+        return Finding("missing", what, found, remedy.strip() or short_remedy)
 
 
 def _data() -> Finding:
@@ -216,23 +243,7 @@ def _data() -> Finding:
             "missing",
             "CIFAR-10",
             reason.splitlines()[0],
-            "training downloads it there, or put cifar-10-python.tar.gz into that folder",
+            "training downloads it there; or put cifar-10-python.tar.gz into that folder",
         )
-    where = "GPUCNN_DATA" if os.environ.get("GPUCNN_DATA") else "the cache folder"
-    return Finding("ok", "CIFAR-10", f"{reason} ({where})")
-
-
-def add_parser(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "doctor",
-        help="what this machine can run gpucnn on",
-        description="Look at CuPy, the driver, NVRTC, the compiler for cudasim and the data; each "
-        "finding with its remedy.  Exit status 1 if something is broken.",
-    )
-    parser.set_defaults(run=run)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    findings = examine()
-    print(*findings, sep="\n")
-    return int(any(finding.state == "fault" for finding in findings))
+    source = "GPUCNN_DATA" if os.environ.get("GPUCNN_DATA") else "the cache folder"
+    return Finding("ok", "CIFAR-10", f"{reason} ({source})")

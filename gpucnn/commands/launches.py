@@ -1,7 +1,8 @@
-"""What a model launches on a GPU: one batch, one training step and one inference of it.
+"""Record the kernels that a model launches: `gpucnn warmup`, `kernels --export` and `check` use it.
 
-Shapes alone decide it, so no kernel has to run to find out.  On the simulated device it takes
-neither a GPU nor a compiler; with a GPU it takes nothing of the simulator.
+One batch, one training step and one inference are recorded, not run: shapes alone determine the
+launches.  On the simulated device this needs neither a GPU nor a compiler; on a GPU it imports
+nothing of the simulator.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ PHASES = ("batch", "training", "inference")
 
 Specialisation = tuple[str, tuple[tuple[str, Define], ...]]  # a .cu file and its defines
 
-_SIMULATED = Device("cudasim")  # by its name it would ask for a compiler, which nobody needs here
+_SIMULATED = Device("cudasim")  # Device.parse("cudasim") would require a compiler
 
 
 def of_model(
@@ -32,23 +33,39 @@ def of_model(
     device: Device = _SIMULATED,
     run: bool = False,
 ) -> dict[str, list[Launch]]:
-    """The launches of each phase, in their order, for model `name` with `batch` images.
+    """Return the launches of each phase, in order, for model `name` with `batch` images.
 
-    "batch" is crop, flip and normalise of a batch; "training" is forward, softmax cross entropy,
-    backward and SGD with momentum and weight decay; "inference" is forward in evaluation mode.
-    Labels count 0, 1, 2, ... through the classes.  Dropout starts from the same numbers each time,
-    and the default generator stays where it was.  With run, they run on `device`.
+    "batch" crops, flips and normalises a batch; "training" is forward, softmax cross-entropy,
+    backward and SGD with momentum and weight decay; "inference" is a forward pass in evaluation
+    mode.  Labels cycle through the classes: 0, 1, 2, ...  Dropout has a generator of its own with a
+    fixed seed, so the default generator does not advance.  run=True also runs the launches on
+    `device`.
 
-    Raises ArgumentError for an unknown model, one that is not for images, or a batch below 1.
+    Raises ArgumentError for an unknown model, a model that does not take images, or a batch
+    below 1.
     """
     if batch < 1:
-        raise ArgumentError(f"a batch has at least 1 image, got {batch}")
-    with device.xp.cuda.Device(device.index), nullcontext() if run else _cheap_memory(device):
+        raise ArgumentError(f"launches: expected a batch of at least 1 image, got {batch}")
+    with device.xp.cuda.Device(device.index), nullcontext() if run else _uninitialised(device):
         return _phases(name, batch, phases, device, run)
 
 
-def _cheap_memory(device: Device) -> AbstractContextManager[None]:
-    """The simulator fills fresh memory with NaN, which takes longer than all of a recording."""
+def specialisations(launches: dict[str, list[Launch]]) -> list[Specialisation]:
+    """The distinct (file, defines) pairs to compile for these launches, sorted."""
+    distinct = {
+        (launch.kernel.file, launch.defines) for phase in launches.values() for launch in phase
+    }
+    return sorted(distinct, key=str)
+
+
+def specialisation_name(specialisation: Specialisation, separator: str = " ") -> str:
+    """A name such as "pool2d.cu", or "pool2d.cu NAME=VALUE" with defines."""
+    file, defines = specialisation
+    return separator.join([file, *(f"{name}={value}" for name, value in defines)])
+
+
+def _uninitialised(device: Device) -> AbstractContextManager[None]:
+    """Keep the simulator from filling new memory with NaN, which takes longer than recording."""
     if device.kind == "cuda":
         return nullcontext()
     from gpucnn.cudasim.memory import unpoisoned
@@ -77,16 +94,8 @@ def _phases(
     return {phase: _recorded(steps[phase], run) for phase in phases}
 
 
-def specialisations(launches: dict[str, list[Launch]]) -> list[Specialisation]:
-    """What has to be compiled for them: each .cu file with its defines once, sorted."""
-    found = {
-        (launch.kernel.file, launch.defines) for phase in launches.values() for launch in phase
-    }
-    return sorted(found, key=str)
-
-
 def _recorded(step: Callable[[], object], run: bool) -> list[Launch]:
-    # What was never computed holds anything: NumPy need not warn of it.
+    # Without running, results are uninitialised memory: NumPy must not warn about it.
     with cuda.record_launches(run) as launches, np.errstate(all="ignore"):
         step()
     return launches

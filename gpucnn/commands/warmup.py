@@ -1,7 +1,7 @@
-"""Compiling ahead: what a model will launch, made before its first step asks for it.
+"""`gpucnn warmup`: compile the kernels of a model before its first step needs them.
 
-CuPy and the simulator keep what they compiled in a folder of the user's; a specialisation that
-puts no new file there was in it already.
+CuPy and the simulator cache compiled kernels in a folder of the user's.  A specialisation counts as
+compiled if it adds a file to that folder, else as cached.
 """
 
 import argparse
@@ -18,12 +18,34 @@ from gpucnn.commands.arguments import Commands, add_model, model_and_batch, prog
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError
 
-Timed = list[tuple[str, float]]  # what was made, in how many seconds
+Timed = list[tuple[str, float]]  # names and seconds
 
 _T = TypeVar("_T")
 
 _IN_MEMORY = "CUPY_CACHE_IN_MEMORY"
-_REST = "CuPy's own kernels"
+_CUPY_KERNELS = "CuPy's own kernels"
+
+
+def add_parser(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "warmup",
+        help="compile a model's kernels ahead of time",
+        description="Compile the kernels that training and inference of a model launch, and cache "
+        "them on disk: the first step then does not wait for the compiler.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cudasim (default: cuda)")
+    add_model(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    model, batch = model_and_batch(arguments)
+    compiled, cached = warm_up(model, arguments.device, batch, progress_bar)
+    for word, entries in (("compiled", compiled), ("cached", cached)):
+        for name, seconds in entries:
+            print(f"{word:<8}  {name:<28}  {seconds:6.2f} s")
+    print(f"{model} on {arguments.device}: {len(compiled)} compiled, {len(cached)} cached")
+    return 0
 
 
 def warm_up(
@@ -31,17 +53,17 @@ def warm_up(
 ) -> tuple[Timed, Timed]:
     """Compile what training and inference of `model` launch on `device` with `batch` images.
 
-    Returns what was compiled, and what was found compiled.  progress wraps what is gone through, as
-    tqdm does.  On cuda one batch, step and inference come first, without our kernels: that finds
-    out what to compile, and makes CuPy compile kernels of its own for sums and the like.
+    Returns two lists of (name, seconds): what was compiled, and what was cached already.  progress
+    wraps the list of kernels to compile, as tqdm does.  On cuda, recording the launches also makes
+    CuPy compile its own kernels, for sums and the like; they are the first entry.
 
-    Raises DeviceError for a device that cannot be used, ArgumentError for the CPU, for an unknown
-    model, or if CuPy is told to keep nothing.
+    Raises DeviceError for a device that cannot be used; ArgumentError for the CPU, for an unknown
+    model, or if CuPy caches in memory only.
     """
-    place = Device.parse(device)
-    if place.kind == "cpu":
-        raise ArgumentError(f"warmup: device {device} compiles nothing; expected cuda or cudasim")
-    folder = _folder(place)
+    target = Device.parse(device)
+    if target.kind == "cpu":
+        raise ArgumentError(f"warmup: device {device} runs no kernels; expected cuda or cudasim")
+    folder = _cache_folder(target)
     compiled: Timed = []
     cached: Timed = []
 
@@ -52,55 +74,30 @@ def warm_up(
         (compiled if _files(folder) - before else cached).append((name, seconds))
         return result
 
-    record = partial(launches.of_model, model, batch, device=place)
-    if place.kind == "cuda":
-        with cuda.compiling(place, _REST):
-            found = timed(_REST, record)
+    record = partial(launches.of_model, model, batch, device=target)
+    if target.kind == "cuda":
+        with cuda.compiling(target, _CUPY_KERNELS):
+            recorded = timed(_CUPY_KERNELS, record)
     else:
-        found = record()
-    for specialisation in progress(launches.specialisations(found)):
-        timed(_name(*specialisation), partial(cuda.compile_file, place, *specialisation))
+        recorded = record()
+    for specialisation in progress(launches.specialisations(recorded)):
+        name = launches.specialisation_name(specialisation)
+        timed(name, partial(cuda.compile_file, target, *specialisation))
     return compiled, cached
 
 
-def _name(file: str, defines: tuple[tuple[str, Any], ...]) -> str:
-    return " ".join([file, *(f"{name}={value}" for name, value in defines)])
-
-
-def _folder(device: Device) -> Path:
-    """Where what is compiled for `device` is kept."""
+def _cache_folder(device: Device) -> Path:
+    """The folder that caches the kernels compiled for `device`."""
     if device.kind == "cudasim":
-        from gpucnn.cudasim import compiler  # not for cuda: on Windows there is no simulator
+        from gpucnn.cudasim import compiler  # Windows has CUDA but no simulator
 
         return compiler.cache_folder()
     if os.environ.get(_IN_MEMORY, "0") not in ("", "0"):
         raise ArgumentError(
-            f"warmup: {_IN_MEMORY} is set, so CuPy would forget what is compiled here\n  unset it"
+            f"warmup: {_IN_MEMORY} is set, so CuPy does not keep compiled kernels\n  unset it"
         )
     return Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
 
 
 def _files(folder: Path) -> set[str]:
     return set(os.listdir(folder)) if folder.is_dir() else set()
-
-
-def add_parser(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "warmup",
-        help="compile a model's kernels ahead",
-        description="Compile what training and inference of a model launch, and keep it on disk, "
-        "so that the first step need not wait.",
-    )
-    parser.set_defaults(run=run)
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cudasim (default: cuda)")
-    add_model(parser)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    model, batch = model_and_batch(arguments)
-    compiled, cached = warm_up(model, arguments.device, batch, progress_bar)
-    for word, found in (("compiled", compiled), ("cached", cached)):
-        for file, seconds in found:
-            print(f"{word:<8}  {file:<28}  {seconds:6.2f} s")
-    print(f"{model} on {arguments.device}: {len(compiled)} compiled, {len(cached)} were cached")
-    return 0

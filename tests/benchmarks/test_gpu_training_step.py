@@ -1,11 +1,11 @@
-"""The benchmark of a step: a layer's time holds nothing of what Python takes for a launch."""
+"""The GPU benchmark: the time of a layer excludes the time that Python takes to launch it."""
 
-import importlib.util
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from fake_cuda import TimedDevice
+from scripts import load_script
 
 from gpucnn.commands.check.measure import Spin
 
@@ -15,50 +15,34 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    path = FOLDER / "gpu_training_step.py"
-    spec = importlib.util.spec_from_file_location("gpu_training_step", path)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "gpu_training_step", module)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(FOLDER / "gpu_training_step.py")
 
 
-class Device:
-    """A GPU on which a launch takes 1 ms, behind a host that needs 3 ms to make it.
+class SlowHost(TimedDevice):
+    """A GPU on which a launch takes 1 ms, behind a host that needs 3 ms to queue it.
 
-    Its clock is the host's: what is launched waits for what was launched before, and an event
-    has passed when all before it is done.
+    Work waits for the work launched before it; an event passes when all work before it is done.
     """
 
-    kind, index = "cuda", 0
-
     def __init__(self):
-        self.xp = self.cuda = self
-        self.host = 0.0  # milliseconds
-        self.busy = 0.0  # until when the device works
+        super().__init__()
+        self.host = 0.0  # the host's clock, in milliseconds
+        self.busy = 0.0  # the device works until then
 
-    def Device(self, index):
-        import contextlib
+    def record(self):
+        return max(self.busy, self.host)
 
-        return contextlib.nullcontext()
+    def has_passed(self, time):
+        return self.host >= time
 
-    def Event(self):
-        return Event(self)
-
-    def get_current_stream(self):
-        return self
+    def wait_until(self, time):
+        self.host = max(self.host, time)
 
     def synchronize(self):
-        self.host = max(self.host, self.busy)
+        self.wait_until(self.busy)
 
-    def get_elapsed_time(self, begin, end):
-        return end.time - begin.time
-
-    def RawModule(self, code):
-        return self
-
-    def get_function(self, name):
-        return lambda grid, block, arguments: self.run(float(arguments[0]) * 1e-6)
+    def spin(self, grid, block, arguments):
+        self.run(float(arguments[0]) * 1e-6)
 
     def run(self, milliseconds):
         self.busy = max(self.busy, self.host) + milliseconds
@@ -68,23 +52,8 @@ class Device:
         self.run(1.0)
 
 
-class Event:
-    def __init__(self, device):
-        self.device = device
-
-    def record(self):
-        self.time = max(self.device.busy, self.device.host)
-
-    def synchronize(self):
-        self.device.host = max(self.device.host, self.time)
-
-    @property
-    def done(self):
-        return self.device.host >= self.time
-
-
 def test_a_layers_time_is_the_devices_and_not_pythons(benchmark, monkeypatch):
-    device = Device()
+    device = SlowHost()
     monkeypatch.setattr(time, "perf_counter", lambda: device.host / 1e3)
     spin = Spin(device)
     assert benchmark.milliseconds(device.launch, device, 5) == pytest.approx(3.0)  # Python

@@ -3,6 +3,7 @@ import sys
 
 import numpy as np
 import pytest
+from scripts import assert_refused
 
 import gpucnn
 from gpucnn import data, models
@@ -73,14 +74,7 @@ def test_predict_says_when_the_normalisation_is_missing(image, tmp_path, capsys)
 )
 def test_a_mistake_is_one_clear_text_and_exit_status_2(arguments, message, checkpoint, capsys):
     words = [str(checkpoint) if word == "CHECKPOINT" else word for word in arguments.split()]
-    try:
-        status = main(words)
-    except SystemExit as stop:  # argparse's own
-        status = stop.code
-    assert status == 2
-    err = capsys.readouterr().err
-    assert message in err
-    assert "Traceback" not in err
+    assert_refused(main, words, message, capsys)
 
 
 def test_ctrl_c_ends_with_status_130(checkpoint, monkeypatch):

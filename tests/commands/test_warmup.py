@@ -1,4 +1,4 @@
-"""gpucnn warmup: what it compiles ahead, what it finds compiled, and what it says without CUDA."""
+"""gpucnn warmup: what it compiles, what it finds cached, and its errors without CUDA."""
 
 import os
 import subprocess
@@ -7,6 +7,7 @@ import types
 from pathlib import Path
 
 import pytest
+from scripts import assert_refused
 
 import gpucnn
 from gpucnn import commands as cli
@@ -14,7 +15,7 @@ from gpucnn import cuda, cudasim
 from gpucnn.commands import launches, warmup
 from gpucnn.cuda import compiler as cuda_compiler
 from gpucnn.cuda import launcher
-from gpucnn.cudasim import compiler
+from gpucnn.cudasim import compiler as cudasim_compiler
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError, DeviceError
 
@@ -22,28 +23,24 @@ ROOT = Path(gpucnn.__file__).parents[1]
 
 
 @pytest.fixture
-def fresh(monkeypatch, tmp_path):
-    """A cache of compiled kernels with nothing in it, and a compiler that only writes a file."""
-    try:
-        cudasim.require_compiler()
-    except DeviceError as error:
-        pytest.skip(str(error))
+def fresh(monkeypatch, tmp_path, compiler):
+    """An empty kernel cache, and a compiler that only creates files; returns "was cached" flags."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made = []
 
     def compile_kernels(code, options, how):
-        path = compiler.cache_folder() / f"{hash((code, options, how))}.so"
+        path = cudasim_compiler.cache_folder() / f"{hash((code, options, how))}.so"
         made.append(path.exists())
         path.touch()
 
     monkeypatch.setattr(cudasim.module.RawModule, "compile", compile_now)
-    monkeypatch.setattr(compiler, "compile_kernels", compile_kernels)
+    monkeypatch.setattr(cudasim_compiler, "compile_kernels", compile_kernels)
     return made
 
 
 def compile_now(self):
-    """RawModule.compile without what this process already has."""
-    compiler.compile_kernels(self._code, self._options, None)
+    """RawModule.compile without the cache of this process."""
+    cudasim_compiler.compile_kernels(self._code, self._options, None)
 
 
 def test_the_second_time_everything_is_found_compiled(fresh, capsys):
@@ -52,27 +49,27 @@ def test_the_second_time_everything_is_found_compiled(fresh, capsys):
     assert cli.main(arguments) == 0
     out, err = capsys.readouterr()
     assert {line.split()[1] for line in out.splitlines()[:-1]} == files
-    assert out.splitlines()[-1] == (
-        f"alexnet_cifar10 on cudasim: {len(files)} compiled, 0 were cached"
-    )
-    assert err == ""  # no bar where nobody looks
+    assert out.splitlines()[-1] == (f"alexnet_cifar10 on cudasim: {len(files)} compiled, 0 cached")
+    assert err == ""  # no progress bar without a terminal
     assert cli.main(arguments) == 0
-    assert f"0 compiled, {len(files)} were cached" in capsys.readouterr().out
+    assert f"0 compiled, {len(files)} cached" in capsys.readouterr().out
     assert fresh == [False] * len(files) + [True] * len(files)
 
 
+@pytest.mark.usefixtures("compiler")
 def test_after_it_training_and_inference_compile_nothing(monkeypatch, tmp_path):
-    try:
-        cudasim.require_compiler()
-    except DeviceError as error:
-        pytest.skip(str(error))
     device = Device("cudasim")
     warmup.warm_up("lenet5", "cudasim", 2)
-    libraries = []
-    original = compiler.compile_kernels
-    monkeypatch.setattr(compiler, "compile_kernels", lambda *a: libraries.append(a) or original(*a))
+    compiled = []
+    original = cudasim_compiler.compile_kernels
+
+    def compile_kernels(*args):
+        compiled.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(cudasim_compiler, "compile_kernels", compile_kernels)
     launches.of_model("lenet5", 2, device=device, run=True)
-    assert libraries == []
+    assert compiled == []
 
 
 def test_what_a_batch_a_step_and_an_inference_launch_is_all_in_the_package():
@@ -88,7 +85,7 @@ def test_launches_are_found_out_without_a_compiler_and_without_running_any(monke
     def refuse(*args, **options):
         raise AssertionError("something was compiled or run")
 
-    monkeypatch.setattr(compiler, "compiler", refuse)
+    monkeypatch.setattr(cudasim_compiler, "compiler", refuse)
     monkeypatch.setattr(launcher.CheckedKernel, "run", refuse)
     assert len(launches.of_model("resnet18_cifar", 2)["training"]) > 100
 
@@ -97,7 +94,7 @@ def test_launches_are_found_out_without_a_compiler_and_without_running_any(monke
     ("arguments", "message"),
     [
         ("--device cuda", 'needs CuPy, which is not installed: pip install "gpucnn[cuda12]"'),
-        ("--device cpu", "device cpu compiles nothing; expected cuda or cudasim"),
+        ("--device cpu", "device cpu runs no kernels; expected cuda or cudasim"),
         ("--device tpu", "device 'tpu' is unknown"),
         ("--device cudasim --model alexnet13", "model 'alexnet13' is unknown"),
         ("--device cudasim --model mlp", "cannot be built from {}"),
@@ -106,15 +103,10 @@ def test_launches_are_found_out_without_a_compiler_and_without_running_any(monke
 )
 def test_what_cannot_be_is_one_clear_text(arguments, message, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    try:
-        status = cli.main(["warmup", *arguments.split()])
-    except SystemExit as stop:  # argparse's own
-        status = stop.code
-    assert status == 2
-    assert message in capsys.readouterr().err
+    assert_refused(cli.main, ["warmup", *arguments.split()], message, capsys)
 
 
-# --- with CuPy: a stand-in that has the simulator's arrays and counts what it compiles ---
+# --- with a stand-in for CuPy that counts what it compiles ---
 
 
 class DynamicLibNotFoundError(RuntimeError):
@@ -127,9 +119,9 @@ class CompileException(Exception):
 
 @pytest.fixture
 def cupy(monkeypatch, tmp_path):
-    """A CuPy with a driver; `cupy.failure` is what its compiler raises.
+    """A CuPy with a driver; its compiler raises `cupy.failure` unless that is None.
 
-    It has no arrays: what `cupy.recorded` says was asked for is recorded on the simulator.
+    It has no arrays: launches are recorded on the simulator, and `cupy.recorded` lists the calls.
     """
     folder = tmp_path / "kernels"
     folder.mkdir()
@@ -191,7 +183,7 @@ from gpucnn.commands import main
 
 
 def test_warming_up_a_gpu_takes_nothing_of_the_simulator(tmp_path):
-    """Windows has no simulator: its modules cannot be imported here either."""
+    """As on Windows, the simulator's modules cannot be imported."""
     (tmp_path / "cupy.py").write_text("""
 import contextlib, os, types
 class ndarray: pass
@@ -215,7 +207,7 @@ sys.exit(main(["warmup"]))
     done = run(program, PYTHONPATH=f"{tmp_path}:{ROOT}", CUPY_CACHE_DIR=str(tmp_path))
     assert (done.stderr, done.returncode) == ("", 0)
     assert "pool2d.cu" in done.stdout
-    assert done.stdout.endswith("alexnet_cifar10 on cuda: 1 compiled, 1 were cached\n")
+    assert done.stdout.endswith("alexnet_cifar10 on cuda: 1 compiled, 1 cached\n")
 
 
 @pytest.mark.gpu
@@ -227,7 +219,7 @@ def test_a_real_gpu_is_warmed_up_without_the_simulator(tmp_path):
     names = [line.split("  ")[1] for line in done.stdout.splitlines()[:-1]]
     files = launches.specialisations(launches.of_model("lenet5", 128))
     assert names == ["CuPy's own kernels", *(name for name, _ in files)]
-    assert "0 were cached" in done.stdout
+    assert "0 cached" in done.stdout
 
 
 def run(program, **environment):
@@ -314,5 +306,5 @@ def test_another_failure_of_cupys_keeps_its_own_type(cupy):
 
 def test_a_cupy_that_keeps_nothing_makes_warming_up_pointless(cupy, monkeypatch):
     monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "1")
-    with pytest.raises(ArgumentError, match="CuPy would forget what is compiled here\n  unset it"):
+    with pytest.raises(ArgumentError, match="CuPy does not keep compiled kernels\n  unset it"):
         warmup.warm_up("alexnet_cifar10", "cuda", 4)

@@ -1,4 +1,4 @@
-"""How far a result on a device is from the CPU's."""
+"""Compare results on a device with those on the CPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from gpucnn.errors import GpucnnError, ShapeError
 
 
 def host(array: Any) -> np.ndarray[Any, Any]:
-    """An array or tensor of any device as NumPy's."""
+    """Copy an array or tensor of any device to a NumPy array."""
     array = array.data if isinstance(array, gpucnn.Tensor) else array
     return to_host(array) if hasattr(array, "get") else np.asarray(array)
 
@@ -19,12 +19,14 @@ def host(array: Any) -> np.ndarray[Any, Any]:
 def relative(actual: Any, expected: Any) -> float:
     """The largest difference over the largest value; 0 for two empty arrays.
 
-    Infinity for an array with a NaN, which is what the simulator's fresh memory is full of:
-    a NaN itself is not larger than any bound.
+    Infinity if `actual` has a NaN or an infinity: the simulator fills new memory with NaN, and a
+    NaN error would not exceed any bound.
     """
     actual, expected = host(actual), host(expected)
     if actual.shape != expected.shape:
-        raise ShapeError(f"the device's result is {actual.shape}, the CPU's {expected.shape}")
+        raise ShapeError(
+            f"the device's result has shape {actual.shape}, the CPU's {expected.shape}"
+        )
     if not actual.size:
         return 0.0
     if not np.isfinite(actual).all():
@@ -35,32 +37,31 @@ def relative(actual: Any, expected: Any) -> float:
 def error_beside_cpu(
     f: Callable[..., gpucnn.Tensor], *arrays: np.ndarray[Any, Any], device: str = "cudasim"
 ) -> float:
-    """The largest relative difference between f on `device` and on the CPU, in y and each gradient.
+    """The largest relative difference of f on `device` and on the CPU, in y and every gradient.
 
-    f is called with the device's name and one float32 tensor per array.
+    f takes the name of the device and one float32 tensor per array.
     """
     both = []
-    for place in (device, "cpu"):
+    for name in (device, "cpu"):
         leaves = [
-            gpucnn.tensor(np.asarray(a), place, requires_grad=True, dtype=np.float32)
-            for a in arrays
+            gpucnn.tensor(np.asarray(a), name, requires_grad=True, dtype=np.float32) for a in arrays
         ]
-        both.append(results(f(place, *leaves), leaves))
+        both.append(results(f(name, *leaves), leaves))
     return largest(*both)
 
 
 def results(y: gpucnn.Tensor, leaves: list[gpucnn.Tensor]) -> list[np.ndarray[Any, Any]]:
-    """y, and the leaves' gradients for a random dy that is the same each time, on the host."""
+    """y and the gradients of the leaves, on the host; dy is random, but the same in every call."""
     dy = np.random.default_rng(3).standard_normal(y.shape, np.float32)
     y.backward(gpucnn.tensor(dy, y.device).data)
     return [host(y), *(host(leaf.grad) for leaf in leaves)]
 
 
 def largest(ours: list[np.ndarray[Any, Any]], theirs: list[np.ndarray[Any, Any]]) -> float:
-    """The largest relative difference of two lists of arrays."""
+    """The largest relative difference over pairs of arrays."""
     if [a.dtype for a in ours] != [a.dtype for a in theirs]:
         raise GpucnnError(
-            f"the device's results are {[str(a.dtype) for a in ours]}, "
+            f"the device's results have dtypes {[str(a.dtype) for a in ours]}, "
             f"the CPU's {[str(a.dtype) for a in theirs]}"
         )
     return max(relative(a, b) for a, b in zip(ours, theirs, strict=True))

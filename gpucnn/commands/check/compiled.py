@@ -1,4 +1,4 @@
-"""Part 3: what compiling costs, cold and warm; registers and memory of each kernel."""
+"""Part 3: compile times with a cold and a warm cache; registers and memory of each kernel."""
 
 import json
 import sys
@@ -6,64 +6,66 @@ import tempfile
 from typing import Any
 
 from gpucnn import cuda
-from gpucnn.commands.check.part import Out
+from gpucnn.commands.check.part import Reporter
 from gpucnn.commands.check.tools import output
-from gpucnn.commands.kernels import _register_budget
-from gpucnn.cuda import launcher
-from gpucnn.cuda.declarations import Kernel, assemble
+from gpucnn.commands.kernel_export import register_budget
+from gpucnn.cuda.declarations import assemble
+from gpucnn.cuda.launcher import checked_kernel
 from gpucnn.integers import ceil_div
 
 _TABLE = "Registers and memory, as the driver reports them"
-_KEPT = 0.35  # share of the time that the cold compilation leaves to the rest
+_RESERVED = 0.35  # share of the time limit that the cold compilation must leave
 
 
-def examine(out: Out) -> None:
-    out.run("compile times", _compile_times, out)
-    if out.simulated:
-        out.skip("registers and local memory", "a GPU's driver reports them, the simulator cannot")
+def examine(reporter: Reporter) -> None:
+    reporter.run("compile times", _compile_times, reporter)
+    if reporter.simulated:
+        reporter.skip(
+            "registers and local memory", "a GPU's driver reports them, the simulator cannot"
+        )
         return
-    out.run("registers and local memory", _all_resources, out)
+    reporter.run("registers and local memory", _all_resources, reporter)
 
 
-def _all_resources(out: Out) -> None:
+def _all_resources(reporter: Reporter) -> None:
     reported = 0
     for name in cuda.kernels():
-        if out.left() < 2:
-            out.note("registers", f"no time left for {name} and those after it")
+        if reporter.seconds_left() < 2:
+            reporter.note("registers", f"no time left for {name} and the kernels after it")
             break
-        reported += _resources(out, name)
+        reported += _resources(reporter, name)
     if reported:
-        out.ok("registers and local memory", f"of {reported} kernels")
-        out.headline(f"registers of {reported} kernels")
+        reporter.ok("registers and local memory", f"of {reported} kernels")
+        reporter.headline(f"registers of {reported} kernels")
     else:
-        out.note("registers and local memory", "the driver reports none")
+        reporter.note("registers and local memory", "the driver reports none")
 
 
-def _compile_times(out: Out) -> None:
-    """Each file by a new process with an empty cache, then by another with what that one kept."""
+def _compile_times(reporter: Reporter) -> None:
+    """Compile each file in a process with an empty cache, then in another that finds the cache."""
     files = sorted({kernel.file for kernel in cuda.kernels().values()}, key=_size)
-    if out.task.quick:
-        files = files[:1] if out.simulated else [files[0], files[len(files) // 2], files[-1]]
+    if reporter.task.quick:
+        files = files[:1] if reporter.simulated else [files[0], files[len(files) // 2], files[-1]]
     with tempfile.TemporaryDirectory() as folder:
-        times = [_compile(out, files, folder, share) for share in (1 - _KEPT, 0.5)]
+        times = [_compile(reporter, files, folder, share) for share in (1 - _RESERVED, 0.5)]
     cold, warm = times
     for file in files:
-        out.row(
+        reporter.row(
             "Compile times in seconds",
             {"file": file, "cold": cold.get(file), "warm": warm.get(file)},
         )
     if len(cold) < len(files):
-        out.note("compile times", f"{len(files) - len(cold)} files were not reached in time")
+        reporter.note("compile times", f"{len(files) - len(cold)} files were not compiled in time")
     both = [file for file in files if file in cold and file in warm]
     total = [sum(time[file] for file in both) for time in times]
-    out.headline(f"{len(both)} files in {total[0]:.1f} s cold, {total[1]:.2f} s warm")
+    reporter.headline(f"{len(both)} files in {total[0]:.1f} s cold, {total[1]:.2f} s warm")
 
 
 def _size(file: str) -> int:
     return len(assemble(file))
 
 
-def _compile(out: Out, files: list[str], folder: str, share: float) -> dict[str, float]:
+def _compile(reporter: Reporter, files: list[str], folder: str, share: float) -> dict[str, float]:
     done = output(
         [
             sys.executable,
@@ -71,36 +73,36 @@ def _compile(out: Out, files: list[str], folder: str, share: float) -> dict[str,
             "-m",
             "gpucnn.commands.check.program",
             "compile",
-            out.task.device,
+            reporter.task.device,
             *files,
         ],
-        out.left() * share,
+        reporter.seconds_left() * share,
         CUPY_CACHE_DIR=folder,
         XDG_CACHE_HOME=folder,
         CUPY_CACHE_IN_MEMORY="0",
     )
-    found = {}
+    seconds = {}
     for line in done.text.splitlines():
         if line.startswith('{"file"'):
             entry = json.loads(line)
-            found[entry["file"]] = entry["seconds"]
+            seconds[entry["file"]] = entry["seconds"]
     if done.status:
         lines = done.text.strip().splitlines()
-        at = files[min(len(found), len(files) - 1)]
+        file = files[min(len(seconds), len(files) - 1)]
         reason = next(
             (text for text in reversed(lines) if "Error" in text), f"status {done.status}"
         )
-        out.fail(f"compiling {at}", reason, "\n".join(lines[-12:]))
-    return found
+        reporter.fail(f"compiling {file}", reason, "\n".join(lines[-12:]))
+    return seconds
 
 
-def _resources(out: Out, name: str) -> bool:
-    """What the driver says of a kernel beside what its launch bounds leave; False if nothing."""
+def _resources(reporter: Reporter, name: str) -> bool:
+    """Compare what the driver reports of a kernel with its launch bounds; False if nothing."""
     declared = cuda.kernel(name)
-    device = out.device
-    attributes = launcher.checked_kernel(name, device, ()).function.attributes
+    device = reporter.device
+    attributes = checked_kernel(name, device, ()).function.attributes
     registers, local = attributes["num_regs"], attributes["local_size_bytes"]
-    budget = _register_budget(declared)
+    budget = register_budget(declared)
     row: dict[str, Any] = {
         "kernel": name,
         "registers": registers,
@@ -110,35 +112,34 @@ def _resources(out: Out, name: str) -> bool:
     }
     row["code for"] = f"sm_{attributes['binary_version']}"
     if not registers:
-        out.row(_TABLE, row)
+        reporter.row(_TABLE, row)
         return False
-    threads, stated = (int(text) if str(text).isdecimal() else 0 for text in _stated(declared))
+    threads, stated = (
+        int(text) if text and text.isdecimal() else 0 for text in (declared.bound, declared.blocks)
+    )
     if threads:
         limits = device.xp.cuda.Device(device.index).attributes
         blocks = _blocks(limits, registers, attributes["shared_size_bytes"], threads)
         row |= {"blocks that fit": blocks, "stated": stated or None}
         if blocks < stated:
-            out.note(name, f"{blocks} blocks fit on a multiprocessor, {stated} are stated")
-    out.row(_TABLE, row)
+            reporter.note(
+                name, f"{blocks} blocks fit on a multiprocessor, its launch bounds state {stated}"
+            )
+    reporter.row(_TABLE, row)
     if budget and registers > budget:
-        out.fail(name, f"{registers} registers, and its launch bounds leave {budget}")
+        reporter.fail(name, f"{registers} registers, but its launch bounds leave {budget}")
     if local:
-        out.fail(name, f"{local} bytes of local memory a thread: registers spill, none should")
+        reporter.fail(name, f"{local} bytes of local memory per thread: registers spill")
     return True
 
 
-def _stated(declared: Kernel) -> tuple[str, str]:
-    """Threads of a block, and blocks on a multiprocessor, in the launch bounds."""
-    return declared.bound or "", declared.blocks or ""
-
-
 def _blocks(limits: dict[str, int], registers: int, shared: int, threads: int) -> int:
-    """Blocks that a multiprocessor holds at once: CUDA C++ Programming Guide, occupancy."""
+    """Resident blocks per multiprocessor.  Source: CUDA C++ Programming Guide, occupancy."""
     warps = ceil_div(threads, 32)
-    of_a_block = ceil_div(registers, 8) * 8 * 32 * warps  # handed out to a warp 8 by 8
+    registers_per_block = ceil_div(registers, 8) * 8 * 32 * warps  # allocated in steps of 8
     fits = [
         limits["MaxThreadsPerMultiProcessor"] // (warps * 32),
-        limits["MaxRegistersPerMultiprocessor"] // of_a_block,
+        limits["MaxRegistersPerMultiprocessor"] // registers_per_block,
         limits.get("MaxBlocksPerMultiprocessor", 32),
     ]
     if shared:

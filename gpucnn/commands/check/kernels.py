@@ -1,6 +1,6 @@
-"""Cases that together run every kernel, each beside its NumPy half.
+"""Cases that together run every kernel, and compare each with its NumPy half.
 
-`gpucnn check` runs them on the device that it checks, the tests on the simulator in all its modes.
+`gpucnn check` runs them on its device; the tests run them on the simulator in every mode.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,20 +17,21 @@ from gpucnn.data import DataLoader, Dataset
 from gpucnn.data.augment import Compose, Normalize, RandomCrop, RandomHorizontalFlip
 from gpucnn.ops.conv2d import cuda as _conv2d_cuda
 
-Case = tuple[str, Callable[[], float]]  # what it is called; the error, over the largest value
+# A name, and a function that returns the error relative to the largest value
+Case = tuple[str, Callable[[], float]]
 
 _MODES: tuple[Literal["constant", "edge", "reflect"], ...] = ("constant", "edge", "reflect")
-# Ops that add up many numbers, or divide differences of them, are allowed more.
+# Ops with long sums, or quotients of differences, have a larger bound.
 _LOOSER = {"batch_norm": 1e-5, "conv2d": 1e-5, "Adam": 1e-5, "SGD": 1e-5}
 
 
 def bound(name: str) -> float:
-    """The error that case `name` is allowed."""
+    """The largest error allowed in case `name`."""
     return _LOOSER.get(name.split()[0], 2e-6)
 
 
 def cases(rng: np.random.Generator, gpu: str) -> Iterator[Case]:
-    """Every case on device `gpu`.  Call each before asking for the next."""
+    """Yield every case for device `gpu`.  Call each before taking the next."""
     yield from _convolutions(rng, gpu)
     yield from _pools(rng, gpu)
     yield from _elementwise(rng, gpu)
@@ -42,7 +43,7 @@ def cases(rng: np.random.Generator, gpu: str) -> Iterator[Case]:
 
 @contextmanager
 def every_way(algorithm: str, tile: tuple[int, int] | None = None) -> Iterator[None]:
-    """Inside, the tiled kernels and split sums run on shapes too small to be worth them."""
+    """Force the algorithm, and tiled kernels with split sums even for small shapes."""
     before = gpucnn.get_conv_algorithm()
     module: Any = _conv2d_cuda
     kept = module._LEAST, module._SPLIT, module._tile
@@ -70,7 +71,7 @@ def _convolutions(rng: np.random.Generator, gpu: str) -> Iterator[Case]:
         x, b = rng.standard_normal((2, 9, 8, c)), rng.standard_normal(oc)
         w = rng.standard_normal((oc, *kernel, c // groups))
         arrays = (x, w, b)
-        for tile in ((128, 64), (128, 128)):  # the larger one is meant for many blocks
+        for tile in ((128, 64), (128, 128)):  # 128x128 is meant for large grids
             yield (
                 f"conv2d {name} {tile[0]}x{tile[1]}",
                 partial(_convolution, gpu, "exact", tile, options, arrays),
@@ -129,7 +130,7 @@ def _normalisations(rng: np.random.Generator, gpu: str) -> Iterator[Case]:
             def batch_norm(device: str, *leaves: gpucnn.Tensor) -> gpucnn.Tensor:
                 mean_, var_ = (
                     gpucnn.tensor(a.astype(np.float32), device=device).data
-                    for a in (mean, var)  # noqa: B023  called before the next turn
+                    for a in (mean, var)  # noqa: B023  called before the next iteration
                 )
                 t, scale, shift = leaves
                 return ops.batch_norm(t, scale, shift, mean_, var_, training=training)  # noqa: B023
@@ -159,8 +160,8 @@ def _losses(rng: np.random.Generator, gpu: str) -> Iterator[Case]:
 
 
 def _optimizers(rng: np.random.Generator, gpu: str) -> Iterator[Case]:
-    shapes = [(3, 4), (17,), (300, 5), *[(2,)] * 15]  # more than one launch has room for
-    # Away from 0: one that ends near it would have its earlier roundings weighed against that.
+    shapes = [(3, 4), (17,), (300, 5), *[(2,)] * 15]  # more than one launch takes
+    # Away from 0: near it, earlier rounding errors would be large relative to the result.
     start = [1 + np.abs(rng.standard_normal(shape, np.float32)) for shape in shapes]
     steps = [[rng.standard_normal(shape, np.float32) for shape in shapes] for _ in range(4)]
     makers: dict[str, Callable[[list[gpucnn.Tensor]], optim.Optimizer]] = {

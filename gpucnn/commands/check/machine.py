@@ -1,4 +1,4 @@
-"""Part 1: what is installed, what the card is, and the most that it does: copies and products."""
+"""Part 1: versions, the GPU, and its measured limits: a copy and matrix products."""
 
 import importlib.util
 import platform
@@ -13,55 +13,55 @@ import numpy as np
 import gpucnn
 from gpucnn.commands import doctor
 from gpucnn.commands.check.measure import milliseconds
-from gpucnn.commands.check.part import Out
+from gpucnn.commands.check.part import Reporter
 from gpucnn.commands.check.runner import CHECKOUT, ROOT
 from gpucnn.errors import DeviceError
 
 _PACKAGES = "numpy cupy-cuda12x cupy-cuda13x torch triton pytest pytest-xdist".split()
 _LARGEST_COPY = 2**28  # bytes
 _SIDES = (256, 512, 1024, 2048, 4096, 8192)  # of the matrices, until one takes long enough
-_ENOUGH = 4.0  # milliseconds of one product or copy
-# cuBLAS: cublasComputeType_t, cudaDataType_t
+_ENOUGH = 4.0  # milliseconds for one product; an eighth of it for a copy
+# cuBLAS's cublasComputeType_t and cudaDataType_t
 _COMPUTE_32F, _COMPUTE_32F_FAST_TF32 = 68, 77
 _R_32F, _R_16BF = 0, 14
 _SMI = "name,driver_version,vbios_version,power.limit,clocks.max.sm,clocks.max.mem,ecc.mode.current"
 _SMI += ",mig.mode.current,temperature.gpu,persistence_mode"
 
 
-def examine(out: Out) -> None:
-    out.run("versions", _versions, out)
-    out.run("doctor", _doctor, out)
+def examine(reporter: Reporter) -> None:
+    reporter.run("versions", _versions, reporter)
+    reporter.run("doctor", _doctor, reporter)
     try:
-        device = out.device
+        device = reporter.device
         device.xp.cuda.Device(device.index).synchronize()
     except Exception as error:
         found, _, remedy = str(error).partition("\n  ")
-        out.fail(f"device {out.task.device}", found, remedy)
-        out.unusable(f"device {out.task.device} cannot be used: {found}")
+        reporter.fail(f"device {reporter.task.device}", found, remedy)
+        reporter.unusable(f"device {reporter.task.device} cannot be used: {found}")
         return
-    out.run("card", _card, out)
-    if out.simulated:
-        out.skip("ceilings", "the simulator's speed says nothing about a GPU")
+    reporter.run("card", _card, reporter)
+    if reporter.simulated:
+        reporter.skip("limits", "the simulator's speed says nothing about a GPU")
         return
-    out.run("copy on the device", _copy, out)
+    reporter.run("copy on the device", _copy, reporter)
     for name, kind, compute in (
         ("fp32", _R_32F, _COMPUTE_32F),
         ("tf32", _R_32F, _COMPUTE_32F_FAST_TF32),
         ("bf16", _R_16BF, _COMPUTE_32F),
     ):
-        out.run(f"product in {name}", _product, out, name, kind, compute)
+        reporter.run(f"product in {name}", _product, reporter, name, kind, compute)
 
 
-def _versions(out: Out) -> None:
-    out.ok("Python", f"{platform.python_version()}, {platform.platform()}")
-    found = []
+def _versions(reporter: Reporter) -> None:
+    reporter.ok("Python", f"{platform.python_version()}, {platform.platform()}")
+    packages = []
     for name in _PACKAGES:
         try:
-            found.append(f"{name} {metadata.version(name)}")
+            packages.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             if name in ("torch", "pytest-xdist"):
-                found.append(f"no {name}")
-    out.ok("packages", ", ".join(found))
+                packages.append(f"no {name}")
+    reporter.ok("packages", ", ".join(packages))
     commit = ""
     if CHECKOUT and shutil.which("git"):
         answer = subprocess.run(
@@ -69,37 +69,37 @@ def _versions(out: Out) -> None:
             capture_output=True, text=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         commit = f", commit {answer.stdout.strip()}" if answer.returncode == 0 else ""
-    out.ok("gpucnn", f"{gpucnn.__version__}{commit}, {sys.executable}")
+    reporter.ok("gpucnn", f"{gpucnn.__version__}{commit}, {sys.executable}")
 
 
-def _doctor(out: Out) -> None:
+def _doctor(reporter: Reporter) -> None:
     for finding in doctor.examine():
         if finding.state == "ok":
-            out.ok(finding.what, finding.found)
-        elif finding.state == "missing" or out.simulated:
-            out.note(finding.what, finding.found, finding.remedy)
+            reporter.ok(finding.what, finding.found)
+        elif finding.state == "missing" or reporter.simulated:
+            reporter.note(finding.what, finding.found, finding.remedy)
         else:
-            out.fail(finding.what, finding.found, finding.remedy)
+            reporter.fail(finding.what, finding.found, finding.remedy)
 
 
-def _card(out: Out) -> None:
-    device = out.device
+def _card(reporter: Reporter) -> None:
+    device = reporter.device
     runtime = device.xp.cuda.runtime
     properties = runtime.getDeviceProperties(device.index)
     name = properties["name"].decode()
     capability = f"sm_{properties['major']}{properties['minor']}"
-    out.fact("card", f"{name}, {capability}")
+    reporter.fact("card", f"{name}, {capability}")
     count = properties["multiProcessorCount"]
-    if out.simulated:
-        out.ok("card", f"{name}, {capability}, {count} multiprocessors of an imagined device")
+    if reporter.simulated:
+        reporter.ok("card", f"{name}, {capability}, {count} simulated multiprocessors")
         return
     free, total = runtime.memGetInfo()
-    out.ok(
+    reporter.ok(
         "card",
         f"{name}, {capability}, {count} multiprocessors, {total / 2**30:.1f} GiB, "
         f"{free / 2**30:.1f} free",
     )
-    out.ok(
+    reporter.ok(
         "CUDA",
         f"driver {runtime.driverGetVersion()}, runtime {runtime.runtimeGetVersion()}, "
         f"cuBLAS {_cublas_version(device)}",
@@ -109,8 +109,8 @@ def _card(out: Out) -> None:
         *("ClockRate", "MemoryClockRate", "GlobalMemoryBusWidth", "L2CacheSize"),
         *("MaxSharedMemoryPerMultiprocessor", "MaxSharedMemoryPerBlockOptin"),
     ]
-    out.ok("limits", ", ".join(f"{key} {attributes.get(key)}" for key in keys))
-    _nvidia_smi(out)
+    reporter.ok("device attributes", ", ".join(f"{key} {attributes.get(key)}" for key in keys))
+    _nvidia_smi(reporter)
 
 
 def _cublas_version(device: Any) -> str:
@@ -119,10 +119,10 @@ def _cublas_version(device: Any) -> str:
     return str(cublas.getVersion(device.xp.cuda.device.get_cublas_handle()))
 
 
-def _nvidia_smi(out: Out) -> None:
+def _nvidia_smi(reporter: Reporter) -> None:
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        out.note("nvidia-smi", "not found", "it comes with the driver")
+        reporter.note("nvidia-smi", "not found", "it comes with the driver")
         return
     command = [tool, f"--query-gpu={_SMI}", "--format=csv"]
     answer = subprocess.run(
@@ -130,17 +130,17 @@ def _nvidia_smi(out: Out) -> None:
     )
     names, *cards = (line.split(", ") for line in answer.stdout.strip().splitlines() or [""])
     for card in cards:
-        out.ok("nvidia-smi", ", ".join(f"{n} {v}" for n, v in zip(names, card, strict=False)))
+        reporter.ok("nvidia-smi", ", ".join(f"{n} {v}" for n, v in zip(names, card, strict=False)))
     if not cards:
-        out.note("nvidia-smi", (answer.stdout + answer.stderr).strip())
+        reporter.note("nvidia-smi", (answer.stdout + answer.stderr).strip())
 
 
-# --- ceilings ---
+# --- measured limits ---
 
 
-def _copy(out: Out) -> None:
-    """Bytes read and written a second."""
-    device = out.device
+def _copy(reporter: Reporter) -> None:
+    """Measure a device-to-device copy; bytes per second count both the read and the write."""
+    device = reporter.device
     with device.xp.cuda.Device(device.index):
         free = device.xp.cuda.runtime.memGetInfo()[0]
         size = 2**22
@@ -153,44 +153,46 @@ def _copy(out: Out) -> None:
                 break
             size *= 2
     speed = 2 * size / time * 1e3
-    out.row("Ceilings", {"of": f"copy of {size >> 20} MiB", "ms": time, "GB/s": speed / 1e9})
-    out.fact("copy", speed)
-    out.headline(f"copy {speed / 1e9:,.0f} GB/s")
+    reporter.row(
+        "Measured limits", {"of": f"copy of {size >> 20} MiB", "ms": time, "GB/s": speed / 1e9}
+    )
+    reporter.fact("copy", speed)
+    reporter.headline(f"copy {speed / 1e9:,.0f} GB/s")
 
 
-def _product(out: Out, name: str, kind: int, compute: int) -> None:
-    """A product of square matrices by cuBLAS, the largest that is worth the time."""
+def _product(reporter: Reporter, name: str, kind: int, compute: int) -> None:
+    """Measure cuBLAS on square matrices, the largest that the time allows."""
     if importlib.util.find_spec("cupy_backends") is None:
         raise DeviceError("CuPy has no cuBLAS here")
-    capability = int(out.device.xp.cuda.Device(out.device.index).compute_capability)
+    capability = int(reporter.device.xp.cuda.Device(reporter.device.index).compute_capability)
     if name != "fp32" and capability < 80:
-        out.skip(f"product in {name}", f"sm_{capability} has no tensor cores for it")
+        reporter.skip(f"product in {name}", f"sm_{capability} has no tensor cores for it")
         return
-    device, left = out.device, out.left()
+    device, left = reporter.device, reporter.seconds_left()
     with device.xp.cuda.Device(device.index):
         for side in _SIDES:
             time, error = _gemm(device, side, kind, compute)
             if time > _ENOUGH or time * 8 * 10 / 1e3 > left / 4:
                 break
     speed = 2 * side**3 / time * 1e3
-    out.row(
-        "Ceilings",
+    reporter.row(
+        "Measured limits",
         {"of": f"product in {name}, {side} x {side}", "ms": time, "TFLOP/s": speed / 1e12,
          "error": error},
     )  # fmt: skip
-    out.fact(name, speed)
-    out.headline(f"{name} {speed / 1e12:,.3g} TFLOP/s")
+    reporter.fact(name, speed)
+    reporter.headline(f"{name} {speed / 1e12:,.3g} TFLOP/s")
 
 
 def _gemm(device: Any, side: int, kind: int, compute: int) -> tuple[float, float]:
-    """Milliseconds, and the error of the first row over its largest value."""
+    """Milliseconds, and the error of the first row relative to its largest value."""
     from cupy_backends.cuda.libs import cublas
 
     xp = device.xp
     rng = np.random.default_rng(0)
-    # Drawing all of it would take seconds.  The count is prime: no two rows are alike.
+    # Drawing every element would take seconds.  The count is prime: no two rows are equal.
     hosts = [np.resize(rng.standard_normal(1_000_003, np.float32), (side, side)) for _ in range(2)]
-    if kind == _R_16BF:  # the upper halves of float32: cut off, not rounded
+    if kind == _R_16BF:  # the upper halves of float32: truncated, not rounded
         halves = [(a.view(np.uint32) >> 16).astype(np.uint16) for a in hosts]
         hosts = [(a.astype(np.uint32) << 16).view(np.float32) for a in halves]
         a, b = (xp.asarray(half) for half in halves)

@@ -1,8 +1,8 @@
-"""Time on a device: between events, and of work that waits behind a kernel that spins.
+"""Measure time on a device: between events, or of work queued behind a spinning kernel.
 
-Events around a single launch measure Python: the device waits for the host between the two.  Work
-that is queued while the device is busy with something else then runs without a gap, and what
-the host needed to queue it is measured by itself.
+Events around a single launch measure Python: the device waits for the host between them.  Work
+that is queued while the device is busy runs without gaps, and the host's time to queue it is
+measured separately.
 
     stream   | spin ..................... | event | work | work | work | event |
     host     | launch, launch, launch, ...|  <- all queued before the spin ends
@@ -28,22 +28,20 @@ extern "C" __global__ void spin(long long cycles) {
 _CALIBRATION = 1_000_000  # cycles
 _LONGEST = 1000.0  # milliseconds of spinning
 _TRIES = 3
-_QUEUE = 512  # launches that fit into a stream's queue, with room to spare: CUDA holds about 1024
+_QUEUE = 512  # launches in flight; a stream's queue holds about 1024
 
 
 @dataclass(frozen=True)
 class Queued:
-    """What it took to run some work behind a spin."""
+    """The time of work that was queued behind a spin."""
 
     device_ms: float
     host_ms: float  # to queue it
-    covered: (
-        bool  # the spin lasted until all was queued: no gap is in device_ms, no wait in host_ms
-    )
+    covered: bool  # the spin outlasted queueing: device_ms has no gaps, host_ms no waits
 
 
 def milliseconds(step: Callable[[], object], device: Device, repeats: int) -> float:
-    """The median time of one call between two events, host and device together."""
+    """The median time of one call between two events: host and device together."""
     cuda = device.xp.cuda
     with cuda.Device(device.index):
         step()
@@ -58,7 +56,7 @@ def milliseconds(step: Callable[[], object], device: Device, repeats: int) -> fl
 
 
 def between_events(step: Callable[[], object], steps: int, device: Device) -> float:
-    """Milliseconds of a call, of so many between two events: gaps are in it."""
+    """Milliseconds per call, from `steps` calls between two events: gaps included."""
     cuda = device.xp.cuda
     begin, end = cuda.Event(), cuda.Event()
     begin.record()
@@ -72,7 +70,7 @@ def between_events(step: Callable[[], object], steps: int, device: Device) -> fl
 class Spin:
     """A kernel that keeps `device` busy while work is queued behind it.
 
-    The simulator runs each call at once, so that there nothing spins and nothing is covered.
+    The simulator runs each call synchronously: nothing spins there, and nothing is covered.
     """
 
     def __init__(self, device: Device) -> None:
@@ -83,7 +81,7 @@ class Spin:
             with self._cuda.Device(device.index):
                 self._kernel = device.xp.RawModule(code=_SPIN).get_function("spin")
                 time = milliseconds(lambda: self._launch(_CALIBRATION), device, 3)
-            self._cycles = _CALIBRATION / max(time, 1e-3)  # of a millisecond
+            self._cycles = _CALIBRATION / max(time, 1e-3)  # per millisecond
 
     @property
     def simulated(self) -> bool:
@@ -93,14 +91,14 @@ class Spin:
         self._kernel((1,), (1,), (np.int64(cycles),))
 
     def queue(self, work: Callable[[], object]) -> Queued:
-        """Run work() behind the spin; a second time with a longer one if it was too short."""
+        """Run work() behind the spin; retry with a longer one if it ended too early."""
         with self._cuda.Device(self._device.index):
             for _ in range(_TRIES):
-                found = self._queue(work)
-                if found.covered or self._kernel is None or self._duration >= _LONGEST:
+                queued = self._queue(work)
+                if queued.covered or self._kernel is None or self._duration >= _LONGEST:
                     break
-                self._duration = min(max(2 * self._duration, 2 * found.host_ms), _LONGEST)
-        return found
+                self._duration = min(max(2 * self._duration, 2 * queued.host_ms), _LONGEST)
+        return queued
 
     def _queue(self, work: Callable[[], object]) -> Queued:
         before, after = self._cuda.Event(), self._cuda.Event()
@@ -119,11 +117,11 @@ class Spin:
     def milliseconds(
         self, step: Callable[[], object], launches: int, repeats: int, rounds: int = 3
     ) -> tuple[float, bool]:
-        """The device's time of one call, and whether it is without gaps.
+        """The device time of one call in milliseconds, and whether it is free of gaps.
 
-        launches: how many one call makes.  Each of the rounds queues `repeats` calls, or as many
-        as fit into the stream's queue; the median of the rounds counts.  Call step once before:
-        what it compiles and allocates is no part of its time.
+        launches: the number of launches in one call.  Each round queues `repeats` calls, or as many
+        as fit into the stream's queue; the result is the median over rounds.  Call step once before
+        this, so that compiling and allocating are not measured.
         """
         calls = max(min(repeats, _QUEUE // max(launches, 1)), 1)
 
@@ -131,15 +129,15 @@ class Spin:
             for _ in range(calls):
                 step()
 
-        found = [self.queue(work) for _ in range(rounds)]
-        time = statistics.median(one.device_ms for one in found) / calls
-        return time, all(one.covered for one in found)
+        queued = [self.queue(work) for _ in range(rounds)]
+        time = statistics.median(one.device_ms for one in queued) / calls
+        return time, all(one.covered for one in queued)
 
 
 def training_operations(model: nn.Module, name: str) -> float:
-    """Floating-point operations of a training step for one image, a multiply-add being two.
+    """Floating-point operations of a training step per image; a multiply-add counts as two.
 
-    Forward, and twice as many backward; the first layer needs no gradient of the images.
+    The backward pass takes twice the forward pass, but the first layer skips the images' gradient.
     """
     layers = [layer.multiply_adds for layer in nn.summary(model, models.input_shape(name)).layers]
     first = next((work for work in layers if work), 0)

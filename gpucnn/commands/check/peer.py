@@ -1,4 +1,4 @@
-"""Part 7: PyTorch beside it: losses from the same weights, and the times of steps in turn."""
+"""Part 7: compare with PyTorch: losses from the same weights, and interleaved step times."""
 
 import importlib.util
 import statistics
@@ -12,19 +12,19 @@ import numpy as np
 import gpucnn
 from gpucnn import models, nn, ops, optim
 from gpucnn.commands.check.measure import between_events, training_operations
-from gpucnn.commands.check.part import Out
+from gpucnn.commands.check.part import Reporter
 from gpucnn.commands.check.program import training_step
 from gpucnn.errors import ArgumentError
 
 _INSTALL = "pip install torch"
-_LOSS_BOUND = 1e-3  # relative, after a few steps of float32 in two orders
+_LOSS_BOUND = 1e-3  # relative, after a few float32 steps with different summation orders
 _COMPILED = "compiled, reduce-overhead"
 _BATCH = 128
 
 
 @dataclass(frozen=True)
-class Side:
-    """One way that PyTorch trains."""
+class Mode:
+    """One way to train with PyTorch."""
 
     name: str
     tf32: bool = False
@@ -32,52 +32,57 @@ class Side:
     compiled: bool = False
 
 
-SIDES = (
-    Side("channels_last, fp32"),
-    Side("channels_last, TF32", tf32=True),
-    Side("channels_last, bf16 autocast", bf16=True),
+MODES = (
+    Mode("channels_last, fp32"),
+    Mode("channels_last, TF32", tf32=True),
+    Mode("channels_last, bf16 autocast", bf16=True),
 )
 COMPILED = (
-    Side(f"{_COMPILED}, fp32", compiled=True),
-    Side(f"{_COMPILED}, bf16 autocast", bf16=True, compiled=True),
+    Mode(f"{_COMPILED}, fp32", compiled=True),
+    Mode(f"{_COMPILED}, bf16 autocast", bf16=True, compiled=True),
 )
 
 
-def examine(out: Out) -> None:
+def examine(reporter: Reporter) -> None:
     if importlib.util.find_spec("torch") is None:
-        out.skip("PyTorch", "not installed", _INSTALL)
+        reporter.skip("PyTorch", "not installed", _INSTALL)
         return
     import torch
 
-    usable = torch.cuda.is_available() and not out.simulated
-    place = f"cuda:{out.device.index}" if usable else "cpu"
-    out.run("losses", _losses, out, place)
+    usable = torch.cuda.is_available() and not reporter.simulated
+    torch_device = f"cuda:{reporter.device.index}" if usable else "cpu"
+    reporter.run("losses", _losses, reporter, torch_device)
     if not usable:
         reason = f"torch {torch.__version__} sees no CUDA device"
-        out.skip("times", "the simulator's say nothing" if out.simulated else reason)
+        reporter.skip(
+            "times",
+            "times of the simulator say nothing about a GPU" if reporter.simulated else reason,
+        )
         return
-    out.run("times", _times, out, place, SIDES)
-    for side in COMPILED:
-        if out.left() > 15:
-            out.run(side.name, _compiled, out, place, side)
+    reporter.run("times", _times, reporter, torch_device, MODES)
+    for mode in COMPILED:
+        if reporter.seconds_left() > 15:
+            reporter.run(mode.name, _compiled, reporter, torch_device, mode)
         else:
-            out.skip(side.name, f"{out.left():.0f} s left, and compiling takes longer")
+            reporter.skip(
+                mode.name, f"{reporter.seconds_left():.0f} s left, and compiling takes longer"
+            )
 
 
 # --- the same network ---
 
 
-def twin(model: nn.Module, place: str, dropout: bool = True) -> Any:
-    """gpucnn's Sequential as PyTorch's, with the same weights, channels last.
+def twin(model: nn.Module, torch_device: str, dropout: bool = True) -> Any:
+    """The PyTorch twin of a Sequential: same weights, channels last.
 
-    Raises ArgumentError for a layer that has no counterpart here.
+    Raises ArgumentError for a model or layer that has no twin here.
     """
     import torch
 
     if not isinstance(model, nn.Sequential):
-        raise ArgumentError(f"PyTorch's twin of a {type(model).__name__} is not built here")
+        raise ArgumentError(f"PyTorch's twin of a {type(model).__name__} is not implemented")
     layers = [_twin(layer, torch, dropout) for _, layer in model.named_children()]
-    return torch.nn.Sequential(*layers).to(place).to(memory_format=torch.channels_last)
+    return torch.nn.Sequential(*layers).to(torch_device).to(memory_format=torch.channels_last)
 
 
 def _twin(layer: nn.Module, torch: Any, dropout: bool) -> Any:
@@ -96,7 +101,7 @@ def _twin(layer: nn.Module, torch: Any, dropout: bool) -> Any:
         _fill(torch, other.weight, layer.weight.numpy())
         _fill(torch, other.bias, layer.bias.numpy())
         return other
-    elif isinstance(layer, nn.AvgPool2d):  # before MaxPool2d, which it is a kind of
+    elif isinstance(layer, nn.AvgPool2d):
         pool = (
             layer.kernel_size,
             layer.stride,
@@ -112,7 +117,7 @@ def _twin(layer: nn.Module, torch: Any, dropout: bool) -> Any:
     elif isinstance(layer, nn.Flatten):
 
         class Flatten(t.Module):  # type: ignore
-            """In gpucnn's order: row, column, channel."""
+            """Flattens in gpucnn's order: row, column, channel."""
 
             def forward(self, x: Any) -> Any:
                 return x.permute(0, 2, 3, 1).flatten(1)
@@ -125,7 +130,7 @@ def _twin(layer: nn.Module, torch: Any, dropout: bool) -> Any:
     elif isinstance(layer, nn.ReLU | nn.Tanh):
         return getattr(t, type(layer).__name__)()
     else:
-        raise ArgumentError(f"PyTorch's twin of a {type(layer).__name__} is not built here")
+        raise ArgumentError(f"PyTorch's twin of a {type(layer).__name__} is not implemented")
     if layer.bias is not None:
         _fill(torch, other.bias, layer.bias.numpy())
     return other
@@ -138,31 +143,31 @@ def _fill(torch: Any, parameter: Any, values: np.ndarray[Any, Any]) -> None:
 # --- losses ---
 
 
-def _losses(out: Out, place: str) -> None:
-    """A few steps of SGD on one batch, without dropout, whose chance differs."""
+def _losses(reporter: Reporter, torch_device: str) -> None:
+    """Compare the losses of a few SGD steps on one batch, without dropout, whose masks differ."""
     import torch
 
-    name, steps = out.task.model, 3 if out.task.quick else 6
-    batch = 2 if place == "cpu" else 32
+    name, steps = reporter.task.model, 3 if reporter.task.quick else 6
+    batch = 2 if torch_device == "cpu" else 32
     model = models.build(name, generator=np.random.default_rng(3))
-    seconds = out.seconds(training_operations(model, name) * batch)
-    if seconds > out.left() / 8:
-        out.skip("losses", f"a step on {batch} images would take {seconds:.0f} s here")
+    seconds = reporter.estimated_seconds(training_operations(model, name) * batch)
+    if seconds > reporter.seconds_left() / 8:
+        reporter.skip("losses", f"a step on {batch} images would take {seconds:.0f} s here")
         return
-    other = twin(model, place, dropout=False)
+    other = twin(model, torch_device, dropout=False)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     rng = np.random.default_rng(4)
     x = rng.standard_normal((batch, *models.input_shape(name)), np.float32)
     labels = rng.integers(0, model.parameters()[-1].size, batch)
-    model.to(out.device)
+    model.to(reporter.device)
     for _, module in model.named_modules():
         if isinstance(module, nn.Dropout):
             module.training = False
     ours = optim.SGD(model.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
     theirs = torch.optim.SGD(other.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
-    images, targets = gpucnn.tensor(x, out.device), gpucnn.tensor(labels, out.device)
-    torch_x = torch.tensor(x).permute(0, 3, 1, 2).to(place)
-    torch_y = torch.tensor(labels).to(place)
+    images, targets = gpucnn.tensor(x, reporter.device), gpucnn.tensor(labels, reporter.device)
+    torch_x = torch.tensor(x).permute(0, 3, 1, 2).to(torch_device)
+    torch_y = torch.tensor(labels).to(torch_device)
     worst, done = 0.0, 0
     for step in range(steps):
         start = time.perf_counter()
@@ -176,70 +181,70 @@ def _losses(out: Out, place: str) -> None:
         theirs.step()
         difference = abs(loss.item() - expected.item()) / max(abs(expected.item()), 1e-6)
         worst = max(worst, difference)
-        out.row(
-            f"Losses of {name} from the same weights, PyTorch on {place}",
+        reporter.row(
+            f"Losses of {name} from the same weights, PyTorch on {torch_device}",
             {"step": step + 1, "gpucnn": loss.item(), "PyTorch": expected.item(),
              "difference": difference},
         )  # fmt: skip
         done = step + 1
-        if 2 * (time.perf_counter() - start) > out.left():
+        if 2 * (time.perf_counter() - start) > reporter.seconds_left():
             break
     if not worst <= _LOSS_BOUND:
-        out.fail("losses", f"they differ by {worst:.1e}, allowed {_LOSS_BOUND:.0e}")
+        reporter.fail("losses", f"they differ by {worst:.1e}, allowed {_LOSS_BOUND:.0e}")
         return
-    out.ok("losses", f"{done} steps, largest relative difference {worst:.1e}")
-    out.headline(f"PyTorch's losses within {worst:.0e}")
+    reporter.ok("losses", f"{done} steps, largest relative difference {worst:.1e}")
+    reporter.headline(f"PyTorch's losses within {worst:.0e}")
 
 
 # --- times ---
 
 
-def _times(out: Out, place: str, sides: tuple[Side, ...]) -> None:
-    """gpucnn and each side in turn, in one process, medians over the rounds."""
+def _times(reporter: Reporter, torch_device: str, modes: tuple[Mode, ...]) -> None:
+    """Time gpucnn and each mode in turn, in one process; report medians over the rounds."""
     import torch
 
     torch.backends.cudnn.benchmark = True
-    name, device = out.task.model, out.device
-    rounds, steps = (3, 10) if out.task.quick else (7, 20)
+    name, device = reporter.task.model, reporter.device
+    rounds, steps = (3, 10) if reporter.task.quick else (7, 20)
     with device.xp.cuda.Device(device.index), torch.cuda.device(device.index):
         own = training_step(device, name, _BATCH)
         runs: dict[str, Callable[[], float]] = {
             "gpucnn, fp32": lambda: between_events(own, steps, device)
         }
-        for side in sides:
+        for mode in modes:
             try:
-                step = torch_step(name, place, side, _BATCH)
-                for _ in range(4):  # cuDNN tries its algorithms, compile its graphs
+                step = torch_step(name, torch_device, mode, _BATCH)
+                for _ in range(4):  # cuDNN tries its algorithms, torch.compile its graphs
                     step()
                 torch.cuda.synchronize()
             except Exception as error:
-                out.note(side.name, f"does not run: {str(error).strip().splitlines()[0]:.200}")
+                reporter.note(mode.name, f"does not run: {str(error).strip().splitlines()[0]:.200}")
                 continue
-            runs[side.name] = lambda step=step: _torch_ms(step, steps, torch)  # type: ignore[misc]
+            runs[mode.name] = lambda step=step: _torch_ms(step, steps, torch)  # type: ignore[misc]
         for _ in range(3):
             own()
         times: dict[str, list[float]] = {key: [] for key in runs}
         for _ in range(rounds):
-            if out.left() < 2:
+            if reporter.seconds_left() < 2:
                 break
             for key, measure in runs.items():
                 times[key].append(measure())
-    mine = times["gpucnn, fp32"]
-    for key, found in times.items():
-        if not found:
+    own_times = times["gpucnn, fp32"]
+    for key, mode_times in times.items():
+        if not mode_times:
             continue
-        ratio = statistics.median(a / b for a, b in zip(mine, found, strict=False))
-        out.row(
-            f"A step of {name}, {_BATCH} images, in turn, {len(mine)} rounds of {steps} steps",
-            {"side": key, "ms": statistics.median(found), "gpucnn's time to it": ratio},
+        ratio = statistics.median(a / b for a, b in zip(own_times, mode_times, strict=False))
+        reporter.row(
+            f"A step of {name}, {_BATCH} images, {len(own_times)} interleaved rounds of {steps}",
+            {"side": key, "ms": statistics.median(mode_times), "gpucnn's time / its time": ratio},
         )
         if key != "gpucnn, fp32":
-            out.headline(f"{ratio:.2f} of PyTorch's time ({key})")
+            reporter.headline(f"{ratio:.2f} of PyTorch's time ({key})")
 
 
-def _compiled(out: Out, place: str, side: Side) -> None:
-    out.excuse("torch.compile took too long")
-    _times(out, place, (side,))
+def _compiled(reporter: Reporter, torch_device: str, mode: Mode) -> None:
+    reporter.excuse("torch.compile took too long")
+    _times(reporter, torch_device, (mode,))
 
 
 def _torch_ms(step: Callable[[], object], steps: int, torch: Any) -> float:
@@ -252,25 +257,25 @@ def _torch_ms(step: Callable[[], object], steps: int, torch: Any) -> float:
     return float(begin.elapsed_time(end)) / steps
 
 
-def torch_step(name: str, place: str, side: Side, batch: int) -> Callable[[], object]:
-    """A training step of PyTorch's twin of model `name`."""
+def torch_step(name: str, torch_device: str, mode: Mode, batch: int) -> Callable[[], object]:
+    """A training step of the PyTorch twin of model `name`."""
     import torch
 
-    model = twin(models.build(name, generator=np.random.default_rng(0)), place)
+    model = twin(models.build(name, generator=np.random.default_rng(0)), torch_device)
     shape = (batch, *models.input_shape(name))
-    x = torch.randn(shape, device=place).permute(0, 3, 1, 2)  # channels last
-    y = torch.randint(0, 10, (batch,), device=place)
+    x = torch.randn(shape, device=torch_device).permute(0, 3, 1, 2)  # channels last
+    y = torch.randint(0, 10, (batch,), device=torch_device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
 
     def loss_of(images: Any, labels: Any) -> Any:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=side.bf16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=mode.bf16):
             return torch.nn.functional.cross_entropy(model(images), labels)
 
-    forward = torch.compile(loss_of, mode="reduce-overhead") if side.compiled else loss_of
+    forward = torch.compile(loss_of, mode="reduce-overhead") if mode.compiled else loss_of
 
     def step() -> None:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = side.tf32
-        if side.compiled:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = mode.tf32
+        if mode.compiled:
             torch.compiler.cudagraph_mark_step_begin()
         optimizer.zero_grad()
         forward(x, y).backward()

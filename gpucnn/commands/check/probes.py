@@ -1,4 +1,4 @@
-"""Part 9: shared memory, too little of it, streams, graphs, two cards."""
+"""Part 9: DLPack, running out of memory, streams, graphs, copies between GPUs."""
 
 import importlib.util
 import time
@@ -9,86 +9,91 @@ import numpy as np
 import gpucnn
 from gpucnn import nn, ops
 from gpucnn.commands.check.beside_cpu import host
-from gpucnn.commands.check.part import Out
+from gpucnn.commands.check.part import Reporter
 from gpucnn.errors import OutOfMemory
 
-_ROOM = 4 * 2**20  # bytes that are left to a batch whose first layer makes 32 MiB
+_HEADROOM = 4 * 2**20  # bytes left in the pool; the first layer needs 32 MiB
 
 
-def examine(out: Out) -> None:
-    device = out.device
+def examine(reporter: Reporter) -> None:
+    device = reporter.device
     with device.xp.cuda.Device(device.index):
-        out.run("DLPack with PyTorch", _dlpack, out)
-        out.run("out of memory", _out_of_memory, out)
-        out.run("a stream of one's own", _stream, out)
-        if out.simulated:
-            out.skip("graph", "the simulator has none")
-            out.skip("peer copies", "the simulator is one device")
+        reporter.run("DLPack with PyTorch", _dlpack, reporter)
+        reporter.run("out of memory", _out_of_memory, reporter)
+        reporter.run("non-default stream", _stream, reporter)
+        if reporter.simulated:
+            reporter.skip("graph", "the simulator has no graphs")
+            reporter.skip("peer copies", "the simulator is one device")
             return
-        out.run("graph", _graph, out)
-        out.run("peer copies", _peers, out)
+        reporter.run("graph", _graph, reporter)
+        reporter.run("peer copies", _peers, reporter)
 
 
-def _dlpack(out: Out) -> None:
+def _dlpack(reporter: Reporter) -> None:
     if importlib.util.find_spec("torch") is None:
-        out.skip("DLPack with PyTorch", "torch is not installed", "pip install torch")
+        reporter.skip("DLPack with PyTorch", "torch is not installed", "pip install torch")
         return
     import torch
 
-    if not out.simulated and not torch.cuda.is_available():
-        out.skip("DLPack with PyTorch", f"torch {torch.__version__} sees no CUDA device")
+    if not reporter.simulated and not torch.cuda.is_available():
+        reporter.skip("DLPack with PyTorch", f"torch {torch.__version__} sees no CUDA device")
         return
-    place = "cpu" if out.simulated else f"cuda:{out.device.index}"
-    mine = gpucnn.tensor(np.arange(12, dtype=np.float32).reshape(3, 4), out.device)
+    torch_device = "cpu" if reporter.simulated else f"cuda:{reporter.device.index}"
+    mine = gpucnn.tensor(np.arange(12, dtype=np.float32).reshape(3, 4), reporter.device)
     theirs = torch.from_dlpack(mine)
     theirs += 1
-    _synchronize(out, torch)
+    _synchronize(reporter, torch)
     shared = bool((host(mine) == np.arange(1, 13).reshape(3, 4)).all())
-    _say(out, "gpucnn to PyTorch", shared and str(theirs.device) == place, f"on {theirs.device}")
-    given = torch.arange(12, dtype=torch.float32, device=place)
+    _report_sharing(
+        reporter,
+        "gpucnn to PyTorch",
+        shared and str(theirs.device) == torch_device,
+        f"on {theirs.device}",
+    )
+    given = torch.arange(12, dtype=torch.float32, device=torch_device)
     taken = gpucnn.from_dlpack(given)
     given += 1
-    _synchronize(out, torch)
+    _synchronize(reporter, torch)
     shared = bool((host(taken) == np.arange(1, 13)).all())
-    _say(out, "PyTorch to gpucnn", shared, f"on {taken.device}")
+    _report_sharing(reporter, "PyTorch to gpucnn", shared, f"on {taken.device}")
 
 
-def _say(out: Out, what: str, right: bool, where: str) -> None:
-    if right:
-        out.ok(what, f"the same memory, {where}")
+def _report_sharing(reporter: Reporter, what: str, shared: bool, location: str) -> None:
+    if shared:
+        reporter.ok(what, f"the same memory, {location}")
     else:
-        out.fail(what, f"what one library wrote, the other did not see, {where}")
+        reporter.fail(what, f"one library did not see what the other wrote, {location}")
 
 
-def _synchronize(out: Out, torch: Any) -> None:
-    if not out.simulated:
+def _synchronize(reporter: Reporter, torch: Any) -> None:
+    if not reporter.simulated:
         torch.cuda.synchronize()
-    out.device.xp.cuda.Device(out.device.index).synchronize()
+    reporter.device.xp.cuda.Device(reporter.device.index).synchronize()
 
 
-def _out_of_memory(out: Out) -> None:
-    """A batch that does not fit says who wanted how much; a smaller one fits afterwards."""
-    pool = out.device.xp.get_default_memory_pool()
-    model = _network().to(out.device)
-    x = gpucnn.tensor(np.zeros((512, 32, 32, 3), np.float32), out.device)
+def _out_of_memory(reporter: Reporter) -> None:
+    """A batch that is too large raises OutOfMemory; a smaller one runs afterwards."""
+    pool = reporter.device.xp.get_default_memory_pool()
+    model = _network().to(reporter.device)
+    x = gpucnn.tensor(np.zeros((512, 32, 32, 3), np.float32), reporter.device)
     pool.free_all_blocks()
     before = pool.get_limit()
-    pool.set_limit(size=pool.total_bytes() + _ROOM)
+    pool.set_limit(size=pool.total_bytes() + _HEADROOM)
     try:
         model(x)
     except OutOfMemory as error:
-        out.ok("out of memory", str(error))
+        reporter.ok("out of memory", str(error))
     else:
-        out.fail("out of memory", f"{_ROOM >> 20} MiB held what takes 32")
+        reporter.fail("out of memory", f"{_HEADROOM >> 20} MiB held a layer that needs 32")
     finally:
         pool.set_limit(size=before)
-    logits = host(model(gpucnn.tensor(np.zeros((2, 32, 32, 3), np.float32), out.device)))
+    logits = host(model(gpucnn.tensor(np.zeros((2, 32, 32, 3), np.float32), reporter.device)))
     if not np.isfinite(logits).all():
-        out.fail("after running out of memory", "a smaller batch gives numbers that are not finite")
+        reporter.fail("after running out of memory", "a smaller batch gives NaN or infinity")
 
 
 def _network() -> nn.Sequential:
-    """Small, with each layer that most networks have."""
+    """A small network with the usual kinds of layers."""
     rng = np.random.default_rng(2)
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1, generator=rng), nn.ReLU(), nn.MaxPool2d(4),
@@ -97,58 +102,58 @@ def _network() -> nn.Sequential:
     )  # fmt: skip
 
 
-def _stream(out: Out) -> None:
-    """A step on a non-blocking stream leaves the bits of one on the default stream."""
-    xp = out.device.xp
-    expected = _after_a_step(out)
-    xp.cuda.Device(out.device.index).synchronize()
+def _stream(reporter: Reporter) -> None:
+    """A step on a non-blocking stream gives the same bits as one on the default stream."""
+    xp = reporter.device.xp
+    expected = _gradients(reporter)
+    xp.cuda.Device(reporter.device.index).synchronize()
     stream = xp.cuda.Stream(non_blocking=True)
     with stream:
-        found = _after_a_step(out)
+        actual = _gradients(reporter)
     stream.synchronize()
     differ = [
         name
         for name, array in expected.items()
-        if host(array).tobytes() != host(found[name]).tobytes()
+        if host(array).tobytes() != host(actual[name]).tobytes()
     ]
     if differ:
-        out.fail("a stream of one's own", f"other bits in {', '.join(differ[:5])}")
+        reporter.fail("non-default stream", f"different bits in {', '.join(differ[:5])}")
     else:
-        out.ok("a stream of one's own", f"{len(expected)} gradients to the bit")
+        reporter.ok("non-default stream", f"{len(expected)} gradients are bit-identical")
 
 
-def _after_a_step(out: Out) -> dict[str, Any]:
-    """The gradients, on the device, of one step on two images."""
-    gpucnn.manual_seed(2)  # of dropout
-    model = _network().to(out.device)
+def _gradients(reporter: Reporter) -> dict[str, Any]:
+    """The gradients of one step on two images, on the device."""
+    gpucnn.manual_seed(2)  # for dropout
+    model = _network().to(reporter.device)
     x = np.random.default_rng(3).standard_normal((2, 32, 32, 3), np.float32)
     loss = ops.cross_entropy(
-        model(gpucnn.tensor(x, out.device)), gpucnn.tensor(np.array([0, 1]), out.device)
+        model(gpucnn.tensor(x, reporter.device)), gpucnn.tensor(np.array([0, 1]), reporter.device)
     )
     loss.backward()
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-def _graph(out: Out) -> None:
-    """Launches captured into a graph, replayed on new numbers: the bits of plain launches.
+def _graph(reporter: Reporter) -> None:
+    """A captured graph, replayed on new inputs, gives the same bits as plain launches.
 
-    Convolutions and pools: CuPy refuses cuBLAS, which dense layers call, while it captures.
+    The network has no dense layers: they call cuBLAS, which CuPy refuses during capture.
     """
-    xp = out.device.xp
+    xp = reporter.device.xp
     rng = np.random.default_rng(6)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1, generator=rng), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 3, padding=1, generator=rng), nn.BatchNorm2d(32), nn.ReLU(),
-    ).to(out.device).eval()  # fmt: skip
+    ).to(reporter.device).eval()  # fmt: skip
     images = [rng.standard_normal((4, 16, 16, 3), np.float32) for _ in range(2)]
-    x = gpucnn.tensor(images[0], out.device)
-    pool = xp.cuda.MemoryPool()  # the graph's own: what it captured is nobody else's
+    x = gpucnn.tensor(images[0], reporter.device)
+    pool = xp.cuda.MemoryPool()  # of its own: nothing else may reuse the captured memory
     stream = xp.cuda.Stream(non_blocking=True)
     with gpucnn.no_grad():
-        expected = [host(model(gpucnn.tensor(a, out.device))) for a in images]
-        xp.cuda.Device(out.device.index).synchronize()
+        expected = [host(model(gpucnn.tensor(a, reporter.device))) for a in images]
+        xp.cuda.Device(reporter.device.index).synchronize()
         with stream, xp.cuda.using_allocator(pool.malloc):
-            model(x)  # what is compiled, and what the pool needs, is there after this
+            model(x)  # compiles the kernels and fills the pool
             stream.synchronize()
             stream.begin_capture()
             try:
@@ -166,27 +171,29 @@ def _graph(out: Out) -> None:
                 if host(y).tobytes() != right.tobytes():
                     wrong.append(number)
     if wrong:
-        out.fail("graph", f"replay {wrong[0] + 1} of 2 has other bits than plain launches")
+        reporter.fail("graph", f"replay {wrong[0] + 1} of 2 differs from plain launches")
     else:
-        out.ok("graph", f"two replays to the bit, {launched * 1e6:.0f} us to launch one")
+        reporter.ok(
+            "graph", f"two replays are bit-identical; a launch takes {launched * 1e6:.0f} us"
+        )
 
 
-def _peers(out: Out) -> None:
-    """Copies between two cards, both ways."""
-    xp = out.device.xp
+def _peers(reporter: Reporter) -> None:
+    """Copies between two GPUs, in both directions."""
+    xp = reporter.device.xp
     runtime = xp.cuda.runtime
     count = runtime.getDeviceCount()
     if count < 2:
-        out.skip("peer copies", "one card")
+        reporter.skip("peer copies", "there is only one GPU")
         return
-    here, there = out.device.index, (out.device.index + 1) % count
+    here, there = reporter.device.index, (reporter.device.index + 1) % count
     direct = [runtime.deviceCanAccessPeer(a, b) for a, b in ((here, there), (there, here))]
     numbers = np.random.default_rng(8).standard_normal(2**20).astype(np.float32)
     x = gpucnn.tensor(numbers, f"cuda:{here}")
     for a, b in ((here, there), (there, here)):
         x = x.to(f"cuda:{b}")
         if str(x.device) != f"cuda:{b}" or host(x).tobytes() != numbers.tobytes():
-            out.fail("peer copies", f"other bits after a copy from cuda:{a} to cuda:{b}")
+            reporter.fail("peer copies", f"different bits after a copy from cuda:{a} to cuda:{b}")
             return
     with xp.cuda.Device(here):
         source = xp.asarray(numbers)
@@ -195,6 +202,8 @@ def _peers(out: Out) -> None:
         target.data.copy_from_device(source.data, source.nbytes)
         xp.cuda.Device(there).synchronize()
     if target.get().tobytes() != numbers.tobytes():
-        out.fail("peer copies", f"other bits after CuPy's copy from cuda:{here} to cuda:{there}")
+        reporter.fail(
+            "peer copies", f"different bits after CuPy's copy from cuda:{here} to cuda:{there}"
+        )
         return
-    out.ok("peer copies", f"cuda:{here} and cuda:{there}, access without the host: {direct}")
+    reporter.ok("peer copies", f"cuda:{here} and cuda:{there}, direct access: {direct}")

@@ -1,10 +1,10 @@
-"""Small programs that another process runs: under a tool of NVIDIA's, or with a cache of its own.
+"""Programs that a part of a check runs in another process: under a tool, or with an empty cache.
 
 After `python -m gpucnn.commands.check.`:
 
-program kernels DEVICE              every kernel once, CuPy's pool off
-program step DEVICE MODEL BATCH     a warmed step, between profiler marks
-program compile DEVICE FILE ...     {"file": ..., "seconds": ...} a line
+    program kernels DEVICE              run every kernel once, without CuPy's memory pool
+    program step DEVICE MODEL BATCH     run a warmed-up step between profiler marks
+    program compile DEVICE FILE ...     print {"file": ..., "seconds": ...} for each file
 """
 
 import json
@@ -17,16 +17,17 @@ import numpy as np
 
 import gpucnn
 from gpucnn import cuda, models, ops, optim
+from gpucnn.commands.check.child import end_with_parent
 from gpucnn.commands.check.kernels import bound, cases
-from gpucnn.commands.check.part import end_with_the_parent
 from gpucnn.device import Device
 
 
 def kernels(device: str) -> int:
-    """Exit status 1 if one is beyond its bound; a tool that slows them down changes no number."""
-    place = Device.parse(device)
-    if place.kind == "cuda":
-        place.xp.cuda.set_allocator(None)  # an array an allocation: an overrun leaves it
+    """Exit status 1 if the error of a case exceeds its bound."""
+    target = Device.parse(device)
+    if target.kind == "cuda":
+        # One allocation per array: an overrun then leaves the allocation, and the tool sees it.
+        target.xp.cuda.set_allocator(None)
     wrong = 0
     for name, case in cases(np.random.default_rng(20), device):
         error = case()
@@ -38,36 +39,39 @@ def kernels(device: str) -> int:
 
 
 def step(device: str, model: str, batch: str) -> int:
-    place = Device.parse(device)
-    run = training_step(place, model, int(batch))
+    """Run three steps to warm up, then one between profiler marks."""
+    target = Device.parse(device)
+    run = training_step(target, model, int(batch))
     for _ in range(3):
         run()
-    xp = place.xp
-    xp.cuda.Device(place.index).synchronize()
-    if place.kind == "cuda":
+    xp = target.xp
+    xp.cuda.Device(target.index).synchronize()
+    if target.kind == "cuda":
         xp.cuda.profiler.start()
     run()
-    xp.cuda.Device(place.index).synchronize()
-    if place.kind == "cuda":
+    xp.cuda.Device(target.index).synchronize()
+    if target.kind == "cuda":
         xp.cuda.profiler.stop()
     return 0
 
 
 def compile_files(device: str, *files: str) -> int:
-    place = Device.parse(device)
-    place.xp.cuda.Device(place.index).synchronize()  # the context is not the compiler's time
+    """Compile each file and print its name and seconds as a JSON line."""
+    target = Device.parse(device)
+    # Create the CUDA context now: its time is not the compiler's.
+    target.xp.cuda.Device(target.index).synchronize()
     for file in files:
         start = time.perf_counter()
-        cuda.compile_file(place, file)
+        cuda.compile_file(target, file)
         seconds = time.perf_counter() - start
         print(json.dumps({"file": file, "seconds": seconds}), flush=True)
     return 0
 
 
 def training_step(device: Device, name: str, batch: int) -> Callable[[], gpucnn.Tensor]:
-    """A step of SGD on one batch of random images; it gives the loss.
+    """An SGD step on one batch of random images, which returns the loss.
 
-    Call it inside `with device.xp.cuda.Device(device.index)` or on device 0.
+    Call it inside `with device.xp.cuda.Device(device.index)`, or with device 0.
     """
     gpucnn.manual_seed(0)
     model = models.build(name, generator=np.random.default_rng(0)).to(device)
@@ -89,7 +93,7 @@ def training_step(device: Device, name: str, batch: int) -> Callable[[], gpucnn.
 
 if __name__ == "__main__":
     if "GPUCNN_CHECK_PARENT" in os.environ:
-        end_with_the_parent()
+        end_with_parent()
     programs: dict[str, Callable[..., int]] = {
         "kernels": kernels,
         "step": step,

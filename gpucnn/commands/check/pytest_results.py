@@ -1,8 +1,8 @@
-"""A plugin of pytest's that writes each test's result to a file at once, as a JSON line.
+"""A pytest plugin that writes the result of each test to a file at once, as a JSON line.
 
     GPUCNN_CHECK_RESULTS=FILE pytest -p gpucnn.commands.check.pytest_results
 
-pytest itself shows why a test failed when all have run, and a part of a check may end before.
+pytest itself explains failures only after all tests have run; the part may be ended before that.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    """Called for a test's set-up, call and tear-down; with pytest-xdist, in the controller too."""
+    """Called after set-up, call and tear-down; with pytest-xdist in the controller too."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
     failed = report.outcome == "failed"

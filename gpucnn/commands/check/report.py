@@ -1,4 +1,4 @@
-"""The report of a check: what each part found, as report.md and report.json."""
+"""The report of a check: the findings of each part, as report.md and report.json."""
 
 import json
 import os
@@ -12,12 +12,12 @@ from typing import Any
 import gpucnn
 
 _MARKS = {"ok": "ok", "note": "note", "skip": "skipped", "fail": "FAILED"}
-_FAILURES = 8  # named in the summary
+_MAX_FAILURES = 8  # listed in the summary
 
 
 @dataclass
 class PartReport:
-    """What one part has found so far."""
+    """The findings of one part so far."""
 
     name: str
     title: str
@@ -27,23 +27,23 @@ class PartReport:
     findings: list[dict[str, str]] = field(default_factory=list)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # rows by title
     headlines: list[str] = field(default_factory=list)
-    at: str = ""  # the case at work
+    case: str = ""  # the current one
 
     def add(self, state: str, what: str, found: str, remedy: str = "") -> None:
         self.findings.append({"state": state, "what": what, "found": found, "remedy": remedy})
 
     @property
     def state(self) -> str:
-        """ok, skip if all of it was skipped, or fail; "running" or "waiting" before its end."""
+        """ok, skip (everything was skipped) or fail; "waiting" or "running" until it is done."""
         states = {finding["state"] for finding in self.findings}
         if "fail" in states:
             return "fail"
         if not self.done:
-            return "running" if self.at or states or self.tables else "waiting"
+            return "running" if self.case or states or self.tables else "waiting"
         return "skip" if states == {"skip"} and not self.tables else "ok"
 
     def line(self) -> str:
-        """The part in one line."""
+        """One line for the summary."""
         mark = _MARKS.get(self.state, self.state)
         words = list(self.headlines)
         failed = sum(finding["state"] == "fail" for finding in self.findings)
@@ -51,8 +51,8 @@ class PartReport:
             words.insert(0, f"{failed} failed")
         if self.state == "skip":
             words.append(self.findings[0]["found"].splitlines()[0])
-        if self.state == "running" and self.at:
-            words.append(f"at {self.at}")
+        if self.state == "running" and self.case:
+            words.append(f"at {self.case}")
         return f"{self.name:<10} {mark:<8} {self.seconds:5.1f} s  {'; '.join(words)}".rstrip()
 
     def markdown(self, number: int) -> list[str]:
@@ -68,7 +68,7 @@ class PartReport:
 
 @dataclass
 class Report:
-    """All parts, and the files that show them."""
+    """The findings of all parts, and the files that show them."""
 
     folder: Path
     device: str
@@ -82,18 +82,18 @@ class Report:
     started: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S %z"))
     begin: float = field(default_factory=time.monotonic)
 
-    def keep_the_one_before(self) -> None:
-        """Move an earlier run's report out of the way, to report.before.md and .json."""
+    def keep_previous(self) -> None:
+        """Rename the report of an earlier run to report.before.md and report.before.json."""
         for suffix in (".md", ".json"):
             path = self.folder / f"report{suffix}"
             if path.exists():
                 os.replace(path, self.folder / f"report.before{suffix}")
 
-    def take(self, part: PartReport, event: dict[str, Any]) -> None:
-        """Add one event of a part, as part.py describes them."""
+    def handle(self, part: PartReport, event: dict[str, Any]) -> None:
+        """Add an event of a part; part.py describes them."""
         ((kind, value),) = event.items()
         if kind == "begin":
-            part.at = value
+            part.case = value
         elif kind == "finding":
             part.findings.append(value)
         elif kind == "row":
@@ -106,7 +106,7 @@ class Report:
             self.unusable = value
 
     def write(self) -> None:
-        """Both files, each replaced as a whole: whoever reads one never sees half of it."""
+        """Write both files, each atomically: a reader never sees a partial report."""
         content = {
             "gpucnn": gpucnn.__version__,
             "command": _command(),
@@ -128,18 +128,21 @@ class Report:
         lines = [
             f"# gpucnn check: {self.device}" + (f", {card}" if card else ""),
             "",
-            f"gpucnn {gpucnn.__version__}, `{_command()}`, begun {self.started}",
+            f"gpucnn {gpucnn.__version__}, `{_command()}`, started {self.started}",
             "",
         ]
         if self.device == "cudasim":
-            lines += ["Times and speeds are the simulator's: they say nothing about a GPU.", ""]
+            lines += [
+                "Times and speeds are those of the simulator: they say nothing about a GPU.",
+                "",
+            ]
         for number, part in enumerate(self.parts, 1):
             lines += part.markdown(number)
         lines += ["## Summary", "", "```", *self.summary(), "```"]
         return "\n".join(lines) + "\n"
 
     def summary(self) -> list[str]:
-        """About 20 lines: the verdict, each part, the first failures."""
+        """At most 20 lines: the verdict, each part, the first failures."""
         failures = [
             f"  {part.name}: {finding['what']}: {finding['found'].splitlines()[0]:.150}"
             for part in self.parts
@@ -149,17 +152,17 @@ class Report:
         failed = sum(part.state == "fail" for part in self.parts)
         verdict = f"{failed} of {len(self.parts)} parts failed" if failed else "nothing failed"
         if self.stopped:
-            verdict += ", stopped before its end"
+            verdict += ", interrupted"
         elif not self.finished:
-            verdict += " so far; still running, or cut"
+            verdict += " so far; still running, or killed"
         seconds = time.monotonic() - self.begin
         card = self.facts.get("card")
         lines = [f"{self.device}{f' ({card})' if card else ''}: {verdict}, {seconds:.0f} s"]
         lines += [part.line() for part in self.parts]
         if failures:
-            lines += ["failed:", *failures[:_FAILURES]]
-        if len(failures) > _FAILURES:
-            lines.append(f"  and {len(failures) - _FAILURES} more")
+            lines += ["failed:", *failures[:_MAX_FAILURES]]
+        if len(failures) > _MAX_FAILURES:
+            lines.append(f"  and {len(failures) - _MAX_FAILURES} more")
         return lines
 
 
@@ -168,7 +171,7 @@ def _command() -> str:
 
 
 def _finding(finding: dict[str, str]) -> list[str]:
-    """A list item; a long remedy, such as a traceback, in a block of its own."""
+    """A list item; a remedy of several lines, such as a traceback, becomes a code block."""
     found, remedy = finding["found"].strip(), finding["remedy"].strip()
     first, *rest = found.splitlines() or [""]
     line = f"- {_MARKS[finding['state']]}: {finding['what']}"

@@ -1,4 +1,8 @@
-"""Runs the parts: a process for each, ended at its limit, its findings written as they come."""
+"""Run the parts of a check, each in a process of its own, and write their findings as they come.
+
+A process that crashes or hangs is replaced by another, which continues after the case at fault.  A
+part is ended at its time limit, with every process that it started.
+"""
 
 import contextlib
 import dataclasses
@@ -19,35 +23,22 @@ from typing import Any
 from gpucnn.commands.check.part import LOST, Task
 from gpucnn.commands.check.report import PartReport, Report
 
-ROOT = Path(__file__).parents[2]  # of a checkout, or site-packages
+ROOT = Path(__file__).parents[3]  # the root of the checkout, or site-packages
 CHECKOUT = (ROOT / "pyproject.toml").is_file()
-_LOG = 40  # lines of a crashed part's standard error
-_WORTH = 2.0  # seconds: with less left, a part is not started again
+_LOG_LINES = 40  # lines to report of a crashed part's standard error
+_MIN_RESTART = 2.0  # seconds; with less time left, a part is not restarted
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a part is called, and the seconds that it has."""
+    """A part of a check and its time limits, in seconds."""
 
     name: str
     title: str
     seconds: float
-    quick: float  # seconds with --quick
-    case: float = 1.0  # share of these that one case may take before it counts as hanging
-    module: str = ""  # whose function `examine` it is; gpucnn.commands.check.NAME if none is given
-
-
-PARTS = (
-    Part("machine", "Versions, driver, card and its ceilings", 30, 25),
-    Part("agreement", "Every kernel beside NumPy", 85, 60, 0.5),
-    Part("compiled", "Compile times, registers and local memory", 50, 25),
-    Part("suite", "The tests for GPUs", 120, 30),
-    Part("sanitizer", "compute-sanitizer", 60, 20),
-    Part("step", "The training step", 75, 30),
-    Part("peer", "PyTorch beside it", 75, 25),
-    Part("profiles", "Each kernel of a step", 50, 20),
-    Part("probes", "DLPack, memory, streams, graphs, peers", 25, 15, 0.5),
-)
+    quick: float  # limit with --quick
+    case: float = 1.0  # the share of the limit that one case may take before it counts as hanging
+    module: str = ""  # the module with `examine`; default: gpucnn.commands.check.NAME
 
 
 def run(
@@ -55,29 +46,30 @@ def run(
     quick: bool,
     model: str,
     folder: Path,
-    chosen: Sequence[Part] = PARTS,
+    parts: Sequence[Part],
     limit: float | None = None,
 ) -> int:
-    """Run these parts and write the report; exit status 0, 1 if a part failed, 130 if stopped.
+    """Run the parts and write the report to `folder`.
 
-    limit is the most seconds that a part may take.
+    limit, in seconds, caps the time limit of each part.  Returns the exit status: 0, 1 if a part
+    failed, 130 if interrupted.
     """
     report = Report(folder, device, quick, model)
-    report.keep_the_one_before()
-    for part in chosen:
+    report.keep_previous()
+    for part in parts:
         seconds = part.quick if quick else part.seconds
         seconds = min(seconds, limit) if limit else seconds
         report.parts.append(PartReport(part.name, part.title, seconds))
     status = 0
     try:
-        for part, found in zip(chosen, report.parts, strict=True):
+        for part, part_report in zip(parts, report.parts, strict=True):
             if report.unusable:
-                found.add("skip", "not run", report.unusable)
+                part_report.add("skip", "not run", report.unusable)
             else:
-                _Runner(part, found, report).run()
-            found.done = True
+                _PartRunner(part, part_report, report).run()
+            part_report.done = True
             report.write()
-            print(found.line(), flush=True)
+            print(part_report.line(), flush=True)
     except KeyboardInterrupt:
         report.stopped = True
         status = 130
@@ -88,98 +80,99 @@ def run(
     return status or int(any(part.state == "fail" for part in report.parts))
 
 
-class _Runner:
-    """One part: as many processes as crashes and hangs make necessary."""
+class _PartRunner:
+    """Runs one part, in as many processes as crashes and hangs require."""
 
-    def __init__(self, part: Part, found: PartReport, report: Report) -> None:
-        self.part, self.found, self.report = part, found, report
-        self.seen: list[str] = []  # cases that were begun
-        self.excuse = ""  # of the last of them
+    def __init__(self, part: Part, part_report: PartReport, report: Report) -> None:
+        self.part, self.part_report, self.report = part, part_report, report
+        self.begun: list[str] = []  # the cases begun so far
+        self.excuse = ""  # of the last one
         self.start = time.monotonic()
 
     def run(self) -> None:
-        while self._once():
+        while self._run_process():
             pass
-        self.found.seconds = time.monotonic() - self.start
-        if not self.found.findings and not self.found.tables:
-            self.found.add("fail", "the part", "said nothing")
+        self.part_report.seconds = time.monotonic() - self.start
+        if not self.part_report.findings and not self.part_report.tables:
+            self.part_report.add("fail", "the part", "reported nothing")
 
-    def _left(self) -> float:
-        return self.start + self.found.limit - time.monotonic()
+    def _seconds_left(self) -> float:
+        return self.start + self.part_report.limit - time.monotonic()
 
-    def _once(self) -> bool:
-        """Run a process to its end; whether another has to go on after it."""
+    def _run_process(self) -> bool:
+        """Run one process to its end; True if another must continue after it."""
         task = Task(
             self.report.device,
             self.report.quick,
             self.report.model,
-            self._left(),
-            self.seen,
+            self._seconds_left(),
+            self.begun,
             self.report.facts,
         )
-        begun = len(self.seen)
+        begun_before = len(self.begun)
         with tempfile.TemporaryFile() as log:
             child = _Child(self.part.module or f"gpucnn.commands.check.{self.part.name}", task, log)
             try:
                 reason = self._listen(child)
             finally:
-                child.end()
+                child.kill()
             status = child.process.returncode
             if not reason and status not in (0, LOST):
-                reason = f"its process ended with {_name(status)}"
+                reason = f"its process ended with {_status_name(status)}"
+            progressed = len(self.begun) > begun_before
             if reason:
                 log.seek(0)
-                lines = log.read().decode(errors="replace").splitlines()[-_LOG:]
-                where = self.seen[-1] if len(self.seen) > begun else "its start"
-                if self.excuse and self._left() <= 0:
-                    self.found.add("note", where, f"{reason}: {self.excuse}")
+                lines = log.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
+                case = self.begun[-1] if progressed else "startup"
+                if self.excuse and self._seconds_left() <= 0:
+                    self.part_report.add("note", case, f"{reason}: {self.excuse}")
                 else:
-                    self.found.add("fail", where, reason, "\n".join(lines))
+                    self.part_report.add("fail", case, reason, "\n".join(lines))
                 self.report.write()
-        going_on = bool(reason) or status == LOST
-        return going_on and len(self.seen) > begun and self._left() > _WORTH
+        unfinished = bool(reason) or status == LOST
+        return unfinished and progressed and self._seconds_left() > _MIN_RESTART
 
     def _listen(self, child: "_Child") -> str:
-        """Take what the child says until it is done: ""; or why it has to be ended."""
-        case_limit = self.found.limit * self.part.case
+        """Handle the child's events to the last; return "", or why the child must be killed."""
+        case_limit = self.part_report.limit * self.part.case
         case_end = time.monotonic() + case_limit
         while True:
             now = time.monotonic()
             try:
-                event = child.events.get(timeout=max(min(self._left(), case_end - now), 0))
+                event = child.events.get(timeout=max(min(self._seconds_left(), case_end - now), 0))
             except queue.Empty:
-                if self._left() <= 0:
-                    return f"ended at the part's limit of {self.found.limit:.0f} s"
+                if self._seconds_left() <= 0:
+                    return f"ended at the part's limit of {self.part_report.limit:.0f} s"
                 return f"hangs: ended after {case_limit:.0f} s"
             while event is not None:
                 if "begin" in event:
-                    self.seen.append(event["begin"])
+                    self.begun.append(event["begin"])
                     self.excuse = ""
                     case_end = time.monotonic() + case_limit
                 self.excuse = event.get("excuse", self.excuse)
-                self.report.take(self.found, event)
+                self.report.handle(self.part_report, event)
                 try:
                     event = child.events.get_nowait()
                 except queue.Empty:
                     break
             else:
-                return child.wait(self._left())
-            self.found.seconds = time.monotonic() - self.start
+                return child.wait(self._seconds_left())
+            self.part_report.seconds = time.monotonic() - self.start
             self.report.write()
 
 
 class _Child:
-    """A part's process, and a queue of what it says; None at the end."""
+    """The process of a part, and a queue of its events; None marks the end."""
 
     def __init__(self, module: str, task: Task, log: Any) -> None:
         self.events: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "gpucnn.commands.check.part", module, _json(task)],
-            stdin=subprocess.PIPE,  # held open: it closes when this process ends, however it ends
+            [sys.executable, "-P", "-m", "gpucnn.commands.check.child", module, _json(task)],
+            stdin=subprocess.PIPE,  # closes when this process ends: end_with_parent in child.py
             stdout=subprocess.PIPE,
             stderr=log,
             env=environment(),
-            start_new_session=True,  # a group of its own, to be ended with all that it started
+            start_new_session=True,  # a process group, so that its children can be killed too
         )
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -188,29 +181,29 @@ class _Child:
         for line in self.process.stdout:
             try:
                 event = json.loads(line)
-            except ValueError:  # half a line of a process that was killed
+            except ValueError:  # a partial line: the process was killed
                 continue
             self.events.put(event)
         self.events.put(None)
 
     def wait(self, seconds: float) -> str:
-        """Wait for a process that has said all: "" when it has ended, or why it has to be."""
+        """Wait for the process to end after its last event; return "", or why to kill it."""
         try:
             self.process.wait(max(seconds, 0))
         except subprocess.TimeoutExpired:
-            return "its process was done, and did not end"
+            return "its process finished its work but did not exit"
         return ""
 
-    def end(self) -> None:
-        """End it with everything that it started; nothing happens if it has ended."""
-        end_group(self.process)
+    def kill(self) -> None:
+        """Kill the process and everything that it started; do nothing if it has ended."""
+        kill_group(self.process)
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
 
 
-def end_group(process: subprocess.Popen[Any]) -> None:
-    """End a process that leads a group, and the group."""
+def kill_group(process: subprocess.Popen[Any]) -> None:
+    """Kill a process that leads a process group, and the group."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -219,12 +212,12 @@ def end_group(process: subprocess.Popen[Any]) -> None:
     process.wait()
 
 
-def environment(**more: str) -> dict[str, str]:
-    """A child's environment, in which it imports this gpucnn."""
-    env = {**os.environ, **more}
-    if CHECKOUT:  # wherever the working directory is
-        before = env.get("PYTHONPATH")
-        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
+def environment(**variables: str) -> dict[str, str]:
+    """The environment for a child process that imports this gpucnn, whatever its directory."""
+    env = {**os.environ, **variables}
+    if CHECKOUT:
+        paths = env.get("PYTHONPATH")
+        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([paths] if paths else [])])
     return env
 
 
@@ -232,8 +225,8 @@ def _json(task: Task) -> str:
     return json.dumps(dataclasses.asdict(task))
 
 
-def _name(status: int) -> str:
-    """An exit status in words."""
+def _status_name(status: int) -> str:
+    """An exit status in words: "exit status 3" or "SIGSEGV"."""
     if status >= 0:
         return f"exit status {status}"
     try:

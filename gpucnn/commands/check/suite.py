@@ -1,4 +1,4 @@
-"""Part 4: the tests for GPUs, if gpucnn is imported from a checkout."""
+"""Part 4: the GPU tests, if gpucnn is imported from a checkout."""
 
 import importlib.util
 import json
@@ -10,37 +10,39 @@ from collections import Counter
 from pathlib import Path
 from typing import TextIO
 
-from gpucnn.commands.check.part import Out
+from gpucnn.commands.check.part import Reporter
 from gpucnn.commands.check.runner import CHECKOUT, ROOT, environment
 from gpucnn.cpu import usable_cores
 
-_MARGIN = 3.0  # seconds between the end of the tests and that of the part
-_WORKERS = 8  # each has a CUDA context of its own: about half a GiB
-_NAMED = 20  # failures
-_LINES = 25  # of what pytest says of one
-# On the simulator, what a quick run has time for
-_FEW = "cudasim and (refuses or devices_do_not_meet or loader)"
+_MARGIN = 3.0  # seconds between the end of the tests and the part's time limit
+_WORKERS = 8  # each has its own CUDA context: about half a GiB
+_MAX_FAILURES = 20  # reported one by one
+_OUTPUT_LINES = 25  # of pytest's output for a failure
+# The tests for a quick run on the simulator
+_QUICK_TESTS = "cudasim and (refuses or devices_do_not_meet or loader)"
 
 
-def examine(out: Out) -> None:
+def examine(reporter: Reporter) -> None:
     if not (CHECKOUT and (ROOT / "tests").is_dir()):
-        out.skip("tests", "gpucnn is installed, and the tests are in a checkout", "git clone it")
+        reporter.skip(
+            "tests", "the tests are in a checkout, gpucnn is installed", "clone the repository"
+        )
     elif importlib.util.find_spec("pytest") is None:
-        out.skip("tests", "pytest is not installed", 'pip install "gpucnn[test]"')
+        reporter.skip("tests", "pytest is not installed", 'pip install "gpucnn[test]"')
     else:
-        out.run("tests", _tests, out)
+        reporter.run("tests", _tests, reporter)
 
 
-def _tests(out: Out) -> None:
+def _tests(reporter: Reporter) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-W", "default", "--tb=short", "--color=no"]
     command += ["-p", "no:cacheprovider", "-p", "gpucnn.commands.check.pytest_results"]
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(min(usable_cores(), _WORKERS)), "--dist", "loadfile"]
-    command += ["-m", "not slow" if out.simulated else "gpu and not slow"]
-    if out.task.quick:
+    command += ["-m", "not slow" if reporter.simulated else "gpu and not slow"]
+    if reporter.task.quick:
         command += ["tests/gpu"]
-    if out.simulated:
-        command += ["-k", _FEW if out.task.quick else "cudasim"]
+    if reporter.simulated:
+        command += ["-k", _QUICK_TESTS if reporter.task.quick else "cudasim"]
     with tempfile.TemporaryDirectory() as folder:
         output, path = Path(folder, "output"), Path(folder, "results")
         path.touch()
@@ -54,28 +56,28 @@ def _tests(out: Out) -> None:
                 stderr=subprocess.STDOUT,
                 env=env,
             )
-        results = Results(out)
+        results = Results(reporter)
         with open(path, encoding="utf-8") as lines:
-            while process.poll() is None and out.left() > _MARGIN:
+            while process.poll() is None and reporter.seconds_left() > _MARGIN:
                 time.sleep(0.2)
                 results.read(lines)
             results.read(lines)
-        # Tests that are still at work end with this process: the runner ends its group.
+        # The runner kills the process group of this part, and with it tests that still run.
         results.close(process.poll(), output.read_text(errors="replace"))
 
 
 class Results:
-    """What became of the tests so far; a failure is said at once."""
+    """Reads test results as they appear, and reports each failure at once."""
 
-    def __init__(self, out: Out) -> None:
-        self._out = out
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
         self._counts: Counter[str] = Counter()
         self._failed = 0
         self._last = "none"
-        self._rest = ""  # of a line that is not complete
+        self._rest = ""  # an incomplete line
 
     def read(self, file: TextIO) -> None:
-        """Take what is new in the file of pytest_results.py."""
+        """Read the new lines of the file that pytest_results.py writes."""
         *lines, self._rest = (self._rest + file.read()).split("\n")
         for line in lines:
             result = json.loads(line)
@@ -83,25 +85,30 @@ class Results:
             self._counts[result["outcome"]] += 1
             if result["text"]:
                 self._failed += 1
-                if self._failed <= _NAMED:
+                if self._failed <= _MAX_FAILURES:
                     self._fail(result["text"].strip().splitlines())
 
     def _fail(self, text: list[str]) -> None:
         reason = next((line for line in reversed(text) if line.startswith("E ")), text[-1])
-        self._out.fail(self._last, reason.removeprefix("E").strip(), "\n".join(text[-_LINES:]))
+        self._reporter.fail(
+            self._last, reason.removeprefix("E").strip(), "\n".join(text[-_OUTPUT_LINES:])
+        )
 
     def close(self, status: int | None, output: str) -> None:
-        """status: pytest's, or None if it is still at work; output: what it printed."""
+        """Report the outcome.  status: pytest's, None if it still runs; output: what it printed."""
         counts = sorted(self._counts.items())
-        found = ", ".join(f"{n} {name}" for name, n in counts) or "none ran"
-        if self._failed > _NAMED:
-            self._out.fail("tests", f"{self._failed - _NAMED} more failed")
+        outcomes = ", ".join(f"{n} {name}" for name, n in counts) or "none ran"
+        if self._failed > _MAX_FAILURES:
+            self._reporter.fail("tests", f"{self._failed - _MAX_FAILURES} more failed")
         if status is None:
-            cut = f"{found}, and then there was no time left, after {self._last}"
-            self._out.note("tests", cut, "run them by themselves: pytest -m gpu")
+            self._reporter.note(
+                "tests",
+                f"{outcomes}; the time limit came after {self._last}",
+                "run them separately: pytest -m gpu",
+            )
         elif status == 0:
-            self._out.ok("tests", found)
+            self._reporter.ok("tests", outcomes)
         elif not self._failed:
-            end = "\n".join(output.strip().splitlines()[-_LINES:])
-            self._out.fail("tests", f"pytest ended with status {status}: {found}", end)
-        self._out.headline(found + (", then cut" if status is None else ""))
+            end = "\n".join(output.strip().splitlines()[-_OUTPUT_LINES:])
+            self._reporter.fail("tests", f"pytest ended with status {status}: {outcomes}", end)
+        self._reporter.headline(outcomes + (", then stopped" if status is None else ""))

@@ -1,4 +1,4 @@
-"""NVIDIA's command-line tools: where they are, and how to get one that is missing."""
+"""Find and run NVIDIA's command-line tools."""
 
 import glob
 import importlib.util
@@ -8,15 +8,15 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 
-from gpucnn.commands.check.part import Out
-from gpucnn.commands.check.runner import end_group, environment
+from gpucnn.commands.check.part import Reporter
+from gpucnn.commands.check.runner import environment, kill_group
 
 _FOLDERS = {
     "compute-sanitizer": ("compute-sanitizer", "extras/compute-sanitizer", "bin"),
     "ncu": ("bin", "nsight-compute-*"),
 }
 _NSIGHT = ("/opt/nvidia/nsight-compute/*/ncu", "/usr/local/NVIDIA-Nsight-Compute*/ncu")
-GET = {
+INSTALL = {
     "compute-sanitizer": "it is part of the CUDA toolkit: apt install cuda-sanitizer-13-0, or "
     "conda install -c nvidia cuda-sanitizer-api",
     "ncu": "it is part of the CUDA toolkit: apt install cuda-nsight-compute-13-0, or conda "
@@ -26,14 +26,14 @@ GET = {
 
 @dataclass(frozen=True)
 class Output:
-    """What a command printed, until it ended or was ended."""
+    """What a command printed until it ended, or until its time limit."""
 
     text: str
-    status: int | None  # None: ended at its limit
+    status: int | None  # None: killed at its time limit
 
 
 def find(tool: str) -> str | None:
-    """The path of the tool: on PATH, in a toolkit, in a wheel of NVIDIA's."""
+    """Look for the tool on PATH, in CUDA toolkits and in NVIDIA's wheels; None if not found."""
     path = shutil.which(tool)
     if path:
         return path
@@ -44,29 +44,30 @@ def find(tool: str) -> str | None:
         roots += sorted(glob.glob(f"{folder}/*"), reverse=True)
     patterns = [f"{root}/{inside}/{tool}" for root in roots if root for inside in _FOLDERS[tool]]
     for pattern in [*patterns, *(_NSIGHT if tool == "ncu" else ())]:
-        for found in sorted(glob.glob(pattern), reverse=True):
-            if os.access(found, os.X_OK):
-                return str(found)
+        for candidate in sorted(glob.glob(pattern), reverse=True):
+            if os.access(candidate, os.X_OK):
+                return str(candidate)
     return None
 
 
-def find_or_skip(out: Out, tool: str) -> str | None:
-    """The path, or a line that says how to get the tool."""
+def find_or_skip(reporter: Reporter, tool: str) -> str | None:
+    """The path of the tool; if it is missing, None and a finding that says how to install it."""
     path = find(tool)
     if path is None:
-        out.skip(tool, "not installed", GET[tool])
+        reporter.skip(tool, "not installed", INSTALL[tool])
     return path
 
 
 def output(command: list[str], seconds: float, **env: str) -> Output:
-    """Run a program of program.py, under a tool or not, for at most so long.
+    """Run a command, such as a program of program.py under a tool, for at most `seconds`.
 
-    Its text is both streams together.  With the command ends everything that it started.
+    The text is standard output and standard error together.  Processes that the command leaves
+    behind are killed.
     """
-    with tempfile.TemporaryFile() as file:  # a pipe would stay open in what it started
+    with tempfile.TemporaryFile() as file:  # a pipe would stay open in those processes
         process = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,  # held open: end_with_the_parent waits for its end
+            stdin=subprocess.PIPE,  # closes with this process: end_with_parent in child.py
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environment(GPUCNN_CHECK_PARENT="1", **env),
@@ -77,7 +78,7 @@ def output(command: list[str], seconds: float, **env: str) -> Output:
         except subprocess.TimeoutExpired:
             status = None
         finally:
-            end_group(process)
+            kill_group(process)
             if process.stdin is not None:
                 process.stdin.close()
         file.seek(0)

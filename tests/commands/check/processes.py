@@ -1,11 +1,11 @@
-"""What became of a process."""
+"""Whether a process has ended."""
 
 import time
 from pathlib import Path
 
 
 def is_gone(pid: int, within: float = 10.0) -> bool:
-    """Whether the process has ended, or ends soon; one that nobody waited for counts as ended."""
+    """Whether the process ends within so many seconds; a zombie counts as ended."""
     end = time.monotonic() + within
     while time.monotonic() < end:
         try:

@@ -13,7 +13,7 @@ import pytest
 from processes import is_gone
 
 from gpucnn.commands import main
-from gpucnn.commands.check import runner
+from gpucnn.commands.check import PARTS, runner
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are POSIX's")
 
@@ -78,7 +78,7 @@ def test_a_process_that_is_done_and_does_not_end_is_ended(tmp_path, monkeypatch,
     status, report, text = check(tmp_path, monkeypatch, "lingers", victims(3))
     assert status == 1
     assert states(report) == {"done": "ok", "lingers": "fail"}
-    assert "its process was done, and did not end" in text
+    assert "its process finished its work but did not exit" in text
 
 
 def test_a_run_that_is_killed_has_told_what_it_saw_and_leaves_no_process(tmp_path, pids):
@@ -100,7 +100,7 @@ def test_a_run_that_is_killed_has_told_what_it_saw_and_leaves_no_process(tmp_pat
     assert states(report) == {"fine": "ok", "before hanging": "ok"}
     assert not report["finished"]
     text = (tmp_path / "report.md").read_text()
-    assert "still running, or cut" in text
+    assert "still running, or killed" in text
     assert "at hangs" in text
     assert all(is_gone(int(pid)) for pid in pids.read_text().split())
 
@@ -132,7 +132,7 @@ def test_an_earlier_report_is_kept(tmp_path, monkeypatch, pids):
 def test_the_page_on_reports_has_every_part_in_its_order():
     page = (runner.ROOT / "docs" / "check.md").read_text()
     named = re.findall(r"^\*\*(\d) `(\w+)`", page, re.MULTILINE)
-    assert named == [(str(i), part.name) for i, part in enumerate(runner.PARTS, 1)]
+    assert named == [(str(i), part.name) for i, part in enumerate(PARTS, 1)]
 
 
 # --- the command ---

@@ -1,4 +1,4 @@
-"""A part of a check that crashes, hangs and fails, to see what becomes of it."""
+"""A part of a check whose cases fail, crash and hang."""
 
 import os
 import signal
@@ -8,53 +8,53 @@ import threading
 import time
 from pathlib import Path
 
-from gpucnn.commands.check.part import Out
+from gpucnn.commands.check.part import Reporter
 from gpucnn.errors import ShapeError
 
 
-def examine(out: Out) -> None:
+def examine(reporter: Reporter) -> None:
     for name in os.environ["VICTIMS"].split():
-        out.run(name, CASES[name], out)
+        reporter.run(name, CASES[name], reporter)
 
 
-def fine(out: Out) -> None:
-    out.row("Numbers", {"of": "a | b", "ms": 1.25})
-    out.ok("fine", "as it should be")
+def fine(reporter: Reporter) -> None:
+    reporter.row("Numbers", {"of": "a | b", "ms": 1.25})
+    reporter.ok("fine", "as it should be")
 
 
-def raises(out: Out) -> None:
+def raises(reporter: Reporter) -> None:
     raise ZeroDivisionError("a mistake")
 
 
-def mistaken(out: Out) -> None:
+def mistaken(reporter: Reporter) -> None:
     raise ShapeError("conv2d: x has 3 channels\n  build the layer with in_channels=3")
 
 
-def crashes(out: Out) -> None:
+def crashes(reporter: Reporter) -> None:
     print("the last words", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def hangs(out: Out) -> None:
-    """It starts a process that hangs too, and writes both numbers down."""
+def hangs(reporter: Reporter) -> None:
+    """Start a process that hangs too, and write both process IDs to a file."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     Path(os.environ["VICTIMS_PIDS"]).write_text(f"{os.getpid()} {child.pid}")
-    out.ok("before hanging")
+    reporter.ok("before hanging")
     time.sleep(600)
 
 
-def excused(out: Out) -> None:
-    out.excuse("others take as long")
+def excused(reporter: Reporter) -> None:
+    reporter.excuse("others take as long")
     time.sleep(600)
 
 
-def lingers(out: Out) -> None:
-    out.ok("done")
+def lingers(reporter: Reporter) -> None:
+    reporter.ok("done")
     threading.Thread(target=time.sleep, args=[600]).start()
 
 
-def last(out: Out) -> None:
-    out.ok("last", f"after all others, with {out.left():.0f} s left")
+def last(reporter: Reporter) -> None:
+    reporter.ok("last", f"after all others, with {reporter.seconds_left():.0f} s left")
 
 
 CASES = {

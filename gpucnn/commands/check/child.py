@@ -1,0 +1,44 @@
+"""Run one part of a check in a process of its own.
+
+    python -m gpucnn.commands.check.child MODULE TASK     TASK is a JSON object: the fields of Task
+
+The part's events go to standard output (part.py); everything else that the part or its kernels
+print goes to standard error.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+
+from gpucnn.commands.check.part import Reporter, Task
+
+
+def main() -> None:
+    module, task = sys.argv[1], Task(**json.loads(sys.argv[2]))
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # Python and kernels print to standard error, not among the events
+    end_with_parent()
+    importlib.import_module(module).examine(Reporter(task, stream))
+    stream.flush()
+
+
+def end_with_parent() -> None:
+    """Make this process and its group end when the parent does, however the parent ends.
+
+    The parent holds the other end of standard input, which closes when it ends.
+    """
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    os.read(0, 1)
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Every kernel and layer against the CPU: a fault in one is found and named."""
+
+import pytest
+from recorded import Recorded
+
+import gpucnn
+from gpucnn import cuda, nn
+from gpucnn.commands.check import agreement, kernels
+from gpucnn.cuda import compiler, launcher
+from gpucnn.ops.conv2d import cuda as conv2d_cuda
+
+
+@pytest.fixture
+def fault(monkeypatch):
+    """A function that puts a fault into the source of a kernel."""
+    assemble = compiler.assemble
+
+    def forget():
+        compiler.load_module.cache_clear()
+        launcher.checked_kernel.cache_clear()
+
+    def put(file, right, wrong):
+        assert right in assemble(file), "the kernel has changed: update the fault"
+
+        def assemble_with_fault(name, *rest):
+            text = assemble(name, *rest)
+            return text.replace(right, wrong) if name == file else text
+
+        monkeypatch.setattr(compiler, "assemble", assemble_with_fault)
+        forget()
+
+    yield put
+    forget()
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Only the cases of ReLU and pooling, which compile in a second."""
+
+    def cases(rng, gpu):
+        yield from kernels._elementwise(rng, gpu)
+        yield from kernels._pools(rng, gpu)
+
+    monkeypatch.setattr(agreement, "cases", cases)
+
+
+@pytest.mark.usefixtures("compiler", "few")
+def test_a_wrong_kernel_fails_its_case_and_no_other(fault):
+    fault("pool2d.cu", "value > best", "value >= best")  # ties go to the last
+    recorded = Recorded()
+    agreement._every_kernel(recorded.reporter)
+    failed = [what for what, state in recorded.states().items() if state == "fail"]
+    assert failed == ["max_pool2d"]
+    assert len(recorded.all("row")) == 6
+    finding = next(f for f in recorded.all("finding") if f["state"] == "fail")
+    assert "allowed 2e-06" in finding["found"]
+    assert "max_pool2d_forward" in finding["remedy"]
+
+
+@pytest.mark.usefixtures("compiler", "few")
+def test_a_kernel_that_does_not_compile_is_reported_with_the_compilers_words(fault):
+    fault("activation.cu", "__global__", "__global__ nonsense")
+    recorded = Recorded()
+    agreement._every_kernel(recorded.reporter)
+    states = recorded.states()
+    assert states["relu"] == states["leaky_relu"] == "fail"
+    assert "max_pool2d" in [row["cells"]["case"] for row in recorded.all("row")]
+    assert "nonsense" in recorded.text()
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_file_that_does_not_compile_is_named_before_its_cases_run(fault, monkeypatch):
+    fault("activation.cu", "__global__", "__global__ nonsense")
+    declared = {name: cuda.kernel(name) for name in ("relu_forward", "max_pool2d_forward")}
+    monkeypatch.setattr(cuda, "kernels", lambda: declared)
+    recorded = Recorded()
+    agreement._compile(recorded.reporter)
+    assert recorded.states() == {"compiling activation.cu": "fail", "compiling": "note"}
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_layer_that_differs_from_the_cpus_is_named(monkeypatch):
+    recorded = Recorded()
+    layer = nn.ReLU()
+    agreement._layer(recorded.reporter, "lenet5", "ReLU", layer, (2, 3, 3, 4))
+    assert recorded.states() == {}
+    monkeypatch.setattr(agreement, "largest", lambda ours, theirs: 1e-3)
+    agreement._layer(recorded.reporter, "lenet5", "ReLU", layer, (2, 3, 3, 4))
+    assert recorded.states() == {"lenet5: ReLU, batch 2": "fail"}
+
+
+def test_the_cases_leave_the_choice_of_kernels_as_it_was():
+    before = gpucnn.get_conv_algorithm(), vars(conv2d_cuda).copy()
+    with kernels.every_way("plain", (128, 128)):
+        assert conv2d_cuda._tile(1, 1, 1) == (128, 128)
+    assert (gpucnn.get_conv_algorithm(), vars(conv2d_cuda)) == before

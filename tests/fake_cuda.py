@@ -1,0 +1,69 @@
+"""A stand-in for cupy.cuda: a device with a clock of its own."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+
+class TimedDevice:
+    """A gpucnn Device, its CuPy and the stream in one, with a clock that the subclass defines."""
+
+    kind, index = "cuda", 0
+
+    def __init__(self) -> None:
+        self.xp = self.cuda = self
+
+    # --- what a subclass defines ---
+
+    def record(self) -> float:
+        """An event was recorded; the time in milliseconds at which it will have passed."""
+        raise NotImplementedError
+
+    def has_passed(self, time: float) -> bool:
+        raise NotImplementedError
+
+    def wait_until(self, time: float) -> None:
+        """The host waits for an event."""
+
+    def synchronize(self) -> None:
+        """The host waits for the stream."""
+
+    def spin(self, grid: Any, block: Any, arguments: Any) -> None:
+        """The kernel of measure.Spin was launched."""
+        raise NotImplementedError
+
+    # --- what measure.py calls ---
+
+    def Device(self, index: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def Event(self) -> "TimedEvent":
+        return TimedEvent(self)
+
+    def get_current_stream(self) -> "TimedDevice":
+        return self
+
+    def get_elapsed_time(self, begin: "TimedEvent", end: "TimedEvent") -> float:
+        return end.time - begin.time
+
+    def RawModule(self, code: str) -> "TimedDevice":
+        return self
+
+    def get_function(self, name: str) -> Any:
+        return self.spin
+
+
+class TimedEvent:
+    """A cupy.cuda.Event of a TimedDevice."""
+
+    def __init__(self, device: TimedDevice) -> None:
+        self.device = device
+
+    def record(self) -> None:
+        self.time = self.device.record()
+
+    def synchronize(self) -> None:
+        self.device.wait_until(self.time)
+
+    @property
+    def done(self) -> bool:
+        return self.device.has_passed(self.time)
