@@ -264,7 +264,7 @@ def update_ratios(
     size = min(settings["batch_size"], 64)
     images = images.take(size * steps)
     kind = {"SGD": optim.SGD, "Adam": optim.Adam, "AdamW": optim.AdamW}[info["optimizer"]["name"]]
-    optimizer = kind(model.parameters(), **info["optimizer"]["hyperparameters"])
+    optimizer = kind(model.parameters())
     optimizer.load_state_dict(info["optimizer"] | checkpoint.part("optimizer"))
     optimizer.lr = settings["lr"] / 10  # a trained network does not stand the highest rate at once
     normalize = data.Normalize(**info["normalize"])

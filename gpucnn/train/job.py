@@ -16,6 +16,7 @@ from gpucnn.device import Device
 from gpucnn.errors import CheckpointError, MissingExtra, OutputError
 from gpucnn.files import write_whole
 from gpucnn.nn import Module
+from gpucnn.optim import lr_scheduler
 from gpucnn.train.callbacks import (
     Checkpoints,
     Curves,
@@ -57,9 +58,9 @@ class Job:
         s = self.settings
         return OPTIMIZERS[s.optimizer](model, s.lr, s.weight_decay, nesterov)
 
-    def schedule(self, steps: int) -> optim.Schedule:
-        """The learning rate over so many steps, by --schedule and --lr."""
-        return SCHEDULES[self.settings.schedule](self.settings.lr, steps)
+    def scheduler(self, optimizer: optim.Optimizer, steps: int) -> lr_scheduler.LRScheduler | None:
+        """The scheduler of --schedule for a run of `steps` steps; None for a constant rate."""
+        return SCHEDULES[self.settings.schedule](optimizer, steps)
 
     def train(
         self,
@@ -84,7 +85,7 @@ class Job:
         s = self.settings
         if optimizer is None:
             optimizer = self.optimizer(model)
-        schedule = self.schedule(s.epochs * len(loader))
+        scheduler = self.scheduler(optimizer, s.epochs * len(loader))
         self._check_classes(classes)
         out = new_folder(s.out) if self.checkpoint is None else output_folder(s.out)
         kept = self._recorded(s)
@@ -100,7 +101,7 @@ class Job:
             optimizer,
             loader,
             test_loader,
-            schedule,
+            scheduler,
             callbacks=make_callbacks(s, out, self.device),
             info=info,
         )
@@ -180,9 +181,9 @@ OPTIMIZERS: dict[str, Callable[[Module, float, float, bool], optim.Optimizer]] =
     "adam": lambda model, lr, decay, _: optim.Adam(model.parameters(), lr, weight_decay=decay),
     "adamw": lambda model, lr, decay, _: optim.AdamW(model.parameters(), lr, weight_decay=decay),
 }
-SCHEDULES: dict[str, Callable[[float, int], optim.Schedule]] = {
-    "one-cycle": lambda lr, steps: optim.OneCycle(lr, steps),
-    "cosine": lambda lr, steps: optim.Cosine(lr, steps),
-    "step": lambda lr, steps: optim.Step(lr, every=max(steps // 3, 1)),
-    "constant": lambda lr, steps: optim.Constant(lr),
+SCHEDULES: dict[str, Callable[[optim.Optimizer, int], lr_scheduler.LRScheduler | None]] = {
+    "one-cycle": lr_scheduler.TriangularLR,
+    "cosine": lr_scheduler.CosineAnnealingLR,
+    "step": lambda optimizer, steps: lr_scheduler.StepLR(optimizer, max(steps // 3, 1)),
+    "constant": lambda optimizer, steps: None,
 }

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.autograd import no_grad
-from gpucnn.device import Array, array_module, to_host, working_on
+from gpucnn.device import array_module, to_host, working_on
 from gpucnn.errors import ArgumentError
 from gpucnn.nn import Module
 from gpucnn.ops import cross_entropy
@@ -25,13 +25,13 @@ class RunningMetrics:
         self._loss: Any = 0.0
         self._correct: Any = 0
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Array) -> None:
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """One batch: its mean loss, its logits (N, K) and labels (N,)."""
         n = len(labels)
         self.count += n
         with working_on(logits.device):
             self._loss = self._loss + loss.data.astype(np.float64) * n
-            self._correct = self._correct + (logits.data.argmax(axis=1) == labels).sum()
+            self._correct = self._correct + (logits.data.argmax(axis=1) == labels.data).sum()
 
     @property
     def loss(self) -> float:
@@ -100,8 +100,8 @@ def evaluate(model: Module, loader: Any) -> Evaluation:
             with working_on(images.device):
                 logits = model(images)
                 check_logits("evaluate", logits, images, loader)
+                metrics.add(cross_entropy(logits, labels), logits, labels)
                 targets = labels.data
-                metrics.add(cross_entropy(logits, targets), logits, targets)
                 xp, k = array_module(targets), logits.shape[1]
                 if not bool(((targets >= 0) & (targets < k)).all()):  # bincount waits anyway
                     raise ArgumentError(f"evaluate: labels must be in 0..{k - 1}")

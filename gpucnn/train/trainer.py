@@ -12,10 +12,11 @@ import numpy as np
 from gpucnn import ops
 from gpucnn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from gpucnn.cuda import Timer
-from gpucnn.device import Array, working_on
+from gpucnn.device import working_on
 from gpucnn.errors import ArgumentError, CheckpointError, DivergenceError, kind
 from gpucnn.nn import Dropout, Module
-from gpucnn.optim import Constant, Optimizer, Schedule
+from gpucnn.optim import Optimizer
+from gpucnn.optim.lr_scheduler import LRScheduler
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
 from gpucnn.train.batches import (
@@ -63,9 +64,9 @@ class Trainer:
     """Trains `model` on `loader`, evaluates it on `test_loader` after every epoch.
 
     Loaders yield (images, labels) as tensors on the model's device: data.DataLoader with a
-    device.  `schedule` maps the step, counted from 0 over all epochs, to a learning rate; None
-    keeps the optimizer's.  `loss` is called as loss(logits, labels).  `info` is kept in
-    checkpoints: plain JSON data.
+    device.  `scheduler`, of `optimizer`, is stepped once per training step; None keeps the
+    optimizer's rates.  `loss` is called as loss(logits, labels).  `info` is kept in checkpoints:
+    plain JSON data.
 
         trainer = train.Trainer(model, optimizer, loader, test_loader)
         trainer.fit(epochs=8)
@@ -91,8 +92,8 @@ class Trainer:
         optimizer: Optimizer,
         loader: Any,
         test_loader: Any = None,
-        schedule: Schedule | None = None,
-        loss: Callable[[Tensor, Array], Tensor] = ops.cross_entropy,
+        scheduler: LRScheduler | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] = ops.cross_entropy,
         callbacks: Sequence[Callback] = (),
         info: dict[str, Any] | None = None,
     ) -> None:
@@ -100,6 +101,12 @@ class Trainer:
             raise ArgumentError(f"Trainer: expected a Module to train, got {kind(model)}")
         if not isinstance(optimizer, Optimizer):
             raise ArgumentError(f"Trainer: expected an Optimizer, got {kind(optimizer)}")
+        if scheduler is not None and not isinstance(scheduler, LRScheduler):
+            raise ArgumentError(
+                f"Trainer: expected a scheduler of optim.lr_scheduler, got {kind(scheduler)}"
+            )
+        if scheduler is not None and scheduler.optimizer is not optimizer:
+            raise ArgumentError("Trainer: the scheduler belongs to another optimizer")
         check_loader("Trainer", loader)
         if test_loader is not None:
             check_loader("Trainer", test_loader)
@@ -107,7 +114,7 @@ class Trainer:
         self.optimizer = optimizer
         self.loader = loader
         self.test_loader = test_loader
-        self.schedule = schedule or Constant(optimizer.lr)
+        self.scheduler = scheduler
         self.loss = loss
         self.callbacks = list(callbacks)
         self.info = info or {}
@@ -116,26 +123,28 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.metrics = RunningMetrics()
         self.evaluation: Evaluation | None = None
-        self._seconds = 0.0  # training time of the current epoch, earlier sittings included
+        self._seconds = 0.0  # training time of the current epoch, before a resume too
+        self._lr = optimizer.lr  # of the last step
         self._stop = threading.Event()
         self._losses = LossWatch()
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """Learn from one batch."""
-        self.optimizer.lr = self.schedule(self.step)
-
         with _quiet(), working_on(images.device):
             logits = self.model(images)
             check_logits("Trainer", logits, images, self.loader)
-            loss = self.loss(logits, labels.data)
+            loss = self.loss(logits, labels)
             check_loss("Trainer", loss)
-            self._losses.add(loss.data, self.step, self.optimizer.lr)
+            self._lr = self.optimizer.lr
+            self._losses.add(loss.data, self.step, self._lr)
             self._stop_if_diverged((images, labels))
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            self.metrics.add(loss, logits, labels.data)
+            self.metrics.add(loss, logits, labels)
         self.step += 1
+        if self.scheduler is not None:
+            self.scheduler.step()
 
     def fit(self, epochs: int) -> list[dict[str, Any]]:
         """Train until `epochs` epochs are done in all, those before a resume included.
@@ -191,7 +200,7 @@ class Trainer:
             "train_accuracy": self.metrics.accuracy,
             "test_loss": None,
             "test_accuracy": None,
-            "lr": self.optimizer.lr,
+            "lr": self._lr,
             "seconds": time.perf_counter() - started,
             "images_per_second": self.metrics.count / (time.perf_counter() - started),
             "step_ms": timer.seconds / timer.count * 1e3 if timer else None,
@@ -233,7 +242,7 @@ class Trainer:
         where = self._not_finite()
         if where:
             raise DivergenceError(
-                f"{when}: training has diverged, at a learning rate of {self.optimizer.lr:g}\n"
+                f"{when}: training has diverged, at a learning rate of {self._lr:g}\n"
                 f"  {where}\n  {_REMEDY}"
             )
 
@@ -278,13 +287,19 @@ class Trainer:
         self._check_finite(f"epoch {self.epoch + 1}, step {self.step}, {path} not written")
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         optimizer = self.optimizer.state_dict()
-        plain = {k: optimizer.pop(k) for k in ("steps", "hyperparameters")}
+        plain = {k: optimizer.pop(k) for k in ("steps", "param_groups")}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
         info = {
             **self.info,
             "optimizer": {"name": type(self.optimizer).__name__, **plain},
+            "scheduler": self.scheduler
+            and {
+                "name": type(self.scheduler).__name__,
+                **self.scheduler.state_dict(),
+            },
             "epoch": self.epoch,
             "step": self.step,
+            "lr": self._lr,
             "history": self.history,
             "metrics": self.metrics.state_dict(),
             "seconds": self._seconds,
@@ -302,22 +317,28 @@ class Trainer:
             checkpoint = read_checkpoint(checkpoint)
         info = checkpoint.info
         try:
-            name = info["optimizer"]["name"]
-            if name != type(self.optimizer).__name__:
-                raise CheckpointError(
-                    f"resume: the run was trained with {name}, "
-                    f"the trainer has {type(self.optimizer).__name__}"
-                )
-            own = self._generators()
-            if own.keys() != info["generators"].keys():
+            for part, own in (("optimizer", self.optimizer), ("scheduler", self.scheduler)):
+                saved = info[part]["name"] if info[part] else "no scheduler"
+                ours = type(own).__name__ if own is not None else "no scheduler"
+                if saved != ours:
+                    raise CheckpointError(
+                        f"resume: the run was trained with {saved}, the trainer has {ours}"
+                    )
+            generators = self._generators()
+            if generators.keys() != info["generators"].keys():
                 raise CheckpointError("resume: the model's dropout generators are not the run's")
             self.model.load_state_dict(checkpoint.part("model"))
             self.optimizer.load_state_dict(info["optimizer"] | checkpoint.part("optimizer"))
+            if self.scheduler is not None:
+                state = dict(info["scheduler"])
+                del state["name"]
+                self.scheduler.load_state_dict(state)
             self.loader.load_state_dict(info["loader"])
-            for key, generator in own.items():
+            for key, generator in generators.items():
                 restore_generator(generator, info["generators"][key])
             self.metrics.load_state_dict(info["metrics"])
             self.epoch, self.step = info["epoch"], info["step"]
+            self._lr = info["lr"]
             self.history, self._seconds = info["history"], info["seconds"]
             self._losses = LossWatch()  # nothing of an earlier try
         except (KeyError, TypeError) as error:

@@ -7,6 +7,7 @@ from stopped_runs import ctrl_c_in_step, kill_in_step_3, same_bits
 
 from gpucnn import models, nn, train
 from gpucnn.commands import main as gpucnn_command
+from gpucnn.models import registry
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_image_folder.py"
 
@@ -41,7 +42,7 @@ def photos(tmp_path_factory):
 def small(monkeypatch):
     """A few filters under the name of alexnet: what is tested is the script around it."""
     monkeypatch.setitem(models.BY_NAME, "alexnet", alexnet)
-    monkeypatch.setitem(models._SIDES, alexnet, 227)
+    monkeypatch.setitem(registry._SIDES, alexnet, 227)
 
 
 def alexnet(classes=1000, channels=3, generator=None):
@@ -75,8 +76,8 @@ def test_a_folder_of_jpegs_trains_tests_with_ten_views_and_predicts(
 # What makes a process of its own use the `alexnet` of this file
 SMALL = f"""
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_train_image_folder import alexnet, models
-models.BY_NAME["alexnet"], models._SIDES[alexnet] = alexnet, 227
+from test_train_image_folder import alexnet, models, registry
+models.BY_NAME["alexnet"], registry._SIDES[alexnet] = alexnet, 227
 """
 
 

@@ -93,7 +93,7 @@ def stepped(rule: Callable[..., optim.Optimizer]) -> Call:
         for _ in range(3):
             optimizer.zero_grad()
             ops.cross_entropy(model(images), labels).backward()
-            norm = optim.clip_gradient_norm(model.parameters(), 0.5)
+            norm = optim.clip_grad_norm_(model.parameters(), 0.5)
             optimizer.step()
         state = {n: host(a).copy() for n, a in optimizer.state_dict().items() if hasattr(a, "size")}
         again = rule(model.parameters())

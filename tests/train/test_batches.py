@@ -98,6 +98,7 @@ OTHERS = {
     "a loss for each example": (lambda: one_step(network(), lambda logits, labels: logits.sum(axis=1)), ShapeError, "the loss has shape (4,); expected a scalar"),
     "no model": (lambda: train.Trainer(None, optim.SGD(LEAVES, 0.1), []), ArgumentError, "expected a Module to train, got None"),
     "parameters instead of an optimizer": (lambda: train.Trainer(network(), LEAVES, []), ArgumentError, "expected an Optimizer, got a list of 2"),
+    "a schedule that is a function": (lambda: train.Trainer(network(), optim.SGD(LEAVES, 0.1), [], scheduler=lambda step: 0.1), ArgumentError, "expected a scheduler of optim.lr_scheduler, got a function"),
     "no loader": (lambda: train.Trainer(network(), optim.SGD(LEAVES, 0.1), None), ArgumentError, "expected a loader of batches, got None"),
     "a data set's length as the test loader": (lambda: train.Trainer(network(), optim.SGD(LEAVES, 0.1), [], 3), ArgumentError, "got an int"),
     "a loader without batches": (lambda: train.Trainer(network(), optim.SGD(LEAVES, 0.1), []).fit(1), ArgumentError, "the loader gave no batch"),

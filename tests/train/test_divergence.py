@@ -10,6 +10,7 @@ import gpucnn
 from gpucnn import data, nn, ops, optim, train
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError, DivergenceError
+from gpucnn.optim.lr_scheduler import LambdaLR
 from gpucnn.train.divergence import LossWatch, trace
 
 STEPS = 4  # in an epoch
@@ -34,10 +35,10 @@ def build(lr=0.01, callbacks=(), model=None, device="cpu", test=True, **options)
     normalize = data.Normalize(*data.channel_statistics(images.images))
     loader = data.DataLoader(images, 8, shuffle=True, transform=normalize, device=device)
     test_loader = data.DataLoader(images, 16, transform=normalize, device=device) if test else None
-    schedule = lr if callable(lr) else optim.Constant(lr)
-    optimizer = optim.SGD(model.parameters(), 0.01)
+    optimizer = optim.SGD(model.parameters(), 1.0)  # times lr
+    scheduler = LambdaLR(optimizer, lr if callable(lr) else lambda step: lr)
     return train.Trainer(
-        model, optimizer, loader, test_loader, schedule, callbacks=callbacks, **options
+        model, optimizer, loader, test_loader, scheduler, callbacks=callbacks, **options
     )
 
 
@@ -105,7 +106,7 @@ def test_training_stops_at_the_first_step_whose_loss_is_not_finite_before_its_up
     assert "lower learning rate" in lines[2]
 
 
-def test_a_step_is_counted_over_all_epochs_and_the_schedules_rate_is_named():
+def test_a_step_is_counted_over_all_epochs_and_the_schedulers_rate_is_named():
     trainer = build(lr=at(STEPS, 1e20))
     with pytest.raises(DivergenceError, match=rf"^epoch 2, step {STEPS + 2}: .* rate of 0\.01\n"):
         trainer.fit(2)
@@ -231,7 +232,7 @@ def test_a_run_that_diverged_goes_on_from_its_checkpoint_at_a_lower_rate(tmp_pat
     with pytest.raises(DivergenceError, match="epoch 2, step 7"):
         trainer.fit(3)
     trainer.resume(tmp_path / "last.safetensors")
-    trainer.schedule = optim.Constant(0.01)
+    trainer.scheduler, trainer.optimizer.lr = None, 0.01
     trainer.fit(3)
     whole = build()
     whole.fit(3)
@@ -332,7 +333,7 @@ def test_losses_that_arrive_after_a_resume_are_none_of_its_business(late, tmp_pa
     with pytest.raises(DivergenceError, match="epoch 1, step 2"):
         trainer.fit(1)
     trainer.resume(tmp_path / "start.safetensors")
-    trainer.schedule = optim.Constant(0.01)
+    trainer.scheduler, trainer.optimizer.lr = None, 0.01
     assert np.isfinite(trainer.fit(1)[0]["train_loss"])
 
 
