@@ -1,4 +1,4 @@
-"""Handwritten digits: create a network, train it, classify, and plot it all into digits.png."""
+"""Handwritten digits: build a network, train it, test it, and plot the curves to digits.png."""
 
 from pathlib import Path
 

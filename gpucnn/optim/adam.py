@@ -10,7 +10,7 @@ from gpucnn import cuda
 from gpucnn.device import CPU, Array, array_module, device_of, to_device
 from gpucnn.errors import ArgumentError, CheckpointError
 from gpucnn.optim.optimizer import Optimizer
-from gpucnn.optim.param_groups import check_number
+from gpucnn.optim.param_groups import check_number, is_number
 from gpucnn.tensor import Tensor
 
 
@@ -50,13 +50,8 @@ class Adam(Optimizer):
     def check(self, who: str, group: Mapping[str, Any]) -> None:
         super().check(who, group)
         betas, eps = group["betas"], group["eps"]
-        if (
-            not isinstance(betas, tuple | list)
-            or len(betas) != 2
-            or not all(
-                isinstance(beta, int | float | np.number) and 0 <= beta < 1 for beta in betas
-            )
-        ):
+        two = isinstance(betas, tuple | list) and len(betas) == 2
+        if not two or not is_number(betas[0], below=1) or not is_number(betas[1], below=1):
             raise ArgumentError(f"{who}: betas must be two numbers in [0, 1), got {betas}")
         check_number(who, "eps", eps)
         if eps == 0:

@@ -9,6 +9,8 @@ import numpy as np
 from gpucnn.errors import ArgumentError, DeviceMismatch, DtypeError
 from gpucnn.tensor import Tensor
 
+_NUMBERS = (int, float, np.number)
+
 
 def list_parameters(who: str, parameters: Any) -> list[Tensor]:
     """`parameters` as a list of tensors; ArgumentError, in one line, for anything else."""
@@ -93,14 +95,21 @@ def _check(who: str, parameters: list[Tensor]) -> None:
 
 
 def check_number(who: str, name: str, value: Any, below: float = math.inf) -> None:
-    """ArgumentError unless value is a number in [0, below); infinity is one without `below`."""
-    if not isinstance(value, int | float | np.number):
-        raise ArgumentError(f"{who}: {name} must be a number, got a {type(value).__name__}")
-    if value >= 0 and (value < below or below == math.inf):
+    """Raise ArgumentError unless value is a number in [0, below); without below, inf is allowed."""
+    if is_number(value, below):
         return
+    if not isinstance(value, _NUMBERS):
+        raise ArgumentError(f"{who}: {name} must be a number, got a {type(value).__name__}")
     if below == math.inf:
         raise ArgumentError(f"{who}: {name} must not be negative, got {value}")
     raise ArgumentError(f"{who}: {name} must be in [0, {below:g}), got {value}")
+
+
+def is_number(value: Any, below: float = math.inf) -> bool:
+    """Whether value is a number in [0, below); without below, infinity is one."""
+    if type(value) is float and 0 <= value < below:
+        return True  # step() checks every hyperparameter: most are this
+    return isinstance(value, _NUMBERS) and bool(value >= 0 and (value < below or below == math.inf))
 
 
 def plain(value: Any) -> Any:

@@ -31,59 +31,60 @@ from gpucnn.train.metrics import Evaluation, RunningMetrics, evaluate
 from gpucnn.train.random_state import generator_state, restore_generator
 from gpucnn.train.signals import stop_signals
 
-_NO_LAYER = "every layer is finite: look at the loss function, and at that batch"
-_REMEDY = "start again with a lower learning rate, or go on from an earlier checkpoint"
+_NO_LAYER = "every layer is finite: check the loss function and that batch"
+_REMEDY = "restart with a lower learning rate, or resume from an earlier checkpoint"
 
 
 class Callback:
-    """Gets a word at every turn of a Trainer; override what you need."""
+    """Hooks that a Trainer calls; override those you need."""
 
     def on_start(self, trainer: "Trainer", epochs: int) -> None:
-        """Before the first step; `epochs` is the number to reach."""
+        """Before the first step; `epochs` is the argument of fit."""
 
     def on_epoch_start(self, trainer: "Trainer") -> None:
-        """Before an epoch's first batch, or the first after a resume."""
+        """Before the first batch of an epoch, or the first after a resume."""
 
     def on_batch_end(self, trainer: "Trainer") -> None:
         """After every step."""
 
     def on_epoch_end(self, trainer: "Trainer") -> None:
-        """After the evaluation; trainer.history[-1] is the epoch's row."""
+        """After the epoch's evaluation; trainer.history[-1] is its row."""
 
     def on_end(self, trainer: "Trainer") -> None:
         """After the last epoch."""
 
     def on_interrupt(self, trainer: "Trainer") -> None:
-        """When Ctrl-C or SIGTERM stops the run; the trainer stands between two steps."""
+        """When Ctrl-C or SIGTERM stops the run, between two steps."""
 
     def on_error(self, trainer: "Trainer") -> None:
-        """When an error ends the run, before it is raised."""
+        """When an exception ends the run, before it propagates."""
 
 
 class Trainer:
-    """Trains `model` on `loader`, evaluates it on `test_loader` after every epoch.
+    """Train `model` on `loader` and evaluate it on `test_loader` after every epoch.
 
-    Loaders yield (images, labels) as tensors on the model's device: data.DataLoader with a
-    device.  `scheduler`, of `optimizer`, is stepped once per training step; None keeps the
-    optimizer's rates.  `loss` is called as loss(logits, labels).  `info` is kept in checkpoints:
-    plain JSON data.
+    loader, test_loader   yield (images, labels) as tensors on the model's device, such as
+                          data.DataLoader(..., device=...)
+    scheduler             a scheduler of `optimizer`, stepped once per training step; None keeps
+                          the optimizer's rates
+    loss                  called as loss(logits, labels); returns a scalar Tensor
+    info                  plain JSON data to store in checkpoints
 
         trainer = train.Trainer(model, optimizer, loader, test_loader)
         trainer.fit(epochs=8)
         print(trainer.evaluation.accuracy)
 
-    `epoch` counts finished epochs, `step` finished steps; `history` has a dict per epoch.
+    `epoch` counts completed epochs, `step` completed steps; `history` has a dict per epoch.
 
-    Training stops with DivergenceError at the first step whose loss is not finite: it names the
-    step, the learning rate, and the first layer whose numbers are not finite.  On the CPU the
-    parameters have not taken that step.  On a GPU, where reading the loss would make every step
-    wait, the stop comes once the loss has arrived: as many steps late as the host is ahead of
-    the GPU, and no later than the next `save` or the end of the epoch.  `save` refuses what is not
-    finite, so the last good checkpoint stays.
+    Training stops with DivergenceError at the first step whose loss is not finite.  The error
+    names the step, the learning rate, and the first layer with values that are not finite.  On the
+    CPU the parameters are not updated by that step.  On a GPU the host does not wait for each
+    loss: training stops once the loss has arrived, as many steps late as the host is ahead of the
+    GPU, and at the latest at the next `save` or the end of the epoch.  `save` refuses values that
+    are not finite, so the last good checkpoint survives.
 
-    Raises ArgumentError, ShapeError, DtypeError or DeviceMismatch for a loader, batch, model or
-    loss that is none of this; ShapeError if loader.dataset has other classes than the model
-    outputs.
+    Raises ArgumentError, ShapeError, DtypeError or DeviceMismatch for any other loader, batch,
+    model or loss; ShapeError if the model's outputs do not match the classes of loader.dataset.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class Trainer:
         self._losses = LossWatch()
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
-        """Learn from one batch."""
+        """Run one training step: forward, backward, update, scheduler."""
         with _quiet(), working_on(images.device):
             logits = self.model(images)
             check_logits("Trainer", logits, images, self.loader)
@@ -147,12 +148,12 @@ class Trainer:
             self.scheduler.step()
 
     def fit(self, epochs: int) -> list[dict[str, Any]]:
-        """Train until `epochs` epochs are done in all, those before a resume included.
+        """Train until `epochs` epochs are completed in total, those before a resume included.
 
-        Returns `history`.  Ctrl-C or SIGTERM lets the current step (or evaluation) finish, runs the
-        callbacks' on_interrupt, where Checkpoints saves, and raises KeyboardInterrupt; a second one
-        raises it at once and nothing is saved.  Raises DivergenceError if the numbers are no
-        longer finite: see the class.
+        Returns `history`.  On Ctrl-C or SIGTERM the current step (or evaluation) finishes, the
+        callbacks' on_interrupt runs, in which Checkpoints saves, and KeyboardInterrupt is raised.
+        A second signal raises it at once, and nothing is saved.  Raises DivergenceError if training
+        diverges: see the class.
         """
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
             raise ArgumentError(f"fit: epochs must be an int of at least 0, got {epochs!r}")
@@ -172,7 +173,7 @@ class Trainer:
     def _stop_if_asked(self) -> None:
         if self._stop.is_set():
             self._tell("on_interrupt")
-            if hasattr(self.loader, "load_state_dict"):  # a later fit goes on from here
+            if hasattr(self.loader, "load_state_dict"):  # a later fit continues from here
                 self.loader.load_state_dict(self.loader.state_dict())
             raise KeyboardInterrupt
 
@@ -219,14 +220,14 @@ class Trainer:
         self._seconds = 0.0
         self._tell("on_epoch_end")
 
-    # --- numbers that are no longer finite ---
+    # --- divergence ---
 
     def _stop_if_diverged(
         self, batch: tuple[Tensor, Tensor] | None = None, wait: bool = False
     ) -> None:
-        """DivergenceError if a loss that has arrived, or with `wait` any, is not finite.
+        """Raise DivergenceError if a loss that has arrived, or with `wait` any, is not finite.
 
-        batch is the latest one, if the parameters have not been updated since.
+        batch is the latest batch, if its update has not been made.
         """
         bad = self._losses.first(wait)
         if bad is None:
@@ -238,7 +239,7 @@ class Trainer:
         )
 
     def _check_finite(self, when: str) -> None:
-        """DivergenceError if the last update was one too many, whatever its loss was."""
+        """Raise DivergenceError if a parameter, statistic or state is not finite."""
         where = self._not_finite()
         if where:
             raise DivergenceError(
@@ -270,18 +271,19 @@ class Trainer:
         for callback in self.callbacks:
             getattr(callback, event)(self, *details)
 
-    # --- going on later ---
+    # --- checkpoints ---
 
     def save(self, path: str | Path) -> None:
-        """Write everything that is needed to go on from here to the same bits.
+        """Write a checkpoint from which `resume` continues to the same bits.
 
-        Raises DivergenceError, and leaves the file as it was, if a loss, parameter, running
-        statistic or optimizer state is not finite; OutputError if it cannot be written.
+        Raises DivergenceError if a loss, parameter, running statistic or optimizer state is not
+        finite, OutputError if the file cannot be written; the previous file stays intact.  Raises
+        CheckpointError if the loader has no state_dict.
         """
         if not hasattr(self.loader, "state_dict"):
             raise CheckpointError(
-                f"save: {kind(self.loader)} does not tell where it stands, and a run could not go "
-                "on\n  train with a data.DataLoader"
+                f"save: {kind(self.loader)} has no state_dict, and the run could not be resumed\n"
+                "  train with a data.DataLoader"
             )
         self._stop_if_diverged(wait=True)
         self._check_finite(f"epoch {self.epoch + 1}, step {self.step}, {path} not written")
@@ -289,14 +291,14 @@ class Trainer:
         optimizer = self.optimizer.state_dict()
         plain = {k: optimizer.pop(k) for k in ("steps", "param_groups")}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
+        scheduler = None
+        if self.scheduler is not None:
+            state = self.scheduler.state_dict()
+            scheduler = {"name": type(self.scheduler).__name__, "state": state}
         info = {
             **self.info,
             "optimizer": {"name": type(self.optimizer).__name__, **plain},
-            "scheduler": self.scheduler
-            and {
-                "name": type(self.scheduler).__name__,
-                **self.scheduler.state_dict(),
-            },
+            "scheduler": scheduler,
             "epoch": self.epoch,
             "step": self.step,
             "lr": self._lr,
@@ -309,9 +311,11 @@ class Trainer:
         write_checkpoint(path, tensors, info)
 
     def resume(self, checkpoint: str | Path | Checkpoint) -> None:
-        """Go on from what `save` wrote, with the same model, optimizer and loader built anew.
+        """Continue from a checkpoint that `save` wrote.
 
-        Raises CheckpointError if the file is damaged or belongs to something else.
+        Model, optimizer, scheduler and loader must be built as for that run.  Raises
+        CheckpointError if the file is damaged, or belongs to another model, optimizer, scheduler
+        or loader.
         """
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = read_checkpoint(checkpoint)
@@ -330,9 +334,7 @@ class Trainer:
             self.model.load_state_dict(checkpoint.part("model"))
             self.optimizer.load_state_dict(info["optimizer"] | checkpoint.part("optimizer"))
             if self.scheduler is not None:
-                state = dict(info["scheduler"])
-                del state["name"]
-                self.scheduler.load_state_dict(state)
+                self.scheduler.load_state_dict(info["scheduler"]["state"])
             self.loader.load_state_dict(info["loader"])
             for key, generator in generators.items():
                 restore_generator(generator, info["generators"][key])
@@ -340,15 +342,15 @@ class Trainer:
             self.epoch, self.step = info["epoch"], info["step"]
             self._lr = info["lr"]
             self.history, self._seconds = info["history"], info["seconds"]
-            self._losses = LossWatch()  # nothing of an earlier try
+            self._losses = LossWatch()  # drop pending losses of the run so far
         except (KeyError, TypeError) as error:
             raise CheckpointError(
-                f"resume: the checkpoint lacks what a run needs to go on ({error}); "
+                f"resume: the checkpoint lacks state of a training run ({error}); "
                 "it may hold a model only"
             ) from error
 
     def _generators(self) -> dict[str, Any]:
-        """Every generator that training draws from, outside the loader."""
+        """Every random generator of training, except the loader's."""
         found = {"": default_generator()}
         for name, module in self.model.named_modules():
             if isinstance(module, Dropout) and module.generator is not None:
@@ -357,5 +359,5 @@ class Trainer:
 
 
 def _quiet() -> np.errstate:
-    """NumPy does not warn of overflows: the trainer itself looks for what they lead to."""
+    """Silence NumPy's overflow warnings: the trainer checks for divergence itself."""
     return np.errstate(over="ignore", invalid="ignore")

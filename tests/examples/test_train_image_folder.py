@@ -92,7 +92,7 @@ def test_stopped_or_killed_it_resumes_to_the_bits_of_a_run_never_stopped(
     with monkeypatch.context() as patch:
         ctrl_c_in_step(4, patch)
         assert script.main([*flags, "--out", str(stopped)]) == 130
-    assert "stopped in epoch 2, after step 4; go on with --resume" in capsys.readouterr().err
+    assert "stopped in epoch 2, after step 4; resume with --resume" in capsys.readouterr().err
     assert script.main(["--resume", str(stopped / "last.safetensors"), "--quiet"]) == 0
     assert "test accuracy with ten views" in capsys.readouterr().out
     assert same_bits(whole, stopped)
@@ -109,7 +109,7 @@ def test_a_run_is_not_overwritten_and_not_gone_on_with_by_other_settings(
     assert script.main(flags) == 0
     before = (tmp_path / "run" / "last.safetensors").read_bytes()
     assert script.main(flags) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already holds a run" in capsys.readouterr().err
     assert script.main([*flags, "--resume", "--on-error", "skip"]) == 2
     assert "the run has --on-error raise, the command line skip" in capsys.readouterr().err
     assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
@@ -170,7 +170,7 @@ def test_a_damaged_file_fails_or_is_skipped_as_asked(
         ("TRAIN --test OTHER", "expected those of"),
         ("TRAIN --model lenet", "invalid choice"),
         ("TRAIN --epochs 0", "expected at least 1"),
-        ("TRAIN --out a_file/x", "cannot be made"),
+        ("TRAIN --out a_file/x", "cannot be created"),
     ],
 )
 def test_a_mistake_is_one_clear_text_and_exit_status_2(

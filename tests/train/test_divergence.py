@@ -154,7 +154,7 @@ def test_images_that_are_not_finite_are_said_to_be():
 
 def test_a_loss_function_that_gives_nan_of_finite_outputs_is_named():
     trainer = build(loss=lambda logits, labels: ops.sum(logits) * float("nan"))
-    with pytest.raises(DivergenceError, match="every layer is finite: look at the loss function"):
+    with pytest.raises(DivergenceError, match="every layer is finite: check the loss function"):
         trainer.fit(1)
 
 
