@@ -148,7 +148,7 @@ def running_metrics(at: Place) -> Any:
     metrics = train.RunningMetrics()
     for _ in range(2):
         logits, labels = at.tensor(4, 5), at.labels(4, 5)
-        metrics.add(ops.cross_entropy(logits, labels), logits, labels.data)
+        metrics.add(ops.cross_entropy(logits, labels), logits, labels)
     return metrics.loss, metrics.accuracy, metrics.state_dict()
 
 
