@@ -102,7 +102,7 @@ def test_stopped_or_killed_it_resumes_to_the_bits_of_a_run_never_stopped(
     assert same_bits(whole, killed)
 
 
-def test_a_run_is_not_overwritten_and_not_gone_on_with_by_other_settings(
+def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(
     script, photos, small, tmp_path, capsys
 ):
     flags = [str(photos / "train"), *FLAGS, "--epochs", "1", "--out", str(tmp_path / "run")]

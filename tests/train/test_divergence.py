@@ -132,7 +132,7 @@ def test_the_first_module_in_the_order_of_the_forward_pass_is_named():
         trainer.fit(1)
 
 
-def test_what_a_forward_pass_computes_outside_of_its_layers_is_laid_to_the_module_around_them():
+def test_values_computed_outside_of_layers_are_laid_to_the_module_around_them():
     class Overflowing(nn.Module):
         def __init__(self):
             self.body = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
@@ -144,7 +144,7 @@ def test_what_a_forward_pass_computes_outside_of_its_layers_is_laid_to_the_modul
         build(model=Overflowing()).fit(1)
 
 
-def test_images_that_are_not_finite_are_said_to_be():
+def test_images_that_are_not_finite_are_named():
     trainer = build()
     transform = trainer.loader.transform
     trainer.loader.transform = lambda images, generator: transform(images, generator) * np.nan
@@ -227,7 +227,7 @@ def test_a_mask_of_infinities_is_no_divergence(tmp_path):
     trainer.save(tmp_path / "a.safetensors")
 
 
-def test_a_run_that_diverged_goes_on_from_its_checkpoint_at_a_lower_rate(tmp_path):
+def test_a_run_that_diverged_resumes_from_its_checkpoint_at_a_lower_rate(tmp_path):
     trainer = build(lr=at(STEPS + 1, 1e20), callbacks=[train.Checkpoints(tmp_path)])
     with pytest.raises(DivergenceError, match="epoch 2, step 7"):
         trainer.fit(3)
@@ -259,7 +259,7 @@ def test_looking_for_the_layer_leaves_statistics_generators_and_gradients_as_the
     assert all(module.training for _, module in model.named_modules())
 
 
-def test_the_callbacks_hear_of_an_error_and_the_bar_is_closed(capsys):
+def test_an_error_calls_on_error_and_closes_the_bar(capsys):
     heard = []
 
     class Listen(train.Callback):
@@ -327,7 +327,7 @@ def test_a_loss_that_arrives_late_is_noticed_before_a_checkpoint_is_written(late
     assert not list(tmp_path.iterdir())
 
 
-def test_losses_that_arrive_after_a_resume_are_none_of_its_business(late, tmp_path):
+def test_a_resume_drops_the_pending_losses(late, tmp_path):
     trainer = build(lr=at(0, 1e20), device="cudasim", test=False)
     trainer.save(tmp_path / "start.safetensors")
     with pytest.raises(DivergenceError, match="epoch 1, step 2"):
@@ -337,7 +337,7 @@ def test_losses_that_arrive_after_a_resume_are_none_of_its_business(late, tmp_pa
     assert np.isfinite(trainer.fit(1)[0]["train_loss"])
 
 
-def test_losses_are_kept_until_they_arrive_and_no_more_than_so_many(late):
+def test_at_most_64_losses_are_pending(late):
     xp = Device.parse("cudasim").xp
     watch = LossWatch()
     for step in range(300):

@@ -129,7 +129,7 @@ def test_stopped_before_anything_could_be_saved_it_does_not_name_a_file(monkeypa
     assert "stopped in epoch 1, after step 0; nothing was saved" in capsys.readouterr().err
 
 
-def test_exact_computes_plain_sums_and_is_kept_by_resume_and_over_with_the_run(capsys):
+def test_exact_computes_plain_sums_is_kept_by_resume_and_ends_with_the_run(capsys):
     main, seen = my_script()
     assert main("--out", "exact", "--exact") == 0
     assert gpucnn.get_conv_algorithm() == "auto"
@@ -206,7 +206,7 @@ def test_runs_without_out_are_kept_apart_and_resume_finds_the_newest_of_its_scri
     assert "it is a run of their_script.py" in message
 
 
-def test_data_of_other_classes_is_not_what_a_run_goes_on_with(capsys):
+def test_a_run_is_not_resumed_with_data_of_other_classes(capsys):
     assert my_script()[0]("--out", "run") == 0
     main, _ = my_script(classes=tuple("abcdefghij"))
     assert main("--resume", "--out", "run") == 2

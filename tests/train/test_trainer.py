@@ -108,9 +108,7 @@ class Clock:
 
 
 @pytest.mark.parametrize("later", ["from the checkpoint", "in the same process"])
-def test_an_epoch_in_two_sittings_has_the_time_of_both_and_not_that_between(
-    later, tmp_path, monkeypatch
-):
+def test_the_time_of_an_epoch_leaves_out_the_pause_before_its_resume(later, tmp_path, monkeypatch):
     clock = Clock(monkeypatch)
     trainer = clock.follow(build(callbacks=[train.Checkpoints(tmp_path), StopAt(3)]))
     with pytest.raises(KeyboardInterrupt):
