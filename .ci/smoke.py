@@ -1,4 +1,4 @@
-"""What an installed wheel must do, run from a folder that is not the checkout."""
+"""Smoke test of an installed wheel; run it outside the checkout."""
 
 from importlib.resources import files
 from pathlib import Path

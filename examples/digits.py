@@ -1,4 +1,4 @@
-"""Handwritten digits: create a network, train it, classify, and plot it all into digits.png."""
+"""Handwritten digits: build a network, train it, test it, and plot the curves to digits.png."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ normalize = data.Normalize(*data.channel_statistics(training.images))
 loader = data.DataLoader(training, 32, shuffle=True, transform=normalize, device="cpu")
 test_loader = data.DataLoader(test, 500, transform=normalize, device="cpu")
 optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-rate = optim.OneCycle(lr=0.05, total=8 * len(loader))
-trainer = train.Trainer(model, optimizer, loader, test_loader, rate, callbacks=[train.EpochLine()])
+rates = optim.lr_scheduler.TriangularLR(optimizer, total_steps=8 * len(loader))
+trainer = train.Trainer(model, optimizer, loader, test_loader, rates, callbacks=[train.EpochLine()])
 trainer.fit(epochs=8)
 print(f"{trainer.evaluation.accuracy:.1%} of {len(test)} digits right")
 try:

@@ -1,7 +1,7 @@
-"""The numbers of the lecture, one after another, computed by gpucnn.
+"""The numbers of the lecture, computed by gpucnn.
 
     python examples/lecture.py                # print them
-    python examples/lecture.py --out lecture  # and draw each as a PNG file (needs matplotlib)
+    python examples/lecture.py --out lecture  # and draw them as PNG files (needs matplotlib)
 
 The lecture is E. Valla, "Introduction to Deep Learning. Convolutional Neural Networks", TalTech,
 2022; its formula and its 8x8 grid are from C. Aggarwal, "Neural Networks and Deep Learning", 2018.
@@ -29,38 +29,38 @@ def grid(text: str) -> Grid:
     return np.array([[int(number) for number in row] for row in rows], dtype=np.float32)
 
 
-# The letter M and a deformed one, 1 where there is ink
+# The letter M and a deformed M; 1 is ink
 M = grid(
     "000000000/010000010/011000110/010101010/010010010/010000010/010000010/010000010/000000000"
 )
 DEFORMED_M = grid(
     "000000000/001000100/010101010/010101010/010010010/010000010/010000010/010000010/000000000"
 )
-# Its strokes: one falls, one rises, and they meet
+# The strokes of an M
 FILTERS = {
     "falling stroke": grid("100/010/001"),
     "rising stroke": grid("001/010/100"),
     "meeting point": grid("101/010/000"),
 }
-# Slides on strides, padding and pooling.  Row 4, column 5 is 7 on some of them; only 2 gives their
-# own result of pooling.
+# The image of the slides on strides, padding and pooling.  Some slides have 7 in row 4, column 5;
+# only 2 gives the pooling result that they print.
 NUMBERS = grid(
     "63425017/30987544/70135032/24012842/30403210/42165081/02441568/05312030"
 )  # fmt: skip
 
 
 def images(*channels: Grid) -> gpucnn.Tensor:
-    """One image (1, H, W, C) out of matrices (H, W), one for each channel."""
+    """One image (1, H, W, C) from a matrix (H, W) per channel."""
     return gpucnn.tensor(np.stack(channels, axis=-1)[None])
 
 
 def filters(*matrices: Grid) -> gpucnn.Tensor:
-    """Filters (OC, KH, KW, 1) out of matrices (KH, KW)."""
+    """Filters (OC, KH, KW, 1) from matrices (KH, KW)."""
     return gpucnn.tensor(np.stack(matrices)[..., None])
 
 
 def convolve_by_hand(h: Grid, w: Grid) -> Grid:
-    """The slide's formula, letter by letter, for h (L, B, d) and w (F, F, d, p).
+    """The slide's formula, symbol by symbol, for h (L, B, d) and w (F, F, d, p).
 
     h'[i, j, p] = sum over r, s, k of w[r, s, k, p] * h[i + r - 1, j + s - 1, k]
 
@@ -81,7 +81,7 @@ def convolve_by_hand(h: Grid, w: Grid) -> Grid:
     return result
 
 
-# --- what each slide shows: a function gives its arrays by name ---
+# --- the slides: each function returns {name: array} ---
 
 
 def find_strokes(letter: Grid) -> dict[str, Grid]:
@@ -94,7 +94,7 @@ def find_strokes(letter: Grid) -> dict[str, Grid]:
 
 
 def strides() -> dict[str, Grid]:
-    """A 3x3 filter of ones adds up what it sees; a larger stride skips positions."""
+    """A 3x3 filter of ones sums its window; a larger stride skips positions."""
     ones = filters(np.ones((3, 3), np.float32))
     return {
         f"stride {stride}": ops.conv2d(images(NUMBERS), ones, stride=stride).numpy()[0, ..., 0]
@@ -103,7 +103,7 @@ def strides() -> dict[str, Grid]:
 
 
 def padding() -> dict[str, Grid]:
-    """Zeros around the 8x8 grid, and what "valid" and "same" make of a 3x3 convolution."""
+    """Zero padding of the 8x8 grid, and 3x3 convolutions with "valid" and "same" padding."""
     ones = filters(np.ones((3, 3), np.float32))
     padded = ops.pad(images(NUMBERS), ((0, 0), (2, 2), (2, 2), (0, 0)))
     return {
@@ -114,14 +114,14 @@ def padding() -> dict[str, Grid]:
 
 
 def pooling() -> dict[str, Grid]:
-    """3x3 maxima with stride 2 of the upper left 7x7: windows overlap by one row or column."""
+    """3x3 max pooling with stride 2 of the upper left 7x7; windows overlap by one pixel."""
     corner = NUMBERS[:7, :7]
     pooled = ops.max_pool2d(images(corner), 3, stride=2).numpy()[0, ..., 0]
     return {"upper left 7x7": corner, "max pooling": pooled}
 
 
 def colour_image() -> Grid:
-    """An image is a matrix of numbers 0 ... 255: here (8, 8, 3), a red disc on a blue slope."""
+    """An image of numbers 0 ... 255, (8, 8, 3): a red disc on a blue gradient."""
     row, column = np.mgrid[:8, :8]
     disc = (row - 3.5) ** 2 + (column - 3.5) ** 2 < 9
     red, green = np.where(disc, 255, 0), np.where(disc, 40, 0)
@@ -130,7 +130,7 @@ def colour_image() -> Grid:
 
 
 def handwritten_digit() -> Grid:
-    """The slide's handwritten digit as 28x28 numbers 0 ... 255."""
+    """The slide's handwritten digit, (28, 28), numbers 0 ... 255."""
     path = Path(__file__).with_name("data") / "lecture_digit.csv"
     return np.loadtxt(path, delimiter=",", dtype=np.uint8)
 
@@ -147,7 +147,7 @@ def show(name: str, matrix: Grid) -> None:
 
 
 def draw(panels: dict[str, Grid], columns: int) -> Any:
-    """A matplotlib figure with a panel for each matrix, its numbers written in the cells."""
+    """A matplotlib figure with a panel per matrix; small ones show their numbers."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -157,7 +157,7 @@ def draw(panels: dict[str, Grid], columns: int) -> Any:
     for axes, (name, matrix) in zip(
         figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=True
     ):
-        of_pixels = matrix.dtype == np.uint8  # else numbers, dark where they are large
+        of_pixels = matrix.dtype == np.uint8  # else numbers: larger is darker
         image = axes.imshow(
             matrix, cmap="gray" if of_pixels else "Blues", vmin=0, vmax=255 if of_pixels else None
         )
@@ -171,7 +171,7 @@ def draw(panels: dict[str, Grid], columns: int) -> Any:
 
 
 def figures() -> dict[str, tuple[dict[str, Grid], int]]:
-    """{file name: (panels, columns)} of every picture."""
+    """{file name: (panels, columns)} of every figure."""
     maps = {name: find_strokes(letter) for name, letter in LETTERS.items()}
     colours = colour_image()
     return {
@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
         show(f"{name} of {' x '.join(map(str, colours.shape))}", colours[..., c])
     show("A handwritten digit", handwritten_digit())
 
-    print("\nA filter slides over the image; what it covers is multiplied and added up:")
+    print("\nA filter slides over the image; its products with each window are summed:")
     for name, w in FILTERS.items():
         show(f"filter for the {name}", w)
     for name, letter in LETTERS.items():
@@ -226,11 +226,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def save_figures(folder: Path) -> None:
-    """Every picture as a PNG file in `folder`; or a line that says why there is none."""
+    """Write every figure to `folder` as PNG; without matplotlib, print why not."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        print(f'{folder} has no PNG files: they need matplotlib: pip install "gpucnn[plot]"')
+        print(f'no PNG files in {folder}: they need matplotlib: pip install "gpucnn[plot]"')
         return
     output_folder(folder)
     for name, (panels, columns) in figures().items():

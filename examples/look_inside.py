@@ -3,7 +3,7 @@
     python examples/look_inside.py runs/RUN/best.safetensors   # writes look_inside.html beside it
     python examples/look_inside.py                             # the newest run's best checkpoint
 
-The page needs nothing beside it: pictures are inside, light and dark follow the reader's system.
+The page is self-contained: images are embedded, and light or dark mode follows the system.
 """
 
 import argparse
@@ -19,19 +19,19 @@ import gpucnn
 from gpucnn import data, inspect, nn, optim, train
 from gpucnn.arguments import exit_status, positive_int
 from gpucnn.device import Device
-from gpucnn.errors import ArgumentError, CheckpointError, DataError, DivergenceError
+from gpucnn.errors import ArgumentError, DataError, DivergenceError
 from gpucnn.files import write_whole
 from gpucnn.inspect import draw, page
-from gpucnn.train.run_folder import newest_run
+from gpucnn.train.run_folder import newest_run, read_run
 
-SCRIPT = "train_alexnet_cifar10"  # whose runs it looks at
-CHANNELS = 32  # shown of each layer
-CLASSES = 20  # most classes to make an image for
+SCRIPT = "train_alexnet_cifar10"  # the script that wrote the run
+CHANNELS = 32  # feature maps shown per layer
+CLASSES = 20  # synthesize an image for this many classes at most
 
 
 @dataclass
 class Subject:
-    """What is looked at: a model, and test images that it has judged."""
+    """A model and its predictions for some test images."""
 
     checkpoint: train.Checkpoint
     model: nn.Module
@@ -41,7 +41,7 @@ class Subject:
     said: inspect.Predictions
 
     def tell(self, i: int) -> str:
-        """What image i is, and what it was taken for, in words."""
+        """The class of image i and, if it differs, the predicted one, as HTML text."""
         true, said = int(self.said.labels[i]), int(self.said.predicted[i])
         share = f"{self.said.probabilities[i, said]:.0%}"
         name = html.escape(self.classes[true])
@@ -50,7 +50,7 @@ class Subject:
         return f"{name}, taken for {html.escape(self.classes[said])}, {share}"
 
     def show(self, i: int, caption: str | None = None) -> str:
-        """Image i over a caption: what it is and was taken for."""
+        """Image i above a caption; the default is tell(i)."""
         return page.figure(page.pixels(self.pictures[i], "test image"), caption or self.tell(i))
 
 
@@ -63,7 +63,7 @@ def head(subject: Subject, path: Path) -> str:
     facts = {
         "test accuracy": f"{result.accuracy:.1%}",
         "test loss": f"{result.loss:.3f} nats",
-        "test images looked at": f"{len(subject.images):,}",
+        "test images": f"{len(subject.images):,}",
         "parameters": f"{sum(p.size for p in subject.model.parameters()):,}",
         "epochs, steps": f"{info['epoch']}, {info['step']:,}",
         "optimizer": f"{settings['optimizer']}, {settings['schedule']}, lr {settings['lr']}",
@@ -89,7 +89,7 @@ def judgement(subject: Subject) -> str:
         "confusion matrix",
     )
     cards.append(page.card("What is taken for what", matrix))
-    text = "A row of the confusion matrix is a true class, a column what the network said."
+    text = "Rows of the confusion matrix are true classes, columns are predictions."
     return page.section("How well it does", text, cards)
 
 
@@ -257,18 +257,18 @@ def weights(subject: Subject, ratios: dict[str, list[float]]) -> str:
 def update_ratios(
     checkpoint: train.Checkpoint, model: nn.Module, images: data.Dataset, steps: int
 ) -> dict[str, list[float]]:
-    """Train `model`, a copy, for some more steps; how far each moved each weight.
+    """Train `model`, a copy, for `steps` more steps; the update ratios of each weight.
 
-    Nothing if it diverges: there is no size of a step to tell then.
+    Empty if training diverges: the ratios mean nothing then.
     """
     info = checkpoint.info
     settings = info["settings"]
     size = min(settings["batch_size"], 64)
     images = images.take(size * steps)
     kind = {"SGD": optim.SGD, "Adam": optim.Adam, "AdamW": optim.AdamW}[info["optimizer"]["name"]]
-    optimizer = kind(model.parameters(), **info["optimizer"]["hyperparameters"])
+    optimizer = kind(model.parameters())
     optimizer.load_state_dict(info["optimizer"] | checkpoint.part("optimizer"))
-    optimizer.lr = settings["lr"] / 10  # a trained network does not stand the highest rate at once
+    optimizer.lr = settings["lr"] / 10  # the peak rate would shake a trained network
     normalize = data.Normalize(**info["normalize"])
     device = model.parameters()[0].device
     loader = data.DataLoader(
@@ -318,13 +318,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     text = "written by train_alexnet_cifar10.py (default: the best of the newest run in runs/)"
     add("checkpoint", nargs="?", type=Path, help=text)
-    text = "the page (default: look_inside.html beside the checkpoint)"
+    text = "output file (default: look_inside.html beside the checkpoint)"
     add("--out", type=Path, metavar="FILE", help=text)
-    text = "test images (default: 500)"
+    text = "number of test images (default: 500)"
     add("--limit", type=positive_int, metavar="N", default=500, help=text)
     text = "training steps for the update ratios (default: 10)"
     add("--steps", type=positive_int, metavar="N", default=10, help=text)
-    add("--data", metavar="DIR", help="folder with CIFAR-10, as when training")
+    add("--data", metavar="DIR", help="folder with CIFAR-10, as for training")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: auto)")
     add("--threads", type=positive_int, metavar="N", help="CPU threads (default: all cores)")
     return parser.parse_args(argv)
@@ -335,17 +335,8 @@ def run(argv: list[str] | None = None) -> None:
     if options.checkpoint is None:
         path, checkpoint = newest_run(SCRIPT, "best.safetensors")
     else:
-        path, checkpoint = options.checkpoint, train.read_checkpoint(options.checkpoint)
+        path, checkpoint = options.checkpoint, read_run(options.checkpoint, SCRIPT)
     out = options.out or path.with_name("look_inside.html")
-    writer = checkpoint.info.get("script", SCRIPT)
-    if writer != SCRIPT:
-        raise CheckpointError(f"{path} was written by {writer}.py; expected {SCRIPT}.py")
-    missing = {"model", "settings", "classes", "normalize", "history"} - checkpoint.info.keys()
-    if missing:
-        raise CheckpointError(
-            f"{path} was not written by train_alexnet_cifar10.py: it lacks "
-            f"{', '.join(sorted(missing))}"
-        )
     if options.threads is not None:
         gpucnn.set_num_threads(options.threads)
     device = Device.parse(options.device)

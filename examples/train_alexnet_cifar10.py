@@ -1,13 +1,13 @@
 """Train AlexNet on CIFAR-10: the whole job in one script.
 
-    python examples/train_alexnet_cifar10.py                  # CIFAR-10, or drawn shapes without it
+    python examples/train_alexnet_cifar10.py                  # CIFAR-10, else drawn shapes
     python examples/train_alexnet_cifar10.py --device cuda    # the same on a GPU
-    python examples/train_alexnet_cifar10.py --resume         # go on with the last run
+    python examples/train_alexnet_cifar10.py --resume         # resume the last run
 
 The recipe is the usual one for small images: crops from 4 pixels of reflected padding, flips,
-normalised channels; SGD with Nesterov momentum 0.9; a learning rate that rises in a straight line
-over the first quarter of the steps and falls to nothing over the rest.  What training scripts
-share, --resume for one, is in gpucnn/train/script.py.
+normalised channels; SGD with Nesterov momentum 0.9; a learning rate that rises linearly over the
+first quarter of the steps and falls linearly to 0 over the rest.  The flags that training scripts
+share, such as --resume, are in gpucnn/train/script.py.
 """
 
 import math
@@ -26,7 +26,7 @@ CIFAR_MODELS = (
 )
 EPOCHS = {"cifar10": 8, "synthetic": 4}
 SGD_LR = {"cifar10": 0.05, "synthetic": 0.01}
-FULL = 250  # steps: in fewer SGD would rise to that rate too steeply, and diverge
+FULL = 250  # steps: in fewer, SGD would reach that rate too fast and diverge
 
 
 def command_line() -> Script:
@@ -38,16 +38,16 @@ def command_line() -> Script:
         lr=None,
         shown={
             "epochs": "8 for cifar10, 4 for synthetic",
-            "lr": f"0.05 for sgd, on synthetic 0.01, in proportion less for fewer than {FULL} "
-            "steps; 0.001 for adam and adamw",
+            "lr": f"0.05 for sgd, 0.01 on synthetic, scaled down for fewer than {FULL} steps; "
+            "0.001 for adam and adamw",
         },
     )
     text = (
-        "the network: AlexNet (_bn: with batch normalisation), its author's small one, or what "
-        "came after it"
+        "the network: AlexNet (_bn: with batch normalisation), cuda-convnet by its author, or a "
+        "later network"
     )
     script.add("--model", text, "alexnet_cifar10", choices=CIFAR_MODELS)
-    text = "auto: CIFAR-10 from disk, else by download, else synthetic: ten classes of drawn shapes"
+    text = "auto: CIFAR-10 from disk or by download, else synthetic (ten classes of drawn shapes)"
     script.add("--dataset", text, "auto", choices=("auto", "cifar10", "synthetic"))
     script.add_data()
     return script

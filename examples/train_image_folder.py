@@ -1,12 +1,12 @@
-"""Train an AlexNet on photographs of your own: one directory for each class.
+"""Train an AlexNet on your own photographs: one directory per class.
 
     python examples/train_image_folder.py photos/train --test photos/test
-    python examples/train_image_folder.py --resume               # go on with the last run
+    python examples/train_image_folder.py --resume               # resume the last run
 
 with photos/train/cat/1.jpg, photos/train/dog/2.jpg and so on.  The recipe is that of 2012: images
-of 256 pixels a side, random crops of what the network takes (227 or 224), flips, colour noise; SGD
-with momentum 0.9 and weight decay 0.0005; a learning rate that falls to a tenth after each third of
-the steps, where the source watched the validation error; a test with ten views of each image.
+of 256 pixels a side, random crops to the network's input (227 or 224), flips, colour noise; SGD
+with momentum 0.9 and weight decay 0.0005; the learning rate is divided by 10 after each third of
+the steps (the source watched the validation error); the test averages ten views of each image.
 """
 
 import sys
@@ -16,10 +16,10 @@ import numpy as np
 
 from gpucnn import data, models, train
 from gpucnn.errors import ArgumentError, DataError
-from gpucnn.train.script import WHERE, Job, Script
+from gpucnn.train.script import EXECUTION, Job, Script
 
-SIDE = 256  # pixels that training images are scaled to, before the crop
-SAMPLE = 500  # images that mean, deviation and colour components are taken from
+SIDE = 256  # pixels: training images are scaled to this side before the crop
+SAMPLE = 500  # images for the mean, deviation and colour components
 
 
 def command_line() -> Script:
@@ -35,16 +35,16 @@ def command_line() -> Script:
     )
     names = ("alexnet", "alexnet_torchvision", "alexnet_keras")
     script.add("--model", "which AlexNet", "alexnet", choices=names)
-    text = "what to do with a damaged file"
+    text = "on a damaged image file: stop, or leave it out"
     script.add("--on-error", text, "raise", choices=("raise", "skip"))
     for flag, text, shown in (
-        ("train", "folder with a directory for each class", "that of the resumed run"),
+        ("train", "folder with a directory per class", "that of the resumed run"),
         ("--test", "folder with the same classes to test on", "no test"),
     ):
         name = "DIR" if flag == "--test" else "TRAIN"
-        remedy = "name a folder with a directory of images for each class"
-        script.add(flag, text, shown=shown, group=WHERE, missing=remedy, metavar=name)
-    script.add_number("--workers", "threads that decode images ahead", 2, group=WHERE)
+        remedy = "name a folder with a directory of images per class"
+        script.add(flag, text, shown=shown, group=EXECUTION, missing=remedy, metavar=name)
+    script.add_number("--workers", "threads that decode images", 2, group=EXECUTION)
     return script
 
 
@@ -57,7 +57,7 @@ def pixels_of(folder: data.ImageFolder) -> np.ndarray:
 def run(job: Job) -> None:
     s, device = job.settings, job.device
     if s.train is None:
-        raise ArgumentError("TRAIN: name the folder with a directory of images for each class")
+        raise ArgumentError("TRAIN: name the folder with a directory of images per class")
     side = models.input_shape(s.model)[0]
 
     def images(root: str, size: int) -> data.ImageFolder:

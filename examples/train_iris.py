@@ -1,9 +1,10 @@
-"""The lecture's two recap networks, trained on a small real task: which iris is it?
+"""The lecture's two recap networks on a small real task: which iris is it?
 
     python examples/train_iris.py
 
-A flower is four numbers (length and width of sepal and petal).  The network 4-6-1 tells virginica
-from the other two species; 4-6-6-6-6-3 names the species.  One step sees all training flowers.
+A flower is four numbers (length and width of sepal and petal).  The network 4-6-1 separates
+virginica from the other two species; 4-6-6-6-6-3 predicts the species.  Each step uses all
+training flowers.
 """
 
 import csv
@@ -17,7 +18,7 @@ from gpucnn import models, ops, optim
 
 
 def load() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Measurements (150, 4), each column at mean 0 and deviation 1; labels (150,); species."""
+    """Measurements (150, 4), standardized per column; labels (150,); names of the species."""
     with open(Path(__file__).with_name("data") / "iris.csv", encoding="utf-8") as file:
         rows = list(csv.reader(file))[1:]
     measurements = np.array([row[:4] for row in rows], dtype=np.float32)
@@ -27,22 +28,22 @@ def load() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 
 
 def split(labels: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Which flowers to train on and which to test: 35 and 15 of each species."""
+    """Indices of the training and the test flowers: 35 and 15 of each species."""
     generator = np.random.default_rng(seed)
     order = [generator.permutation(np.flatnonzero(labels == k)) for k in np.unique(labels)]
     return np.concatenate([o[:35] for o in order]), np.concatenate([o[35:] for o in order])
 
 
 def is_virginica(steps: int = 300) -> float:
-    """Train 4-6-1; the share of test flowers that it gets right."""
+    """Train 4-6-1; its accuracy on the test flowers, 0 to 1."""
     x, labels, species = load()
     target = (labels == species.index("virginica")).astype(np.float32)[:, None]
     training, test = split(labels)
     model = models.mlp([4, 6, 1], activation="tanh", generator=np.random.default_rng(1))
     optimizer = optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
     for _ in range(steps):
-        share = ops.sigmoid(model(gpucnn.tensor(x[training])))
-        loss = ops.mse_loss(share, target[training])
+        probability = ops.sigmoid(model(gpucnn.tensor(x[training])))
+        loss = ops.mse_loss(probability, target[training])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -51,7 +52,7 @@ def is_virginica(steps: int = 300) -> float:
 
 
 def which_species(steps: int = 300) -> float:
-    """Train 4-6-6-6-6-3; the share of test flowers that it names rightly."""
+    """Train 4-6-6-6-6-3; its accuracy on the test flowers, 0 to 1."""
     x, labels, _ = load()
     training, test = split(labels)
     model = models.mlp([4, 6, 6, 6, 6, 3], activation="tanh", generator=np.random.default_rng(1))

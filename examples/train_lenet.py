@@ -2,12 +2,13 @@
 
     python examples/train_lenet.py                   # Fashion-MNIST: clothes
     python examples/train_lenet.py --dataset mnist   # handwritten digits
-    python examples/train_lenet.py --resume          # go on with the last run
+    python examples/train_lenet.py --resume          # resume the last run
 
-The images are read from idx files in --data (Debian's package dataset-fashion-mnist is found by
-itself), or downloaded.  SGD with Nesterov momentum 0.9; the learning rate rises in a straight line
-over the first quarter of the steps and falls to nothing over the rest.  In training, clothes are
-flipped half of the time; digits, which have no mirror image, are shifted by up to 2 pixels.
+The images are read from idx files in --data (Debian's package dataset-fashion-mnist is found
+automatically), or downloaded.  SGD with Nesterov momentum 0.9; the learning rate rises linearly
+over the first quarter of the steps and falls linearly to 0 over the rest.  Training images of
+clothes are flipped half of the time; digits, which have no mirror image, are shifted by up to 2
+pixels.
 """
 
 import sys
@@ -32,11 +33,11 @@ def command_line() -> Script:
         lr=0.04,
         augment="random flips of clothes, random shifts of digits in training",
     )
-    script.add("--model", "lenet5 is that of 1998", "lenet", choices=("lenet", "lenet5"))
-    script.add("--dataset", "what to learn", "fashion-mnist", choices=tuple(SETS))
+    script.add("--model", "the network; lenet5: of 1998", "lenet", choices=("lenet", "lenet5"))
+    script.add("--dataset", "the data set", "fashion-mnist", choices=tuple(SETS))
     text = (
-        "test on the last N training images, kept out of training, in place of the test set: to "
-        "choose a recipe by"
+        "hold out the last N training images and test on them instead of the test set, to tune "
+        "the recipe"
     )
     script.add_number("--hold-out", text, None, "none")
     script.add_data()

@@ -1,4 +1,4 @@
-"""What command lines share: numbers that are checked, a folder, an exit status."""
+"""Shared by command lines: checked numbers, the output folder, the exit status."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from gpucnn.errors import ArgumentError, GpucnnError
 
 
 def positive_int(text: str) -> int:
-    """For argparse: an int of at least 1."""
+    """An argparse type: an int of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
@@ -17,7 +17,7 @@ def positive_int(text: str) -> int:
 
 
 def non_negative_int(text: str) -> int:
-    """For argparse: an int of at least 0."""
+    """An argparse type: an int of at least 0."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"expected 0 or more, got {value}")
@@ -25,7 +25,7 @@ def non_negative_int(text: str) -> int:
 
 
 def non_negative_float(text: str) -> float:
-    """For argparse: a finite number of at least 0."""
+    """An argparse type: a finite number of at least 0."""
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
@@ -33,17 +33,17 @@ def non_negative_float(text: str) -> float:
 
 
 def output_folder(path: str | Path) -> Path:
-    """The folder that --out names, made if need be.  Raises ArgumentError if it cannot be."""
+    """Create the folder of --out, with parents, unless it exists; ArgumentError if that fails."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ArgumentError(f"--out: {folder} cannot be made ({error.strerror})") from error
+        raise ArgumentError(f"--out: {folder} cannot be created ({error.strerror})") from error
     return folder
 
 
 def exit_status(run: Callable[[], object]) -> int:
-    """Run a program: 0 done, 2 a mistake in what was asked (its text is printed), 130 stopped."""
+    """Call `run`: 0 on success, 2 after a GpucnnError, whose text is printed, 130 after Ctrl-C."""
     try:
         run()
     except GpucnnError as error:

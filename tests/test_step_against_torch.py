@@ -118,7 +118,7 @@ def test_loss_gradients_and_updated_parameters_agree_to_1e_12(model, side, batch
     labels = rng.integers(0, 5, batch)
 
     x = gpucnn.tensor(images, requires_grad=True)
-    optimizer = optim.SGD(model.parameters(), 0.05, 0.9, True, 5e-4)
+    optimizer = optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=5e-4, nesterov=True)
     loss = ops.cross_entropy(model(x), labels)
     loss.backward()
     gradients = [p.grad.copy() for p in model.parameters()]

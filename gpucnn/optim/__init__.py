@@ -1,20 +1,9 @@
-"""Optimizers, and schedules for their learning rate."""
+"""Optimizers, learning rate schedulers and gradient clipping."""
 
+from gpucnn.optim import lr_scheduler
 from gpucnn.optim.adam import Adam, AdamW
-from gpucnn.optim.optimizer import Optimizer, clip_gradient_norm
-from gpucnn.optim.schedule import Constant, Cosine, OneCycle, Schedule, Step, Warmup
+from gpucnn.optim.clip_grad import clip_grad_norm_
+from gpucnn.optim.optimizer import Optimizer
 from gpucnn.optim.sgd import SGD
 
-__all__ = [
-    "SGD",
-    "Adam",
-    "AdamW",
-    "Constant",
-    "Cosine",
-    "OneCycle",
-    "Optimizer",
-    "Schedule",
-    "Step",
-    "Warmup",
-    "clip_gradient_norm",
-]
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "clip_grad_norm_", "lr_scheduler"]

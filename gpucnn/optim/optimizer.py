@@ -1,6 +1,5 @@
-"""What every optimizer shares: one flat buffer for the parameters, and its state."""
+"""The base of every optimizer: parameters and state in flat buffers."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,49 +9,52 @@ import numpy as np
 from gpucnn.autograd import check_gradient
 from gpucnn.cpu import give_back_freed_memory, parallel
 from gpucnn.device import Array, array_module, device_of, to_device, working_on
-from gpucnn.errors import (
-    ArgumentError,
-    CheckpointError,
-    DeviceMismatch,
-    DtypeError,
-    GraphError,
-    OutOfMemory,
-)
+from gpucnn.errors import ArgumentError, CheckpointError, GraphError, OutOfMemory
 from gpucnn.integers import ceil_div
+from gpucnn.optim.param_groups import check_number, make_groups, plain
 from gpucnn.out_of_memory import explain
 from gpucnn.tensor import Tensor
 
-# Elements that a worker updates at a time.  SGD is fastest with this or twice as many: fewer cost
-# two threads more waits for the interpreter's lock.  Adam takes the same time with any.
+# Elements that a CPU worker updates at once.  SGD is fastest with this or twice as many: with
+# fewer, two threads wait more often for the interpreter's lock.  Adam takes the same time with any.
 _BLOCK = 128 * 1024
 _ALIGN = 16  # elements: each parameter starts on a 64-byte line of the flat buffer
-_THREADS = 256  # of a block on a GPU
-_MOST_BLOCKS = 1024  # for one parameter: they fill any GPU, and walk on from there
-_ROWS = 16  # parameters in one launch: kernels/optimizer.cu, GRADIENTS
+_THREADS = 256  # per block on a GPU
+_MOST_BLOCKS = 1024  # per parameter: enough to fill any GPU; the kernel's loop covers the rest
+_ROWS = 16  # parameters per launch: GRADIENTS in kernels/optimizer.cu
 
 
 class Optimizer:
     """Base of SGD, Adam and AdamW.
 
+    params is an iterable of leaf tensors of one dtype on one device, or an iterable of parameter
+    groups: dicts with "params" and the hyperparameters in which the group differs from `defaults`,
+    the constructor's arguments.  `param_groups` lists the groups, each a dict with "params", a
+    tuple, and every hyperparameter.  Hyperparameters may be changed there between steps, as a
+    scheduler does.
+
     The parameters' arrays become views of one flat buffer, and so does each state (velocity,
-    moments), with 64-byte alignment.  `lr` may be set between steps: a schedule does.
-    Parameters without a gradient are left alone.
+    moments), with 64-byte alignment.  A parameter whose grad is None, such as a frozen one, is
+    left alone, by weight decay too.
     """
 
     states: tuple[str, ...] = ()  # names of the flat state buffers
-    lr: float
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
-        self.parameters = _listed(type(self).__name__, parameters)
-        self.lr = lr
-        self.steps = 0  # how many step() calls there were
-        _check(type(self).__name__, self.parameters, lr)
+    def __init__(
+        self, params: Iterable[Tensor] | Iterable[dict[str, Any]], defaults: dict[str, Any]
+    ) -> None:
+        self.defaults = defaults
+        self.param_groups = make_groups(type(self).__name__, params, defaults)
+        self._check_groups()
+        self.parameters: list[Tensor] = [p for g in self.param_groups for p in g["params"]]
+        self.steps = 0  # calls of step()
         first = self.parameters[0].data
         xp = array_module(first)
         self._starts, size = [], 0
         for parameter in self.parameters:
             self._starts.append(size)
             size += ceil_div(parameter.size, _ALIGN) * _ALIGN
+        self._launches = list(self._plan())
         self._by_kernel = xp is not np and first.dtype == np.float32
         self._table: tuple[Array, Array] | None = None  # for the kernel: starts and sizes
         with self._working("the state"):
@@ -60,11 +62,32 @@ class Optimizer:
             self._state = {name: xp.zeros_like(self._flat) for name in self.states}
             for parameter, view in zip(self.parameters, self._views(self._flat), strict=True):
                 view[...] = parameter.data
-                parameter._data, parameter._cache = view, None  # the same values: graphs stay good
-        # On a GPU: where each must still be at a step.
+                # Set without counting a change: the values are the same, recorded graphs stay valid
+                parameter._data, parameter._cache = view, None
+        # Device addresses of the views, which step() checks
         self._addresses = [None if xp is np else p.data.data.ptr for p in self.parameters]
         del first
-        give_back_freed_memory()  # where the parameters were, and what initialising them took
+        give_back_freed_memory()  # the parameters' old arrays, and temporaries of initialization
+
+    @property
+    def lr(self) -> float:
+        """The first group's learning rate; setting it sets every group's."""
+        lr: float = self.param_groups[0]["lr"]
+        return lr
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = lr
+
+    def check(self, who: str, group: Mapping[str, Any]) -> None:
+        """Raise ArgumentError for a hyperparameter out of range; subclasses check their own."""
+        check_number(who, "lr", group["lr"])
+
+    def _check_groups(self) -> None:
+        name = type(self).__name__
+        for i, group in enumerate(self.param_groups):
+            self.check(name if len(self.param_groups) == 1 else f"{name}: group {i}", group)
 
     @contextmanager
     def _working(self, what: str) -> Iterator[None]:
@@ -82,16 +105,18 @@ class Optimizer:
         ]
 
     def zero_grad(self) -> None:
-        """Forget every parameter's gradient."""
+        """Set every parameter's grad to None."""
         for parameter in self.parameters:
             parameter.grad = None
 
     def step(self) -> None:
-        """Move every parameter that has a gradient.
+        """Update every parameter that has a gradient.
 
-        Raises GraphError, and moves nothing, if a parameter's array was replaced since the
-        optimizer was built; ShapeError, DtypeError or DeviceMismatch for a gradient unlike it.
+        Raises ArgumentError for a hyperparameter out of range; GraphError if a parameter's array
+        was replaced since the optimizer was built; ShapeError, DtypeError or DeviceMismatch for a
+        gradient that does not match its parameter.  No parameter is updated then.
         """
+        self._check_groups()
         moved = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
         for i in moved:
             self._check_own(i)
@@ -105,9 +130,9 @@ class Optimizer:
                 self._step_on_arrays(moved)
 
     def _check_own(self, i: int) -> None:
-        """Parameter i's array must still be the view that the optimizer made, its gradient alike.
+        """Raise unless parameter i's array is still the optimizer's view, and its gradient matches.
 
-        It is another after model.to(device) or model.astype(dtype).
+        model.to(device) and model.astype(dtype) replace the array.
         """
         parameter, flat = self.parameters[i], self._flat
         data = parameter.data
@@ -127,9 +152,10 @@ class Optimizer:
     def _step_on_arrays(self, moved: list[int]) -> None:
         """Parameter by parameter; on the CPU, in blocks that the workers share."""
         work: list[tuple[Any, ...]] = []
+        group_of = [group for group in self.param_groups for _ in group["params"]]
         for i in moved:
             start, parameter = self._starts[i], self.parameters[i]
-            gradient, rule = parameter.grad, self.update(i)
+            gradient, rule = parameter.grad, self.update(i, group_of[i])
             assert gradient is not None
             gradient = gradient.reshape(-1)
             block = _BLOCK if isinstance(self._flat, np.ndarray) else max(parameter.size, 1)
@@ -141,85 +167,128 @@ class Optimizer:
         _run(work)
 
     def _step_by_kernel(self) -> None:
-        """All parameters in one launch, or one for every 16 of a large model."""
+        """One launch for every 16 parameters of a group."""
         xp = array_module(self._flat)
         if self._table is None:
             sizes = [parameter.size for parameter in self.parameters]
             table = np.array([self._starts, sizes], np.int64)
             self._table = (xp.asarray(table[0]), xp.asarray(table[1]))
-        for first, grid in self._grids():
+        for group, first, grid in self._launches:
             gradients: list[Array | None] = [
                 None if p.grad is None else xp.ascontiguousarray(p.grad)
-                for p in self.parameters[first : first + _ROWS]
+                for p in self.parameters[first : first + grid[1]]
             ]
             gradients += [None] * (_ROWS - len(gradients))
-            self.launch(grid, _THREADS, *self._table, first, *gradients)
+            self.launch(self.param_groups[group], grid, _THREADS, *self._table, first, *gradients)
 
-    def _grids(self) -> Iterator[tuple[int, tuple[int, int]]]:
-        """The first parameter of each launch, and its grid: (blocks of each parameter, parameters).
+    def _plan(self) -> Iterator[tuple[int, int, tuple[int, int]]]:
+        """The launches of a step: (group, first parameter, grid).
 
-        It depends on the parameters' sizes alone: the same at every step.
+        grid is (blocks per parameter, parameters).  It depends on sizes alone, so that it is the
+        same at every step.
         """
-        for first in range(0, len(self.parameters), _ROWS):
-            rows = self.parameters[first : first + _ROWS]
-            most = max(parameter.size for parameter in rows)
-            yield first, (min(ceil_div(most, _THREADS), _MOST_BLOCKS), len(rows))
+        start = 0
+        for number, group in enumerate(self.param_groups):
+            end = start + len(group["params"])
+            for first in range(start, end, _ROWS):
+                rows = self.parameters[first : min(first + _ROWS, end)]
+                most = max(parameter.size for parameter in rows)
+                yield number, first, (min(ceil_div(most, _THREADS), _MOST_BLOCKS), len(rows))
+            start = end
 
-    def launch(self, grid: tuple[int, int], block: int, *table: Array | int | None) -> None:
-        """Launch the rule's kernel in kernels/optimizer.cu.
+    def launch(
+        self, group: Mapping[str, Any], grid: tuple[int, int], block: int, *table: Any
+    ) -> None:
+        """Launch the rule's kernel in kernels/optimizer.cu with the group's hyperparameters.
 
-        table is its parameters `starts` to `g15`: the flat buffers come before, numbers after.
+        table holds the kernel's arguments `starts` to `g15`, which follow the flat buffers.
         """
         raise NotImplementedError
 
-    def update(self, i: int) -> Callable[..., None]:
-        """This step's rule for parameter i, whose step it is: called once for each that moves.
+    def update(self, i: int, group: Mapping[str, Any]) -> Callable[..., None]:
+        """The rule of this step for parameter i, of `group`; called once for each that moves.
 
-        `rule(p, g, *states, scratch)` changes p and the states in place.  p, g, the states and
-        scratch are flat arrays of one length; g must stay as it is.
+        `rule(p, g, *states, scratch)` changes p and the states in place.  All its arguments are
+        flat arrays of one length; it must not write to g.
         """
-        raise NotImplementedError
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """The settings by their names in the constructor, lr as it is now."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """{"steps": int, "hyperparameters": {...}, state name: flat array, ...}; not copies."""
-        return {"steps": self.steps, "hyperparameters": self.hyperparameters(), **self._state}
+        """{"steps": int, "param_groups": [...], state name: flat array, ...}.
+
+        A group is plain JSON data: its hyperparameters, and "params" as numbers, counted over all
+        groups.  The arrays are not copies.
+        """
+        groups, first = [], 0
+        for group in self.param_groups:
+            numbers = list(range(first, first + len(group["params"])))
+            settings = {key: plain(value) for key, value in group.items() if key != "params"}
+            groups.append({**settings, "params": numbers})
+            first += len(numbers)
+        return {"steps": self.steps, "param_groups": groups, **self._state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, with this optimizer's own hyperparameters but the state's lr.
+        """Continue from `state`: its steps, its arrays and its groups' hyperparameters.
 
-        Its arrays may be on any device.  Raises CheckpointError, and changes nothing, if it belongs
-        to another optimizer or model.
+        The arrays may be on any device.  Raises CheckpointError, and changes nothing, if the state
+        belongs to another optimizer or model, or its groups hold other numbers of parameters.
         """
-        name = type(self).__name__
-        try:
-            steps, lr = int(state["steps"]), float(state["hyperparameters"]["lr"])
-        except (KeyError, TypeError, ValueError):
-            raise CheckpointError(
-                f"{name}: the state does not fit: expected steps and hyperparameters with lr"
-            ) from None
-        for what, buffer in self._state.items():
-            found = tuple(state[what].shape) if what in state else "nothing"
-            if found != buffer.shape:
-                raise CheckpointError(
-                    f"{name}: the state does not fit: expected {what} of shape {buffer.shape}, "
-                    f"got {found}"
-                )
+        steps, groups = self._checked_state(state)
         with self._working("the state"):
             for what, buffer in self._state.items():
                 buffer[...] = to_device(state[what], device_of(buffer))
-        self.steps, self.lr = steps, lr
+        self.steps = steps
+        for group, settings in zip(self.param_groups, groups, strict=True):
+            group.update(settings)
+
+    def _checked_state(self, state: Mapping[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+        """The steps and the groups' hyperparameters of a state that fits."""
+        wrong = f"{type(self).__name__}: the state does not fit"
+        try:
+            steps = int(state["steps"])
+            given = [dict(group) for group in state["param_groups"]]
+            found = [len(group.pop("params")) for group in given]
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError(
+                f'{wrong}: expected "steps", and "param_groups" with "params"'
+            ) from None
+        own = [len(group["params"]) for group in self.param_groups]
+        if found != own:
+            raise CheckpointError(
+                f"{wrong}: expected {_sizes(own)}, got {_sizes(found)}\n"
+                "  build the optimizer with the groups of the run"
+            )
+        for i, group in enumerate(given):
+            if lacking := self.defaults.keys() - group.keys():
+                raise CheckpointError(f"{wrong}: group {i} lacks {', '.join(sorted(lacking))}")
+            try:
+                self.check(f"group {i}", group)
+            except ArgumentError as error:
+                raise CheckpointError(f"{wrong}: {error}") from error
+        for what, buffer in self._state.items():
+            shape = tuple(state[what].shape) if what in state else "nothing"
+            if shape != buffer.shape:
+                raise CheckpointError(
+                    f"{wrong}: expected {what} of shape {buffer.shape}, got {shape}"
+                )
+        return steps, given
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{k}={v}" for k, v in self.hyperparameters().items())
-        return f"{type(self).__name__}({len(self.parameters)} parameters, {settings})"
+        groups = []
+        for group in self.param_groups:
+            settings = [f"{key}={value}" for key, value in group.items() if key != "params"]
+            groups.append(", ".join([f"{len(group['params'])} parameters", *settings]))
+        return f"{type(self).__name__}({'; '.join(groups)})"
+
+
+def _sizes(lengths: list[int]) -> str:
+    one = len(lengths) == 1
+    numbers = ", ".join(map(str, lengths))
+    return f"{len(lengths)} group{'' if one else 's'} of {numbers} parameters"
 
 
 def _run(work: list[tuple[Any, ...]]) -> None:
-    """Apply each block's rule to its arrays: on the CPU the workers share them."""
+    """Apply each block's rule to its arrays; on the CPU the workers share the blocks."""
     if not work:
         return
     xp = array_module(work[0][1])
@@ -233,71 +302,3 @@ def _run(work: list[tuple[Any, ...]]) -> None:
     else:
         for block in work:
             run(block)
-
-
-def _listed(who: str, parameters: Any) -> list[Tensor]:
-    """parameters as a list of tensors; ArgumentError says in a line what was passed instead."""
-    if callable(getattr(parameters, "parameters", None)):
-        what = type(parameters).__name__
-        raise ArgumentError(f"{who}: expected parameters, got a {what}; pass model.parameters()")
-    if isinstance(parameters, Tensor):
-        raise ArgumentError(f"{who}: expected a list of parameters, got one tensor; pass [tensor]")
-    try:
-        listed = list(parameters)
-    except TypeError:
-        what = type(parameters).__name__
-        raise ArgumentError(f"{who}: expected a list of parameters, got a {what}") from None
-    for i, p in enumerate(listed):
-        if not isinstance(p, Tensor):
-            raise ArgumentError(
-                f"{who}: expected tensors, parameter {i} is a {type(p).__name__}; "
-                "pass model.parameters()"
-            )
-    return listed
-
-
-def _check(name: str, parameters: list[Tensor], lr: float) -> None:
-    if not parameters:
-        raise ArgumentError(
-            f"{name}: there are no parameters to train; an iterator gives each only once"
-        )
-    if not isinstance(lr, int | float | np.number):
-        raise ArgumentError(f"{name}: lr must be a number, got a {type(lr).__name__}")
-    if not lr >= 0:
-        raise ArgumentError(f"{name}: lr must not be negative, got {lr}")
-    if len({id(p) for p in parameters}) != len(parameters):
-        raise ArgumentError(f"{name}: a parameter is listed twice")
-    first = parameters[0]
-    for i, p in enumerate(parameters):
-        if not p.is_leaf:
-            raise ArgumentError(f"{name}: expected leaf tensors, parameter {i} is an op's result")
-        if not p.requires_grad:
-            raise ArgumentError(
-                f"{name}: parameter {i} of shape {p.shape} has requires_grad=False; leave out what "
-                "is frozen: [p for p in model.parameters() if p.requires_grad]"
-            )
-        if p.device != first.device:
-            raise DeviceMismatch(f"{name}: parameters on both {first.device} and {p.device}")
-        if p.dtype != first.dtype:
-            raise DtypeError(f"{name}: parameters of both {first.dtype} and {p.dtype}")
-
-
-def clip_gradient_norm(parameters: Iterable[Tensor], limit: float) -> float:
-    """Scale all gradients so that their joint Euclidean norm is at most `limit`; the norm before.
-
-    Source: Pascanu et al. 2013, algorithm 1.
-    """
-    leaves = [p for p in _listed("clip_gradient_norm", parameters) if p.grad is not None]
-    if not limit > 0:
-        raise ArgumentError(f"clip_gradient_norm: limit must be positive, got {limit}")
-    gradients: list[Array] = [p.grad for p in leaves]
-    squares = 0.0
-    for g in gradients:
-        with working_on(device_of(g)):
-            squares += float((g * g).sum())
-    norm = math.sqrt(squares)
-    if norm > limit:
-        for p, g in zip(leaves, gradients, strict=True):
-            with working_on(device_of(g)):
-                p.grad = g * (limit / norm)
-    return norm

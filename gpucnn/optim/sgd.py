@@ -1,19 +1,29 @@
 """Stochastic gradient descent with momentum."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gpucnn import cuda
 from gpucnn.device import Array, array_module
 from gpucnn.errors import ArgumentError
 from gpucnn.optim.optimizer import Optimizer
+from gpucnn.optim.param_groups import check_number
 from gpucnn.tensor import Tensor
 
 
 class SGD(Optimizer):
-    """v = momentum v + (g + weight_decay p);  p -= lr v, or lr (g + weight_decay p + momentum v).
+    """Stochastic gradient descent: d = g + weight_decay p, v = momentum v + d, p -= lr v.
 
-    The second form is Nesterov's.  Weight decay acts on every parameter, biases included.
+    With nesterov, p -= lr (d + momentum v).  Weight decay applies to every parameter of its group,
+    biases included.
+
+        optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        optimizer = optim.SGD(
+            [{"params": weights}, {"params": biases, "weight_decay": 0.0}],
+            lr=0.1, momentum=0.9, weight_decay=5e-4,
+        )
+
+    Raises ArgumentError for a hyperparameter out of range, or nesterov without momentum.
     Source: Sutskever et al. 2013, section 2, with the learning rate outside the velocity.
     """
 
@@ -21,30 +31,31 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
-        lr: float,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
         momentum: float = 0.0,
-        nesterov: bool = False,
+        *,
         weight_decay: float = 0.0,
+        nesterov: bool = False,
     ) -> None:
-        if not 0 <= momentum < 1:
-            raise ArgumentError(f"SGD: momentum must be in [0, 1), got {momentum}")
-        if not weight_decay >= 0:
-            raise ArgumentError(f"SGD: weight_decay must not be negative, got {weight_decay}")
-        if nesterov and momentum == 0:
-            raise ArgumentError("SGD: nesterov needs a momentum above 0")
-        self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
-        super().__init__(parameters, lr)
-
-    def hyperparameters(self) -> dict[str, Any]:
-        return {
-            "lr": self.lr,
-            "momentum": self.momentum,
-            "nesterov": self.nesterov,
-            "weight_decay": self.weight_decay,
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
         }
+        super().__init__(params, defaults)
 
-    def launch(self, grid: tuple[int, int], block: int, *table: Array | int | None) -> None:
+    def check(self, who: str, group: Mapping[str, Any]) -> None:
+        super().check(who, group)
+        check_number(who, "momentum", group["momentum"], below=1)
+        check_number(who, "weight_decay", group["weight_decay"])
+        if group["nesterov"] and group["momentum"] == 0:
+            raise ArgumentError(f"{who}: nesterov needs a momentum above 0")
+
+    def launch(
+        self, group: Mapping[str, Any], grid: tuple[int, int], block: int, *table: Any
+    ) -> None:
         cuda.launch(
             "sgd_step",
             grid,
@@ -52,24 +63,25 @@ class SGD(Optimizer):
             self._flat,
             self._state["velocity"],
             *table,  # starts, sizes, first, and the sixteen gradients
-            self.lr,
-            self.momentum,
-            self.weight_decay,
-            self.nesterov,
+            group["lr"],
+            group["momentum"],
+            group["weight_decay"],
+            group["nesterov"],
         )
 
-    def update(self, i: int) -> Callable[..., None]:
-        lr, momentum, decay = self.lr, self.momentum, self.weight_decay
+    def update(self, i: int, group: Mapping[str, Any]) -> Callable[..., None]:
+        lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
+        nesterov = group["nesterov"]
 
         def rule(p: Array, g: Array, velocity: Array, scratch: Array) -> None:
             xp = array_module(p)
-            if decay:
-                xp.multiply(p, decay, out=scratch)
+            if weight_decay:
+                xp.multiply(p, weight_decay, out=scratch)
                 scratch += g
                 g = scratch
             velocity *= momentum
             velocity += g
-            if self.nesterov:  # lr g + lr momentum v, in the scratch that may hold g
+            if nesterov:  # lr g + lr momentum v, in the scratch that may hold g
                 xp.multiply(g, lr, out=scratch)
                 p -= scratch
                 xp.multiply(velocity, lr * momentum, out=scratch)

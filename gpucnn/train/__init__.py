@@ -1,4 +1,4 @@
-"""The training loop, what watches it, and checkpoints."""
+"""The training loop, its callbacks and metrics, and checkpoints."""
 
 from gpucnn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from gpucnn.train.callbacks import (

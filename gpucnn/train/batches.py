@@ -1,6 +1,6 @@
-"""What training and evaluation ask of a loader's batches and of a model's outputs.
+"""Checks of a loader's batches and a model's outputs, for training and evaluation.
 
-Nothing here reads a number from a device: shapes, dtypes and places alone.
+They read shapes, dtypes and devices, and no values: they never wait for a GPU.
 """
 
 from typing import Any
@@ -12,24 +12,25 @@ from gpucnn.tensor import Tensor
 
 
 def check_loader(who: str, loader: Any) -> None:
-    """ArgumentError unless `loader` can be looped over."""
+    """Raise ArgumentError unless `loader` is iterable."""
     if not hasattr(loader, "__iter__"):
         raise ArgumentError(
             f"{who}: expected a loader of batches, got {kind(loader)}\n"
-            "  data.DataLoader(dataset, batch_size, device=...) makes one"
+            "  build one: data.DataLoader(dataset, batch_size, device=...)"
         )
 
 
 def device_of_model(model: Module) -> Device | None:
-    """Where the model's parameters are; None if it has none."""
+    """The device of the model's parameters; None without parameters."""
     first = next(model.named_parameters(), None)
     return None if first is None else first[1].device
 
 
 def checked_batch(who: str, batch: Any, device: Device | None) -> tuple[Tensor, Tensor]:
-    """The batch as (images, labels): integer labels (N,), both on `device`, the model's.
+    """Check that the batch is (images, labels), with integer labels (N,), and return both.
 
-    Raises ArgumentError, ShapeError, DtypeError or DeviceMismatch for any other batch.
+    device is the model's; both must be on it.  None means the device of the images.  Raises
+    ArgumentError, ShapeError, DtypeError or DeviceMismatch for any other batch.
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ArgumentError(
@@ -40,11 +41,11 @@ def checked_batch(who: str, batch: Any, device: Device | None) -> tuple[Tensor, 
         if not isinstance(value, Tensor):
             raise ArgumentError(
                 f"{who}: the loader gave {kind(value)} as {what}; expected a Tensor\n"
-                "  a DataLoader gives Tensors once it knows where: DataLoader(..., device=...)"
+                "  a DataLoader gives Tensors if it has a device: DataLoader(..., device=...)"
             )
     if labels.ndim != 1 or labels.shape != images.shape[:1]:
         raise ShapeError(
-            f"{who}: images {images.shape} want labels ({', '.join(map(str, images.shape[:1]))},), "
+            f"{who}: images {images.shape} need labels ({', '.join(map(str, images.shape[:1]))},), "
             f"got {labels.shape}"
         )
     if labels.dtype.kind not in "iu":
@@ -61,9 +62,9 @@ def checked_batch(who: str, batch: Any, device: Device | None) -> tuple[Tensor, 
 
 
 def check_logits(who: str, logits: Any, images: Tensor, loader: Any) -> None:
-    """An error unless the model gave (N, K), with K the number of the data set's classes.
+    """Raise ArgumentError or ShapeError unless the model returned logits (N, K).
 
-    The classes are those of loader.dataset.classes, where a loader has that.
+    K must be the length of loader.dataset.classes, if the loader has that.
     """
     if not isinstance(logits, Tensor):
         raise ArgumentError(f"{who}: the model returned {kind(logits)}; expected logits (N, K)")
@@ -75,13 +76,13 @@ def check_logits(who: str, logits: Any, images: Tensor, loader: Any) -> None:
     classes = getattr(getattr(loader, "dataset", None), "classes", None)
     if isinstance(classes, tuple | list) and len(classes) != logits.shape[1]:
         raise ShapeError(
-            f"{who}: the model has {logits.shape[1]} outputs, and the data set "
+            f"{who}: the model has {logits.shape[1]} outputs, the data set "
             f"{len(classes)} classes\n  build the model with classes={len(classes)}"
         )
 
 
 def check_loss(who: str, loss: Any) -> None:
-    """An error unless the loss function gave one number."""
+    """Raise ArgumentError or ShapeError unless the loss is a scalar Tensor."""
     if not isinstance(loss, Tensor):
         raise ArgumentError(f"{who}: the loss is {kind(loss)}; expected a scalar Tensor")
     if loss.size != 1:

@@ -1,4 +1,4 @@
-"""What watches a training run: bars, lines, files, checkpoints, curves."""
+"""Callbacks: progress bar, epoch lines, metrics file, checkpoints, curves."""
 
 import csv
 import io
@@ -21,15 +21,15 @@ COLUMNS = (
     "lr",
     "seconds",
     "images_per_second",
-    "step_ms",  # on the device, without the wait for the loader
+    "step_ms",  # on the device, without waiting for the loader
 )
 
 
 class ProgressBar(Callback):
-    """A tqdm bar per epoch: loss, accuracy, images per second, time left."""
+    """A tqdm bar per epoch: loss, accuracy, images per second, remaining time."""
 
     def __init__(self, refresh: int = 1) -> None:
-        """refresh: steps between two looks at the metrics; each makes a GPU's host wait."""
+        """refresh: steps between updates of the metrics, which make the host wait for a GPU."""
         if refresh < 1:
             raise ArgumentError(f"ProgressBar: refresh must be at least 1, got {refresh}")
         self.refresh = refresh
@@ -76,7 +76,7 @@ class ProgressBar(Callback):
 
 
 class EpochLine(Callback):
-    """A printed line per epoch."""
+    """Print a line per epoch."""
 
     def __init__(self) -> None:
         self._epochs = 0
@@ -98,10 +98,11 @@ class EpochLine(Callback):
 
 
 class MetricsFile(Callback):
-    """metrics.csv: a row per epoch, accuracies as fractions, rewritten whole each time.
+    """Write metrics.csv: a row per epoch, accuracies as fractions.
 
-    Rewriting, at the start of a resumed run too, keeps the file true whenever the run before
-    ended.  Raises OutputError if it cannot be written; the file before stays whole.
+    The whole file is rewritten after each epoch, and when a run resumes, so that it matches the
+    run wherever the previous process stopped.  Raises OutputError if it cannot be written; the
+    previous file stays intact.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -123,11 +124,12 @@ class MetricsFile(Callback):
 
 
 class Checkpoints(Callback):
-    """last.safetensors after each epoch, every `every` steps if above 0, and at a stop.
+    """Write last.safetensors after each epoch, on an interrupt, and every `every` steps unless 0.
 
-    best.safetensors whenever the test accuracy (without a test set, the training loss) improves.
+    Also best.safetensors whenever the test accuracy improves; without a test set, the training
+    loss.
 
-    Raises OutputError if a file cannot be written; the one before it stays whole.
+    Raises OutputError if a file cannot be written; the previous one stays intact.
     """
 
     def __init__(self, folder: str | Path, every: int = 0) -> None:
@@ -158,9 +160,10 @@ def _score(row: dict[str, Any]) -> float:
 
 
 class Curves(Callback):
-    """curves.png: loss and accuracy over the epochs.  Needs matplotlib.
+    """Draw curves.png, loss and accuracy over the epochs, after each epoch.
 
-    Raises OutputError if it cannot be written; the picture before stays whole.
+    Raises MissingExtra without matplotlib, OutputError if the file cannot be written; the previous
+    one stays intact.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -186,7 +189,7 @@ class Curves(Callback):
         rows = trainer.history
         epochs = [row["epoch"] for row in rows]
         for axes, what, unit in zip(
-            figure.subplots(1, 2), ("loss", "accuracy"), ("nats", "share correct"), strict=True
+            figure.subplots(1, 2), ("loss", "accuracy"), ("nats", "fraction"), strict=True
         ):
             for split, style in (("train", "--"), ("test", "-")):
                 values = [row[f"{split}_{what}"] for row in rows]

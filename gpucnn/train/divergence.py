@@ -1,4 +1,4 @@
-"""Training whose numbers are no longer finite: noticed without waiting, and traced to a layer."""
+"""Divergence: detect a loss that is not finite without waiting, and trace it to a layer."""
 
 import math
 import weakref
@@ -17,11 +17,11 @@ from gpucnn.out_of_memory import ModuleContext
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
 
-_MOST = 64  # losses under way: a host that is further ahead of its GPU waits for the oldest
+_MOST = 64  # pending losses: a host further ahead of its GPU waits for the oldest
 
 
 class Loss(NamedTuple):
-    """One step's loss."""
+    """The loss of one step."""
 
     step: int
     lr: float
@@ -32,24 +32,24 @@ class _Sent(NamedTuple):
     step: int
     lr: float
     value: np.ndarray[Any, Any]  # (): on a GPU, pinned memory
-    arrived: Any  # the event behind the copy; None on the CPU
+    arrived: Any  # event recorded after the copy; None on the CPU
 
 
 class LossWatch:
     """Finds the first loss that is not finite.
 
-    A GPU's loss is copied into pinned memory behind the step that computes it, and looked at once
-    the copy's event has passed: the host does not wait, and learns of it some steps late.
+    On a GPU the loss is copied to pinned memory asynchronously, and read once the copy's event has
+    completed: the host does not wait, and learns of a bad loss some steps late.
     """
 
     def __init__(self) -> None:
-        self._sent: deque[_Sent] = deque()  # the oldest first
+        self._sent: deque[_Sent] = deque()  # oldest first
         self._free: list[np.ndarray[Any, Any]] = []  # pinned, () each
-        # CuPy would give pinned memory to somebody else while a copy still writes it.
+        # CuPy would reuse the pinned memory while a copy still writes to it.
         weakref.finalize(self, _finish, self._sent).atexit = False
 
     def add(self, loss: Array, step: int, lr: float) -> None:
-        """Watch the loss of a step, of one element, which the current stream computes."""
+        """Watch the loss of a step: one element, computed on the current stream."""
         if isinstance(loss, np.ndarray):
             self._sent.append(_Sent(step, lr, loss, None))
             return
@@ -61,7 +61,7 @@ class LossWatch:
         self._sent.append(_Sent(step, lr, value, event))
 
     def first(self, wait: bool = False) -> Loss | None:
-        """The first loss that is not finite among those that have arrived; of all with wait."""
+        """The first loss that is not finite, of those that have arrived; with wait, of all."""
         while self._sent:
             sent = self._sent[0]
             if sent.arrived is not None and not sent.arrived.done:
@@ -89,7 +89,7 @@ def _finish(sent: deque[_Sent]) -> None:
 
 
 def is_finite(x: Array) -> bool:
-    """Whether x, of any dtype, holds neither NaN nor infinity.  A GPU's host waits."""
+    """Whether x, of any dtype, has no NaN and no infinity.  The host waits for a GPU."""
     if x.dtype.kind != "f":
         return True
     with working_on(device_of(x)):
@@ -97,7 +97,7 @@ def is_finite(x: Array) -> bool:
 
 
 def damaged(model: nn.Module) -> str:
-    """The first parameter or running statistic of `model` that is not finite; "" if all are."""
+    """Describe the first parameter or running statistic that is not finite; "" if all are."""
     owners = _owners(model)
     for _, module in model.named_modules():
         found = _damaged(model, module, owners)
@@ -107,7 +107,7 @@ def damaged(model: nn.Module) -> str:
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[str, Tensor]]]:
-    """By id(module): what must stay finite there, without what belongs to a module inside it."""
+    """{id(module): its own parameters and running statistics}, without those of submodules."""
     owners: dict[int, tuple[int, str, Tensor]] = {}
     for _, module in model.named_modules():  # the innermost owner comes last
         tensors: list[tuple[str, Tensor]] = list(module.named_parameters())
@@ -140,19 +140,19 @@ def _layer(model: nn.Module, module: nn.Module) -> str:
 
 
 def trace(model: nn.Module, images: Tensor, labels: Tensor) -> str:
-    """Where the numbers stop being finite when `model` sees this batch; "" if they do not.
+    """Find where values stop being finite when `model` runs on this batch; "" if nowhere.
 
-    The layers are asked in the order in which they run, in the mode that the model is in; running
-    statistics and generators are left as they were.  Raises ArgumentError for labels that the
-    model has no outputs for: on a GPU nothing else says so.
+    Runs the layers in the model's current mode and checks each in the order of execution.  Running
+    statistics and generators are restored.  Raises ArgumentError for labels out of range, which no
+    other check finds on a GPU.
     """
     if not is_finite(images.data):
-        return "the images of the batch are not finite: look at the data set and the transform"
+        return "the images of the batch are not finite: check the data set and the transform"
     owners = _owners(model)
     found: list[str] = []
     names = {id(module) for _, module in model.named_modules()}
 
-    def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def check(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if found or id(module) not in names:
             return
         text = _damaged(model, module, owners)
@@ -162,7 +162,7 @@ def trace(model: nn.Module, images: Tensor, labels: Tensor) -> str:
             found.append(text)
 
     with working_on(images.device):
-        with _undisturbed(model), no_grad(), nn.observe(look):
+        with _undisturbed(model), no_grad(), nn.observe(check):
             logits = model(images)
         if found:
             return found[0]
@@ -170,14 +170,14 @@ def trace(model: nn.Module, images: Tensor, labels: Tensor) -> str:
     if not 0 <= low <= high < logits.shape[1]:
         raise ArgumentError(
             f"labels must be in 0..{logits.shape[1] - 1}, got {low}..{high}\n"
-            "  the model has as many outputs; build it for the classes of the data"
+            "  build the model with the number of classes of the data"
         )
     return damaged(model)
 
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """What a forward pass changes beside its result is put back: buffers and generators."""
+    """Restore buffers and generators after the forward pass inside the block."""
     buffers = [(buffer, buffer.data.copy()) for _, buffer in model.named_buffers()]
     generators = [default_generator()]
     generators += [

@@ -1,4 +1,4 @@
-"""One run of a training script: it trains, leaves its files, and says its result."""
+"""One run of a training script: train, write the run's files, print the result."""
 
 import argparse
 import json
@@ -16,6 +16,7 @@ from gpucnn.device import Device
 from gpucnn.errors import CheckpointError, MissingExtra, OutputError
 from gpucnn.files import write_whole
 from gpucnn.nn import Module
+from gpucnn.optim import lr_scheduler
 from gpucnn.train.callbacks import (
     Checkpoints,
     Curves,
@@ -29,10 +30,12 @@ from gpucnn.train.trainer import Callback, Trainer
 
 
 class Job:
-    """One run of a script: its settings, its device, and the checkpoint to go on from, or None.
+    """One run of a script.
 
-    `settings` has an attribute for every flag; --save-every is settings.save_every.  What the
-    script settles itself it assigns there, before `train` records it.
+    settings     an attribute per flag: --save-every is settings.save_every.  The script may assign
+                 to them before it calls `train`, which records them.
+    device       where to train
+    checkpoint   the checkpoint to resume from, or None
     """
 
     def __init__(
@@ -53,13 +56,13 @@ class Job:
             print(text)
 
     def optimizer(self, model: Module, nesterov: bool = True) -> optim.Optimizer:
-        """The optimizer of --optimizer, --lr and --weight-decay; SGD has momentum 0.9."""
+        """Build the optimizer of --optimizer, --lr and --weight-decay; SGD has momentum 0.9."""
         s = self.settings
         return OPTIMIZERS[s.optimizer](model, s.lr, s.weight_decay, nesterov)
 
-    def schedule(self, steps: int) -> optim.Schedule:
-        """The learning rate over so many steps, by --schedule and --lr."""
-        return SCHEDULES[self.settings.schedule](self.settings.lr, steps)
+    def scheduler(self, optimizer: optim.Optimizer, steps: int) -> lr_scheduler.LRScheduler | None:
+        """Build the scheduler of --schedule for `steps` steps; None for a constant rate."""
+        return SCHEDULES[self.settings.schedule](optimizer, steps)
 
     def train(
         self,
@@ -72,19 +75,19 @@ class Job:
         classes: Sequence[str] = (),
         normalize: Normalize | None = None,
     ) -> Evaluation | None:
-        """Train to the end of --epochs, or go on with the run to resume, and say the result.
+        """Train for --epochs, or resume the run, and print the result.
 
-        model must be what models.build(settings.model, **config) gives, on the job's device.
-        loader and test_loader are a Trainer's.  optimizer None means `optimizer(model)`.  classes
-        and normalize go into the checkpoints, for `gpucnn predict`.
+        model must equal models.build(settings.model, **config), on the job's device.  loader and
+        test_loader are as for a Trainer.  optimizer None means `self.optimizer(model)`.  classes
+        and normalize are stored in the checkpoints for `gpucnn predict`.
 
-        Returns how the model does on the test set, or None without one.  Raises OutputError if a
-        file of the run cannot be written, DivergenceError if the loss is not finite.
+        Returns the evaluation on the test set, or None without one.  Raises OutputError if a file
+        of the run cannot be written, DivergenceError if the loss is not finite.
         """
         s = self.settings
         if optimizer is None:
             optimizer = self.optimizer(model)
-        schedule = self.schedule(s.epochs * len(loader))
+        scheduler = self.scheduler(optimizer, s.epochs * len(loader))
         self._check_classes(classes)
         out = new_folder(s.out) if self.checkpoint is None else output_folder(s.out)
         kept = self._recorded(s)
@@ -100,13 +103,13 @@ class Job:
             optimizer,
             loader,
             test_loader,
-            schedule,
+            scheduler,
             callbacks=make_callbacks(s, out, self.device),
             info=info,
         )
         if self.checkpoint is not None:
             trainer.resume(self.checkpoint)
-            self.say(f"going on after epoch {trainer.epoch}, step {trainer.step}")
+            self.say(f"resumed after epoch {trainer.epoch}, step {trainer.step}")
         config_file = {
             **kept["settings"],
             "device": str(self.device),
@@ -122,7 +125,7 @@ class Job:
         if known != list(classes):
             raise CheckpointError(
                 f"--resume: the run has the classes {', '.join(known)}\n"
-                f"  the data here has {', '.join(classes)}; go on with the data of the run"
+                f"  the data here has {', '.join(classes)}; resume with the run's data"
             )
 
     def _say_result(
@@ -141,10 +144,10 @@ class Job:
 
 
 def make_callbacks(settings: argparse.Namespace, out: Path, device: Device) -> list[Callback]:
-    """What watches a run: its checkpoints first, so that no other file's error costs an epoch."""
+    """A run's callbacks.  Checkpoints come first: an error of another file costs no epoch."""
     callbacks: list[Callback] = [Checkpoints(out, settings.save_every)]
     if not settings.quiet:
-        # a look at the metrics makes a GPU's host wait
+        # Reading the metrics makes the host wait for a GPU
         callbacks += [ProgressBar(refresh=1 if device.kind == "cpu" else 20), EpochLine()]
     callbacks += [MetricsFile(out / "metrics.csv")]
     try:
@@ -156,21 +159,21 @@ def make_callbacks(settings: argparse.Namespace, out: Path, device: Device) -> l
 
 
 def _fit(trainer: Trainer, epochs: int, last: Path) -> None:
-    """Train; an error or a stop says how to go on, if there is a checkpoint to go on from."""
-    go_on = f"go on with --resume {last}"
+    """Train; a stop or an OutputError names the checkpoint to resume from, if there is one."""
+    resume = f"resume with --resume {last}"
     try:
         trainer.fit(epochs)
     except KeyboardInterrupt:
         print(
             f"\nstopped in epoch {trainer.epoch + 1}, after step {trainer.step}; "
-            + (go_on if last.exists() else "nothing was saved"),
+            + (resume if last.exists() else "nothing was saved"),
             file=sys.stderr,
         )
         raise
     except OutputError as error:
         if not last.is_file():
             raise
-        raise OutputError(f"{error}, then {go_on}") from error
+        raise OutputError(f"{error}, then {resume}") from error
 
 
 OPTIMIZERS: dict[str, Callable[[Module, float, float, bool], optim.Optimizer]] = {
@@ -180,9 +183,9 @@ OPTIMIZERS: dict[str, Callable[[Module, float, float, bool], optim.Optimizer]] =
     "adam": lambda model, lr, decay, _: optim.Adam(model.parameters(), lr, weight_decay=decay),
     "adamw": lambda model, lr, decay, _: optim.AdamW(model.parameters(), lr, weight_decay=decay),
 }
-SCHEDULES: dict[str, Callable[[float, int], optim.Schedule]] = {
-    "one-cycle": lambda lr, steps: optim.OneCycle(lr, steps),
-    "cosine": lambda lr, steps: optim.Cosine(lr, steps),
-    "step": lambda lr, steps: optim.Step(lr, every=max(steps // 3, 1)),
-    "constant": lambda lr, steps: optim.Constant(lr),
+SCHEDULES: dict[str, Callable[[optim.Optimizer, int], lr_scheduler.LRScheduler | None]] = {
+    "one-cycle": lr_scheduler.TriangularLR,
+    "cosine": lr_scheduler.CosineAnnealingLR,
+    "step": lambda optimizer, steps: lr_scheduler.StepLR(optimizer, max(steps // 3, 1)),
+    "constant": lambda optimizer, steps: None,
 }

@@ -1,4 +1,4 @@
-"""Loss and accuracy, summed on the device and read back only when somebody looks."""
+"""Loss and accuracy, accumulated on the device and read back only on demand."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.autograd import no_grad
-from gpucnn.device import Array, array_module, to_host, working_on
+from gpucnn.device import array_module, to_host, working_on
 from gpucnn.errors import ArgumentError
 from gpucnn.nn import Module
 from gpucnn.ops import cross_entropy
@@ -15,9 +15,9 @@ from gpucnn.train.batches import check_loader, check_logits, checked_batch, devi
 
 
 class RunningMetrics:
-    """Sums over the batches of an epoch: examples, loss, correct predictions.
+    """Running sums over the batches of an epoch: examples, loss, correct predictions.
 
-    `add` leaves the sums on the device; `loss`, `accuracy` and `state_dict` wait for it.
+    `add` accumulates on the device; `loss`, `accuracy` and `state_dict` wait for it.
     """
 
     def __init__(self) -> None:
@@ -25,22 +25,22 @@ class RunningMetrics:
         self._loss: Any = 0.0
         self._correct: Any = 0
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Array) -> None:
-        """One batch: its mean loss, its logits (N, K) and labels (N,)."""
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: its mean loss, logits (N, K) and labels (N,)."""
         n = len(labels)
         self.count += n
         with working_on(logits.device):
             self._loss = self._loss + loss.data.astype(np.float64) * n
-            self._correct = self._correct + (logits.data.argmax(axis=1) == labels).sum()
+            self._correct = self._correct + (logits.data.argmax(axis=1) == labels.data).sum()
 
     @property
     def loss(self) -> float:
-        """The mean loss per example so far, in nats; not a number before the first."""
+        """The mean loss per example so far, in nats; NaN before the first."""
         return float(_number(self._loss)) / self.count if self.count else float("nan")
 
     @property
     def accuracy(self) -> float:
-        """The share of correct predictions so far, 0 to 1; not a number before the first."""
+        """The fraction of correct predictions so far, 0 to 1; NaN before the first."""
         return int(_number(self._correct)) / self.count if self.count else float("nan")
 
     def state_dict(self) -> dict[str, Any]:
@@ -55,25 +55,25 @@ class RunningMetrics:
 
 
 def _number(x: Any) -> Any:
-    """A sum: of the device after an `add`, else a number of the host."""
+    """A sum as a host number; it is on the device after `add`."""
     return to_host(x) if hasattr(x, "get") else x
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model does on a data set."""
+    """The result of evaluating a model on a data set."""
 
     loss: float  # mean, nats
     confusion: np.ndarray[Any, np.dtype[np.int64]]  # (K, K): row true class, column predicted
 
     @property
     def accuracy(self) -> float:
-        """The share of correct predictions, 0 to 1."""
+        """The fraction of correct predictions, 0 to 1."""
         return float(np.trace(self.confusion) / max(self.confusion.sum(), 1))
 
     @property
     def per_class(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """(K,) the share of each class that was recognised; not a number for an absent class."""
+        """(K,) the accuracy within each true class, 0 to 1; NaN for a class without examples."""
         totals = self.confusion.sum(axis=1)
         hits = np.diagonal(self.confusion)
         shares = np.full(len(totals), np.nan)
@@ -82,13 +82,13 @@ class Evaluation:
 
 
 def evaluate(model: Module, loader: Any) -> Evaluation:
-    """Run `model` over every batch of `loader` in evaluation mode, recording nothing.
+    """Evaluate `model` on every batch of `loader`, in evaluation mode and without gradients.
 
-    loader yields (images, labels) on the model's device; the model's logits are (N, K).  The loss
-    is softmax cross entropy.  Modes are put back as they were.
+    loader yields (images, labels) on the model's device; the model returns logits (N, K).  The
+    loss is ops.cross_entropy.  Each module's mode is restored.
 
-    Raises ArgumentError, ShapeError, DtypeError or DeviceMismatch for batches, logits or labels
-    that are none of this, and if loader.dataset has other classes than the model outputs.
+    Raises ArgumentError, ShapeError, DtypeError or DeviceMismatch for any other batch, logits or
+    labels, and ShapeError if K is not the number of classes of loader.dataset.
     """
     check_loader("evaluate", loader)
     device = device_of_model(model)
@@ -100,8 +100,8 @@ def evaluate(model: Module, loader: Any) -> Evaluation:
             with working_on(images.device):
                 logits = model(images)
                 check_logits("evaluate", logits, images, loader)
+                metrics.add(cross_entropy(logits, labels), logits, labels)
                 targets = labels.data
-                metrics.add(cross_entropy(logits, targets), logits, targets)
                 xp, k = array_module(targets), logits.shape[1]
                 if not bool(((targets >= 0) & (targets < k)).all()):  # bincount waits anyway
                     raise ArgumentError(f"evaluate: labels must be in 0..{k - 1}")

@@ -1,4 +1,4 @@
-"""Generators' states as plain JSON data, and back."""
+"""States of random generators as plain JSON data."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from gpucnn.errors import CheckpointError
 
 
 def generator_state(generator: np.random.Generator) -> dict[str, Any]:
-    """Where `generator` stands, in Python's own types."""
+    """The state of `generator` as plain JSON data."""
     return _plain(generator.bit_generator.state)  # type: ignore[no-any-return]
 
 
 def restore_generator(generator: np.random.Generator, state: dict[str, Any]) -> None:
-    """Put `generator` where `generator_state` found it; CheckpointError if it is another kind."""
+    """Restore a state from `generator_state`; CheckpointError if it is of another kind."""
     try:
         generator.bit_generator.state = _arrays(state)
     except (ValueError, TypeError, KeyError) as error:

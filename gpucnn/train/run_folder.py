@@ -1,4 +1,4 @@
-"""The folder of a training run: a new one that holds no other run, and the run to go on with."""
+"""The folders of training runs: create a new one, find the one to resume."""
 
 from datetime import datetime
 from pathlib import Path
@@ -12,28 +12,33 @@ LAST = "last.safetensors"
 
 
 def find_run(resume: str, out: str | None, script: str) -> tuple[Path, Checkpoint]:
-    """The checkpoint that --resume means, and its path.
+    """The path and the content of the checkpoint that --resume means.
 
-    resume is the file that was named; "" means last.safetensors in `out`, or, if that is None too,
-    of the newest run of `script` in runs/.
+    resume is the file given; "" means last.safetensors in `out`, or, if that is None too, that of
+    the newest run of `script` in runs/.
 
-    Raises CheckpointError if there is none, or it was not written by `script`.
+    Raises CheckpointError if there is none, or if another script wrote it.
     """
     if not resume and out is None:
         return newest_run(script)
     path = Path(resume) if resume else Path(str(out)) / LAST
+    return path, read_run(path, script)
+
+
+def read_run(path: str | Path, script: str) -> Checkpoint:
+    """Read a checkpoint of a run of `script`; CheckpointError if another script wrote it."""
     checkpoint = read_checkpoint(path)
     writer = checkpoint.info.get("script")
     if writer != script:
         raise CheckpointError(
-            f"--resume: {path} was not written by {script}.py"
-            + (f"; go on with it by {writer}.py" if writer else "")
+            f"{path} was not written by {script}.py"
+            + (f"\n  it is a run of {writer}.py" if writer else "")
         )
-    return path, checkpoint
+    return checkpoint
 
 
 def newest_run(script: str, file: str = LAST) -> tuple[Path, Checkpoint]:
-    """The checkpoint `file` of the newest run of `script` in runs/, and its path.
+    """The path and the content of the checkpoint `file` of the newest run of `script` in runs/.
 
     Raises CheckpointError if there is none.
     """
@@ -42,32 +47,32 @@ def newest_run(script: str, file: str = LAST) -> tuple[Path, Checkpoint]:
         checkpoint = read_checkpoint(path)
         if checkpoint.info.get("script") == script:
             return path, checkpoint
-    raise CheckpointError(f"there is no run in {RUNS}/ of {script}.py; name a file")
+    raise CheckpointError(f"{RUNS}/ has no run of {script}.py; name a checkpoint file")
 
 
 def refuse_to_overwrite(out: str | Path) -> None:
-    """Raises ArgumentError if `out` holds a run."""
+    """Raise ArgumentError if `out` holds a run."""
     if (Path(out) / LAST).exists():
         raise ArgumentError(
-            f"--out: {out} holds a run already\n  go on with it: --resume; or choose another folder"
+            f"--out: {out} already holds a run\n  resume it with --resume, or choose another folder"
         )
 
 
 def new_folder(out: str | None) -> Path:
-    """The folder of a new run, made: `out`, or one in runs/ named by the time.
+    """Create the folder of a new run: `out`, or one in runs/ named after the current time.
 
-    Raises ArgumentError if it cannot be made, or holds a run.
+    Raises ArgumentError if it cannot be created, or already holds a run.
     """
     if out is not None:
         refuse_to_overwrite(out)
         return output_folder(out)
     output_folder(RUNS)
     folder = RUNS / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    while True:  # runs that start in the same second are kept apart
+    while True:  # another run may have started in the same second
         try:
             folder.mkdir()
             return folder
         except FileExistsError:
             folder = folder.with_name(folder.name + "x")
         except OSError as error:
-            raise ArgumentError(f"--out: {folder} cannot be made ({error.strerror})") from error
+            raise ArgumentError(f"--out: {folder} cannot be created ({error.strerror})") from error

@@ -1,6 +1,6 @@
-"""What training scripts share: flags, a folder for each run, --resume, the result.
+"""The command line of training scripts: shared flags, a folder per run, --resume, the result.
 
-A script of your own gets all of it, and says only what is its own:
+Your own script adds only what is specific to it:
 
     from gpucnn.train.script import Job, Script
 
@@ -11,7 +11,7 @@ A script of your own gets all of it, and says only what is its own:
         job.train(model, loader, test_loader, classes=training.classes)
 
     if __name__ == "__main__":
-        script = Script("my_script", "Train what I want.", epochs=8, batch_size=64, lr=0.04)
+        script = Script("my_script", "Train LeNet on my images.", epochs=8, batch_size=64, lr=0.04)
         script.add("--model", "the network", "lenet", choices=("lenet", "lenet5"))
         sys.exit(script.main(run))
 
@@ -36,17 +36,18 @@ from gpucnn.random import manual_seed
 from gpucnn.train.job import OPTIMIZERS, SCHEDULES, Job
 from gpucnn.train.run_folder import LAST, find_run, refuse_to_overwrite
 
-__all__ = ["RECIPE", "RUN", "WHERE", "Job", "Script"]
+__all__ = ["EXECUTION", "RECIPE", "RUN", "Job", "Script"]
 
-RUN, RECIPE, WHERE = "the run", "the recipe", "where and how"  # the headings of --help
+# The headings of --help.  EXECUTION: device, threads and files, which a resumed run may change.
+RUN, RECIPE, EXECUTION = "run", "recipe", "execution"
 ADAM_LR = 0.001  # the default learning rate of adam and adamw
 
 
 class Script:
     """The command line of a training script.
 
-    `name` is the file's, without .py: it is kept in checkpoints, so that --resume goes on with runs
-    of this script only.  `defaults` has the default of every setting.
+    `name` is the script's file name without .py.  Checkpoints record it, so that --resume accepts
+    only runs of this script.  `defaults` maps every setting to its default.
     """
 
     def __init__(
@@ -62,10 +63,11 @@ class Script:
         limit: str = "use the first N images of each split",
         shown: Mapping[str, str] | None = None,
     ) -> None:
-        """epochs, batch_size, lr and schedule are defaults; augment and limit say what these do.
+        """epochs, batch_size, lr, schedule: defaults; augment, limit: help texts of these flags.
 
-        lr is the rate of SGD; Adam's is ADAM_LR.  The script may settle epochs and lr itself, if
-        they are None here, before it calls Job.train; `shown` says for --help what they will be.
+        lr is SGD's learning rate; the default for Adam and AdamW is ADAM_LR.  If epochs or lr is
+        None, the script sets job.settings.epochs or .lr before it calls Job.train, and `shown`,
+        {setting: text}, describes that default in --help.
         """
         self.name = name
         self.defaults: dict[str, Any] = {}
@@ -73,10 +75,10 @@ class Script:
             description=description, argument_default=argparse.SUPPRESS
         )
         self._groups = {
-            title: self._parser.add_argument_group(title) for title in (RUN, RECIPE, WHERE)
+            title: self._parser.add_argument_group(title) for title in (RUN, RECIPE, EXECUTION)
         }
         self._of_run: set[str] = set()
-        self._paths: dict[str, tuple[str, str]] = {}  # setting: (flag, what to do without it)
+        self._paths: dict[str, tuple[str, str]] = {}  # setting: (flag, remedy if it is missing)
         self._sgd_lr = lr
         shown = {
             "lr": f"{lr} for sgd, {ADAM_LR} for adam and adamw",
@@ -85,7 +87,7 @@ class Script:
             **(shown or {}),
         }
         self._add_recipe(epochs, batch_size, schedule, augment, limit, shown)
-        self._add_where_and_how()
+        self._add_execution()
 
     def add(
         self,
@@ -98,16 +100,17 @@ class Script:
         missing: str | None = None,
         **options: Any,
     ) -> None:
-        """Add a flag, or a positional argument that may be left out.
+        """Add a flag, or an optional positional argument.
 
-        text, options  for --help and argparse; the default follows the text, or `shown` for it
-        group          its heading in --help: "the run", "the recipe" or "where and how".  --resume
-                       keeps all flags; those of "where and how" may be given anew, others not
-        missing        for a path that is read: what to do if it does not exist, which is an error
+        text       its --help text, to which the default is appended, or `shown` in its place
+        group      its heading in --help: RUN, RECIPE or EXECUTION.  --resume restores every flag
+                   and lets the command line change only those of EXECUTION
+        missing    for a path that is read: the remedy that the error names if it does not exist
+        options    for argparse's add_argument
         """
         key, positional = _key(flag), not flag.startswith("-")
         self.defaults[key] = default
-        if group != WHERE:
+        if group != EXECUTION:
             self._of_run.add(key)
         if missing is not None:
             self._paths[key] = (options.get("metavar", flag) if positional else flag, missing)
@@ -120,26 +123,25 @@ class Script:
     def add_number(
         self, flag: str, text: str, default: int | None, shown: str | None = None, **how: Any
     ) -> None:
-        """Add a flag for a whole number of at least 1; the arguments are those of `add`."""
+        """Add a flag for an integer of at least 1; the arguments are those of `add`."""
         self.add(flag, text, default, shown=shown, type=positive_int, metavar="N", **how)
 
     def add_data(self) -> None:
-        """Add --data, the folder of a data set that may be downloaded."""
+        """Add --data, the folder of a data set that can be downloaded."""
         self.add(
             "--data",
             "folder with the data set",
             None,
             shown=f"$GPUCNN_DATA, else {default_root()}",
-            group=WHERE,
-            missing="correct the name, or make the folder (mkdir) to have the data "
-            "downloaded there",
+            group=EXECUTION,
+            missing="correct the name, or create the folder (mkdir) to download the data into it",
             metavar="DIR",
         )
 
     def main(self, run: Callable[[Job], object], argv: Sequence[str] | None = None) -> int:
-        """Run a job from the command line, or `argv`.
+        """Run a job from the command line, or from `argv`.
 
-        Returns the exit status: 0 done, 2 an error (its text is printed), 130 stopped by Ctrl-C.
+        Returns the exit status: 0 success, 2 an error, whose text is printed, 130 after Ctrl-C.
         """
 
         def whole() -> None:
@@ -154,10 +156,11 @@ class Script:
             set_conv_algorithm(algorithm)
 
     def start(self, argv: Sequence[str] | None = None) -> Job:
-        """The job that the command line, or `argv`, asks for.
+        """The job that the command line, or `argv`, describes.
 
-        Settles the settings: defaults, then those of a resumed run, then the command line.  Chooses
-        the device and says why; sets --threads, --exact and the seed of the default generator.
+        Its settings are the defaults, overridden by those of the resumed run and then by the
+        command line.  Prints the device and the reason for it; applies --threads, --exact and
+        --seed.
 
         Raises ArgumentError, CheckpointError or DeviceError for a mistake in the command line.
         """
@@ -207,45 +210,45 @@ class Script:
         add("--epochs", "passes over the training set", epochs, **number)
         add("--batch-size", "images per step", batch_size, **number)
         rate = {"type": non_negative_float, "metavar": "X"}
-        add("--lr", "learning rate, the highest of the schedule", None, **rate)
-        add("--weight-decay", "decay of every parameter", 5e-4, **rate)
-        add("--optimizer", "sgd has momentum 0.9", "sgd", choices=tuple(OPTIMIZERS))
+        add("--lr", "peak learning rate", None, **rate)
+        add("--weight-decay", "weight decay, of biases too", 5e-4, **rate)
+        add("--optimizer", "update rule; sgd has momentum 0.9", "sgd", choices=tuple(OPTIMIZERS))
         text = (
-            "one-cycle: linear up over a quarter of the steps, then down to 0; "
-            "step: a tenth after each third"
+            "learning rate over the steps.  one-cycle: linear up over the first quarter, linear "
+            "down to 0; step: divided by 10 after each third"
         )
         add("--schedule", text, schedule, choices=tuple(SCHEDULES))
         add("--augment", augment, True, action=argparse.BooleanOptionalAction)
         add("--limit", limit, None, **number)
-        text = "of weights, order, augmentation and dropout"
+        text = "random seed of weights, order, augmentation and dropout"
         add("--seed", text, 0, type=non_negative_int, metavar="N")
         text = (
-            "convolutions on the CPU as plain sums instead of Winograd's: slower, with a third to "
-            "an eighth of its rounding error"
+            "compute convolutions on the CPU as plain sums instead of by Winograd: slower, with a "
+            "third to an eighth of the rounding error"
         )
         add("--exact", text, False, action="store_true")
 
-    def _add_where_and_how(self) -> None:
+    def _add_execution(self) -> None:
         text = (
-            "auto, cpu, cuda, cuda:N, or cudasim: the CUDA kernels on a CPU; auto takes what "
-            "$GPUCNN_DEVICE names, else a GPU if one can be used, and says why"
+            "auto, cpu, cuda, cuda:N, or cudasim (the CUDA kernels on a CPU); auto means "
+            "$GPUCNN_DEVICE, else a usable GPU, else the CPU"
         )
-        self.add("--device", text, "auto", group=WHERE)
-        text = "CPU threads; the result does not depend on it"
-        self.add_number("--threads", text, None, "all cores", group=WHERE)
-        text = f"folder for config.json, metrics.csv, {LAST}, best.safetensors, curves.png"
-        self.add("--out", text, None, shown="a new one in runs/", group=WHERE, metavar="DIR")
-        text = f"also write {LAST} every N steps; 0: after each epoch and when stopped with Ctrl-C"
-        self.add("--save-every", text, 0, group=WHERE, type=non_negative_int, metavar="N")
-        text = "print the result and warnings only"
-        self.add("--quiet", text, False, group=WHERE, action="store_true")
-        self._groups[WHERE].add_argument(
+        self.add("--device", text, "auto", group=EXECUTION)
+        text = "CPU threads; they do not change the result"
+        self.add_number("--threads", text, None, "all cores", group=EXECUTION)
+        text = f"output folder: config.json, metrics.csv, {LAST}, best.safetensors, curves.png"
+        self.add("--out", text, None, shown="a new folder in runs/", group=EXECUTION, metavar="DIR")
+        text = f"also write {LAST} every N steps; 0: only after each epoch and on Ctrl-C"
+        self.add("--save-every", text, 0, group=EXECUTION, type=non_negative_int, metavar="N")
+        text = "print only the result and warnings"
+        self.add("--quiet", text, False, group=EXECUTION, action="store_true")
+        self._groups[EXECUTION].add_argument(
             "--resume",
             nargs="?",
             const="",
             metavar="FILE",
-            help="go on with a stopped run, to the same result as if it had never stopped "
-            f"(default file: {LAST} in --out, or of the newest run of this script)",
+            help="resume a stopped run; its result is that of a run that never stopped "
+            f"(default: {LAST} in --out, else in the newest run of this script)",
         )
 
     def _settings(self, given: dict[str, Any], checkpoint: Checkpoint | None) -> dict[str, Any]:
@@ -254,10 +257,10 @@ class Script:
             if key in saved and saved[key] != value:
                 raise ArgumentError(
                     f"--resume: the run has {_flag(key)} {saved[key]}, the command line {value}\n"
-                    f"  leave {_flag(key)} out to go on, or start a new run without --resume"
+                    f"  omit {_flag(key)} to resume, or start a new run without --resume"
                 )
-        place = checkpoint.info["place"] if checkpoint else {}
-        settings = {**self.defaults, **place, **saved, **given}
+        execution = checkpoint.info["execution"] if checkpoint else {}
+        settings = {**self.defaults, **execution, **saved, **given}
         for key, (flag, remedy) in self._paths.items():
             path = settings[key]
             if path is not None and not os.path.exists(os.path.expanduser(path)):
@@ -265,16 +268,16 @@ class Script:
         return settings
 
     def recorded(self, settings: argparse.Namespace) -> dict[str, Any]:
-        """What a checkpoint keeps of the settings, for --resume."""
+        """The settings that a checkpoint stores for --resume; paths are absolute."""
         values = vars(settings)
-        place = values.keys() - self._of_run - {"out", "quiet"}
+        execution = values.keys() - self._of_run - {"out", "quiet"}
         for key in self._paths:
             if values[key] is not None:
                 values = {**values, key: os.path.abspath(os.path.expanduser(values[key]))}
         return {
             "script": self.name,
             "settings": {key: values[key] for key in self.defaults if key in self._of_run},
-            "place": {key: values[key] for key in self.defaults if key in place},
+            "execution": {key: values[key] for key in self.defaults if key in execution},
         }
 
 

@@ -1,4 +1,4 @@
-"""Stopping between two steps instead of in the middle of one."""
+"""Stop on a signal between two steps, not inside one."""
 
 import signal
 import threading
@@ -10,9 +10,9 @@ from typing import Any
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second raises KeyboardInterrupt.
+    """Yield an event that the first SIGINT or SIGTERM sets; the second raises KeyboardInterrupt.
 
-    Only the main thread may take signals: elsewhere the event is never set by them.
+    Outside the main thread, where Python handles no signals, nothing sets the event.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

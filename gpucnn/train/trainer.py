@@ -12,10 +12,11 @@ import numpy as np
 from gpucnn import ops
 from gpucnn.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from gpucnn.cuda import Timer
-from gpucnn.device import Array, working_on
+from gpucnn.device import working_on
 from gpucnn.errors import ArgumentError, CheckpointError, DivergenceError, kind
 from gpucnn.nn import Dropout, Module
-from gpucnn.optim import Constant, Optimizer, Schedule
+from gpucnn.optim import Optimizer
+from gpucnn.optim.lr_scheduler import LRScheduler
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
 from gpucnn.train.batches import (
@@ -30,59 +31,60 @@ from gpucnn.train.metrics import Evaluation, RunningMetrics, evaluate
 from gpucnn.train.random_state import generator_state, restore_generator
 from gpucnn.train.signals import stop_signals
 
-_NO_LAYER = "every layer is finite: look at the loss function, and at that batch"
-_REMEDY = "start again with a lower learning rate, or go on from an earlier checkpoint"
+_NO_LAYER = "every layer is finite: check the loss function and that batch"
+_REMEDY = "restart with a lower learning rate, or resume from an earlier checkpoint"
 
 
 class Callback:
-    """Gets a word at every turn of a Trainer; override what you need."""
+    """Hooks that a Trainer calls; override those you need."""
 
     def on_start(self, trainer: "Trainer", epochs: int) -> None:
-        """Before the first step; `epochs` is the number to reach."""
+        """Before the first step; `epochs` is the argument of fit."""
 
     def on_epoch_start(self, trainer: "Trainer") -> None:
-        """Before an epoch's first batch, or the first after a resume."""
+        """Before the first batch of an epoch, or the first after a resume."""
 
     def on_batch_end(self, trainer: "Trainer") -> None:
         """After every step."""
 
     def on_epoch_end(self, trainer: "Trainer") -> None:
-        """After the evaluation; trainer.history[-1] is the epoch's row."""
+        """After the epoch's evaluation; trainer.history[-1] is its row."""
 
     def on_end(self, trainer: "Trainer") -> None:
         """After the last epoch."""
 
     def on_interrupt(self, trainer: "Trainer") -> None:
-        """When Ctrl-C or SIGTERM stops the run; the trainer stands between two steps."""
+        """When Ctrl-C or SIGTERM stops the run, between two steps."""
 
     def on_error(self, trainer: "Trainer") -> None:
-        """When an error ends the run, before it is raised."""
+        """When an exception ends the run, before it propagates."""
 
 
 class Trainer:
-    """Trains `model` on `loader`, evaluates it on `test_loader` after every epoch.
+    """Train `model` on `loader` and evaluate it on `test_loader` after every epoch.
 
-    Loaders yield (images, labels) as tensors on the model's device: data.DataLoader with a
-    device.  `schedule` maps the step, counted from 0 over all epochs, to a learning rate; None
-    keeps the optimizer's.  `loss` is called as loss(logits, labels).  `info` is kept in
-    checkpoints: plain JSON data.
+    loader, test_loader   yield (images, labels) as tensors on the model's device, such as
+                          data.DataLoader(..., device=...)
+    scheduler             a scheduler of `optimizer`, stepped once per training step; None keeps
+                          the optimizer's rates
+    loss                  called as loss(logits, labels); returns a scalar Tensor
+    info                  plain JSON data to store in checkpoints
 
         trainer = train.Trainer(model, optimizer, loader, test_loader)
         trainer.fit(epochs=8)
         print(trainer.evaluation.accuracy)
 
-    `epoch` counts finished epochs, `step` finished steps; `history` has a dict per epoch.
+    `epoch` counts completed epochs, `step` completed steps; `history` has a dict per epoch.
 
-    Training stops with DivergenceError at the first step whose loss is not finite: it names the
-    step, the learning rate, and the first layer whose numbers are not finite.  On the CPU the
-    parameters have not taken that step.  On a GPU, where reading the loss would make every step
-    wait, the stop comes once the loss has arrived: as many steps late as the host is ahead of
-    the GPU, and no later than the next `save` or the end of the epoch.  `save` refuses what is not
-    finite, so the last good checkpoint stays.
+    Training stops with DivergenceError at the first step whose loss is not finite.  The error
+    names the step, the learning rate, and the first layer with values that are not finite.  On the
+    CPU the parameters are not updated by that step.  On a GPU the host does not wait for each
+    loss: training stops once the loss has arrived, as many steps late as the host is ahead of the
+    GPU, and at the latest at the next `save` or the end of the epoch.  `save` refuses values that
+    are not finite, so the last good checkpoint survives.
 
-    Raises ArgumentError, ShapeError, DtypeError or DeviceMismatch for a loader, batch, model or
-    loss that is none of this; ShapeError if loader.dataset has other classes than the model
-    outputs.
+    Raises ArgumentError, ShapeError, DtypeError or DeviceMismatch for any other loader, batch,
+    model or loss; ShapeError if the model's outputs do not match the classes of loader.dataset.
     """
 
     def __init__(
@@ -91,8 +93,8 @@ class Trainer:
         optimizer: Optimizer,
         loader: Any,
         test_loader: Any = None,
-        schedule: Schedule | None = None,
-        loss: Callable[[Tensor, Array], Tensor] = ops.cross_entropy,
+        scheduler: LRScheduler | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] = ops.cross_entropy,
         callbacks: Sequence[Callback] = (),
         info: dict[str, Any] | None = None,
     ) -> None:
@@ -100,6 +102,12 @@ class Trainer:
             raise ArgumentError(f"Trainer: expected a Module to train, got {kind(model)}")
         if not isinstance(optimizer, Optimizer):
             raise ArgumentError(f"Trainer: expected an Optimizer, got {kind(optimizer)}")
+        if scheduler is not None and not isinstance(scheduler, LRScheduler):
+            raise ArgumentError(
+                f"Trainer: expected a scheduler of optim.lr_scheduler, got {kind(scheduler)}"
+            )
+        if scheduler is not None and scheduler.optimizer is not optimizer:
+            raise ArgumentError("Trainer: the scheduler belongs to another optimizer")
         check_loader("Trainer", loader)
         if test_loader is not None:
             check_loader("Trainer", test_loader)
@@ -107,7 +115,7 @@ class Trainer:
         self.optimizer = optimizer
         self.loader = loader
         self.test_loader = test_loader
-        self.schedule = schedule or Constant(optimizer.lr)
+        self.scheduler = scheduler
         self.loss = loss
         self.callbacks = list(callbacks)
         self.info = info or {}
@@ -116,34 +124,36 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.metrics = RunningMetrics()
         self.evaluation: Evaluation | None = None
-        self._seconds = 0.0  # training time of the current epoch, earlier sittings included
+        self._seconds = 0.0  # training time of the current epoch, before a resume too
+        self._lr = optimizer.lr  # of the last step
         self._stop = threading.Event()
         self._losses = LossWatch()
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
-        """Learn from one batch."""
-        self.optimizer.lr = self.schedule(self.step)
-
+        """Run one training step: forward, backward, update, scheduler."""
         with _quiet(), working_on(images.device):
             logits = self.model(images)
             check_logits("Trainer", logits, images, self.loader)
-            loss = self.loss(logits, labels.data)
+            loss = self.loss(logits, labels)
             check_loss("Trainer", loss)
-            self._losses.add(loss.data, self.step, self.optimizer.lr)
+            self._lr = self.optimizer.lr
+            self._losses.add(loss.data, self.step, self._lr)
             self._stop_if_diverged((images, labels))
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            self.metrics.add(loss, logits, labels.data)
+            self.metrics.add(loss, logits, labels)
         self.step += 1
+        if self.scheduler is not None:
+            self.scheduler.step()
 
     def fit(self, epochs: int) -> list[dict[str, Any]]:
-        """Train until `epochs` epochs are done in all, those before a resume included.
+        """Train until `epochs` epochs are completed in total, those before a resume included.
 
-        Returns `history`.  Ctrl-C or SIGTERM lets the current step (or evaluation) finish, runs the
-        callbacks' on_interrupt, where Checkpoints saves, and raises KeyboardInterrupt; a second one
-        raises it at once and nothing is saved.  Raises DivergenceError if the numbers are no
-        longer finite: see the class.
+        Returns `history`.  On Ctrl-C or SIGTERM the current step (or evaluation) finishes, the
+        callbacks' on_interrupt runs, in which Checkpoints saves, and KeyboardInterrupt is raised.
+        A second signal raises it at once, and nothing is saved.  Raises DivergenceError if training
+        diverges: see the class.
         """
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
             raise ArgumentError(f"fit: epochs must be an int of at least 0, got {epochs!r}")
@@ -163,7 +173,7 @@ class Trainer:
     def _stop_if_asked(self) -> None:
         if self._stop.is_set():
             self._tell("on_interrupt")
-            if hasattr(self.loader, "load_state_dict"):  # a later fit goes on from here
+            if hasattr(self.loader, "load_state_dict"):  # a later fit continues from here
                 self.loader.load_state_dict(self.loader.state_dict())
             raise KeyboardInterrupt
 
@@ -191,7 +201,7 @@ class Trainer:
             "train_accuracy": self.metrics.accuracy,
             "test_loss": None,
             "test_accuracy": None,
-            "lr": self.optimizer.lr,
+            "lr": self._lr,
             "seconds": time.perf_counter() - started,
             "images_per_second": self.metrics.count / (time.perf_counter() - started),
             "step_ms": timer.seconds / timer.count * 1e3 if timer else None,
@@ -210,14 +220,14 @@ class Trainer:
         self._seconds = 0.0
         self._tell("on_epoch_end")
 
-    # --- numbers that are no longer finite ---
+    # --- divergence ---
 
     def _stop_if_diverged(
         self, batch: tuple[Tensor, Tensor] | None = None, wait: bool = False
     ) -> None:
-        """DivergenceError if a loss that has arrived, or with `wait` any, is not finite.
+        """Raise DivergenceError if a loss that has arrived, or with `wait` any, is not finite.
 
-        batch is the latest one, if the parameters have not been updated since.
+        batch is the latest batch, if its update has not been made.
         """
         bad = self._losses.first(wait)
         if bad is None:
@@ -229,11 +239,11 @@ class Trainer:
         )
 
     def _check_finite(self, when: str) -> None:
-        """DivergenceError if the last update was one too many, whatever its loss was."""
+        """Raise DivergenceError if a parameter, statistic or state is not finite."""
         where = self._not_finite()
         if where:
             raise DivergenceError(
-                f"{when}: training has diverged, at a learning rate of {self.optimizer.lr:g}\n"
+                f"{when}: training has diverged, at a learning rate of {self._lr:g}\n"
                 f"  {where}\n  {_REMEDY}"
             )
 
@@ -261,30 +271,37 @@ class Trainer:
         for callback in self.callbacks:
             getattr(callback, event)(self, *details)
 
-    # --- going on later ---
+    # --- checkpoints ---
 
     def save(self, path: str | Path) -> None:
-        """Write everything that is needed to go on from here to the same bits.
+        """Write a checkpoint from which `resume` continues to the same bits.
 
-        Raises DivergenceError, and leaves the file as it was, if a loss, parameter, running
-        statistic or optimizer state is not finite; OutputError if it cannot be written.
+        Raises DivergenceError if a loss, parameter, running statistic or optimizer state is not
+        finite, OutputError if the file cannot be written; the previous file stays intact.  Raises
+        CheckpointError if the loader has no state_dict.
         """
         if not hasattr(self.loader, "state_dict"):
             raise CheckpointError(
-                f"save: {kind(self.loader)} does not tell where it stands, and a run could not go "
-                "on\n  train with a data.DataLoader"
+                f"save: {kind(self.loader)} has no state_dict, and the run could not be resumed\n"
+                "  train with a data.DataLoader"
             )
         self._stop_if_diverged(wait=True)
         self._check_finite(f"epoch {self.epoch + 1}, step {self.step}, {path} not written")
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         optimizer = self.optimizer.state_dict()
-        plain = {k: optimizer.pop(k) for k in ("steps", "hyperparameters")}
+        plain = {k: optimizer.pop(k) for k in ("steps", "param_groups")}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
+        scheduler = None
+        if self.scheduler is not None:
+            state = self.scheduler.state_dict()
+            scheduler = {"name": type(self.scheduler).__name__, "state": state}
         info = {
             **self.info,
             "optimizer": {"name": type(self.optimizer).__name__, **plain},
+            "scheduler": scheduler,
             "epoch": self.epoch,
             "step": self.step,
+            "lr": self._lr,
             "history": self.history,
             "metrics": self.metrics.state_dict(),
             "seconds": self._seconds,
@@ -294,40 +311,46 @@ class Trainer:
         write_checkpoint(path, tensors, info)
 
     def resume(self, checkpoint: str | Path | Checkpoint) -> None:
-        """Go on from what `save` wrote, with the same model, optimizer and loader built anew.
+        """Continue from a checkpoint that `save` wrote.
 
-        Raises CheckpointError if the file is damaged or belongs to something else.
+        Model, optimizer, scheduler and loader must be built as for that run.  Raises
+        CheckpointError if the file is damaged, or belongs to another model, optimizer, scheduler
+        or loader.
         """
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = read_checkpoint(checkpoint)
         info = checkpoint.info
         try:
-            name = info["optimizer"]["name"]
-            if name != type(self.optimizer).__name__:
-                raise CheckpointError(
-                    f"resume: the run was trained with {name}, "
-                    f"the trainer has {type(self.optimizer).__name__}"
-                )
-            own = self._generators()
-            if own.keys() != info["generators"].keys():
+            for part, own in (("optimizer", self.optimizer), ("scheduler", self.scheduler)):
+                saved = info[part]["name"] if info[part] else "no scheduler"
+                ours = type(own).__name__ if own is not None else "no scheduler"
+                if saved != ours:
+                    raise CheckpointError(
+                        f"resume: the run was trained with {saved}, the trainer has {ours}"
+                    )
+            generators = self._generators()
+            if generators.keys() != info["generators"].keys():
                 raise CheckpointError("resume: the model's dropout generators are not the run's")
             self.model.load_state_dict(checkpoint.part("model"))
             self.optimizer.load_state_dict(info["optimizer"] | checkpoint.part("optimizer"))
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(info["scheduler"]["state"])
             self.loader.load_state_dict(info["loader"])
-            for key, generator in own.items():
+            for key, generator in generators.items():
                 restore_generator(generator, info["generators"][key])
             self.metrics.load_state_dict(info["metrics"])
             self.epoch, self.step = info["epoch"], info["step"]
+            self._lr = info["lr"]
             self.history, self._seconds = info["history"], info["seconds"]
-            self._losses = LossWatch()  # nothing of an earlier try
+            self._losses = LossWatch()  # drop pending losses of the run so far
         except (KeyError, TypeError) as error:
             raise CheckpointError(
-                f"resume: the checkpoint lacks what a run needs to go on ({error}); "
+                f"resume: the checkpoint lacks state of a training run ({error}); "
                 "it may hold a model only"
             ) from error
 
     def _generators(self) -> dict[str, Any]:
-        """Every generator that training draws from, outside the loader."""
+        """Every random generator of training, except the loader's."""
         found = {"": default_generator()}
         for name, module in self.model.named_modules():
             if isinstance(module, Dropout) and module.generator is not None:
@@ -336,5 +359,5 @@ class Trainer:
 
 
 def _quiet() -> np.errstate:
-    """NumPy does not warn of overflows: the trainer itself looks for what they lead to."""
+    """Silence NumPy's overflow warnings: the trainer checks for divergence itself."""
     return np.errstate(over="ignore", invalid="ignore")

@@ -283,7 +283,7 @@ def test_a_folder_that_cannot_be_made_or_written_is_one_line_after_the_numbers(
     assert lecture.main(["--out", str(tmp_path / "file")]) == 2
     said = capsys.readouterr()
     assert "max pooling, 3x3:" in said.out
-    assert f"error: --out: {tmp_path / 'file'} cannot be made" in said.err
+    assert f"error: --out: {tmp_path / 'file'} cannot be created" in said.err
     (tmp_path / "out" / "strides.png").mkdir(parents=True)
     assert lecture.main(["--out", str(tmp_path / "out")]) == 2
     assert "strides.png cannot be written (Is a directory)" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_without_matplotlib_the_lecture_is_printed_and_a_line_says_what_is_missi
     assert result.returncode == 0, result.stderr
     assert "max pooling, 3x3:\n  9 9 7\n  7 5 8\n  4 6 8\n" in result.stdout
     last = result.stdout.splitlines()[-1]
-    assert last == 'pictures has no PNG files: they need matplotlib: pip install "gpucnn[plot]"'
+    assert last == 'no PNG files in pictures: they need matplotlib: pip install "gpucnn[plot]"'
     assert list(tmp_path.iterdir()) == []
 
 

@@ -110,7 +110,7 @@ def test_ctrl_c_then_resume_ends_with_the_bits_of_a_run_never_stopped(
     with monkeypatch.context() as patch:
         patch.setattr(train.Trainer, "train_step", interrupted)
         assert script.main([*SMALL, "--out", str(out), "--quiet"]) == 130
-    assert f"after step {step + 1}; go on with --resume" in capsys.readouterr().err
+    assert f"after step {step + 1}; resume with --resume" in capsys.readouterr().err
     assert script.main(["--resume", "--out", str(out), "--quiet"]) == 0
     assert_same_bits(whole_run, out)
 
@@ -215,8 +215,8 @@ def test_help_explains_every_flag_with_its_default(script, capsys):
         ("--device cuda", "pip install"),
         ("--device cuda:x", "expected auto, cpu"),
         ("--resume none.safetensors", "no such file"),
-        ("--resume", "no run in runs/"),
-        ("--out a_file", "cannot be made"),
+        ("--resume", "runs/ has no run"),
+        ("--out a_file", "cannot be created"),
         ("--data mispelt", "--data: mispelt does not exist"),
         ("--limit 32 --batch-size 16 --lr 1e9 --device cpu --out run", "learning rate"),
     ],
@@ -296,7 +296,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line_and_leaves_the_last_one
     line = line[line.index("error: ") :]
     assert line.startswith(f"error: {out}/")
     assert "safetensors cannot be written (File too large): raise the limit" in line
-    assert line.endswith(f"then go on with --resume {out / 'last.safetensors'}")
+    assert line.endswith(f"then resume with --resume {out / 'last.safetensors'}")
     assert "Traceback" not in done.stderr
     assert not list(out.glob(".*"))
     whole = tmp_path / "whole"
@@ -308,7 +308,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line_and_leaves_the_last_one
 def test_a_folder_with_a_run_is_not_overwritten(script, whole_run, capsys):
     before = (whole_run / "last.safetensors").read_bytes()
     assert script.main([*SMALL, "--out", str(whole_run)]) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already holds a run" in capsys.readouterr().err
     assert (whole_run / "last.safetensors").read_bytes() == before
 
 

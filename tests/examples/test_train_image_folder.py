@@ -7,6 +7,7 @@ from stopped_runs import ctrl_c_in_step, kill_in_step_3, same_bits
 
 from gpucnn import models, nn, train
 from gpucnn.commands import main as gpucnn_command
+from gpucnn.models import registry
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_image_folder.py"
 
@@ -41,7 +42,7 @@ def photos(tmp_path_factory):
 def small(monkeypatch):
     """A few filters under the name of alexnet: what is tested is the script around it."""
     monkeypatch.setitem(models.BY_NAME, "alexnet", alexnet)
-    monkeypatch.setitem(models._SIDES, alexnet, 227)
+    monkeypatch.setitem(registry._SIDES, alexnet, 227)
 
 
 def alexnet(classes=1000, channels=3, generator=None):
@@ -75,8 +76,8 @@ def test_a_folder_of_jpegs_trains_tests_with_ten_views_and_predicts(
 # What makes a process of its own use the `alexnet` of this file
 SMALL = f"""
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_train_image_folder import alexnet, models
-models.BY_NAME["alexnet"], models._SIDES[alexnet] = alexnet, 227
+from test_train_image_folder import alexnet, models, registry
+models.BY_NAME["alexnet"], registry._SIDES[alexnet] = alexnet, 227
 """
 
 
@@ -91,7 +92,7 @@ def test_stopped_or_killed_it_resumes_to_the_bits_of_a_run_never_stopped(
     with monkeypatch.context() as patch:
         ctrl_c_in_step(4, patch)
         assert script.main([*flags, "--out", str(stopped)]) == 130
-    assert "stopped in epoch 2, after step 4; go on with --resume" in capsys.readouterr().err
+    assert "stopped in epoch 2, after step 4; resume with --resume" in capsys.readouterr().err
     assert script.main(["--resume", str(stopped / "last.safetensors"), "--quiet"]) == 0
     assert "test accuracy with ten views" in capsys.readouterr().out
     assert same_bits(whole, stopped)
@@ -101,14 +102,14 @@ def test_stopped_or_killed_it_resumes_to_the_bits_of_a_run_never_stopped(
     assert same_bits(whole, killed)
 
 
-def test_a_run_is_not_overwritten_and_not_gone_on_with_by_other_settings(
+def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(
     script, photos, small, tmp_path, capsys
 ):
     flags = [str(photos / "train"), *FLAGS, "--epochs", "1", "--out", str(tmp_path / "run")]
     assert script.main(flags) == 0
     before = (tmp_path / "run" / "last.safetensors").read_bytes()
     assert script.main(flags) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already holds a run" in capsys.readouterr().err
     assert script.main([*flags, "--resume", "--on-error", "skip"]) == 2
     assert "the run has --on-error raise, the command line skip" in capsys.readouterr().err
     assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
@@ -169,7 +170,7 @@ def test_a_damaged_file_fails_or_is_skipped_as_asked(
         ("TRAIN --test OTHER", "expected those of"),
         ("TRAIN --model lenet", "invalid choice"),
         ("TRAIN --epochs 0", "expected at least 1"),
-        ("TRAIN --out a_file/x", "cannot be made"),
+        ("TRAIN --out a_file/x", "cannot be created"),
     ],
 )
 def test_a_mistake_is_one_clear_text_and_exit_status_2(

@@ -101,7 +101,7 @@ def test_stopped_or_killed_it_resumes_to_the_bits_of_a_run_never_stopped(
     with monkeypatch.context() as patch:
         ctrl_c_in_step(5, patch)
         assert script.main([*flags, "--out", str(stopped)]) == 130
-    assert "stopped in epoch 2, after step 5; go on with --resume" in capsys.readouterr().err
+    assert "stopped in epoch 2, after step 5; resume with --resume" in capsys.readouterr().err
     assert script.main(["--resume", "--out", str(stopped), "--quiet"]) == 0
     assert same_bits(whole, stopped)
 
@@ -110,14 +110,14 @@ def test_stopped_or_killed_it_resumes_to_the_bits_of_a_run_never_stopped(
     assert same_bits(whole, killed)
 
 
-def test_a_run_is_not_overwritten_and_not_gone_on_with_by_other_settings(
+def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(
     script, idx_files, tmp_path, capsys
 ):
     flags = [*SMALL, "--data", str(idx_files), "--out", str(tmp_path / "run")]
     assert script.main(flags) == 0
     before = (tmp_path / "run" / "last.safetensors").read_bytes()
     assert script.main(flags) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already holds a run" in capsys.readouterr().err
     assert script.main([*flags, "--resume", "--hold-out", "9"]) == 2
     assert "the run has --hold-out None, the command line 9" in capsys.readouterr().err
     assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
@@ -131,7 +131,7 @@ def test_a_run_is_not_overwritten_and_not_gone_on_with_by_other_settings(
         ("--model alexnet", "invalid choice"),
         ("--device tpu", "device 'tpu' is unknown"),
         ("--lr -1", "lr"),
-        ("--out a_file/x", "cannot be made"),
+        ("--out a_file/x", "cannot be created"),
         ("--data damaged", "not an idx file"),
         ("--data mispelt", "--data: mispelt does not exist"),
         ("--hold-out 200", "--hold-out: 200 of 200 training images leave none"),

@@ -1,4 +1,4 @@
-"""What the training scripts say alike."""
+"""The --help texts of the training scripts: the shared flags read the same in all of them."""
 
 import importlib.util
 import re
@@ -15,14 +15,14 @@ SHARED = (
 
 
 def help_of(name, capsys):
-    """{flag: what --help says of it}, its spaces made one."""
+    """{flag: its --help text, with single spaces}."""
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     with pytest.raises(SystemExit) as stop:
         module.main(["--help"])
     assert stop.value.code == 0
-    text = capsys.readouterr().out.partition("the run:")[2]
+    text = capsys.readouterr().out.partition("\nrun:")[2]
     entries = re.split(r"\n  (?=\S)", text.replace("\n\n", "\n"))[1:]
     return {entry.split()[0].rstrip(","): " ".join(entry.split()) for entry in entries}
 

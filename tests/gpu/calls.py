@@ -93,7 +93,7 @@ def stepped(rule: Callable[..., optim.Optimizer]) -> Call:
         for _ in range(3):
             optimizer.zero_grad()
             ops.cross_entropy(model(images), labels).backward()
-            norm = optim.clip_gradient_norm(model.parameters(), 0.5)
+            norm = optim.clip_grad_norm_(model.parameters(), 0.5)
             optimizer.step()
         state = {n: host(a).copy() for n, a in optimizer.state_dict().items() if hasattr(a, "size")}
         again = rule(model.parameters())
@@ -148,7 +148,7 @@ def running_metrics(at: Target) -> Any:
     metrics = train.RunningMetrics()
     for _ in range(2):
         logits, labels = at.tensor(4, 5), at.labels(4, 5)
-        metrics.add(ops.cross_entropy(logits, labels), logits, labels.data)
+        metrics.add(ops.cross_entropy(logits, labels), logits, labels)
     return metrics.loss, metrics.accuracy, metrics.state_dict()
 
 

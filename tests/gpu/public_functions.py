@@ -99,7 +99,7 @@ OPTIM: dict[str, Any] = {
     "SGD": stepped(lambda p: optim.SGD(p, 0.1, momentum=0.9, nesterov=True)),
     "Adam": stepped(lambda p: optim.Adam(p, 0.001)),
     "AdamW": stepped(lambda p: optim.AdamW(p, 0.001)),
-    "clip_gradient_norm": stepped(lambda p: optim.SGD(p, 0.1)),
+    "clip_grad_norm_": stepped(lambda p: optim.SGD(p, 0.1)),
 }
 
 DATA: dict[str, Any] = {
@@ -196,7 +196,7 @@ ARRAYLESS = {
     """,
     "ops": "get_conv_algorithm set_conv_algorithm",
     "nn": "LayerSummary Summary init observe",
-    "optim": "Constant Cosine OneCycle Optimizer Schedule Step Warmup",
+    "optim": "Optimizer lr_scheduler",
     "data": """
         CIFAR10 CIFAR100 MNIST ColorNoise Compose DataNotFound Dataset FashionMNIST ImageFolder
         ItemDataset Normalize RandomCrop RandomHorizontalFlip Synthetic Transform channel_statistics

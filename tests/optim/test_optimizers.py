@@ -4,6 +4,7 @@ from devices import assert_close, host, in_both_dtypes, leaf, tensor
 
 import gpucnn
 from gpucnn import nn, optim
+from gpucnn.device import Device
 from gpucnn.errors import ArgumentError, DtypeError
 
 CASES = [
@@ -104,7 +105,9 @@ P = gpucnn.tensor([1.0], requires_grad=True)
         (lambda: optim.SGD([P], 0.1, weight_decay=-1), "weight_decay must not be negative"),
         (lambda: optim.Adam([P], betas=(0.9, 1.0)), r"two numbers in \[0, 1\)"),
         (lambda: optim.Adam([P], eps=0), "eps must be positive"),
-        (lambda: optim.clip_gradient_norm([P], 0), "limit must be positive"),
+        (lambda: optim.Adam([P], betas=0.9), r"two numbers in \[0, 1\), got 0.9"),
+        (lambda: optim.SGD([P], momentum="0.9"), "momentum must be a number, got a str"),
+        (lambda: optim.clip_grad_norm_([P], 0), "max_norm must be positive"),
     ],
 )
 def test_settings_out_of_range_are_refused(build, message):
@@ -118,10 +121,40 @@ def test_parameters_of_two_dtypes_are_refused():
 
 
 @in_both_dtypes
-def test_clipping_scales_the_joint_norm_down_to_the_limit_and_never_up(dtype, device):
+def test_clipping_scales_the_joint_norm_down_to_max_norm_and_never_up(dtype, device):
     a, b = leaf([0.0, 0.0], device, dtype), leaf([0.0], device, dtype)
     a.grad, b.grad = tensor([3.0, 0.0], device, dtype).data, tensor([4.0], device, dtype).data
-    assert optim.clip_gradient_norm([a, b], 10.0) == 5
+    assert optim.clip_grad_norm_([a, b], 10.0) == 5
     assert host(b.grad).tolist() == [4.0]
-    assert optim.clip_gradient_norm([a, b], 1.0) == 5
+    assert optim.clip_grad_norm_([a, b], 1.0) == 5
     np.testing.assert_allclose([*host(a.grad), *host(b.grad)], [0.6, 0, 0.8], rtol=1e-6)
+
+
+def test_clipping_makes_a_gpus_host_wait_once(compiler):
+    parameters = [leaf(np.ones(n, np.float32), "cudasim") for n in range(1, 6)]
+    for p in parameters:
+        p.grad = p.data * 2
+    counters = Device.parse("cudasim").xp.cuda.counters
+    before = counters.host_syncs
+    optim.clip_grad_norm_(parameters, 1.0)
+    assert counters.host_syncs == before + 1
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW])
+def test_a_frozen_parameter_is_left_alone_by_weight_decay_too(kind, device):
+    layer = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).to(device)
+    for p in layer[0].parameters():
+        p.requires_grad = False
+    before = {name: host(x).copy() for name, x in layer.state_dict().items()}
+    optimizer = kind(layer.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        layer(tensor(np.ones((2, 3), np.float32), device)).sum().backward()
+        optimizer.step()
+    for name, x in layer.state_dict().items():
+        assert np.array_equal(host(x), before[name]) == name.startswith("0."), name
+    for p in layer[0].parameters():  # thawed, it is trained by the same optimizer
+        p.requires_grad = True
+    layer(tensor(np.ones((2, 3), np.float32), device)).sum().backward()
+    optimizer.step()
+    assert not np.array_equal(host(layer[0].weight), before["0.weight"])

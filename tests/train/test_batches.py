@@ -37,9 +37,9 @@ BATCHES = {
     "NumPy labels": ((IMAGES, LABELS.numpy()), ArgumentError, "DataLoader(..., device=...)"),
     "no labels": ((IMAGES, None), ArgumentError, "gave None as labels"),
     "a list of labels": ((IMAGES, [0, 1, 2, 0]), ArgumentError, "gave a list of 4 as labels"),
-    "labels of another length": ((IMAGES, labels(0, 1, 2)), ShapeError, "images (4, 8, 8, 3) want labels (4,), got (3,)"),
-    "labels of two axes": ((IMAGES, labels([0], [1], [2], [0])), ShapeError, "want labels (4,), got (4, 1)"),
-    "a single label": ((IMAGES, gpucnn.tensor(np.int64(1))), ShapeError, "want labels (4,), got ()"),
+    "labels of another length": ((IMAGES, labels(0, 1, 2)), ShapeError, "images (4, 8, 8, 3) need labels (4,), got (3,)"),
+    "labels of two axes": ((IMAGES, labels([0], [1], [2], [0])), ShapeError, "need labels (4,), got (4, 1)"),
+    "a single label": ((IMAGES, gpucnn.tensor(np.int64(1))), ShapeError, "need labels (4,), got ()"),
     "float labels": ((IMAGES, labels(0, 1, 2, 0, dtype=np.float32)), DtypeError, "expected integer labels, got float32"),
     "bool labels": ((IMAGES, labels(0, 1, 1, 0, dtype=np.bool_)), DtypeError, "expected integer labels, got bool"),
     "a negative label": ((IMAGES, labels(0, -1, 2, 0)), ArgumentError, "labels must be in 0..2, got -1..2"),
@@ -98,6 +98,7 @@ OTHERS = {
     "a loss for each example": (lambda: one_step(network(), lambda logits, labels: logits.sum(axis=1)), ShapeError, "the loss has shape (4,); expected a scalar"),
     "no model": (lambda: train.Trainer(None, optim.SGD(LEAVES, 0.1), []), ArgumentError, "expected a Module to train, got None"),
     "parameters instead of an optimizer": (lambda: train.Trainer(network(), LEAVES, []), ArgumentError, "expected an Optimizer, got a list of 2"),
+    "a schedule that is a function": (lambda: train.Trainer(network(), optim.SGD(LEAVES, 0.1), [], scheduler=lambda step: 0.1), ArgumentError, "expected a scheduler of optim.lr_scheduler, got a function"),
     "no loader": (lambda: train.Trainer(network(), optim.SGD(LEAVES, 0.1), None), ArgumentError, "expected a loader of batches, got None"),
     "a data set's length as the test loader": (lambda: train.Trainer(network(), optim.SGD(LEAVES, 0.1), [], 3), ArgumentError, "got an int"),
     "a loader without batches": (lambda: train.Trainer(network(), optim.SGD(LEAVES, 0.1), []).fit(1), ArgumentError, "the loader gave no batch"),
@@ -120,7 +121,7 @@ def test_a_model_for_other_classes_than_the_data_sets_is_refused_before_it_learn
     loader = data.DataLoader(images, 2, transform=normalize, device="cpu")
     model = network(outputs)
     trainer = train.Trainer(model, optim.SGD(model.parameters(), 0.1), loader)
-    words = f"the model has {outputs} outputs, and the data set 3 classes"
+    words = f"the model has {outputs} outputs, the data set 3 classes"
     refuses(lambda: trainer.fit(1), ShapeError, words)
     refuses(lambda: train.evaluate(model, loader), ShapeError, words)
     assert trainer.step == 0

@@ -10,6 +10,7 @@ import gpucnn
 from gpucnn import data, nn, ops, optim, train
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError, DivergenceError
+from gpucnn.optim.lr_scheduler import LambdaLR
 from gpucnn.train.divergence import LossWatch, trace
 
 STEPS = 4  # in an epoch
@@ -34,10 +35,10 @@ def build(lr=0.01, callbacks=(), model=None, device="cpu", test=True, **options)
     normalize = data.Normalize(*data.channel_statistics(images.images))
     loader = data.DataLoader(images, 8, shuffle=True, transform=normalize, device=device)
     test_loader = data.DataLoader(images, 16, transform=normalize, device=device) if test else None
-    schedule = lr if callable(lr) else optim.Constant(lr)
-    optimizer = optim.SGD(model.parameters(), 0.01)
+    optimizer = optim.SGD(model.parameters(), 1.0)  # times lr
+    scheduler = LambdaLR(optimizer, lr if callable(lr) else lambda step: lr)
     return train.Trainer(
-        model, optimizer, loader, test_loader, schedule, callbacks=callbacks, **options
+        model, optimizer, loader, test_loader, scheduler, callbacks=callbacks, **options
     )
 
 
@@ -105,7 +106,7 @@ def test_training_stops_at_the_first_step_whose_loss_is_not_finite_before_its_up
     assert "lower learning rate" in lines[2]
 
 
-def test_a_step_is_counted_over_all_epochs_and_the_schedules_rate_is_named():
+def test_a_step_is_counted_over_all_epochs_and_the_schedulers_rate_is_named():
     trainer = build(lr=at(STEPS, 1e20))
     with pytest.raises(DivergenceError, match=rf"^epoch 2, step {STEPS + 2}: .* rate of 0\.01\n"):
         trainer.fit(2)
@@ -131,7 +132,7 @@ def test_the_first_module_in_the_order_of_the_forward_pass_is_named():
         trainer.fit(1)
 
 
-def test_what_a_forward_pass_computes_outside_of_its_layers_is_laid_to_the_module_around_them():
+def test_values_computed_outside_of_layers_are_laid_to_the_module_around_them():
     class Overflowing(nn.Module):
         def __init__(self):
             self.body = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
@@ -143,7 +144,7 @@ def test_what_a_forward_pass_computes_outside_of_its_layers_is_laid_to_the_modul
         build(model=Overflowing()).fit(1)
 
 
-def test_images_that_are_not_finite_are_said_to_be():
+def test_images_that_are_not_finite_are_named():
     trainer = build()
     transform = trainer.loader.transform
     trainer.loader.transform = lambda images, generator: transform(images, generator) * np.nan
@@ -153,7 +154,7 @@ def test_images_that_are_not_finite_are_said_to_be():
 
 def test_a_loss_function_that_gives_nan_of_finite_outputs_is_named():
     trainer = build(loss=lambda logits, labels: ops.sum(logits) * float("nan"))
-    with pytest.raises(DivergenceError, match="every layer is finite: look at the loss function"):
+    with pytest.raises(DivergenceError, match="every layer is finite: check the loss function"):
         trainer.fit(1)
 
 
@@ -226,12 +227,12 @@ def test_a_mask_of_infinities_is_no_divergence(tmp_path):
     trainer.save(tmp_path / "a.safetensors")
 
 
-def test_a_run_that_diverged_goes_on_from_its_checkpoint_at_a_lower_rate(tmp_path):
+def test_a_run_that_diverged_resumes_from_its_checkpoint_at_a_lower_rate(tmp_path):
     trainer = build(lr=at(STEPS + 1, 1e20), callbacks=[train.Checkpoints(tmp_path)])
     with pytest.raises(DivergenceError, match="epoch 2, step 7"):
         trainer.fit(3)
     trainer.resume(tmp_path / "last.safetensors")
-    trainer.schedule = optim.Constant(0.01)
+    trainer.scheduler, trainer.optimizer.lr = None, 0.01
     trainer.fit(3)
     whole = build()
     whole.fit(3)
@@ -258,7 +259,7 @@ def test_looking_for_the_layer_leaves_statistics_generators_and_gradients_as_the
     assert all(module.training for _, module in model.named_modules())
 
 
-def test_the_callbacks_hear_of_an_error_and_the_bar_is_closed(capsys):
+def test_an_error_calls_on_error_and_closes_the_bar(capsys):
     heard = []
 
     class Listen(train.Callback):
@@ -326,17 +327,17 @@ def test_a_loss_that_arrives_late_is_noticed_before_a_checkpoint_is_written(late
     assert not list(tmp_path.iterdir())
 
 
-def test_losses_that_arrive_after_a_resume_are_none_of_its_business(late, tmp_path):
+def test_a_resume_drops_the_pending_losses(late, tmp_path):
     trainer = build(lr=at(0, 1e20), device="cudasim", test=False)
     trainer.save(tmp_path / "start.safetensors")
     with pytest.raises(DivergenceError, match="epoch 1, step 2"):
         trainer.fit(1)
     trainer.resume(tmp_path / "start.safetensors")
-    trainer.schedule = optim.Constant(0.01)
+    trainer.scheduler, trainer.optimizer.lr = None, 0.01
     assert np.isfinite(trainer.fit(1)[0]["train_loss"])
 
 
-def test_losses_are_kept_until_they_arrive_and_no_more_than_so_many(late):
+def test_at_most_64_losses_are_pending(late):
     xp = Device.parse("cudasim").xp
     watch = LossWatch()
     for step in range(300):

@@ -1,4 +1,4 @@
-"""A script of somebody's own, on what training scripts share.  Theirs are in tests/examples."""
+"""A user's training script on train.script; the examples' tests are in tests/examples."""
 
 import csv
 import errno
@@ -13,7 +13,7 @@ import pytest
 
 import gpucnn
 from gpucnn import data, nn, train
-from gpucnn.train.script import WHERE, Script
+from gpucnn.train.script import EXECUTION, Script
 
 NAMES = tuple("0123456789")
 
@@ -26,7 +26,7 @@ def my_script(name="my_script", classes=NAMES):
         script = Script(name, "Train what I want.", epochs=2, batch_size=8, lr=0.02)
         script.add("--width", "filters", 16, type=int)
         script.add_data()
-        script.add("--colour", "of nothing", "red", group=WHERE)
+        script.add("--colour", "of nothing", "red", group=EXECUTION)
         return script
 
     def run(job):
@@ -90,7 +90,7 @@ def stop_at(step, monkeypatch):
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])
-def test_a_script_of_ones_own_resumes_to_the_bits_of_a_run_never_stopped(step, monkeypatch, capsys):
+def test_a_users_script_resumes_to_the_bits_of_a_run_never_stopped(step, monkeypatch, capsys):
     main, _ = my_script()
     assert main("--out", "whole", "--seed", 4, "--quiet") == 0
     patch = stop_at(step, monkeypatch)
@@ -98,7 +98,7 @@ def test_a_script_of_ones_own_resumes_to_the_bits_of_a_run_never_stopped(step, m
     patch.__exit__(None, None, None)
     stopped = Path("stopped/last.safetensors")
     err = capsys.readouterr().err
-    assert f"after step {step}; go on with --resume {stopped}" in err
+    assert f"after step {step}; resume with --resume {stopped}" in err
 
     steps = []
     train_step = train.Trainer.train_step
@@ -129,7 +129,7 @@ def test_stopped_before_anything_could_be_saved_it_does_not_name_a_file(monkeypa
     assert "stopped in epoch 1, after step 0; nothing was saved" in capsys.readouterr().err
 
 
-def test_exact_computes_plain_sums_and_is_kept_by_resume_and_over_with_the_run(capsys):
+def test_exact_computes_plain_sums_is_kept_by_resume_and_ends_with_the_run(capsys):
     main, seen = my_script()
     assert main("--out", "exact", "--exact") == 0
     assert gpucnn.get_conv_algorithm() == "auto"
@@ -142,7 +142,7 @@ def test_exact_computes_plain_sums_and_is_kept_by_resume_and_over_with_the_run(c
     assert "the run has --exact False, the command line True" in capsys.readouterr().err
 
 
-def test_resume_keeps_every_flag_and_lets_only_where_and_how_be_given_anew(capsys):
+def test_resume_keeps_every_flag_and_lets_only_those_of_execution_change(capsys):
     main, seen = my_script()
     Path("here").mkdir()
     Path("there").mkdir()
@@ -176,10 +176,10 @@ def test_a_second_run_into_a_folder_is_refused_before_it_does_anything(capsys):
     assert main("--out", "run") == 0
     before = {path: path.read_bytes() for path in Path("run").iterdir()}
     assert main("--out", "run") == 2
-    assert "run holds a run already" in capsys.readouterr().err
+    assert "run already holds a run" in capsys.readouterr().err
     assert main("--out", "other") == 0
     assert main("--resume", "other/last.safetensors", "--out", "run") == 2
-    assert "run holds a run already" in capsys.readouterr().err
+    assert "run already holds a run" in capsys.readouterr().err
     assert len(seen) == 2
     assert {path: path.read_bytes() for path in Path("run").iterdir()} == before
 
@@ -188,7 +188,7 @@ def test_runs_without_out_are_kept_apart_and_resume_finds_the_newest_of_its_scri
     main, _ = my_script()
     theirs, _ = my_script("their_script")
     assert main("--resume") == 2
-    assert "no run in runs/ of my_script.py" in capsys.readouterr().err
+    assert "runs/ has no run of my_script.py" in capsys.readouterr().err
     assert [main(), main(), main(), theirs()] == [0] * 4
     files = sorted(Path("runs").glob("*/last.safetensors"))
     assert len(files) == 4
@@ -203,10 +203,10 @@ def test_runs_without_out_are_kept_apart_and_resume_finds_the_newest_of_its_scri
     assert main("--resume", their) == 2
     message = capsys.readouterr().err
     assert f"{their} was not written by my_script.py" in message
-    assert "go on with it by their_script.py" in message
+    assert "it is a run of their_script.py" in message
 
 
-def test_data_of_other_classes_is_not_what_a_run_goes_on_with(capsys):
+def test_a_run_is_not_resumed_with_data_of_other_classes(capsys):
     assert my_script()[0]("--out", "run") == 0
     main, _ = my_script(classes=tuple("abcdefghij"))
     assert main("--resume", "--out", "run") == 2
@@ -251,7 +251,7 @@ def test_a_full_disk_is_one_line_that_names_the_file_and_the_way_on(name, capsys
     file = Path("run", name)
     way_out = "free some space there"
     if name != "config.json":  # the epoch is saved before anything else is written
-        way_out += f", then go on with --resume {Path('run/last.safetensors')}"
+        way_out += f", then resume with --resume {Path('run/last.safetensors')}"
         assert train.read_checkpoint("run/last.safetensors").info["epoch"] == 1
     assert err == f"error: {file} cannot be written (No space left on device): {way_out}\n"
     assert main("--resume", "--out", "run", "--quiet") == (2 if name == "config.json" else 0)
@@ -313,7 +313,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_last_one_whole(mo
     path = Path("full/last.safetensors")
     err = capsys.readouterr().err
     assert "safetensors cannot be written (No space left on device): free some space" in err
-    assert f"go on with --resume {path}" in err
+    assert f"resume with --resume {path}" in err
     assert len(err.splitlines()) == 1
     assert train.read_checkpoint(path).info["epoch"] == 1
     assert main("--resume", path, "--quiet") == 0

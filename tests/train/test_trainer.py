@@ -9,6 +9,7 @@ import pytest
 import gpucnn
 from gpucnn import data, nn, ops, optim, train
 from gpucnn.errors import ArgumentError, CheckpointError, DivergenceError
+from gpucnn.optim import lr_scheduler
 
 
 def build(seed=0, n=60, batch_size=8, p=0.3, callbacks=(), own_generator=False):
@@ -36,10 +37,10 @@ def build(seed=0, n=60, batch_size=8, p=0.3, callbacks=(), own_generator=False):
         device="cpu",
     )
     test_loader = data.DataLoader(images, 25, transform=normalize, device="cpu")
-    optimizer = optim.SGD(model.parameters(), 0.01, 0.9, True)
-    schedule = optim.OneCycle(0.02, 3 * len(loader))
+    optimizer = optim.SGD(model.parameters(), 0.02, 0.9, nesterov=True)
+    scheduler = lr_scheduler.TriangularLR(optimizer, 3 * len(loader))
     return train.Trainer(
-        model, optimizer, loader, test_loader, schedule, callbacks=callbacks, info={"note": "x"}
+        model, optimizer, loader, test_loader, scheduler, callbacks=callbacks, info={"note": "x"}
     )
 
 
@@ -109,9 +110,7 @@ class Clock:
 
 
 @pytest.mark.parametrize("later", ["from the checkpoint", "in the same process"])
-def test_an_epoch_in_two_sittings_has_the_time_of_both_and_not_that_between(
-    later, tmp_path, monkeypatch
-):
+def test_the_time_of_an_epoch_leaves_out_the_pause_before_its_resume(later, tmp_path, monkeypatch):
     clock = Clock(monkeypatch)
     trainer = clock.follow(build(callbacks=[train.Checkpoints(tmp_path), StopAt(3)]))
     with pytest.raises(KeyboardInterrupt):
@@ -144,7 +143,7 @@ def test_every_epoch_trains_in_training_mode_whatever_the_model_was_left_in():
 
 def test_training_learns_and_the_history_tells(tmp_path):
     trainer = build(n=40, p=0.0, callbacks=[train.MetricsFile(tmp_path / "metrics.csv")])
-    trainer.schedule = optim.Constant(0.02)
+    trainer.scheduler, trainer.optimizer.lr = None, 0.02
     history = trainer.fit(25)
     assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
     assert history[-1]["test_accuracy"] == trainer.evaluation.accuracy > 0.6
@@ -258,6 +257,70 @@ def test_resuming_with_another_optimizer_or_generators_is_refused(tmp_path):
         build(own_generator=True).resume(path)
     with pytest.raises(CheckpointError, match="batch_size"):
         build(batch_size=4).resume(path)
+
+
+def test_resuming_with_another_scheduler_is_refused(tmp_path):
+    path = tmp_path / "last.safetensors"
+    build().save(path)
+    other = build()
+    other.scheduler = None
+    message = "trained with TriangularLR, the trainer has no scheduler"
+    with pytest.raises(CheckpointError, match=message):
+        other.resume(path)
+    other.save(path)
+    with pytest.raises(CheckpointError, match="no scheduler, the trainer has TriangularLR"):
+        build().resume(path)
+
+
+def test_a_scheduler_is_stepped_once_per_training_step_and_the_history_has_the_last_rate():
+    used = []
+
+    class Look(train.Callback):
+        def on_batch_end(self, trainer):
+            used.append(trainer.scheduler.last_epoch)
+
+    trainer = build(n=24, callbacks=[Look()])  # 3 steps in each of 2 epochs, of 9 planned
+    history = trainer.fit(2)
+    assert used == [1, 2, 3, 4, 5, 6]
+    oracle = build(n=24)
+    rates = []
+    for _ in range(6):
+        rates.append(oracle.optimizer.lr)
+        oracle.scheduler.step()
+    assert [row["lr"] for row in history] == [rates[2], rates[5]]
+    assert trainer.optimizer.lr == oracle.optimizer.lr
+
+
+def test_parameter_groups_are_trained_at_their_own_rates_and_resumed(tmp_path):
+    def grouped():
+        trainer = build(n=16)
+        body, last = trainer.model[:6].parameters(), trainer.model[6].parameters()
+        trainer.optimizer = optim.SGD([{"params": body, "lr": 0.0}, {"params": last}], lr=0.02)
+        trainer.scheduler = lr_scheduler.StepLR(trainer.optimizer, 3)
+        return trainer
+
+    trainer = grouped()
+    before = parameters(trainer)
+    trainer.fit(1)
+    assert np.array_equal(parameters(trainer)["0.weight"], before["0.weight"])
+    assert not np.array_equal(parameters(trainer)["6.weight"], before["6.weight"])
+    trainer.save(tmp_path / "last.safetensors")
+    trainer.fit(2)
+    again = grouped()
+    again.resume(tmp_path / "last.safetensors")
+    again.fit(2)
+    ours = parameters(again)
+    assert all(np.array_equal(value, ours[name]) for name, value in parameters(trainer).items())
+    other = build()
+    other.scheduler = lr_scheduler.StepLR(other.optimizer, 3)
+    with pytest.raises(CheckpointError, match="expected 1 group of 6 parameters, got 2 groups of"):
+        other.resume(tmp_path / "last.safetensors")
+
+
+def test_a_scheduler_of_another_optimizer_is_refused():
+    trainer = build()
+    with pytest.raises(ArgumentError, match="the scheduler belongs to another optimizer"):
+        train.Trainer(trainer.model, trainer.optimizer, trainer.loader, scheduler=build().scheduler)
 
 
 def test_a_file_with_a_model_only_cannot_be_resumed_from(tmp_path):
