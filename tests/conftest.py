@@ -12,7 +12,7 @@ import gpucnn
 from gpucnn import cudasim
 from gpucnn.device import Device
 from gpucnn.errors import DeviceError
-from gpucnn.ops.conv2d import cuda as _conv2d_cuda
+from gpucnn.ops.conv2d import cuda as conv2d_cuda
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -81,5 +81,5 @@ def conv_algorithm() -> Iterator[Callable[[str], None]]:
 @pytest.fixture
 def tiles_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiled kernels and split sums for shapes that are too small to be worth them."""
-    monkeypatch.setattr(_conv2d_cuda, "_LEAST", 1)
-    monkeypatch.setattr(_conv2d_cuda, "_SPLIT", 8)
+    monkeypatch.setattr(conv2d_cuda, "_MIN_CHANNELS", 1)
+    monkeypatch.setattr(conv2d_cuda, "_MIN_SPLIT", 8)

@@ -15,7 +15,7 @@ from gpucnn import ops, optim
 from gpucnn.commands.check.beside_cpu import error_beside_cpu, relative
 from gpucnn.data import DataLoader, Dataset
 from gpucnn.data.augment import Compose, Normalize, RandomCrop, RandomFlip
-from gpucnn.ops.conv2d import cuda as _conv2d_cuda
+from gpucnn.ops.conv2d import cuda as conv2d_cuda
 
 Case = tuple[str, Callable[[], float]]  # what it is called; the error, over the largest value
 
@@ -44,16 +44,16 @@ def cases(rng: np.random.Generator, gpu: str) -> Iterator[Case]:
 def every_way(algorithm: str, tile: tuple[int, int] | None = None) -> Iterator[None]:
     """Inside, the tiled kernels and split sums run on shapes too small to be worth them."""
     before = gpucnn.get_conv_algorithm()
-    module: Any = _conv2d_cuda
-    kept = module._LEAST, module._SPLIT, module._tile
+    module: Any = conv2d_cuda
+    kept = module._MIN_CHANNELS, module._MIN_SPLIT, module._tile
     gpucnn.set_conv_algorithm(algorithm)
-    module._LEAST, module._SPLIT = 1, 8
+    module._MIN_CHANNELS, module._MIN_SPLIT = 1, 8
     if tile is not None:
         module._tile = lambda rows, columns, products: tile
     try:
         yield
     finally:
-        module._LEAST, module._SPLIT, module._tile = kept
+        module._MIN_CHANNELS, module._MIN_SPLIT, module._tile = kept
         gpucnn.set_conv_algorithm(before)
 
 

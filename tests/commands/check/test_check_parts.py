@@ -132,10 +132,10 @@ def test_a_layer_that_differs_from_the_cpus_is_named(monkeypatch):
 
 
 def test_the_cases_leave_the_choice_of_kernels_as_it_was():
-    before = gpucnn.get_conv_algorithm(), vars(kernels._conv2d_cuda).copy()
+    before = gpucnn.get_conv_algorithm(), vars(kernels.conv2d_cuda).copy()
     with kernels.every_way("plain", (128, 128)):
-        assert kernels._conv2d_cuda._tile(1, 1, 1) == (128, 128)
-    assert (gpucnn.get_conv_algorithm(), vars(kernels._conv2d_cuda)) == before
+        assert kernels.conv2d_cuda._tile(1, 1, 1) == (128, 128)
+    assert (gpucnn.get_conv_algorithm(), vars(kernels.conv2d_cuda)) == before
 
 
 # --- measuring ---
