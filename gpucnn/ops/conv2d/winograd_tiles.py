@@ -92,15 +92,15 @@ def _at_edges(
     n = m + g.kh - 1
     kb = kronecker(m, g.kh, dtype)[2].reshape(n * n, n, n)
 
-    def meet(first: int, size: int) -> tuple[slice, slice]:
+    def clip(first: int, size: int) -> tuple[slice, slice]:
         """The part of first .. first + n - 1 inside 0 .. size - 1, and its indices among the n."""
-        there = slice(max(first, 0), max(min(first + n, size), 0))
-        return there, slice(there.start - first, there.stop - first)
+        inside = slice(max(first, 0), max(min(first + n, size), 0))
+        return inside, slice(inside.start - first, inside.stop - first)
 
     found = []
     for top in range(-g.top, g.oh - g.top, m):
         for left in range(-g.left, g.ow - g.left, m):
-            (rows, own_rows), (columns, own_columns) = meet(top, g.h), meet(left, g.w)
+            (rows, own_rows), (columns, own_columns) = clip(top, g.h), clip(left, g.w)
             own = kb[:, own_rows, own_columns]
             seen = slice(rows.start * g.w + columns.start, (rows.stop - 1) * g.w + columns.stop)
             if own.size == 0:

@@ -21,10 +21,9 @@ def _takes(x: Array, g: Geometry) -> bool:
     return takes("pool2d", x) and max(g.h * g.w, g.oh * g.ow) * g.c < 2**31
 
 
-def _launch(kernel: str, size: int, source: Array, g: Geometry, *rest: Any) -> None:
+def _launch(kernel: str, g: Geometry, size: int, *args: Any) -> None:
     """Launch one thread for each of the `size` elements of one image of the result."""
-    grid = ceil_div(size, _THREADS), min(g.n, _GRID_ROWS)
-    cuda.launch(kernel, grid, _THREADS, array_module(source).ascontiguousarray(source), *rest)
+    cuda.launch(kernel, (ceil_div(size, _THREADS), min(g.n, _GRID_ROWS)), _THREADS, *args)
 
 
 def max_forward(x: Array, g: Geometry, keep: bool) -> tuple[Array, portable.SavedMax | None]:
@@ -34,7 +33,15 @@ def max_forward(x: Array, g: Geometry, keep: bool) -> tuple[Array, portable.Save
     xp = array_module(x)
     y = xp.empty((g.n, g.oh, g.ow, g.c), np.float32)
     argmax = xp.empty(y.shape, np.int32) if keep else None
-    _launch("max_pool2d_forward", g.oh * g.ow * g.c, x, g, y, argmax, g)
+    _launch(
+        "max_pool2d_forward",
+        g,
+        g.oh * g.ow * g.c,
+        xp.ascontiguousarray(x),  # (N, H, W, C)
+        y,  # (N, OH, OW, C)
+        argmax,  # (N, OH, OW, C) or None
+        g,
+    )
     return y, None if argmax is None else _SavedArgmax(argmax, g)
 
 
@@ -44,9 +51,17 @@ class _SavedArgmax:
     g: Geometry
 
     def backward(self, dy: Array) -> Array:
-        g = self.g
-        dx = array_module(dy).empty((g.n, g.h, g.w, g.c), np.float32)
-        _launch("max_pool2d_backward", g.h * g.w * g.c, dy, g, self.argmax, dx, g)
+        g, xp = self.g, array_module(dy)
+        dx = xp.empty((g.n, g.h, g.w, g.c), np.float32)
+        _launch(
+            "max_pool2d_backward",
+            g,
+            g.h * g.w * g.c,
+            xp.ascontiguousarray(dy),  # (N, OH, OW, C)
+            self.argmax,  # (N, OH, OW, C)
+            dx,  # (N, H, W, C)
+            g,
+        )
         return dx
 
 
@@ -54,8 +69,17 @@ def avg_forward(x: Array, g: Geometry, area: tuple[bool, int, int]) -> Array:
     """y (N, OH, OW, C) for x (N, H, W, C); area as in portable.pixels."""
     if not _takes(x, g):
         return portable.avg_forward(x, g, area)
-    y = array_module(x).empty((g.n, g.oh, g.ow, g.c), np.float32)
-    _launch("avg_pool2d_forward", g.oh * g.ow * g.c, x, g, y, g, *area)
+    xp = array_module(x)
+    y = xp.empty((g.n, g.oh, g.ow, g.c), np.float32)
+    _launch(
+        "avg_pool2d_forward",
+        g,
+        g.oh * g.ow * g.c,
+        xp.ascontiguousarray(x),  # (N, H, W, C)
+        y,  # (N, OH, OW, C)
+        g,
+        *area,
+    )
     return y
 
 
@@ -63,18 +87,27 @@ def avg_backward(dy: Array, g: Geometry, area: tuple[bool, int, int]) -> Array:
     """dx (N, H, W, C) for dy (N, OH, OW, C); area as in portable.pixels."""
     if not _takes(dy, g):
         return portable.avg_backward(dy, g, area)
-    dx = array_module(dy).empty((g.n, g.h, g.w, g.c), np.float32)
-    _launch("avg_pool2d_backward", g.h * g.w * g.c, dy, g, dx, g, *area)
+    xp = array_module(dy)
+    dx = xp.empty((g.n, g.h, g.w, g.c), np.float32)
+    _launch(
+        "avg_pool2d_backward",
+        g,
+        g.h * g.w * g.c,
+        xp.ascontiguousarray(dy),  # (N, OH, OW, C)
+        dx,  # (N, H, W, C)
+        g,
+        *area,
+    )
     return dx
 
 
 def global_forward(x: Array) -> Array:
     """The mean (N, C) of x (N, H, W, C): one window as large as the image."""
-    g = Geometry.of("global_avg_pool2d", x.shape, (x.shape[1], x.shape[2]), 1, 0)
+    g = Geometry.of("global_avg_pool2d", x.shape, (x.shape[1], x.shape[2]))
     return avg_forward(x, g, (False, 0, 0)).reshape(g.n, g.c)
 
 
 def global_backward(dy: Array, shape: tuple[int, ...]) -> Array:
     """dx of `shape` (N, H, W, C) for dy (N, C)."""
-    g = Geometry.of("global_avg_pool2d", shape, (shape[1], shape[2]), 1, 0)
+    g = Geometry.of("global_avg_pool2d", shape, (shape[1], shape[2]))
     return avg_backward(dy.reshape(g.n, 1, 1, g.c), g, (False, 0, 0))
