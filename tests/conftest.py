@@ -80,6 +80,6 @@ def conv_algorithm() -> Iterator[Callable[[str], None]]:
 
 @pytest.fixture
 def tiles_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiled kernels and split sums for shapes that are too small to be worth them."""
+    """Use tiled kernels and split sums for shapes otherwise too small for them."""
     monkeypatch.setattr(conv2d_cuda, "_MIN_CHANNELS", 1)
     monkeypatch.setattr(conv2d_cuda, "_MIN_SPLIT", 8)

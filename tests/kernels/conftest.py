@@ -7,5 +7,5 @@ from gpucnn.ops.conv2d import cuda as conv2d_cuda
 
 @pytest.fixture
 def large_tiles(tiles_for_all: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiles of 128 x 128 too, which want many blocks."""
+    """The tiles of 128 x 128 too, which are otherwise chosen only for many blocks."""
     monkeypatch.setattr(conv2d_cuda, "_tile", lambda rows, columns, products: (128, 128))

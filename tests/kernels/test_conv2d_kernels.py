@@ -42,7 +42,7 @@ def run(g: Geometry, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, dy: np
 
 
 def errors(g: Geometry, arrays: Arrays) -> list[float]:
-    """How far y, dx, dweight and dbias are from the slow loops' results."""
+    """The relative errors of y, dx, dweight and dbias against the slow loops."""
     expected = slow_loops.conv2d(*arrays, g)
     return [relative(a, e) for a, e in zip(run(g, *arrays), expected, strict=True)]
 
@@ -75,8 +75,8 @@ def test_plain_kernels_agree_with_the_slow_loops_on_random_geometry(
     }
 
 
-# Channels and filters that lead to each way of reading, and the kernels that are then used.
-READINGS = {
+# Channels and filters that select each kind of load, and the kernels that then run.
+LOADS = {
     "vector": (16, 136, "128x128_vector 128x128_vector 128x64_vector"),
     "scalar": (67, 33, "128x64_scalar 128x64_scalar 128x64_scalar"),
     "few": (3, 20, "128x64_few 128x64_scalar 128x64_scalar"),
@@ -84,12 +84,14 @@ READINGS = {
 
 
 @pytest.mark.usefixtures("large_tiles")
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("loads", LOADS)
 def test_tiled_kernels_agree_with_the_plain_ones(
-    reading: str, conv_algorithm: Callable[[str], None], rng: np.random.Generator
+    loads: str, conv_algorithm: Callable[[str], None], rng: np.random.Generator
 ) -> None:
-    c, oc, names = READINGS[reading]
-    g = Geometry.of("test", (3, 14, 13, c), 3, (2, 1), ((1, 0), (2, 1)), (1, 2))
+    c, oc, names = LOADS[loads]
+    g = Geometry.of(
+        "test", (3, 14, 13, c), 3, stride=(2, 1), padding=((1, 0), (2, 1)), dilation=(1, 2)
+    )
     arrays = operands(g, oc, rng)
     with cuda.count_launches() as launches:
         tiled = run(g, *arrays)
@@ -101,10 +103,10 @@ def test_tiled_kernels_agree_with_the_plain_ones(
     assert max(map(relative, tiled, plain)) <= 2e-6
 
 
-def test_images_that_begin_off_a_16_byte_boundary_are_read_one_number_at_a_time(
+def test_images_that_are_not_16_byte_aligned_take_scalar_loads(
     rng: np.random.Generator,
 ) -> None:
-    g = Geometry.of("test", (2, 5, 5, 16), 3, 1, 1)
+    g = Geometry.of("test", (2, 5, 5, 16), 3, padding=1)
     x, weight, bias, dy = operands(g, 8, rng)
     shifted = on_gpu(np.concatenate([[0], x.ravel()]).astype(np.float32)).data[1:].reshape(x.shape)
     with cuda.count_launches() as launches:
@@ -117,7 +119,7 @@ def test_images_that_begin_off_a_16_byte_boundary_are_read_one_number_at_a_time(
 def test_the_epilogue_adds_the_bias_clips_and_lets_nan_through(
     kernel: str, rng: np.random.Generator
 ) -> None:
-    g = Geometry.of("test", (2, 5, 5, 8), 3, 1, 1)
+    g = Geometry.of("test", (2, 5, 5, 8), 3, padding=1)
     x, weight, bias, dy = operands(g, 12, rng)
     expected = np.maximum(slow_loops.conv2d(x, weight, bias, dy, g)[0], 0)
     bias[3] = np.nan
@@ -132,10 +134,10 @@ def test_the_epilogue_adds_the_bias_clips_and_lets_nan_through(
     np.testing.assert_allclose(y.get(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_geometry_past_the_tiles_tables_goes_to_the_plain_kernels(
+def test_a_geometry_larger_than_the_tables_takes_the_plain_kernels(
     rng: np.random.Generator,
 ) -> None:
-    g = Geometry.of("test", (1, 30, 12, 8), (28, 4), 1, 0)
+    g = Geometry.of("test", (1, 30, 12, 8), (28, 4))
     with cuda.count_launches() as launches:
         assert max(errors(g, operands(g, 8, rng))) <= 1e-5
     assert "conv2d_forward_plain" in launches
@@ -151,15 +153,15 @@ def test_geometry_past_the_tiles_tables_goes_to_the_plain_kernels(
         {"stride_h": 300, "stride_w": 300},
     ],
 )
-def test_offsets_that_31_bits_cannot_hold_are_left_to_the_plain_kernels(
+def test_offsets_beyond_31_bits_take_the_plain_kernels(
     change: dict[str, int],
 ) -> None:
-    small = Geometry.of("test", (1, 8, 8, 8), 3, 1, 1)
+    small = Geometry.of("test", (1, 8, 8, 8), 3, padding=1)
     assert conv2d_cuda._tiled(small, 8)
     assert not conv2d_cuda._tiled(replace(small, **change), 8)
 
 
-def test_arrays_that_offsets_in_quads_cannot_reach_are_read_one_by_one() -> None:
+def test_arrays_beyond_the_reach_of_vector_offsets_take_scalar_loads() -> None:
     def array(size: int) -> SimpleNamespace:
         return SimpleNamespace(size=size, data=SimpleNamespace(ptr=1 << 20))
 
@@ -168,7 +170,7 @@ def test_arrays_that_offsets_in_quads_cannot_reach_are_read_one_by_one() -> None
 
 
 def test_a_weight_gradient_has_the_same_bits_every_time(rng: np.random.Generator) -> None:
-    g = Geometry.of("test", (8, 16, 16, 8), 3, 1, 1)
+    g = Geometry.of("test", (8, 16, 16, 8), 3, padding=1)
     arrays = operands(g, 16, rng)
     first, second = run(g, *arrays), run(g, *arrays)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))

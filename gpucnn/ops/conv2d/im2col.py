@@ -1,9 +1,9 @@
 """The im2col engine on NumPy: matrix products over windows copied out of the image, any geometry.
 
-    columns (P, K)        every window as a row: P = output pixels, K = KH * KW * C / groups
-    y  = columns weight^T (P, OC)
-    dweight = dy^T columns (OC, K)
-    dx = the windows dy weight (P, K), each added back to where it came from
+    columns                     (P, K): every window as a row, P pixels, K = KH * KW * C / groups
+    y = columns weight^T        (P, OC)
+    dweight = dy^T columns      (OC, K)
+    dcolumns = dy weight        (P, K): dx is the sum of its rows, each added back to its window
 
 The columns of a whole batch would be KH * KW times the image.  They are made for a band of a few
 rows or images at a time, which is still in cache when the product reads it.
