@@ -153,9 +153,9 @@ def bare_step(task: dict[str, Any]) -> Callable[[], object]:
             shape = (batch, convolved.oh, convolved.ow, sizes[1])
             plan.append((partial(_Conv2d, convolved, True, None), weights))
         elif kind == "pool":  # the convolution before it does it too, as in nn.Sequential
-            pooled = Geometry.of("pool", shape, *sizes)
-            shape = (batch, pooled.oh, pooled.ow, shape[3])
-            plan[-1] = partial(_Conv2d, convolved, True, pooled), plan[-1][1]
+            v = Geometry.of("pool", shape, *sizes, 0)
+            shape = (batch, v.oh, v.ow, shape[3])
+            plan[-1] = partial(_Conv2d, convolved, True, v), plan[-1][1]
         elif kind == "flatten":
             plan.append((partial(_Reshape, (batch, -1)), ()))
         elif kind == "dropout":
