@@ -202,22 +202,22 @@ def _along(op: str) -> _Emit:
     return emit
 
 
-def _window(g: Any, dilation: bool) -> dict[str, Any]:
+def _window(window: Any, dilation: bool) -> dict[str, Any]:
     attributes: dict[str, Any] = {
-        "kernel_shape": [g.kh, g.kw],
-        "strides": [g.stride_h, g.stride_w],
-        "pads": [g.top, g.left, g.bottom, g.right],
+        "kernel_shape": [window.kh, window.kw],
+        "strides": [window.stride_h, window.stride_w],
+        "pads": [window.top, window.left, window.bottom, window.right],
     }
     if dilation:
-        attributes["dilations"] = [g.dilation_h, g.dilation_w]
+        attributes["dilations"] = [window.dilation_h, window.dilation_w]
     return attributes
 
 
 def _conv2d(graph: _Graph, node: Any) -> tuple[str, str]:
-    x, weight, bias = node.inputs
-    names = [graph.get(x, "nchw"), graph.get(weight, "nchw")]
-    if bias is not None:
-        names.append(graph.get(bias))
+    x, w, b = node.inputs
+    names = [graph.get(x, "nchw"), graph.get(w, "nchw")]
+    if b is not None:
+        names.append(graph.get(b))
     window = _window(node.geometry, dilation=True)
     result = graph.add("Conv", names, group=node.geometry.groups, **window)
     if node.relu:
@@ -233,9 +233,14 @@ def _max_pool2d(graph: _Graph, node: Any) -> tuple[str, str]:
 
 
 def _avg_pool2d(graph: _Graph, node: Any) -> tuple[str, str]:
-    g, (count_include_pad, bottom, right) = node.geometry, node.area
-    ceil = (g.bottom, g.right) != (bottom, right)
-    if count_include_pad and ceil and g.padded and (g.top or g.left or bottom or right):
+    window, (count_include_pad, bottom, right) = node.geometry, node.area
+    ceil = (window.bottom, window.right) != (bottom, right)
+    if (
+        count_include_pad
+        and ceil
+        and window.padded
+        and (window.top or window.left or bottom or right)
+    ):
         raise ArgumentError(
             "export_onnx: avg_pool2d with padding that counts and with ceil has no form in ONNX\n"
             "  use count_include_pad=False, or an image that the windows fill"
@@ -244,7 +249,7 @@ def _avg_pool2d(graph: _Graph, node: Any) -> tuple[str, str]:
         "AveragePool",
         [graph.get(node.inputs[0], "nchw")],
         count_include_pad=int(count_include_pad and not ceil),
-        **_window(g, dilation=False),
+        **_window(window, dilation=False),
     )
 
 

@@ -42,7 +42,7 @@ def cases(rng: np.random.Generator, gpu: str) -> Iterator[Case]:
 
 @contextmanager
 def every_way(algorithm: str, tile: tuple[int, int] | None = None) -> Iterator[None]:
-    """In the block, small shapes take the tiled kernels and split sums too."""
+    """Inside, the tiled kernels and split sums run on shapes too small to be worth them."""
     before = gpucnn.get_conv_algorithm()
     module: Any = conv2d_cuda
     kept = module._MIN_CHANNELS, module._MIN_SPLIT, module._tile
