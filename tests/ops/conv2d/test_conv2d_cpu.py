@@ -137,6 +137,15 @@ def test_only_what_needs_a_gradient_gets_one(case, algorithm, needs):
     assert tuple(gradient is not None for gradient in gradients) == needs
 
 
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("algorithm", ["winograd", "exact"])
+@pytest.mark.parametrize("case", [CONVOLUTIONS[0], CONVOLUTIONS[12]], ids=str)
+def test_the_result_is_saved_only_if_the_relu_needs_it(case, algorithm, relu):
+    gpucnn.set_conv_algorithm(algorithm)
+    y, saved = cpu.forward(*case.draw(), case.geometry, ALL, relu)
+    assert saved.epilogue.y is (y if relu else None)
+
+
 @pytest.mark.parametrize(("m", "r"), [(2, 3), (4, 3), (2, 5)])
 def test_transforms_compute_a_correlation(m, r):
     at, g, bt = transforms(m, r)

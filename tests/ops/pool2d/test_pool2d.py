@@ -290,6 +290,14 @@ def test_the_first_pixel_is_found_in_images_of_more_rows_than_16_bits_count(dtyp
     assert dx.max() == 1
 
 
+@pytest.mark.parametrize("kernel_size", [2, 3, (1, 300)])
+def test_winners_are_saved_only_where_a_gradient_is_needed(kernel_size, device):
+    x = tensor(np.ones((1, 4, 300, 1), np.float32), device).data
+    g = Geometry.of("pool", x.shape, kernel_size, stride=2)
+    for keep in (False, True):
+        assert (max_forward(x, g, keep)[1] is not None) == keep
+
+
 def test_both_halves_have_the_same_signature():
     for pair in (max_forward, avg_forward, avg_backward):
         assert inspect.signature(pair.cpu) == inspect.signature(pair.cuda)
