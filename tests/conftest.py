@@ -13,7 +13,7 @@ from gpucnn import cudasim
 from gpucnn.cuda import nvrtc
 from gpucnn.device import Device
 from gpucnn.errors import DeviceError
-from gpucnn.ops.conv2d import cuda as _conv2d_cuda
+from gpucnn.ops.conv2d import cuda as conv2d_cuda
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -90,6 +90,6 @@ def conv_algorithm() -> Iterator[Callable[[str], None]]:
 
 @pytest.fixture
 def tiles_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiled kernels and split sums for shapes that are too small to be worth them."""
-    monkeypatch.setattr(_conv2d_cuda, "_LEAST", 1)
-    monkeypatch.setattr(_conv2d_cuda, "_SPLIT", 8)
+    """Use tiled kernels and split sums for shapes otherwise too small for them."""
+    monkeypatch.setattr(conv2d_cuda, "_MIN_CHANNELS", 1)
+    monkeypatch.setattr(conv2d_cuda, "_MIN_SPLIT", 8)

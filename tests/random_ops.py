@@ -124,7 +124,7 @@ def _conv2d(graph: Graph) -> Pair:
     values = np.sort(theirs.detach().numpy(), axis=None)
     relu = bool(graph.rng.random() < 0.5 and np.abs(values).min() > 1e-3)
     apart = np.diff(values).min(initial=1) > 1e-3  # or a pool's choice may be rounding's
-    pool = (2, 1, 1, False) if apart and graph.rng.random() < 0.5 else None
+    pool = ops.MaxPool(2, 1, 1) if apart and graph.rng.random() < 0.5 else None
     theirs = F.relu(theirs) if relu else theirs
     theirs = theirs if pool is None else F.max_pool2d(theirs, 2, 1, 1)
     bias = None if b is None else b.ours

@@ -11,7 +11,8 @@ from random_ops import OPS
 import gpucnn
 from gpucnn import ops
 
-NO_OPS = {  # settings, and the long name of cross_entropy
+NO_OPS = {  # arguments, settings, and the long name of cross_entropy
+    "MaxPool",
     "get_conv_algorithm",
     "set_conv_algorithm",
     "softmax_cross_entropy",

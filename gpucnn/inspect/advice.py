@@ -98,18 +98,18 @@ def _uncovered(call: Call) -> list[Advice]:
     module, shape = call.module, call.input_shape
     if isinstance(module, Conv2d):
         kernel, stride, dilation = module.weight.shape[1:3], module.stride, module.dilation
-        v = Geometry.of("conv2d", shape, (kernel[0], kernel[1]), stride, module.padding, dilation)
+        g = Geometry.of("conv2d", shape, (kernel[0], kernel[1]), stride, module.padding, dilation)
     elif isinstance(module, MaxPool2d):
         stride = module.stride or module.kernel_size
-        v = Geometry.of(
+        g = Geometry.of(
             "pool2d", shape, module.kernel_size, stride, module.padding, ceil_mode=module.ceil_mode
         )
     else:
         return []
     ends, gaps = [], []
     for what, size, k, outputs, step, before, spread in (
-        ("row", v.h, v.kh, v.oh, v.stride_h, v.top, v.dilation_h),
-        ("column", v.w, v.kw, v.ow, v.stride_w, v.left, v.dilation_w),
+        ("row", g.h, g.kh, g.oh, g.stride_h, g.top, g.dilation_h),
+        ("column", g.w, g.kw, g.ow, g.stride_w, g.left, g.dilation_w),
     ):
         seen = {i * step - before + r * spread for i in range(outputs) for r in range(k)}
         unseen = set(range(size)) - seen
@@ -123,7 +123,7 @@ def _uncovered(call: Call) -> list[Advice]:
             ends.append(f"the last {tail} {what}{'s' if tail > 1 else ''}")
     if ends:
         gaps.append(
-            f"no window sees {' and '.join(ends)} of its {v.h} x {v.w} input; pad by more, or "
+            f"no window sees {' and '.join(ends)} of its {g.h} x {g.w} input; pad by more, or "
             "choose a window and stride that fit"
         )
     return [Advice(call.name, text) for text in gaps]

@@ -57,7 +57,8 @@ class Conv2d(Module):
         """relu and pool: also do what a ReLU and a MaxPool2d next would do."""
         return ops.conv2d(
             x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, relu,
-            None if pool is None else (pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode),
+            None if pool is None
+            else ops.MaxPool(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode),
         )  # fmt: skip
 
     def extra_repr(self) -> str:

@@ -3,7 +3,7 @@
 from gpucnn.ops.activation import gelu, sigmoid, tanh
 from gpucnn.ops.adaptive_pool2d import adaptive_avg_pool2d
 from gpucnn.ops.batch_norm import batch_norm
-from gpucnn.ops.conv2d.op import conv2d, get_conv_algorithm, set_conv_algorithm
+from gpucnn.ops.conv2d import conv2d, get_conv_algorithm, set_conv_algorithm
 from gpucnn.ops.dropout import dropout
 from gpucnn.ops.elementwise import (
     add,
@@ -21,7 +21,7 @@ from gpucnn.ops.linear import linear
 from gpucnn.ops.local_response_norm import local_response_norm
 from gpucnn.ops.loss import mse_loss
 from gpucnn.ops.matmul import matmul
-from gpucnn.ops.pool2d.op import avg_pool2d, global_avg_pool2d, max_pool2d
+from gpucnn.ops.pool2d import MaxPool, avg_pool2d, global_avg_pool2d, max_pool2d
 from gpucnn.ops.reduction import max, mean, min, sum, var
 from gpucnn.ops.relu import leaky_relu, relu
 from gpucnn.ops.shape import (
@@ -39,6 +39,7 @@ from gpucnn.ops.shape import (
 from gpucnn.ops.softmax import cross_entropy, log_softmax, softmax, softmax_cross_entropy
 
 __all__ = [
+    "MaxPool",
     "adaptive_avg_pool2d",
     "add",
     "astype",

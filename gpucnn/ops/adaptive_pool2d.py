@@ -1,10 +1,11 @@
-"""Adaptive pooling: windows as large as they must be for an output of a given size."""
+"""Adaptive pooling: the window sizes follow from the size of the output."""
 
 import numpy as np
 
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module
 from gpucnn.errors import ArgumentError, ShapeError
+from gpucnn.integers import ceil_div
 from gpucnn.ops._exact import narrowed, wide, widened
 from gpucnn.ops.pool2d.op import avg_pool2d
 from gpucnn.tensor import Tensor
@@ -13,14 +14,13 @@ Windows = list[slice]  # of pixels along one axis, one for each output
 
 
 def adaptive_avg_pool2d(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The means of OH x OW windows that cover the image: (N, H, W, C) -> (N, OH, OW, C).
+    """The mean of each of OH x OW windows that cover the image: (N, H, W, C) -> (N, OH, OW, C).
 
-    size is (OH, OW).  Geometry i takes rows floor(i H / OH) up to ceil((i + 1) H / OH) - 1, and
-    columns alike: neighbours overlap where OH does not divide H.  An infinite pixel or a NaN is
-    seen in the windows that hold it, and in no other.  An image of that size already comes back
-    as it is.
+    size is (OH, OW).  Window i covers rows floor(i H / OH) to ceil((i + 1) H / OH) - 1; columns
+    likewise.  Neighbours overlap where OH does not divide H.  An infinity or a NaN affects only the
+    windows that contain it.  If x has that size already, x itself is returned.
 
-    Raises ShapeError if x has no pixels or is not of images, ArgumentError for a size below 1.
+    Raises ShapeError unless x is images of at least one pixel, ArgumentError for a size below 1.
     """
     if x.ndim != 4 or x.shape[1] * x.shape[2] == 0:
         raise ShapeError(f"adaptive_avg_pool2d: expected images (N, H, W, C), got shape {x.shape}")
@@ -30,18 +30,20 @@ def adaptive_avg_pool2d(x: Tensor, size: tuple[int, int]) -> Tensor:
     _, h, w, _ = x.shape
     if (h, w) == (oh, ow):
         return x
-    if h % oh == w % ow == 0:  # windows side by side, all alike
+    if h % oh == w % ow == 0:  # windows of one size, side by side
         return avg_pool2d(x, (h // oh, w // ow))
     return _AdaptiveAvgPool2d(_windows(h, oh), _windows(w, ow))(x)
 
 
 def _windows(size: int, outputs: int) -> Windows:
-    return [slice(i * size // outputs, -(-(i + 1) * size // outputs)) for i in range(outputs)]
+    return [slice(i * size // outputs, ceil_div((i + 1) * size, outputs)) for i in range(outputs)]
 
 
 class _AdaptiveAvgPool2d(Function):
-    """Sums along the rows of each window, then along its columns: slices, so that nothing is
-    multiplied by 0, which would make NaN of an infinity."""
+    """Sum the rows of each window, then its columns.
+
+    It sums slices, because a product with a matrix of zeros and ones would turn infinity into NaN.
+    """
 
     name = "adaptive_avg_pool2d"
 
@@ -72,7 +74,7 @@ class _AdaptiveAvgPool2d(Function):
         return narrowed(dx, dy.dtype)
 
     def _pixels(self, y: Array) -> Array:
-        """How many pixels each mean is over: (OH, OW, 1)."""
+        """The number of pixels in each mean: (OH, OW, 1)."""
         rows, columns = (
             np.array([window.stop - window.start for window in windows], y.dtype)
             for windows in (self.rows, self.columns)

@@ -1,4 +1,4 @@
-"""The geometry of a sliding window, computed and checked once for every half of every op."""
+"""The geometry of a sliding window: computed and checked once, and passed to both devices."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -14,10 +14,11 @@ Padding: TypeAlias = (
 
 @dataclass(frozen=True)
 class Geometry:
-    """How windows of (kh, kw) pixels move over padded images (n, h, w, c).
+    """How windows of (kh, kw) pixels slide over padded images (n, h, w, c).
 
-    Output pixel (i, j) sees input rows i * stride_h - top + r * dilation_h for r in 0..kh-1, and
-    columns alike.  Every field is an int: the whole goes to a CUDA kernel by value.
+    Output pixel (i, j) sees input rows i * stride_h - top + r * dilation_h for r in 0..kh-1;
+    columns likewise.  All fields are ints, in pixels but for n, c and groups; the struct is passed
+    to CUDA kernels by value (Geometry in kernels/common.cuh).
     """
 
     n: int
@@ -40,6 +41,7 @@ class Geometry:
 
     @property
     def padded(self) -> bool:
+        """Whether there is padding on any side."""
         return bool(self.top or self.bottom or self.left or self.right)
 
     @staticmethod
@@ -47,18 +49,21 @@ class Geometry:
         op: str,
         shape: tuple[int, ...],
         kernel_size: Size,
-        stride: Size,
-        padding: Padding,
+        stride: Size = 1,
+        padding: Padding = 0,
         dilation: Size = 1,
         groups: int = 1,
         ceil_mode: bool = False,
     ) -> "Geometry":
-        """The geometry for images of `shape`; ShapeError and ArgumentError speak for `op`.
+        """The geometry of a window over images of `shape` (N, H, W, C).
 
         padding is an int, (vertical, horizontal), ((top, bottom), (left, right)), "valid" (none)
-        or "same": output = ceil(size / stride), an odd row or column of zeros going last.  With
-        ceil_mode the last window may hang over the edge, if it starts on the image or its first
-        padding.
+        or "same": output = ceil(size / stride), with an odd row or column of zeros at the end.
+        With ceil_mode the last window may extend past the edge if it starts on the image or on the
+        padding before it.  The padding that such a window needs is added to bottom and right.
+
+        Raises ArgumentError for a bad argument, ShapeError if x is not images or no window fits;
+        the messages begin with `op`.
         """
         if len(shape) != 4:
             raise ShapeError(f"{op}: expected images (N, H, W, C), got shape {shape}")
@@ -124,14 +129,14 @@ def _positions(
     size: int, k: int, stride: int, before: int, after: int, dilation: int, ceil_mode: bool
 ) -> tuple[int, int]:
     """Output size along one axis, and the padding after it that the last window needs."""
-    reach = (k - 1) * dilation + 1
-    room = size + before + after - reach
-    if room < 0:
+    extent = (k - 1) * dilation + 1
+    slack = size + before + after - extent
+    if slack < 0:
         return 0, after
-    count = room // stride + 1
-    if ceil_mode and room % stride and count * stride < size + before:
+    count = slack // stride + 1
+    if ceil_mode and slack % stride and count * stride < size + before:
         count += 1
-        after += stride - room % stride
+        after += stride - slack % stride
     return count, after
 
 

@@ -1,4 +1,4 @@
-"""The dense layer: every output is a weighted sum of every input."""
+"""The dense layer: every output is a weighted sum of all inputs."""
 
 from typing import Any
 
@@ -15,69 +15,77 @@ from gpucnn.tensor import Tensor
 Gradients = tuple[Array | None, Array | None, Array | None]
 
 
-def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    """y = x @ w.T + b.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x @ weight.T + bias.
 
-    x is (..., IN), w is (OUT, IN), b is (OUT,); the result is (..., OUT).
+    x is (..., IN), weight (OUT, IN), bias (OUT,); the result is (..., OUT).
 
     Raises ShapeError if IN or OUT differ, DtypeError if dtypes differ.
     """
-    if w.ndim != 2 or x.ndim < 1:
-        raise ShapeError(f"linear: expected x (..., IN) and w (OUT, IN), got {x.shape}, {w.shape}")
-    out, features = w.shape
+    if weight.ndim != 2 or x.ndim < 1:
+        raise ShapeError(
+            f"linear: expected x (..., IN) and weight (OUT, IN), got {x.shape}, {weight.shape}"
+        )
+    out, features = weight.shape
     if x.shape[-1] != features:
         raise ShapeError(
-            f"linear: x has {x.shape[-1]} features, w expects {features}\n"
-            f"  x {x.shape}, w {w.shape}; build the layer with in_features={x.shape[-1]}"
+            f"linear: x has {x.shape[-1]} features, weight expects {features}\n"
+            f"  x {x.shape}, weight {weight.shape}; "
+            f"build the layer with in_features={x.shape[-1]}"
         )
-    if b is not None and b.shape != (out,):
-        raise ShapeError(f"linear: expected a bias of shape ({out},), got {b.shape}")
-    if x.dtype != w.dtype or (b is not None and b.dtype != x.dtype) or x.dtype.kind != "f":
+    if bias is not None and bias.shape != (out,):
+        raise ShapeError(f"linear: expected bias of shape ({out},), got {bias.shape}")
+    if (
+        x.dtype != weight.dtype
+        or (bias is not None and bias.dtype != x.dtype)
+        or x.dtype.kind != "f"
+    ):
         raise DtypeError(
-            f"linear: x is {x.dtype}, w is {w.dtype}, b is {None if b is None else b.dtype}\n"
+            f"linear: x is {x.dtype}, weight is {weight.dtype}, "
+            f"bias is {None if bias is None else bias.dtype}\n"
             "  expected one floating-point dtype for all; convert with .astype"
         )
-    return _Linear()(x, w, b)
+    return _Linear()(x, weight, bias)
 
 
 class _Linear(Function):
     name = "linear"
 
-    def forward(self, x: Array, w: Array, b: Array | None) -> Array:
-        self.saved = (x, w)
-        y = _forward(x.reshape(-1, x.shape[-1]), w, b)
-        return y.reshape(*x.shape[:-1], w.shape[0])
+    def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        self.saved = (x, weight)
+        y = _forward(x.reshape(-1, x.shape[-1]), weight, bias)
+        return y.reshape(*x.shape[:-1], weight.shape[0])
 
     def backward(self, dy: Array) -> Gradients:
         assert self.saved is not None
-        x, w = self.saved
-        dy2, x2 = dy.reshape(-1, w.shape[0]), x.reshape(-1, w.shape[1])
-        dx, dw, db = _backward(dy2, x2, w, self.needs)
-        return (None if dx is None else dx.reshape(x.shape)), dw, db
+        x, weight = self.saved
+        dy2, x2 = dy.reshape(-1, weight.shape[0]), x.reshape(-1, weight.shape[1])
+        dx, dweight, dbias = _backward(dy2, x2, weight, self.needs)
+        return (None if dx is None else dx.reshape(x.shape)), dweight, dbias
 
 
 # --- any array module ---
 
 
-def _forward_array(x: Array, w: Array, b: Array | None) -> Array:
-    y = x @ w.T
-    if b is not None:
-        y += b
+def _forward_array(x: Array, weight: Array, bias: Array | None) -> Array:
+    y = x @ weight.T
+    if bias is not None:
+        y += bias
     return y
 
 
-def _backward_array(dy: Array, x: Array, w: Array, needs: tuple[bool, ...]) -> Gradients:
-    dx = dy @ w if needs[0] else None
-    dw = dy.T @ x if needs[1] else None
-    db = total(dy, 0) if needs[2] else None
-    return dx, dw, db
+def _backward_array(dy: Array, x: Array, weight: Array, needs: tuple[bool, ...]) -> Gradients:
+    dx = dy @ weight if needs[0] else None
+    dweight = dy.T @ x if needs[1] else None
+    dbias = total(dy, 0) if needs[2] else None
+    return dx, dweight, dbias
 
 
-# --- NumPy: the products cut into pieces by shape, so that every number of threads gives the
+# --- NumPy: products cut into pieces by shape alone, so that every number of threads gives the
 # same bits; BLAS's own cutting depends on the number of its threads ---
 
-# Rows and columns of one piece: enough for BLAS to multiply at full speed.  It multiplies the
-# weight's gradient, a product over few images, faster in long rows.
+# Rows and columns of one piece: enough for BLAS to run at full speed.  The weight's gradient, a
+# product over few images, is faster in long rows.
 _PIECE, _GRADIENT_PIECE = (1024, 512), (256, 4096)
 
 
@@ -86,36 +94,36 @@ def _pieces(array: Array, piece: tuple[int, int]) -> list[tuple[slice, slice]]:
     return [(r, c) for r in spans(rows, piece[0]) for c in spans(columns, piece[1])]
 
 
-def _forward_numpy(x: Array, w: Array, b: Array | None) -> Array:
-    y = empty((len(x), len(w)), x.dtype)
+def _forward_numpy(x: Array, weight: Array, bias: Array | None) -> Array:
+    y = empty((len(x), len(weight)), x.dtype)
 
     def multiply(piece: tuple[slice, slice]) -> None:
         rows, outputs = piece
-        np.matmul(x[rows], w[outputs].T, out=y[piece])
-        if b is not None:
-            y[piece] += b[outputs]
+        np.matmul(x[rows], weight[outputs].T, out=y[piece])
+        if bias is not None:
+            y[piece] += bias[outputs]
 
     parallel(multiply, _pieces(y, _PIECE))
     return y
 
 
-def _backward_numpy(dy: Array, x: Array, w: Array, needs: tuple[bool, ...]) -> Gradients:
+def _backward_numpy(dy: Array, x: Array, weight: Array, needs: tuple[bool, ...]) -> Gradients:
     dx = empty(x.shape, x.dtype) if needs[0] else None
-    dw = empty(w.shape, w.dtype) if needs[1] else None
+    dweight = empty(weight.shape, weight.dtype) if needs[1] else None
 
     def to_input(piece: tuple[slice, slice]) -> None:
         assert dx is not None
-        np.matmul(dy[piece[0]], w[:, piece[1]], out=dx[piece])
+        np.matmul(dy[piece[0]], weight[:, piece[1]], out=dx[piece])
 
     def to_weight(piece: tuple[slice, slice]) -> None:
-        assert dw is not None
-        np.matmul(dy[:, piece[0]].T, x[:, piece[1]], out=dw[piece])
+        assert dweight is not None
+        np.matmul(dy[:, piece[0]].T, x[:, piece[1]], out=dweight[piece])
 
     if needs[0]:
         parallel(to_input, _pieces(x, _PIECE))
     if needs[1]:
-        parallel(to_weight, _pieces(w, _GRADIENT_PIECE))
-    return dx, dw, sum_rows(dy) if needs[2] else None
+        parallel(to_weight, _pieces(weight, _GRADIENT_PIECE))
+    return dx, dweight, sum_rows(dy) if needs[2] else None
 
 
 _forward: Any = by_device(cpu=_forward_numpy, cuda=_forward_array)

@@ -194,7 +194,7 @@ ARRAYLESS = {
         get_conv_algorithm get_num_threads inspect manual_seed models nn no_grad ops optim
         set_conv_algorithm set_num_threads train
     """,
-    "ops": "get_conv_algorithm set_conv_algorithm",
+    "ops": "MaxPool get_conv_algorithm set_conv_algorithm",
     "nn": "LayerSummary Summary init observe",
     "optim": "Optimizer lr_scheduler",
     "data": """

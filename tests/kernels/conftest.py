@@ -2,10 +2,10 @@
 
 import pytest
 
-from gpucnn.ops.conv2d import cuda as _conv2d_cuda
+from gpucnn.ops.conv2d import cuda as conv2d_cuda
 
 
 @pytest.fixture
 def large_tiles(tiles_for_all: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiles of 128 x 128 too, which want many blocks."""
-    monkeypatch.setattr(_conv2d_cuda, "_tile", lambda rows, columns, products: (128, 128))
+    """The tiles of 128 x 128 too, which are otherwise chosen only for many blocks."""
+    monkeypatch.setattr(conv2d_cuda, "_tile", lambda rows, columns, products: (128, 128))

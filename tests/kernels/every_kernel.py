@@ -1,4 +1,4 @@
-"""Runs every kernel there is at least once, beside the CPU: what the checking modes watch."""
+"""Runs every kernel at least once beside the CPU, for the checked modes of the simulator."""
 
 from collections import Counter
 

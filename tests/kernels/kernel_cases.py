@@ -13,11 +13,11 @@ def on_gpu(array: np.ndarray, gradient: bool = False) -> gpucnn.Tensor:
     return gpucnn.tensor(array, device="cudasim", requires_grad=gradient)
 
 
-def random_window(rng: np.random.Generator, pool: bool = False) -> tuple[Geometry, int]:
-    """A window over small images, and a number of filters for it.
+def random_geometry(rng: np.random.Generator, pool: bool = False) -> tuple[Geometry, int]:
+    """A geometry over small images, and a number of filters for it.
 
-    Windows 1 to 11, strides 1 to 4, 1 to 67 channels, padding on each side; for a convolution
-    dilation and groups too, for a pool padding smaller than the window.
+    Kernel sizes 1 to 11, strides 1 to 4, 1 to 67 channels, padding on each side; with dilation and
+    groups for a convolution, with padding smaller than the window for a pool.
     """
     while True:
         groups = 1 if pool else int(rng.choice([1, 1, 1, 2, 3]))
@@ -29,14 +29,14 @@ def random_window(rng: np.random.Generator, pool: bool = False) -> tuple[Geometr
         padding = rng.integers(0, 6, (2, 2))
         if pool:
             padding = np.minimum(padding, kernel[:, None] - 1)
-        reach = (kernel - 1) * dilation + 1
-        size = np.maximum(1, reach - padding.sum(axis=1) + rng.integers(0, 9, 2))
+        extent = (kernel - 1) * dilation + 1
+        size = np.maximum(1, extent - padding.sum(axis=1) + rng.integers(0, 9, 2))
         n = int(rng.choice([0, 1, 2, 3, 5]))
         if n * size.prod() * c * oc * kernel.prod() > 1e8:
-            continue  # seconds, for the loops
+            continue  # the slow loops would take seconds
         top, left = padding[:, 0].tolist()
         bottom, right = padding[:, 1].tolist()
-        v = Geometry.of(
+        g = Geometry.of(
             "test",
             (n, *size.tolist(), c),
             tuple(kernel.tolist()),
@@ -46,15 +46,15 @@ def random_window(rng: np.random.Generator, pool: bool = False) -> tuple[Geometr
             groups,
         )
         if pool and (
-            (v.oh - 1) * v.stride_h - v.top >= v.h or (v.ow - 1) * v.stride_w - v.left >= v.w
+            (g.oh - 1) * g.stride_h - g.top >= g.h or (g.ow - 1) * g.stride_w - g.left >= g.w
         ):
-            continue  # a window that sees padding alone is refused
-        return v, oc
+            continue  # a window that sees only padding is refused
+        return g, oc
 
 
-def geometry(v: Geometry) -> dict[str, Any]:
-    """The keyword arguments of an op that lead to v."""
+def options(g: Geometry) -> dict[str, Any]:
+    """The stride and padding of g, as keyword arguments of an op."""
     return {
-        "stride": (v.stride_h, v.stride_w),
-        "padding": ((v.top, v.bottom), (v.left, v.right)),
+        "stride": (g.stride_h, g.stride_w),
+        "padding": ((g.top, g.bottom), (g.left, g.right)),
     }

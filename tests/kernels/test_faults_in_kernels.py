@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from every_kernel import run_all
-from kernel_cases import random_window
+from kernel_cases import random_geometry
 from test_conv2d_kernels import errors, operands
 from test_every_kernel import check
 
@@ -152,6 +152,6 @@ def everything() -> None:
     check(*run_all(np.random.default_rng(20), "cudasim"))
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        v, oc = random_window(rng)
-        found = errors(v, operands(v, oc, rng))
-        assert max(found) <= 1e-5, (v, oc, found)
+        g, oc = random_geometry(rng)
+        found = errors(g, operands(g, oc, rng))
+        assert max(found) <= 1e-5, (g, oc, found)

@@ -17,18 +17,18 @@ rng = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (3,), (2, 5, 3), (0, 3)])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("with_bias", [True, False])
 @in_both_dtypes
-def test_matches_einsum(shape, bias, dtype, device):
+def test_matches_einsum(shape, with_bias, dtype, device):
     arrays = [rng.standard_normal(s).astype(dtype) for s in (shape, (6, 3), (6,))]
-    inputs = [leaf(a, device) for a in (arrays if bias else arrays[:2])]
-    x, w, b = (a.astype(np.float64) for a in arrays)
+    inputs = [leaf(a, device) for a in (arrays if with_bias else arrays[:2])]
+    x, weight, bias = (a.astype(np.float64) for a in arrays)
     y = linear(*inputs)
     dy = rng.standard_normal(y.shape).astype(dtype)
     actual = results(y, dy, *inputs)
     expected = [
-        np.einsum("...i,oi->...o", x, w) + (b if bias else 0),
-        np.einsum("...o,oi->...i", dy, w),
+        np.einsum("...i,oi->...o", x, weight) + (bias if with_bias else 0),
+        np.einsum("...o,oi->...i", dy, weight),
         np.einsum("no,ni->oi", dy.reshape(-1, 6), x.reshape(-1, 3)),
         dy.reshape(-1, 6).sum(axis=0),
     ]
@@ -39,19 +39,27 @@ def test_matches_einsum(shape, bias, dtype, device):
 
 @pytest.mark.parametrize("shape", [(4, 3), (3,), (2, 5, 3)])
 def test_gradients_match_finite_differences(shape, device):
-    x, w, b = rng.standard_normal(shape), rng.standard_normal((6, 3)), rng.standard_normal(6)
-    gradcheck(linear, x, w, b, device=device)
-    gradcheck(linear, x, w, device=device)
+    x, weight, bias = (
+        rng.standard_normal(shape),
+        rng.standard_normal((6, 3)),
+        rng.standard_normal(6),
+    )
+    gradcheck(linear, x, weight, bias, device=device)
+    gradcheck(linear, x, weight, device=device)
 
 
 @pytest.mark.parametrize("shape", [(7, 300, 520), (2100, 5, 3), (0, 4, 3), (2, 1, 1)])
 def test_numpy_halves_equal_the_array_halves(shape):
     rows, features, outputs = shape
-    x, w = rng.standard_normal((rows, features)), rng.standard_normal((outputs, features))
-    b, dy = rng.standard_normal(outputs), rng.standard_normal((rows, outputs))
-    np.testing.assert_allclose(_forward.cpu(x, w, b), _forward.cuda(x, w, b), atol=1e-11)
+    x, weight = rng.standard_normal((rows, features)), rng.standard_normal((outputs, features))
+    bias, dy = rng.standard_normal(outputs), rng.standard_normal((rows, outputs))
+    np.testing.assert_allclose(
+        _forward.cpu(x, weight, bias), _forward.cuda(x, weight, bias), atol=1e-11
+    )
     needs = (True, True, True)
-    for a, e in zip(_backward.cpu(dy, x, w, needs), _backward.cuda(dy, x, w, needs), strict=True):
+    for a, e in zip(
+        _backward.cpu(dy, x, weight, needs), _backward.cuda(dy, x, weight, needs), strict=True
+    ):
         np.testing.assert_allclose(a, e, atol=1e-10)
     for pair in (_forward, _backward):
         assert inspect.signature(pair.cpu) == inspect.signature(pair.cuda)
@@ -60,28 +68,30 @@ def test_numpy_halves_equal_the_array_halves(shape):
 @pytest.mark.parametrize("rows", [0, 1, 4096, 4097, 9000])
 @in_both_dtypes
 def test_the_gradient_of_a_bias_is_the_sum_of_every_row(rows, dtype, device):
-    x, w, b = np.zeros((rows, 2), dtype), np.zeros((3, 2), dtype), np.zeros(3, dtype)
-    leaves = [leaf(a, device) for a in (x, w, b)]
+    x, weight, bias = np.zeros((rows, 2), dtype), np.zeros((3, 2), dtype), np.zeros(3, dtype)
+    leaves = [leaf(a, device) for a in (x, weight, bias)]
     dy = rng.standard_normal((rows, 3)).astype(dtype)
-    *_, db = results(linear(*leaves), dy, *leaves)
-    assert_close(db, dy.astype(np.float64).sum(axis=0))
+    *_, dbias = results(linear(*leaves), dy, *leaves)
+    assert_close(dbias, dy.astype(np.float64).sum(axis=0))
 
 
 def test_only_what_needs_a_gradient_gets_one():
-    x, w = rng.standard_normal((4, 3)), rng.standard_normal((5, 3))
+    x, weight = rng.standard_normal((4, 3)), rng.standard_normal((5, 3))
     for needs in ((True, False, False), (False, True, True)):
-        given = _backward.cpu(np.ones((4, 5)), x, w, needs)
+        given = _backward.cpu(np.ones((4, 5)), x, weight, needs)
         assert tuple(g is not None for g in given) == needs
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_dtype_memory_order_and_threads_change_nothing(dtype):
-    x, w, b = (rng.standard_normal(s).astype(dtype) for s in ((1500, 600), (520, 600), (520,)))
+    x, weight, bias = (
+        rng.standard_normal(s).astype(dtype) for s in ((1500, 600), (520, 600), (520,))
+    )
     dy = rng.standard_normal((1500, 520)).astype(dtype)
     before, results = gpucnn.get_num_threads(), []
     for threads in (1, 3, 2):
         gpucnn.set_num_threads(threads)
-        inputs = [gpucnn.tensor(a, requires_grad=True) for a in (x, w, b)]
+        inputs = [gpucnn.tensor(a, requires_grad=True) for a in (x, weight, bias)]
         y = linear(*inputs)
         y.backward(dy)
         results.append([y.data, *(t.grad for t in inputs)])
@@ -90,7 +100,7 @@ def test_dtype_memory_order_and_threads_change_nothing(dtype):
     for other in results[1:]:
         for a, e in zip(other, results[0], strict=True):
             np.testing.assert_array_equal(a, e)
-    y = linear(*map(gpucnn.tensor, (np.asfortranarray(x), np.asfortranarray(w), b)))
+    y = linear(*map(gpucnn.tensor, (np.asfortranarray(x), np.asfortranarray(weight), bias)))
     np.testing.assert_allclose(y.data, results[0][0], rtol=1e-3, atol=1e-3)
 
 
@@ -109,13 +119,13 @@ def test_the_bits_do_not_depend_on_the_number_of_blas_own_threads(dtype, threads
 
 
 def test_mistakes_are_named(device):
-    x, w = tensor(np.ones((2, 3)), device), tensor(np.ones((4, 5)), device)
-    with pytest.raises(ShapeError, match="x has 3 features, w expects 5"):
-        linear(x, w)
-    w = tensor(np.ones((4, 3)), device)
+    x, weight = tensor(np.ones((2, 3)), device), tensor(np.ones((4, 5)), device)
+    with pytest.raises(ShapeError, match="x has 3 features, weight expects 5"):
+        linear(x, weight)
+    weight = tensor(np.ones((4, 3)), device)
     with pytest.raises(ShapeError, match=r"bias of shape \(4,\)"):
-        linear(x, w, tensor(np.ones(3), device))
+        linear(x, weight, tensor(np.ones(3), device))
     with pytest.raises(DtypeError, match="float32"):
-        linear(x.astype(np.float32), w)
+        linear(x.astype(np.float32), weight)
     with pytest.raises(ShapeError, match="OUT, IN"):
         linear(x, tensor(np.ones(3), device))

@@ -6,13 +6,13 @@ from devices import host, in_both_dtypes, leaf, results, tensor
 
 from gpucnn import ops
 
-# float16 takes the generic path on a GPU, and says so once.
+# float16 takes the portable path on a GPU, with one warning.
 pytestmark = pytest.mark.filterwarnings("ignore:.*float16 on a GPU is slow:UserWarning")
 DTYPES = pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 
 
 def strange(rng, shape, dtype, *values):
-    """Normal numbers, a third of them replaced by the values."""
+    """Normal numbers, about a third of them replaced by `values`."""
     x = rng.standard_normal(shape).astype(dtype)
     which = rng.integers(0, 3 * len(values), shape)
     for i, value in enumerate(values):
@@ -20,23 +20,38 @@ def strange(rng, shape, dtype, *values):
     return x
 
 
-# window, stride, padding, ceil
-POOLS = [(2, 2, 0, False), (3, 2, 0, False), (3, 2, 1, False), (2, 2, 1, True), (2, 1, 1, False)]
-POOLS += [((1, 3), (2, 3), 0, True), (3, 3, 1, False), ((3, 2), (4, 3), (1, 0), False)]
+POOLS = [
+    ops.MaxPool(2, 2),
+    ops.MaxPool(3, 2),
+    ops.MaxPool(3, 2, 1),
+    ops.MaxPool(2, 2, 1, ceil_mode=True),
+    ops.MaxPool(2, 1, 1),
+    ops.MaxPool((1, 3), (2, 3), ceil_mode=True),
+    ops.MaxPool(3, 3, 1),
+    ops.MaxPool((3, 2), (4, 3), (1, 0)),
+]
+
+
+def max_pool2d(x, pool):
+    """ops.max_pool2d as `pool` asks for it."""
+    return ops.max_pool2d(x, pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode)
 
 
 @pytest.mark.parametrize("pool", POOLS, ids=str)
 @DTYPES
 def test_max_pooling_and_its_gradient_are_pytorchs(pool, dtype, device, rng):
     torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
-    window, stride, padding, ceil = pool
     for values in ((np.nan, np.inf), (-np.inf,) * 30, (np.nan, -np.inf), (0.0, -0.0)):
         x = strange(rng, (2, 9, 8, 3), dtype, *values)
         t, other = leaf(x, device), torch.tensor(x.astype(np.float64), requires_grad=True)
-        y = ops.max_pool2d(t, window, stride, padding, ceil)
+        y = max_pool2d(t, pool)
         dy = strange(rng, y.shape, dtype, np.inf, np.nan)
         theirs = torch.nn.functional.max_pool2d(
-            other.permute(0, 3, 1, 2), window, stride, padding, ceil_mode=ceil
+            other.permute(0, 3, 1, 2),
+            pool.kernel_size,
+            pool.stride,
+            pool.padding,
+            ceil_mode=pool.ceil_mode,
         )
         theirs.backward(torch.tensor(dy.astype(np.float64)).permute(0, 3, 1, 2))
         actual_y, dx = results(y, dy, t)
@@ -62,7 +77,7 @@ def test_rectifiers_and_their_gradients_are_pytorchs(name, dtype, device, rng):
 
 
 @DTYPES
-def test_what_dropout_drops_is_zero_and_so_is_its_gradient_whatever_it_was(dtype, device):
+def test_a_dropped_infinity_is_zero_and_so_is_its_gradient(dtype, device):
     x = leaf(np.full((4, 1000), np.inf), device, dtype)
     dy = np.full((4, 1000), np.nan)
     for generator in (np.random.Generator(np.random.Philox(1)), np.random.default_rng(1)):
@@ -73,7 +88,7 @@ def test_what_dropout_drops_is_zero_and_so_is_its_gradient_whatever_it_was(dtype
         np.testing.assert_array_equal(dx, np.where(y == 0, 0, np.nan))
 
 
-INF_MINUS_INF = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of BLAS
+INF_MINUS_INF = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # from BLAS
 
 
 @INF_MINUS_INF
@@ -81,7 +96,7 @@ INF_MINUS_INF = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of BLAS
 @pytest.mark.parametrize("channels", [3, 16])
 @pytest.mark.parametrize("pool", [*POOLS, None], ids=str)
 @in_both_dtypes
-def test_a_convolution_that_clips_and_pools_does_what_the_ops_would_do_one_by_one(
+def test_fused_relu_and_pooling_treat_nan_and_infinity_as_separate_ops_do(
     pool, channels, algorithm, dtype, conv_algorithm, rng
 ):
     conv_algorithm(algorithm)
@@ -91,7 +106,7 @@ def test_a_convolution_that_clips_and_pools_does_what_the_ops_would_do_one_by_on
 @INF_MINUS_INF
 @pytest.mark.parametrize("pool", [*POOLS[:3], None], ids=str)
 @in_both_dtypes
-def test_a_convolution_that_clips_on_a_gpu_does_what_the_ops_would_do_one_by_one(
+def test_fused_relu_and_pooling_treat_nan_and_infinity_as_separate_ops_do_on_a_gpu(
     pool, dtype, gpu, rng
 ):
     compare_fused(gpu, pool, 3, dtype, rng)
@@ -99,15 +114,15 @@ def test_a_convolution_that_clips_on_a_gpu_does_what_the_ops_would_do_one_by_one
 
 def compare_fused(device, pool, channels, dtype, rng):
     x = strange(rng, (3, 9, 16, channels), dtype, *[0.0] * 20, np.nan, np.inf)
-    w = rng.standard_normal((16, 3, 3, channels)).astype(dtype)
-    b = rng.standard_normal(16).astype(dtype)
+    weight = rng.standard_normal((16, 3, 3, channels)).astype(dtype)
+    bias = rng.standard_normal(16).astype(dtype)
     found = []
     for fused in (True, False):
-        leaves = leaf(x, device), tensor(w, device), leaf(b, device)
+        leaves = leaf(x, device), tensor(weight, device), leaf(bias, device)
         y = ops.conv2d(*leaves, padding=1, relu=fused, pool=pool if fused else None)
         if not fused:
             y = ops.relu(y)
-            y = y if pool is None else ops.max_pool2d(y, *pool)
+            y = y if pool is None else max_pool2d(y, pool)
         dy = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)
         dy[host(y) == 0] = np.inf  # under the ReLU
         found.append(results(y, dy, leaves[0], leaves[2]))

@@ -15,7 +15,7 @@ from gpucnn import ops, optim
 from gpucnn.commands.check.beside_cpu import error_beside_cpu, relative
 from gpucnn.data import DataLoader, Dataset
 from gpucnn.data.augment import Compose, Normalize, RandomCrop, RandomHorizontalFlip
-from gpucnn.ops.conv2d import cuda as _conv2d_cuda
+from gpucnn.ops.conv2d import cuda as conv2d_cuda
 
 # A name, and a function that returns the error relative to the largest value
 Case = tuple[str, Callable[[], float]]
@@ -45,16 +45,16 @@ def cases(rng: np.random.Generator, gpu: str) -> Iterator[Case]:
 def every_way(algorithm: str, tile: tuple[int, int] | None = None) -> Iterator[None]:
     """Force the algorithm, and tiled kernels with split sums even for small shapes."""
     before = gpucnn.get_conv_algorithm()
-    module: Any = _conv2d_cuda
-    kept = module._LEAST, module._SPLIT, module._tile
+    module: Any = conv2d_cuda
+    kept = module._MIN_CHANNELS, module._MIN_SPLIT, module._tile
     gpucnn.set_conv_algorithm(algorithm)
-    module._LEAST, module._SPLIT = 1, 8
+    module._MIN_CHANNELS, module._MIN_SPLIT = 1, 8
     if tile is not None:
         module._tile = lambda rows, columns, products: tile
     try:
         yield
     finally:
-        module._LEAST, module._SPLIT, module._tile = kept
+        module._MIN_CHANNELS, module._MIN_SPLIT, module._tile = kept
         gpucnn.set_conv_algorithm(before)
 
 

@@ -1,14 +1,15 @@
-"""What follows a convolution while its result is in the cache, on NumPy: ReLU and max pooling.
+"""The epilogue of a convolution on NumPy: ReLU and max pooling while its result is in cache.
 
-A convolution's engine makes its result for some images at a time.  It puts each part where `room`
-says, hands it to `finish`, and in the backward pass takes the gradient of the same part from
-`gradient`: the result that is pooled is never in memory as a whole.
+An engine computes the convolution part by part (a few images).  It writes each part to
+`output_buffer` and passes it to `finish`; in the backward pass `gradient` returns the gradient of
+the same part.  A result that is pooled is never stored in memory as a whole.
 
-Where the windows of the pooling lie side by side, an engine can do it itself before it lays the
-result out as images: it sorts the values by their place in their window, and compares whole
-places, which are long runs in memory, where images have runs of OC numbers.  It asks for that
-with `take_pool` first; `room`, `finish` and `gradient` then mean the pooled result.  An engine that
-lays its result out anyhow clips it on the way, and says so with `take_relu` first.
+Where pooling windows lie side by side, an engine can pool before it lays its result out as images:
+it sorts the values by their offset inside the window, and compares all values of one offset, which
+are long runs in memory, with those of another; images have runs of only OC numbers.  It asks for
+that with `fuse_pool` first; `output_buffer`, `finish` and `gradient` then mean the pooled result.
+An engine that copies its result to its place in the images clips it during that copy; it claims the
+ReLU with `fuse_relu` first.
 """
 
 from dataclasses import replace
@@ -20,67 +21,75 @@ from gpucnn.cpu import empty, scratch
 from gpucnn.device import Array
 from gpucnn.ops._exact import select
 from gpucnn.ops.geometry import Geometry
-from gpucnn.ops.pool2d.cpu import Places
-from gpucnn.ops.pool2d.op import _max_backward, _max_forward
+from gpucnn.ops.pool2d.cpu import MaxPoolByOffset, max_forward
+from gpucnn.ops.pool2d.portable import SavedMax
 
 
 class Epilogue:
-    """`y` is the result (N, OH, OW, OC) of the last stage; every method may run in any thread."""
+    """Every method may run in any thread."""
 
-    def __init__(self, v: Geometry, oc: int, dtype: Any, relu: bool, pool: Geometry | None) -> None:
-        """For the convolution v to OC channels; `pool` is the geometry of the pooling, if any."""
-        self.shape = v.oh, v.ow, oc
+    def __init__(self, g: Geometry, oc: int, dtype: Any, relu: bool, pool: Geometry | None) -> None:
+        """For the convolution g to OC channels; `pool` is the geometry of the pooling, if any."""
+        self.shape = g.oh, g.ow, oc
         self.relu, self.pool = relu, pool
-        self.clips = relu  # until an engine has taken that
-        self.places: Places | None = None  # the pooling once an engine has taken it
-        self.window = 1, 1  # of that pooling
-        height, width = (v.oh, v.ow) if pool is None else (pool.oh, pool.ow)
-        self.y = empty((v.n, height, width, oc), dtype)
-        self.kept: dict[int, Any] = {}  # by the first image of a part: what its pooling keeps
+        self.clips = relu  # until an engine claims the ReLU
+        self.pool_by_offset: MaxPoolByOffset | None = None  # the pooling once an engine claims it
+        self.pool_window = 1, 1  # of that pooling
+        height, width = (g.oh, g.ow) if pool is None else (pool.oh, pool.ow)
+        self.y: Array = empty((g.n, height, width, oc), dtype)
+        self.pooled: dict[int, SavedMax | None] = {}  # by the first image of a part
 
-    def take_pool(self, tile: tuple[int, int]) -> None:
-        """From here on the engine pools by `places`, in windows of `window` pixels.
+    def fuse_pool(self, tile: tuple[int, int]) -> None:
+        """Claim the pooling: set `pool_by_offset` and `pool_window` if the engine must pool.
 
-        Nothing is taken, and they stay None and (1, 1), unless the windows lie side by side and
-        tiles of `tile` pixels of the convolution's result hold whole ones.
+        They stay None and (1, 1) unless windows lie side by side and tiles of `tile` pixels of the
+        convolution hold whole windows.
         """
         p = self.pool
         if p is None or p.padded or (p.kh, p.kw) != (p.stride_h, p.stride_w):
             return
-        if max(p.kh, p.kw) > 255:  # winners are kept in bytes
+        if max(p.kh, p.kw) > 255:  # winners are saved as bytes
             return
         if tile[0] % p.kh == tile[1] % p.kw == 0:
-            self.pool, self.places, self.window = None, Places(), (p.kh, p.kw)
+            self.pool, self.pool_by_offset, self.pool_window = None, MaxPoolByOffset(), (p.kh, p.kw)
 
-    def take_relu(self) -> bool:
-        """Whether the engine is to clip what it puts into `room`: before a pooling here, which
-        comes to the same."""
+    def fuse_relu(self) -> bool:
+        """Claim the ReLU; True if the engine must apply it.  ReLU and max pooling commute."""
         self.clips = False
         return self.relu
 
-    def room(self, images: slice) -> Array:
+    def output_buffer(self, images: slice) -> Array:
         """Memory for the convolution of these images: (images, OH, OW, OC)."""
         if self.pool is None:
             return self.y[images]
         shape = (images.stop - images.start, *self.shape)
-        return scratch("epilogue room", shape, self.y.dtype)
+        return scratch("epilogue output", shape, self.y.dtype)
 
     def finish(self, part: Array, images: slice, keep: bool) -> None:
-        """The rest of the way to y[images]; keep: a backward pass will follow."""
+        """Set the result of these images from their output buffer; keep: save for `gradient`."""
         y = self.y[images]
         if self.pool is not None:
             pool = replace(self.pool, n=len(part))
-            y[...], self.kept[images.start] = _max_forward(part, pool, keep)
-        if self.clips:  # after the pooling, which it would not change, there is less to clip
+            y[...], self.pooled[images.start] = max_forward(part, pool, keep)
+        if self.clips:  # commutes with the pooling, after which fewer elements are left
             np.clip(y, 0, np.inf, out=y)
 
+    def result(self) -> Array:
+        """The finished result; the epilogue keeps it only if the ReLU's gradient needs it."""
+        y = self.y
+        if not self.relu:
+            self.y = None
+        return y
+
     def gradient(self, dy: Array, images: slice) -> Array:
-        """The gradient of what `room` held: of the parts that `finish` had, and no others."""
+        """The gradient of the output buffer of these images, the same slices as in `finish`."""
         d = dy[images]
         if self.relu:
             alive = np.not_equal(self.y[images], 0, out=scratch("epilogue alive", d.shape, bool))
             given, d = d, scratch("epilogue gradient", d.shape, d.dtype)
             select(given, alive, d)
         if self.pool is not None:
-            d = _max_backward(d, self.kept[images.start], replace(self.pool, n=len(d)))
+            pooled = self.pooled[images.start]
+            assert pooled is not None
+            d = pooled.backward(d)
         return d

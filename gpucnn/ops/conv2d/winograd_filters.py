@@ -1,28 +1,25 @@
-"""Winograd's transform of the filters, U = KG w, on NumPy: see _winograd.py for the formulas.
+"""Winograd's transform of the filters, U = KG weight, on NumPy: winograd.py has the formulas.
 
-Without gradients the filters are those of the last call almost always, and transforming them takes
-most of the time if images are few.  So their transforms are kept, four times the filters' memory
-and a copy of them: of filters that come a second time, and as long as their array lives.  They are
-used again if the filters are still the same to the last bit, whoever may have written to them.
+In inference the filters are nearly always those of the last call, and transforming them takes most
+of the time if images are few.  So their transforms are cached, from the second call on, in the
+cache of the weight's tensor, which drops them when the weight changes.  They take (n / r)**2 times
+the filters' memory: four times with tiles of 4 x 4.
 """
 
-import weakref
 from typing import Any
 
 import numpy as np
 
-from gpucnn.cpu import Work, flat, parallel, scratch, spans
-from gpucnn.cpu import blas as _products
+from gpucnn.cpu import Work, blas, parallel, scratch, spans
 from gpucnn.device import Array
+from gpucnn.ops.conv2d.engine import Cache
 from gpucnn.ops.conv2d.winograd_tiles import by_position
 
-_known: dict[tuple[int, int], "_Known"] = {}  # by the id of the array, and n * n
 
-
-def natural(w: Array, kg: Array) -> tuple[Array, Work]:
-    """U (n * n, OC, C) of filters w (OC, r, r, C), in panels, and the work that sets it."""
-    oc, r, _, c = w.shape
-    by_filter, u = w.reshape(oc, r * r, c), _in_panels(len(kg), oc, c, w.dtype)
+def natural(weight: Array, kg: Array) -> tuple[Array, Work]:
+    """U (n * n, OC, C) of weight (OC, r, r, C), in panels, and the work that computes it."""
+    oc, r, _, c = weight.shape
+    by_filter, u = weight.reshape(oc, r * r, c), _in_panels(len(kg), oc, c, weight.dtype)
 
     def transform(filters: slice) -> None:
         _to_panels(kg, by_filter[filters], u[:, :, filters])
@@ -30,14 +27,14 @@ def natural(w: Array, kg: Array) -> tuple[Array, Work]:
     return u, (transform, spans(oc, 64))
 
 
-def transposed(w: Array, kg: Array) -> tuple[Array, Work]:
-    """U^T (n * n, C, OC), in panels, and the work that sets it."""
-    oc, r, _, c = w.shape
-    by_filter, u_t = w.reshape(oc, r * r, c), _in_panels(len(kg), c, oc, w.dtype)
+def transposed(weight: Array, kg: Array) -> tuple[Array, Work]:
+    """U^T (n * n, C, OC), in panels, and the work that computes it."""
+    oc, r, _, c = weight.shape
+    by_filter, u_t = weight.reshape(oc, r * r, c), _in_panels(len(kg), c, oc, weight.dtype)
 
     def transform(channels: slice) -> None:
         count = channels.stop - channels.start
-        by_channel = scratch("winograd filters", (count, r * r, oc), w.dtype)
+        by_channel = scratch("winograd filters", (count, r * r, oc), weight.dtype)
         for some in spans(oc, 16):  # runs of a cache line: twice as fast as all at once
             by_channel[:, :, some] = by_filter[some, :, channels].transpose(2, 1, 0)
         _to_panels(kg, by_channel, u_t[:, :, channels])
@@ -46,8 +43,8 @@ def transposed(w: Array, kg: Array) -> tuple[Array, Work]:
 
 
 def _in_panels(positions: int, rows: int, columns: int, dtype: Any) -> Array:
-    """Memory for matrices as _products.py wants them: (positions, panels, rows, columns of one)."""
-    width = _products.panel_width(rows, columns)
+    """Memory for matrices as blas.multiply wants them: (positions, panels, rows, panel width)."""
+    width = blas.panel_width(rows, columns)
     panels = columns // width
     memory = by_position((positions, panels * rows, width), dtype)
     return memory.reshape(positions, panels, rows, width)
@@ -60,51 +57,24 @@ def _to_panels(kg: Array, filters: Array, u: Array) -> None:
     np.matmul(kg, cut, out=u.transpose(1, 2, 0, 3))
 
 
-def without_gradients(w: Array, kg: Array) -> Array:
-    """U^T, ready: of the last call, if these are its filters."""
-    key = id(w), len(kg)
-    known = _known.get(key)
-    if known is None:
-        _known[key] = _Known(w, key)
-        return _ready(w, kg)
-    return known.transform(w, kg)
-
-
-def forget(w: Array, kg: Array) -> None:
-    """Keep nothing of these filters: they are trained, and others at every call."""
-    _known.pop((id(w), len(kg)), None)
-
-
-def _ready(w: Array, kg: Array) -> Array:
-    u_t, work = transposed(w, kg)
-    parallel(*work)
+def cached(weight: Array, kg: Array, cache: Cache | None) -> Array:
+    """U^T, computed; from `cache` if this weight was transformed twice before."""
+    key = _key(kg)
+    u_t = None if cache is None else cache.get(key)
+    if u_t is None:
+        u_t, work = transposed(weight, kg)
+        parallel(*work)
+        if cache is not None:
+            cache[key] = u_t if key in cache else None  # the first call may be the only one
     return u_t
 
 
-class _Known:
-    """Filters that were here before: from the second time on their copy and its U^T."""
-
-    def __init__(self, w: Array, key: tuple[int, int]) -> None:
-        def forget(_: object, known: "dict[tuple[int, int], _Known]" = _known) -> None:
-            known.pop(key, None)
-
-        self.filters = weakref.ref(w, forget)
-        self.kept: tuple[Array, Array] | None = None
-
-    def transform(self, w: Array, kg: Array) -> Array:
-        kept = self.kept  # another thread may replace it
-        if kept is None or not _equal(w, kept[0]):
-            self.kept = kept = w.copy(), _ready(w, kg)
-        return kept[1]
+def forget(cache: Cache | None, kg: Array) -> None:
+    """Free the cached transforms of a weight in training, which changes at every step."""
+    if cache:
+        cache.pop(_key(kg), None)
 
 
-def _equal(a: Array, b: Array) -> bool:
-    """Whether all bits are the same."""
-    bits, others = flat(a).view(np.uint16), flat(b).view(np.uint16)
-    same: list[bool] = []
-
-    def compare(block: slice) -> None:
-        same.append(np.array_equal(bits[block], others[block]))
-
-    parallel(compare, spans(len(bits), 1 << 18))
-    return all(same)
+def _key(kg: Array) -> tuple[str, int, int]:
+    """Of the tile size: 4 x 4 results and filters of 3 x 3 make n * n = 36 from r * r = 9."""
+    return "winograd filters", *kg.shape

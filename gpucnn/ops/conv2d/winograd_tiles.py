@@ -1,6 +1,6 @@
 """Winograd's matrices, and the tiles of images that they transform, on NumPy.
 
-The formulas are at the top of _winograd.py, which multiplies what is made here.
+winograd.py has the formulas, and multiplies the transformed tiles.
 
 Source: Lavin and Gray 2015; Cook and Toom's interpolation for the matrices.
 """
@@ -15,22 +15,21 @@ from gpucnn.device import Array
 from gpucnn.integers import ceil_div
 from gpucnn.ops.geometry import Geometry
 
-# Interpolation points for each n, infinity aside.  The usual 0, +-1, +-2 make powers that differ
-# more: on 384 channels their float32 error was 1.2e-5, that of these 3e-6 (im2col 4e-7).
+# Interpolation points for each n, besides infinity.  The powers of the usual 0, +-1, +-2 span a
+# wider range: over 384 channels their float32 error was 1.2e-5, with these 3e-6 (im2col 4e-7).
 _POINTS = {4: (0.0, 1.0, -1.0), 6: (0.0, 0.75, -0.75, 1.5, -1.5)}
 
-# What a core's own cache holds, with some to spare, in bytes.  Tiles are gathered and transformed
-# so many at a time that the second step finds them there.  Half of it would serve one thread as
-# well, but two lose 7 % of a step to each other then: between its calls of NumPy each needs the
-# interpreter's lock.
+# Bytes that fit a core's own cache.  A part's tiles are gathered and transformed while they are in
+# it.  Half of this would serve one thread as well, but two threads then lose 7 % of a step to each
+# other: between its NumPy calls each needs the interpreter's lock.
 _CACHE_BYTES = 1 << 21
 
-# What a worker takes of a narrow layer at a time.  In parts that its cache holds, whose operations
-# are a quarter as long, one thread gains nothing, and two lose 4 % of a step to that lock.
+# Bytes of a narrow layer's part.  With parts that fit the cache, whose operations are a quarter as
+# long, one thread gains nothing, and two lose 4 % of a step to that lock.
 _NARROW_BYTES = 1 << 23
 
-# Tiles between two rounds of products: enough for BLAS to multiply at full speed, few enough to
-# bound the memory of a large batch.
+# Tiles in one round of products: enough for BLAS to run at full speed, few enough to bound the
+# memory of a large batch.
 _SPAN_TILES = 1024
 
 
@@ -55,24 +54,24 @@ def transforms(m: int, r: int) -> tuple[Array, Array, Array]:
 
 @cache
 def kronecker(
-    m: int, r: int, dtype: Any, places: tuple[int, int] = (1, 1)
+    m: int, r: int, dtype: Any, window: tuple[int, int] = (1, 1)
 ) -> tuple[Array, Array, Array]:
     """KA, KG, KB: both passes of each transform as one matrix.
 
-    KA gives the pixels of a tile sorted by their place in a window of `places` pixels; its last
-    column, of ones, is the bias's.
+    KA gives a tile's pixels sorted by their offset inside a pooling window of `window` pixels; its
+    last column, of ones, adds the bias.
     """
     ka, kg, kb = (np.kron(k, k).astype(dtype) for k in transforms(m, r))
-    kh, kw = places
-    by_place = ka.reshape(m // kh, kh, m // kw, kw, -1).transpose(1, 3, 0, 2, 4)
-    return np.hstack((by_place.reshape(ka.shape), np.ones((m * m, 1), dtype))), kg, kb
+    kh, kw = window
+    by_offset = ka.reshape(m // kh, kh, m // kw, kw, -1).transpose(1, 3, 0, 2, 4)
+    return np.hstack((by_offset.reshape(ka.shape), np.ones((m * m, 1), dtype))), kg, kb
 
 
 def by_position(shape: tuple[int, ...], dtype: Any, name: str | None = None) -> Array:
-    """Uninitialised memory (positions, rows, channels), from scratch if it has a name.
+    """Uninitialised memory (positions, rows, channels); with `name` it is scratch memory.
 
-    A transform goes through all positions side by side.  The space of one more row between them
-    keeps them from being a power of two apart, where they would share a few lines of the cache.
+    A transform walks all positions in parallel.  One row of padding between them keeps their
+    distance from being a power of two, where they would compete for a few cache lines.
     """
     positions, rows, channels = shape
     larger = positions, rows + 1, channels
@@ -82,28 +81,31 @@ def by_position(shape: tuple[int, ...], dtype: Any, name: str | None = None) -> 
 
 @lru_cache(maxsize=64)
 def _at_edges(
-    v: Geometry, m: int, dtype: Any
+    g: Geometry, m: int, dtype: Any
 ) -> list[tuple[slice, Array, tuple[slice, slice], Array]]:
-    """For each tile of an image: the pixels from its first on the image to its last, in row order,
-    and KB for all of those, (n * n, pixels); the rows and columns that it has on the image, and KB
-    for its own pixels, (n * n, rows * columns)."""
-    n = m + v.kh - 1
-    kb = kronecker(m, v.kh, dtype)[2].reshape(n * n, n, n)
+    """For each tile of an image, what transforms its pixels in place:
 
-    def meet(first: int, size: int) -> tuple[slice, slice]:
-        """Of n pixels from `first` on those that lie in 0 .. size - 1; and which these are."""
-        there = slice(max(first, 0), max(min(first + n, size), 0))
-        return there, slice(there.start - first, there.stop - first)
+    the pixels from its first on the image to its last, as a slice in row order, and KB for all of
+    those, (n * n, pixels); its rows and columns on the image, and KB for just its own pixels,
+    (n * n, rows * columns).
+    """
+    n = m + g.kh - 1
+    kb = kronecker(m, g.kh, dtype)[2].reshape(n * n, n, n)
+
+    def clip(first: int, size: int) -> tuple[slice, slice]:
+        """The part of first .. first + n - 1 inside 0 .. size - 1, and its indices among the n."""
+        inside = slice(max(first, 0), max(min(first + n, size), 0))
+        return inside, slice(inside.start - first, inside.stop - first)
 
     found = []
-    for top in range(-v.top, v.oh - v.top, m):
-        for left in range(-v.left, v.ow - v.left, m):
-            (rows, own_rows), (columns, own_columns) = meet(top, v.h), meet(left, v.w)
+    for top in range(-g.top, g.oh - g.top, m):
+        for left in range(-g.left, g.ow - g.left, m):
+            (rows, own_rows), (columns, own_columns) = clip(top, g.h), clip(left, g.w)
             own = kb[:, own_rows, own_columns]
-            seen = slice(rows.start * v.w + columns.start, (rows.stop - 1) * v.w + columns.stop)
+            seen = slice(rows.start * g.w + columns.start, (rows.stop - 1) * g.w + columns.stop)
             if own.size == 0:
                 seen = slice(0, 0)
-            of_image = np.zeros((n * n, v.h, v.w), dtype)
+            of_image = np.zeros((n * n, g.h, g.w), dtype)
             of_image[:, rows, columns] = own
             by_column = np.asfortranarray(of_image.reshape(n * n, -1)[:, seen])
             found.append((seen, by_column, (rows, columns), own.reshape(n * n, -1)))
@@ -111,47 +113,49 @@ def _at_edges(
 
 
 class Tiles:
-    """How the images of a window are cut into tiles, and the results laid in images again.
+    """Cuts images into tiles, and lays the results out as images again.
 
-    Of a tile's m * m results, pooled in windows of `places` pixels, (mh, mw) are laid.
+    A tile's m * m results, pooled in windows of `window` pixels, become (mh, mw).
 
-    If all filters' transforms fit in a core's cache, the layer is `narrow`: each worker takes a few
-    images from beginning to end, and finds the filters there.  Of other layers every
-    position's products are made for many images at once, so that its filters are read but once.
+    If all transformed filters fit in a core's cache, the layer is `narrow`: each worker takes a few
+    images through all steps, with the filters in its cache.  In other layers each position is
+    multiplied for many images at once, so that its filters are read only once.
     """
 
     def __init__(
-        self, v: Geometry, m: int, oc: int, dtype: np.dtype[Any], places: tuple[int, int]
+        self, g: Geometry, m: int, oc: int, dtype: np.dtype[Any], window: tuple[int, int]
     ) -> None:
-        self.v, self.m, self.n = v, m, m + v.kh - 1
-        self.places, self.mh, self.mw = places, m // places[0], m // places[1]
-        self.down, self.across = ceil_div(v.oh, m), ceil_div(v.ow, m)
+        self.g, self.m, self.n = g, m, m + g.kh - 1
+        self.window, self.mh, self.mw = window, m // window[0], m // window[1]
+        self.down, self.across = ceil_div(g.oh, m), ceil_div(g.ow, m)
         self.per_image = self.down * self.across
         self.channel_bytes = self.per_image * self.n**2 * dtype.itemsize  # of an image's tiles
-        self.narrow = self.n**2 * v.c * oc * dtype.itemsize <= _CACHE_BYTES
-        self.widest = max(v.c, oc)
-        self.ka, self.kg, self.kb = kronecker(m, v.kh, dtype, places)
-        self.kb_by_column = np.asfortranarray(self.kb)  # BLAS multiplies this 1.1 times as fast
-        self.at_edges = _at_edges(v, m, dtype) if max(self.down, self.across) < 3 else None
+        self.narrow = self.n**2 * g.c * oc * dtype.itemsize <= _CACHE_BYTES
+        self.widest = max(g.c, oc)
+        self.ka, self.kg, self.kb = kronecker(m, g.kh, dtype, window)
+        self.kb_by_column = np.asfortranarray(self.kb)  # BLAS is 1.1 times as fast in this order
+        self.at_edges = _at_edges(g, m, dtype) if max(self.down, self.across) < 3 else None
 
     def spans(self) -> list[slice]:
         """All images, in slices of about _SPAN_TILES tiles."""
-        return list(spans(self.v.n, max(1, _SPAN_TILES // self.per_image)))
+        return list(spans(self.g.n, max(1, _SPAN_TILES // self.per_image)))
 
     def parts(self, images: slice, channels: int) -> list[slice]:
-        """These images, in slices whose tiles of `channels` a core's cache holds; or of a narrow
-        layer, all whose steps need the same slices, _NARROW_BYTES."""
+        """These images in slices whose tiles of `channels` fit a core's cache.
+
+        All steps of a narrow layer need the same slices, of about _NARROW_BYTES.
+        """
         step = self._step(self.widest if self.narrow else channels)
         starts = range(images.start, images.stop, step)
         return [slice(start, min(start + step, images.stop)) for start in starts]
 
     def _step(self, channels: int) -> int:
-        """Images in a part: an eighth at most, so that there is something for every worker."""
+        """Images in a part: at most an eighth, so that every worker gets one."""
         held = (_NARROW_BYTES if self.narrow else _CACHE_BYTES) // (self.channel_bytes * channels)
-        return max(1, min(held, ceil_div(self.v.n, 8)))
+        return max(1, min(held, ceil_div(self.g.n, 8)))
 
     def rows(self, images: slice, first: int = 0) -> slice:
-        """The tiles of these images, counted from those of image `first`."""
+        """The tiles of these images, counted from the first tile of image `first`."""
         per_image = self.per_image
         return slice((images.start - first) * per_image, (images.stop - first) * per_image)
 
@@ -160,8 +164,8 @@ class Tiles:
         if self.at_edges is None:
             np.matmul(self.kb_by_column, self._gather(x, images), out=into.transpose(1, 0, 2))
             return
-        # An edge runs through every tile: products with what lies on the image, as it lies there.
-        pixels = x[images].reshape(images.stop - images.start, -1, self.v.c)
+        # An edge cuts every tile: multiply the pixels that are on the image in place.
+        pixels = x[images].reshape(images.stop - images.start, -1, self.g.c)
         for i, (seen, kb, _, _) in enumerate(self.at_edges):
             np.matmul(kb, pixels[:, seen], out=into[:, i :: self.per_image].transpose(1, 0, 2))
 
@@ -169,39 +173,39 @@ class Tiles:
         """The adjoint: set dx[images] from dV (n * n, tiles, C)."""
         if self.at_edges is None:
             of_tiles = dv.transpose(1, 0, 2)
-            room = scratch("winograd tiles", of_tiles.shape, dv.dtype)
-            self._overlap_add(np.matmul(self.kb.T, of_tiles, out=room), dx, images)
+            buffer = scratch("winograd tiles", of_tiles.shape, dv.dtype)
+            self._overlap_add(np.matmul(self.kb.T, of_tiles, out=buffer), dx, images)
             return
         total = dx[images]
         total[...] = 0
         for i, (_, _, (rows, columns), kb) in enumerate(self.at_edges):
             into = total[:, rows, columns]
             of_tile = dv[:, i :: self.per_image].transpose(1, 0, 2)
-            room = scratch("winograd tiles", (len(into), kb.shape[1], self.v.c), dv.dtype)
-            into += np.matmul(kb.T, of_tile, out=room).reshape(into.shape)
+            buffer = scratch("winograd tiles", (len(into), kb.shape[1], self.g.c), dv.dtype)
+            into += np.matmul(kb.T, of_tile, out=buffer).reshape(into.shape)
 
     def _gather(self, x: Array, images: slice) -> Array:
-        """The overlapping tiles of these images of x, zeros around: (tiles, n * n, C)."""
-        v, m, n = self.v, self.m, self.n
+        """The overlapping tiles of these images of x, zero-padded: (tiles, n * n, C)."""
+        g, m, n = self.g, self.m, self.n
         count = images.stop - images.start
-        h, w = m * self.down + v.kh - 1, m * self.across + v.kw - 1
-        padded = scratch("winograd padded", (count, h, w, v.c), x.dtype)
+        h, w = m * self.down + g.kh - 1, m * self.across + g.kw - 1
+        padded = scratch("winograd padded", (count, h, w, g.c), x.dtype)
         padded[...] = 0  # one call costs less than four for the edges
-        padded[:, v.top : v.top + v.h, v.left : v.left + v.w] = x[images]
+        padded[:, g.top : g.top + g.h, g.left : g.left + g.w] = x[images]
         sn, sh, sw, sc = padded.strides
         view = np.lib.stride_tricks.as_strided(
-            padded, (count, self.down, self.across, n, n, v.c), (sn, m * sh, m * sw, sh, sw, sc)
+            padded, (count, self.down, self.across, n, n, g.c), (sn, m * sh, m * sw, sh, sw, sc)
         )
         tiles = scratch("winograd tiles", view.shape, x.dtype)
         np.copyto(tiles, view)
-        return tiles.reshape(-1, n * n, v.c)
+        return tiles.reshape(-1, n * n, g.c)
 
     def _overlap_add(self, tiles: Array, dx: Array, images: slice) -> None:
         """The adjoint of _gather: tiles (tiles, n * n, C) summed into dx[images]."""
-        v, m, n = self.v, self.m, self.n
+        g, m, n = self.g, self.m, self.n
         count, blocks = images.stop - images.start, ceil_div(n, m)
-        d = tiles.reshape(count, self.down, self.across, n, n, v.c)
-        shape = (count, self.down + blocks - 1, m, self.across + blocks - 1, m, v.c)
+        d = tiles.reshape(count, self.down, self.across, n, n, g.c)
+        shape = (count, self.down + blocks - 1, m, self.across + blocks - 1, m, g.c)
         total = scratch("winograd padded", shape, dx.dtype)
         total[:, self.down :] = 0
         total[:, :, :, self.across :] = 0
@@ -217,11 +221,11 @@ class Tiles:
                     into[...] = part
                 else:
                     into += part
-        rows = total.reshape(count, shape[1] * m, shape[3] * m, v.c)
-        dx[images] = rows[:, v.top : v.top + v.h, v.left : v.left + v.w]
+        rows = total.reshape(count, shape[1] * m, shape[3] * m, g.c)
+        dx[images] = rows[:, g.top : g.top + g.h, g.left : g.left + g.w]
 
     def scatter(self, result: Array, y: Array, clip: bool) -> None:
-        """Lay the tiles result (tiles, mh * mw, OC) into images y, clipped at 0 if asked for."""
+        """Copy the tiles result (tiles, mh * mw, OC) into images y, clipped at 0 with `clip`."""
         shape = (len(y), self.mh * self.down, self.mw * self.across, y.shape[3])
         whole = y if y.shape == shape else scratch("winograd padded", shape, y.dtype)
         into = self._cut(whole)
@@ -252,6 +256,6 @@ class Tiles:
         shape = (len(whole), self.down, self.mh, self.across, self.mw, whole.shape[3])
         return whole.reshape(shape).transpose(0, 1, 3, 2, 4, 5)
 
-    def by_place(self, tiles: Array) -> Array:
+    def by_offset(self, tiles: Array) -> Array:
         """A view of tiles (tiles, m * m, OC), in the order of KA: (KH, KW, tiles, mh * mw * OC)."""
-        return tiles.reshape(len(tiles), *self.places, -1).transpose(1, 2, 0, 3)
+        return tiles.reshape(len(tiles), *self.window, -1).transpose(1, 2, 0, 3)

@@ -1,5 +1,5 @@
 """Pooling: op.py first, then portable.py, cpu.py and cuda.py."""
 
-from gpucnn.ops.pool2d.op import avg_pool2d, global_avg_pool2d, max_pool2d
+from gpucnn.ops.pool2d.op import MaxPool, avg_pool2d, global_avg_pool2d, max_pool2d
 
-__all__ = ["avg_pool2d", "global_avg_pool2d", "max_pool2d"]
+__all__ = ["MaxPool", "avg_pool2d", "global_avg_pool2d", "max_pool2d"]

@@ -1,5 +1,6 @@
 """Pooling on a GPU: the launches of kernels/pool2d.cu."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,63 +10,104 @@ from gpucnn.device import Array, array_module
 from gpucnn.integers import ceil_div
 from gpucnn.ops._kernels import takes
 from gpucnn.ops.geometry import Geometry
-from gpucnn.ops.pool2d import portable as _pool2d_array
+from gpucnn.ops.pool2d import portable
 
 _THREADS = 256
-_ROWS = 65535  # of a grid: the kernels go round if there are more images
+_GRID_ROWS = 65535  # CUDA's limit; the kernels loop over further images
 
 
-def _takes(x: Array, v: Geometry) -> bool:
-    """Whether the kernels take this: float32, and offsets inside an image have 31 bits."""
-    return takes("pool2d", x) and max(v.h * v.w, v.oh * v.ow) * v.c < 2**31
+def _takes(x: Array, g: Geometry) -> bool:
+    """Whether the kernels take this: float32, and offsets inside an image fit 31 bits."""
+    return takes("pool2d", x) and max(g.h * g.w, g.oh * g.ow) * g.c < 2**31
 
 
-def _launch(kernel: str, numbers: int, given: Array, v: Geometry, *rest: Any) -> None:
-    """One thread for each of the `numbers` that an image of the result has."""
-    grid = ceil_div(numbers, _THREADS), min(v.n, _ROWS)
-    cuda.launch(kernel, grid, _THREADS, array_module(given).ascontiguousarray(given), *rest)
+def _launch(kernel: str, g: Geometry, size: int, *args: Any) -> None:
+    """Launch one thread for each of the `size` elements of one image of the result."""
+    cuda.launch(kernel, (ceil_div(size, _THREADS), min(g.n, _GRID_ROWS)), _THREADS, *args)
 
 
-def max_forward(x: Array, v: Geometry, keep: bool) -> tuple[Array, tuple[Array, ...]]:
-    if not _takes(x, v):
-        return _pool2d_array.max_forward(x, v, keep)
+def max_forward(x: Array, g: Geometry, keep: bool) -> tuple[Array, portable.SavedMax | None]:
+    """y (N, OH, OW, C) and, with `keep`, what backward needs."""
+    if not _takes(x, g):
+        return portable.max_forward(x, g, keep)
     xp = array_module(x)
-    y = xp.empty((v.n, v.oh, v.ow, v.c), np.float32)
-    argmax = xp.empty(y.shape, np.int32) if keep else None  # places inside the windows
-    _launch("max_pool2d_forward", v.oh * v.ow * v.c, x, v, y, argmax, v)
-    return y, () if argmax is None else (argmax,)
+    y = xp.empty((g.n, g.oh, g.ow, g.c), np.float32)
+    argmax = xp.empty(y.shape, np.int32) if keep else None
+    _launch(
+        "max_pool2d_forward",
+        g,
+        g.oh * g.ow * g.c,
+        xp.ascontiguousarray(x),  # (N, H, W, C)
+        y,  # (N, OH, OW, C)
+        argmax,  # (N, OH, OW, C) or None
+        g,
+    )
+    return y, None if argmax is None else _SavedArgmax(argmax, g)
 
 
-def max_backward(dy: Array, kept: tuple[Array, ...], v: Geometry) -> Array:
-    if not _takes(dy, v):
-        return _pool2d_array.max_backward(dy, kept, v)
-    dx = array_module(dy).empty((v.n, v.h, v.w, v.c), np.float32)
-    _launch("max_pool2d_backward", v.h * v.w * v.c, dy, v, *kept, dx, v)
-    return dx
+@dataclass
+class _SavedArgmax:
+    argmax: Array  # (N, OH, OW, C) int32: offset of the largest value inside its window
+    g: Geometry
+
+    def backward(self, dy: Array) -> Array:
+        g, xp = self.g, array_module(dy)
+        dx = xp.empty((g.n, g.h, g.w, g.c), np.float32)
+        _launch(
+            "max_pool2d_backward",
+            g,
+            g.h * g.w * g.c,
+            xp.ascontiguousarray(dy),  # (N, OH, OW, C)
+            self.argmax,  # (N, OH, OW, C)
+            dx,  # (N, H, W, C)
+            g,
+        )
+        return dx
 
 
-def avg_forward(x: Array, v: Geometry, area: tuple[bool, int, int]) -> Array:
-    if not _takes(x, v):
-        return _pool2d_array.avg_forward(x, v, area)
-    y = array_module(x).empty((v.n, v.oh, v.ow, v.c), np.float32)
-    _launch("avg_pool2d_forward", v.oh * v.ow * v.c, x, v, y, v, *area)
+def avg_forward(x: Array, g: Geometry, area: tuple[bool, int, int]) -> Array:
+    """y (N, OH, OW, C) for x (N, H, W, C); area as in portable.pixels."""
+    if not _takes(x, g):
+        return portable.avg_forward(x, g, area)
+    xp = array_module(x)
+    y = xp.empty((g.n, g.oh, g.ow, g.c), np.float32)
+    _launch(
+        "avg_pool2d_forward",
+        g,
+        g.oh * g.ow * g.c,
+        xp.ascontiguousarray(x),  # (N, H, W, C)
+        y,  # (N, OH, OW, C)
+        g,
+        *area,
+    )
     return y
 
 
-def avg_backward(dy: Array, v: Geometry, area: tuple[bool, int, int]) -> Array:
-    if not _takes(dy, v):
-        return _pool2d_array.avg_backward(dy, v, area)
-    dx = array_module(dy).empty((v.n, v.h, v.w, v.c), np.float32)
-    _launch("avg_pool2d_backward", v.h * v.w * v.c, dy, v, dx, v, *area)
+def avg_backward(dy: Array, g: Geometry, area: tuple[bool, int, int]) -> Array:
+    """dx (N, H, W, C) for dy (N, OH, OW, C); area as in portable.pixels."""
+    if not _takes(dy, g):
+        return portable.avg_backward(dy, g, area)
+    xp = array_module(dy)
+    dx = xp.empty((g.n, g.h, g.w, g.c), np.float32)
+    _launch(
+        "avg_pool2d_backward",
+        g,
+        g.h * g.w * g.c,
+        xp.ascontiguousarray(dy),  # (N, OH, OW, C)
+        dx,  # (N, H, W, C)
+        g,
+        *area,
+    )
     return dx
 
 
 def global_forward(x: Array) -> Array:
-    """One window as large as the image."""
-    v = Geometry.of("global_avg_pool2d", x.shape, (x.shape[1], x.shape[2]), 1, 0)
-    return avg_forward(x, v, (False, 0, 0)).reshape(v.n, v.c)
+    """The mean (N, C) of x (N, H, W, C): one window as large as the image."""
+    g = Geometry.of("global_avg_pool2d", x.shape, (x.shape[1], x.shape[2]))
+    return avg_forward(x, g, (False, 0, 0)).reshape(g.n, g.c)
 
 
 def global_backward(dy: Array, shape: tuple[int, ...]) -> Array:
-    v = Geometry.of("global_avg_pool2d", shape, (shape[1], shape[2]), 1, 0)
-    return avg_backward(dy.reshape(v.n, 1, 1, v.c), v, (False, 0, 0))
+    """dx of `shape` (N, H, W, C) for dy (N, C)."""
+    g = Geometry.of("global_avg_pool2d", shape, (shape[1], shape[2]))
+    return avg_backward(dy.reshape(g.n, 1, 1, g.c), g, (False, 0, 0))

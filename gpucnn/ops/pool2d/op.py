@@ -1,5 +1,6 @@
 """Pooling: one number for each window of an image, channel by channel."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from gpucnn.autograd import Function
@@ -7,10 +8,24 @@ from gpucnn.device import Array, by_device
 from gpucnn.errors import ShapeError
 from gpucnn.ops._exact import narrowed, widened
 from gpucnn.ops.geometry import Geometry, Padding, Size
-from gpucnn.ops.pool2d import cpu as _pool2d_numpy
-from gpucnn.ops.pool2d import cuda as _pool2d_cuda
-from gpucnn.ops.pool2d import portable as _pool2d_array
+from gpucnn.ops.pool2d import cpu, cuda, portable
 from gpucnn.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """The arguments of max_pool2d, for an op that pools its own result."""
+
+    kernel_size: Size
+    stride: Size | None = None
+    padding: Padding = 0
+    ceil_mode: bool = False
+
+    def geometry(self, shape: tuple[int, ...]) -> Geometry:
+        """The windows over images of `shape`; raises max_pool2d's errors."""
+        return _geometry(
+            "max_pool2d", shape, self.kernel_size, self.stride, self.padding, self.ceil_mode
+        )
 
 
 def max_pool2d(
@@ -24,26 +39,17 @@ def max_pool2d(
 
     x is (N, H, W, C); the result is (N, OH, OW, C) with
     OH = (H + top + bottom - kernel_size) // stride + 1.  Sizes are in pixels; stride None means
-    kernel_size.  Padding is -infinity: it never wins.  With ceil_mode the last window may hang over
-    the edge.  On a tie the first element in row order takes the gradient; where all is -infinity
-    that is the first pixel of the image.  A NaN wins over every number, and of several the last in
-    row order takes the gradient, as in PyTorch.
+    kernel_size.  Padding is -infinity, so it never wins.  With ceil_mode the last window may extend
+    past the edge.
 
-    Raises ShapeError if a window is larger than the padded image, or sees padding alone.
+    On a tie the first element in row order takes the gradient.  In a window of -infinity alone that
+    is the first pixel on the image.  A NaN wins over every number; of several, the last in row
+    order takes the gradient, as in PyTorch.
+
+    Raises ShapeError if a window is larger than the padded image, or sees only padding.
     Source: Krizhevsky et al. 2012, section 3.4 (overlapping pooling).
     """
-    return _MaxPool2d(max_window(x.shape, kernel_size, stride, padding, ceil_mode))(x)
-
-
-def max_window(
-    shape: tuple[int, ...],
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Padding = 0,
-    ceil_mode: bool = False,
-) -> Geometry:
-    """The geometry of max_pool2d over images of `shape`; raises its errors."""
-    return _geometry("max_pool2d", shape, kernel_size, stride, padding, ceil_mode)
+    return _MaxPool2d(MaxPool(kernel_size, stride, padding, ceil_mode).geometry(x.shape))(x)
 
 
 def avg_pool2d(
@@ -56,22 +62,26 @@ def avg_pool2d(
 ) -> Tensor:
     """The mean of each window.
 
-    Shapes are max_pool2d's.  Padding is zero; with count_include_pad it counts as pixels of the
-    mean, without it the mean is over pixels of the image alone.  What ceil_mode adds beyond the
-    padding never counts.  Sums of float16 are float32's.
+    x is (N, H, W, C); the result is (N, OH, OW, C) with OH and OW as in max_pool2d.  Padding is
+    zero; with count_include_pad it counts as pixels of the mean, without it the mean is over pixels
+    of the image alone.  What ceil_mode adds beyond the padding never counts.  float16 is summed in
+    float32.
 
-    Raises ShapeError if a window is larger than the padded image, or sees padding alone.
+    Raises ShapeError if a window is larger than the padded image, or sees only padding.
     """
-    geometry = _geometry("avg_pool2d", x.shape, kernel_size, stride, padding, ceil_mode)
+    g = _geometry("avg_pool2d", x.shape, kernel_size, stride, padding, ceil_mode)
     bottom = right = 0
-    if count_include_pad:  # what was asked for, without what ceil_mode added
+    if count_include_pad:  # the padding asked for, without what ceil_mode added
         asked = Geometry.of("avg_pool2d", x.shape, kernel_size, stride or kernel_size, padding)
         bottom, right = asked.bottom, asked.right
-    return _AvgPool2d(geometry, count_include_pad, bottom, right)(x)
+    return _AvgPool2d(g, count_include_pad, bottom, right)(x)
 
 
 def global_avg_pool2d(x: Tensor) -> Tensor:
-    """The mean of each channel over the whole image: (N, H, W, C) -> (N, C)."""
+    """The mean of each channel over the whole image: (N, H, W, C) -> (N, C).
+
+    float16 is summed in float32.  Raises ShapeError unless x is images of at least one pixel.
+    """
     if x.ndim != 4 or x.shape[1] * x.shape[2] == 0:
         raise ShapeError(f"global_avg_pool2d: expected images (N, H, W, C), got shape {x.shape}")
     return _GlobalAvgPool2d()(x)
@@ -85,7 +95,7 @@ def _geometry(
     padding: Padding,
     ceil_mode: bool,
 ) -> Geometry:
-    v = Geometry.of(
+    g = Geometry.of(
         op,
         shape,
         kernel_size,
@@ -93,14 +103,14 @@ def _geometry(
         padding,
         ceil_mode=ceil_mode,
     )
-    last_row, last_column = (v.oh - 1) * v.stride_h - v.top, (v.ow - 1) * v.stride_w - v.left
-    if v.top >= v.kh or v.left >= v.kw or last_row >= v.h or last_column >= v.w:
+    last_row, last_column = (g.oh - 1) * g.stride_h - g.top, (g.ow - 1) * g.stride_w - g.left
+    if g.top >= g.kh or g.left >= g.kw or last_row >= g.h or last_column >= g.w:
         raise ShapeError(
-            f"{op}: a window of {v.kh} x {v.kw} pixels sees padding alone\n"
-            f"  x {shape}, padding {((v.top, v.bottom), (v.left, v.right))}; "
+            f"{op}: a window of {g.kh} x {g.kw} pixels sees padding alone\n"
+            f"  x {shape}, padding {((g.top, g.bottom), (g.left, g.right))}; "
             "pad by less than the window"
         )
-    return v
+    return g
 
 
 class _MaxPool2d(Function):
@@ -110,13 +120,13 @@ class _MaxPool2d(Function):
         self.geometry = geometry
 
     def forward(self, x: Array) -> Array:
-        y, kept = _max_forward(x, self.geometry, self.needs[0])
-        self.saved = kept
+        y, saved = max_forward(x, self.geometry, self.needs[0])
+        self.saved = (saved,)
         return y
 
     def backward(self, dy: Array) -> Array:
         assert self.saved is not None
-        return _max_backward(dy, self.saved, self.geometry)
+        return self.saved[0].backward(dy)
 
 
 class _AvgPool2d(Function):
@@ -126,13 +136,13 @@ class _AvgPool2d(Function):
         self, geometry: Geometry, count_include_pad: bool, bottom: int, right: int
     ) -> None:
         self.geometry = geometry
-        self.area = (count_include_pad, bottom, right)
+        self.area = (count_include_pad, bottom, right)  # which padding counts: see portable.pixels
 
     def forward(self, x: Array) -> Array:
-        return narrowed(_avg_forward(widened(x), self.geometry, self.area), x.dtype)
+        return narrowed(avg_forward(widened(x), self.geometry, self.area), x.dtype)
 
     def backward(self, dy: Array) -> Array:
-        return narrowed(_avg_backward(widened(dy), self.geometry, self.area), dy.dtype)
+        return narrowed(avg_backward(widened(dy), self.geometry, self.area), dy.dtype)
 
 
 class _GlobalAvgPool2d(Function):
@@ -146,11 +156,8 @@ class _GlobalAvgPool2d(Function):
         return narrowed(_global_backward(widened(dy), self.shape), dy.dtype)
 
 
-_max_forward: Any = by_device(cpu=_pool2d_numpy.max_forward, cuda=_pool2d_cuda.max_forward)
-_max_backward: Any = by_device(cpu=_pool2d_numpy.max_backward, cuda=_pool2d_cuda.max_backward)
-_avg_forward: Any = by_device(cpu=_pool2d_numpy.avg_forward, cuda=_pool2d_cuda.avg_forward)
-_avg_backward: Any = by_device(cpu=_pool2d_numpy.avg_backward, cuda=_pool2d_cuda.avg_backward)
-_global_forward: Any = by_device(cpu=_pool2d_numpy.global_forward, cuda=_pool2d_cuda.global_forward)
-_global_backward: Any = by_device(
-    cpu=_pool2d_array.global_backward, cuda=_pool2d_cuda.global_backward
-)
+max_forward: Any = by_device(cpu=cpu.max_forward, cuda=cuda.max_forward)
+avg_forward: Any = by_device(cpu=cpu.avg_forward, cuda=cuda.avg_forward)
+avg_backward: Any = by_device(cpu=cpu.avg_backward, cuda=cuda.avg_backward)
+_global_forward: Any = by_device(cpu=cpu.global_forward, cuda=cuda.global_forward)
+_global_backward: Any = by_device(cpu=portable.global_backward, cuda=cuda.global_backward)

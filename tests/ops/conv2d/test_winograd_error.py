@@ -5,20 +5,20 @@ import pytest
 from devices import host, tensor
 
 from gpucnn import ops
-from gpucnn.ops.conv2d.op import _TILES
+from gpucnn.ops.conv2d.algorithms import _TILES
 from gpucnn.ops.conv2d.winograd_tiles import transforms
 
 # tile, filter size, the share that the docstring states, image size
 CASES = [(4, 3, 6.5e-6, 12), (2, 3, 7.2e-7, 6), (2, 5, 6.5e-6, 6)]
 
 
-def convolve(x, w, algorithm, set_algorithm):
+def convolve(x, weight, algorithm, set_algorithm):
     set_algorithm(algorithm)
-    return host(ops.conv2d(tensor(x, "cpu"), tensor(w, "cpu"), padding=w.shape[1] // 2))
+    return host(ops.conv2d(tensor(x, "cpu"), tensor(weight, "cpu"), padding=weight.shape[1] // 2))
 
 
 def largest_in_tiles(x, m, r):
-    """The largest |x| of each channel among the pixels that each result's tile sees."""
+    """The largest |x| of each channel among the pixels that the tile of each result sees."""
     _, h, w, _ = x.shape
     before, size = r // 2, m + r - 1
     padded = np.pad(np.abs(x), ((0, 0), (before, size), (before, size), (0, 0)))
@@ -33,7 +33,7 @@ def largest_in_tiles(x, m, r):
 @pytest.mark.parametrize(("m", "r", "share", "size"), CASES)
 def test_the_share_is_three_roundings_of_what_the_transforms_magnify(m, r, share, size):
     ka, kg, kb = (np.abs(np.kron(k, k)) for k in transforms(m, r))
-    magnified = np.einsum("op,pt,pq->otq", ka, kg, kb).max()  # from pixel and weight to result
+    magnified = np.einsum("op,pt,pq->otq", ka, kg, kb).max()  # from pixel to result
     assert 3 * magnified * 2.0**-24 == pytest.approx(share, rel=0.01)
 
 
@@ -48,17 +48,17 @@ def test_extreme_pixels_cost_their_tiles_no_more_than_the_stated_share(
         for _ in range(4):
             x = rng.standard_normal((2, size, size, channels), np.float32)
             for _ in range(rng.integers(1, 4)):
-                place = tuple(rng.integers(0, n) for n in x.shape)
-                x[place] = extreme * rng.uniform(0.5, 1) * rng.choice([-1, 1])
-            w = rng.standard_normal((8, r, r, channels), np.float32)
-            y = convolve(x, w, "winograd", conv_algorithm)
-            exact = convolve(x.astype(float), w.astype(float), "exact", conv_algorithm)
+                pixel = tuple(rng.integers(0, n) for n in x.shape)
+                x[pixel] = extreme * rng.uniform(0.5, 1) * rng.choice([-1, 1])
+            weight = rng.standard_normal((8, r, r, channels), np.float32)
+            y = convolve(x, weight, "winograd", conv_algorithm)
+            exact = convolve(x.astype(float), weight.astype(float), "exact", conv_algorithm)
             error = np.abs(y - exact)
-            scale = largest_in_tiles(x, m, r) @ np.abs(w).sum(axis=(1, 2)).T.astype(float)
+            scale = largest_in_tiles(x, m, r) @ np.abs(weight).sum(axis=(1, 2)).T.astype(float)
             worst = max(worst, (error / scale).max())
             beside = max(beside, (error / np.abs(exact).clip(1e-3)).max())
     assert share / 30 < worst <= share
-    if m == 4:  # whose transforms round: of the result itself the error is anything
+    if m == 4:  # whose transforms round: relative to the result the error has no bound
         assert beside > 1
 
 
@@ -69,12 +69,12 @@ def test_a_pixel_that_is_not_finite_makes_nan_of_its_tiles_and_of_no_others(
     m, r, share, size, value, conv_algorithm, monkeypatch, rng
 ):
     monkeypatch.setitem(_TILES, r, (m,))
-    size = 5 * m  # three tiles and more: not the way of images of two
-    x, w = rng.standard_normal((1, size, size, 16)), rng.standard_normal((8, r, r, 16))
+    size = 5 * m  # more than two tiles a side, which are gathered
+    x, weight = rng.standard_normal((1, size, size, 16)), rng.standard_normal((8, r, r, 16))
     x[0, 2 * m, 2 * m, 3] = value
-    y = convolve(x, w, "winograd", conv_algorithm)
+    y = convolve(x, weight, "winograd", conv_algorithm)
     mine = ~np.isfinite(largest_in_tiles(x, m, r)).all(axis=3)
     np.testing.assert_array_equal(np.isnan(y), np.broadcast_to(mine[..., None], y.shape))
     assert mine.sum() == {(4, 3): 64, (2, 3): 16, (2, 5): 36}[m, r]
-    plain = convolve(x, w, "exact", conv_algorithm)
+    plain = convolve(x, weight, "exact", conv_algorithm)
     assert (~np.isfinite(plain[..., 0])).sum() == r * r

@@ -1,12 +1,12 @@
-"""The filters' transforms that are kept between calls without gradients."""
+"""Inference caches the transformed filters of a weight until the weight changes."""
 
-import gc
+import threading
 
 import numpy as np
 import pytest
 
-from gpucnn import Tensor, no_grad, ops, tensor
-from gpucnn.ops.conv2d import winograd_filters as _winograd_filters
+from gpucnn import Tensor, nn, no_grad, ops, optim, tensor
+from gpucnn.ops.conv2d import winograd_filters
 
 
 @pytest.fixture(autouse=True)
@@ -16,76 +16,128 @@ def _winograd_for_all(conv_algorithm):
 
 @pytest.fixture
 def count(monkeypatch):
-    """How many transforms of transposed filters there were."""
+    """How many times filters were transformed for a forward pass."""
     calls = []
-    transposed = _winograd_filters.transposed
+    transposed = winograd_filters.transposed
 
-    def counting(w, kg):
-        calls.append(w.shape)
-        return transposed(w, kg)
+    def counting(weight, kg):
+        calls.append(weight.shape)
+        return transposed(weight, kg)
 
-    monkeypatch.setattr(_winograd_filters, "transposed", counting)
+    monkeypatch.setattr(winograd_filters, "transposed", counting)
     return lambda: len(calls)
 
 
-def _layer(rng) -> tuple[Tensor, Tensor]:
+def _draw(rng) -> tuple[Tensor, Tensor]:
     x = tensor(rng.standard_normal((2, 8, 8, 16), np.float32))
     return x, tensor(rng.standard_normal((32, 3, 3, 16), np.float32), requires_grad=True)
 
 
-def test_filters_that_stay_are_transformed_twice_at_most(rng, count):
-    x, w = _layer(rng)
+def _infer(x, weight, calls=1):
     with no_grad():
-        results = [ops.conv2d(x, w, padding=1).data for _ in range(4)]
-    assert count() == 2  # the second time they are kept
+        return [ops.conv2d(x, weight, padding=1).data for _ in range(calls)]
+
+
+def test_filters_that_stay_are_transformed_twice_at_most(rng, count):
+    x, weight = _draw(rng)
+    results = _infer(x, weight, 4)
+    assert count() == 2  # the second result is cached
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
 
 
-@pytest.mark.parametrize("value", [np.float32(3.0), np.float32(-0.0), np.float32(np.nan)])
-def test_filters_that_anybody_changed_are_transformed_again(rng, count, value):
-    x, w = _layer(rng)
-    w.data[5, 1, 1, 7] = 0
-    with no_grad():
-        for _ in range(3):
-            ops.conv2d(x, w, padding=1)
-        w.data[5, 1, 1, 7] = value  # behind the tensor's back
-        changed = [ops.conv2d(x, w, padding=1).data for _ in range(2)]
-        assert count() == 3
-        fresh = ops.conv2d(x, tensor(w.data.copy()), padding=1).data
+def _through_data(weight, values):
+    weight.data[...] = values
+
+
+def _set_data(weight, values):
+    weight.data = values
+
+
+def _step(weight, values):
+    weight.grad = weight.data - values
+    optim.SGD([weight], lr=1.0).step()
+
+
+def _load(weight, values):
+    layer = nn.Conv2d(16, 32, 3, bias=False)
+    layer.weight = weight
+    layer.load_state_dict({"weight": values})
+
+
+@pytest.mark.parametrize("write", [_through_data, _set_data, _step, _load])
+def test_a_changed_weight_is_transformed_again(write, rng, count):
+    x, weight = _draw(rng)
+    weight = nn.Parameter(weight.data)
+    _infer(x, weight, 3)
+    before = count()
+    write(weight, rng.standard_normal(weight.shape, np.float32))
+    changed = _infer(x, weight, 3)
+    assert count() == before + 2
+    fresh = _infer(x, tensor(weight.data.copy()))[0]
     for result in changed:
         np.testing.assert_array_equal(result, fresh)
 
 
-def test_nothing_is_kept_for_training_or_of_filters_that_are_gone(rng, count):
-    before = len(_winograd_filters._known)
-    x, w = _layer(rng)
+def test_an_array_that_was_written_gives_fresh_results_in_a_new_tensor(rng):
+    x, weight = _draw(rng)
+    array = weight.data.copy()
+    _infer(x, tensor(array), 3)
+    array[5] = 0
+    np.testing.assert_array_equal(
+        _infer(x, tensor(array), 3)[-1], _infer(x, tensor(array.copy()))[0]
+    )
+
+
+def test_training_caches_nothing_and_frees_what_inference_cached(rng, count):
+    x, weight = _draw(rng)
     for _ in range(3):
-        ops.conv2d(x, w, padding=1).sum().backward()
+        ops.conv2d(x, weight, padding=1).sum().backward()
     assert count() == 3
-    assert len(_winograd_filters._known) == before
-    with no_grad():
-        for _ in range(3):
-            ops.conv2d(x, w, padding=1)
-    assert len(_winograd_filters._known) == before + 1
-    ops.conv2d(x, w, padding=1)  # a step of training: they will change
-    assert len(_winograd_filters._known) == before
-    for calls in (1, 3):
-        x, w = _layer(rng)
-        with no_grad():
-            for _ in range(calls):
-                ops.conv2d(x, w, padding=1)
-        assert len(_winograd_filters._known) == before + 1
-        del w
-        gc.collect()
-        assert len(_winograd_filters._known) == before
+    assert not weight.cache()
+    _infer(x, weight, 3)
+    assert [u_t.nbytes for u_t in weight.cache().values()] == [4 * weight.data.nbytes]
+
+
+def test_the_first_training_step_frees_what_inference_cached(rng):
+    x, weight = _draw(rng)
+    _infer(x, weight, 3)
+    assert weight.cache()
+    ops.conv2d(x, weight, padding=1)
+    assert not weight.cache()
+
+
+def test_the_result_of_an_op_is_not_cached(rng, count):
+    x, weight = _draw(rng)
+    doubled = weight * 2
+    _infer(x, doubled, 3)
+    assert count() == 3
+    assert not doubled.cache()
 
 
 def test_tiles_of_two_sizes_have_transforms_of_their_own(rng, count):
-    x, w = _layer(rng)
+    x, weight = _draw(rng)
     small = tensor(x.data[:, :2, :2].copy())  # one tile of 2 x 2, the others are of 4 x 4
-    with no_grad():
-        for _ in range(4):
-            ops.conv2d(x, w, padding=1)
-            ops.conv2d(small, w, padding=1)
+    for _ in range(4):
+        _infer(x, weight)
+        _infer(small, weight)
     assert count() == 4
+
+
+def test_threads_that_share_a_weight_get_the_same_result(rng):
+    x, weight = _draw(rng)
+    expected = _infer(x, weight)[0]
+    weight.data = weight.data.copy()  # nothing is cached
+    results = []
+
+    def infer():
+        results.extend(_infer(x, weight, 5))
+
+    workers = [threading.Thread(target=infer) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(results) == 20
+    for result in results:
+        np.testing.assert_array_equal(result, expected)

@@ -21,14 +21,13 @@ import gpucnn
 from gpucnn.errors import ShapeError
 from gpucnn.ops import avg_pool2d, global_avg_pool2d, max_pool2d
 from gpucnn.ops.geometry import Geometry
-from gpucnn.ops.pool2d import cpu as _pool2d_numpy
-from gpucnn.ops.pool2d import portable as _pool2d_array
-from gpucnn.ops.pool2d.op import _avg_backward, _avg_forward, _max_backward, _max_forward
+from gpucnn.ops.pool2d import cpu, portable
+from gpucnn.ops.pool2d.op import avg_backward, avg_forward, max_forward
 from gpucnn.testing import avg_pool2d_loops, gradcheck, max_pool2d_loops
 
 rng = np.random.default_rng(0)
 
-# h, w, window, stride, padding
+# h, w, kernel_size, stride, padding
 GEOMETRIES = [
     (8, 8, (2, 2), (2, 2), ((0, 0), (0, 0))),
     (9, 7, (2, 2), (2, 2), ((0, 0), (0, 0))),
@@ -52,34 +51,36 @@ def draw(h, w, ties, n=3, c=3):
 
 
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize(("h", "w", "window", "stride", "padding"), GEOMETRIES)
+@pytest.mark.parametrize(("h", "w", "kernel_size", "stride", "padding"), GEOMETRIES)
 @in_both_dtypes
 def test_max_and_its_gradient_match_the_loops_ties_included(
-    h, w, window, stride, padding, ties, dtype, device
+    h, w, kernel_size, stride, padding, ties, dtype, device
 ):
     x = draw(h, w, ties).astype(dtype)
     t = leaf(x, device)
-    y = max_pool2d(t, window, stride, padding)
+    y = max_pool2d(t, kernel_size, stride, padding)
     dy = rng.standard_normal(y.shape).astype(dtype)
     actual_y, dx = results(y, dy, t)
-    expected_y, expected_dx = max_pool2d_loops(x, window, stride, padding, dy)
+    expected_y, expected_dx = max_pool2d_loops(x, kernel_size, stride, padding, dy)
     np.testing.assert_array_equal(actual_y, expected_y)
     assert_close(dx, expected_dx)
     assert actual_y.dtype == dx.dtype == dtype
 
 
 @pytest.mark.parametrize("count_include_pad", [True, False])
-@pytest.mark.parametrize(("h", "w", "window", "stride", "padding"), GEOMETRIES)
+@pytest.mark.parametrize(("h", "w", "kernel_size", "stride", "padding"), GEOMETRIES)
 @in_both_dtypes
 def test_mean_and_its_gradient_match_the_loops(
-    h, w, window, stride, padding, count_include_pad, dtype, device
+    h, w, kernel_size, stride, padding, count_include_pad, dtype, device
 ):
     x = draw(h, w, False).astype(dtype)
     t = leaf(x, device)
-    y = avg_pool2d(t, window, stride, padding, count_include_pad=count_include_pad)
+    y = avg_pool2d(t, kernel_size, stride, padding, count_include_pad=count_include_pad)
     dy = rng.standard_normal(y.shape).astype(dtype)
     actual_y, dx = results(y, dy, t)
-    expected_y, expected_dx = avg_pool2d_loops(x, window, stride, padding, count_include_pad, dy)
+    expected_y, expected_dx = avg_pool2d_loops(
+        x, kernel_size, stride, padding, count_include_pad, dy
+    )
     assert_close(actual_y, expected_y)
     assert_close(dx, expected_dx)
     assert actual_y.dtype == dx.dtype == dtype
@@ -95,50 +96,52 @@ def test_mean_and_its_gradient_match_the_loops(
     st.booleans(),
     st.booleans(),
 )
-def test_numpy_half_equals_the_array_half(h, w, window, stride, padding, ceil, count_include_pad):
+def test_numpy_half_equals_the_portable_half(
+    h, w, kernel_size, stride, padding, ceil_mode, count_include_pad
+):
     x = np.random.default_rng(h * w).integers(0, 4, (3, h, w, 2)).astype(float)
     try:
-        max_pool2d(gpucnn.tensor(x), window, stride, padding, ceil)
+        max_pool2d(gpucnn.tensor(x), kernel_size, stride, padding, ceil_mode)
     except ShapeError:
         return
-    v = Geometry.of("pool", x.shape, window, stride, padding, ceil_mode=ceil)
-    y, kept = _pool2d_numpy.max_forward(x, v, True)
-    expected, expected_kept = _pool2d_array.max_forward(x, v, True)
+    g = Geometry.of("pool", x.shape, kernel_size, stride, padding, ceil_mode=ceil_mode)
+    y, saved = cpu.max_forward(x, g, True)
+    expected, expected_saved = portable.max_forward(x, g, True)
     dy = np.random.default_rng(1).standard_normal(y.shape)
     np.testing.assert_array_equal(y, expected)
-    np.testing.assert_allclose(
-        _pool2d_numpy.max_backward(dy, kept, v),
-        _pool2d_array.max_backward(dy, expected_kept, v),
-        atol=1e-13,
-    )
+    np.testing.assert_allclose(saved.backward(dy), expected_saved.backward(dy), atol=1e-13)
     area = (count_include_pad, padding[0], padding[1])
+    np.testing.assert_allclose(cpu.avg_forward(x, g, area), portable.avg_forward(x, g, area))
     np.testing.assert_allclose(
-        _pool2d_numpy.avg_forward(x, v, area), _pool2d_array.avg_forward(x, v, area)
-    )
-    np.testing.assert_allclose(
-        _pool2d_numpy.avg_backward(dy, v, area), _pool2d_array.avg_backward(dy, v, area), atol=1e-13
+        cpu.avg_backward(dy, g, area), portable.avg_backward(dy, g, area), atol=1e-13
     )
 
 
-@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize(
-    ("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 3, 1)]
+    ("kernel_size", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 3, 1)]
 )
 @in_both_dtypes
-def test_equals_pytorch(window, stride, padding, ceil, dtype, device):
+def test_equals_pytorch(kernel_size, stride, padding, ceil_mode, dtype, device):
     torch = pytest.importorskip("torch", reason="the peer of this test")
     functional = torch.nn.functional
     x = draw(10, 13, False).astype(dtype)
     for ours, theirs in [
-        (max_pool2d, lambda t: functional.max_pool2d(t, window, stride, padding, 1, ceil)),
-        (avg_pool2d, lambda t: functional.avg_pool2d(t, window, stride, padding, ceil)),
+        (
+            max_pool2d,
+            lambda t: functional.max_pool2d(t, kernel_size, stride, padding, 1, ceil_mode),
+        ),
+        (avg_pool2d, lambda t: functional.avg_pool2d(t, kernel_size, stride, padding, ceil_mode)),
         (
             lambda *a: avg_pool2d(*a, count_include_pad=False),
-            lambda t: functional.avg_pool2d(t, window, stride, padding, ceil, False),
+            lambda t: functional.avg_pool2d(t, kernel_size, stride, padding, ceil_mode, False),
         ),
     ]:
         t, e = leaf(x, device), torch.tensor(x.astype(np.float64), requires_grad=True)
-        y, expected = ours(t, window, stride, padding, ceil), theirs(e.permute(0, 3, 1, 2))
+        y, expected = (
+            ours(t, kernel_size, stride, padding, ceil_mode),
+            theirs(e.permute(0, 3, 1, 2)),
+        )
         dy = rng.standard_normal(y.shape).astype(dtype)
         actual_y, dx = results(y, dy, t)
         expected.backward(torch.tensor(dy.astype(np.float64)).permute(0, 3, 1, 2))
@@ -157,7 +160,7 @@ def test_gradients_match_finite_differences(device):
 
 
 @in_both_dtypes
-def test_stride_none_means_the_window(dtype, device):
+def test_stride_none_means_the_kernel_size(dtype, device):
     x = tensor(draw(9, 9, False), device, dtype)
     np.testing.assert_array_equal(host(max_pool2d(x, 3)), host(max_pool2d(x, 3, 3)))
 
@@ -180,11 +183,11 @@ def test_global_mean_is_the_mean_of_each_channel(dtype, device):
 
 
 @pytest.mark.parametrize(
-    ("window", "stride", "padding"), [(3, 2, 0), (2, 3, 1), ((4, 3), (3, 2), ((1, 0), (2, 1)))]
+    ("kernel_size", "stride", "padding"), [(3, 2, 0), (2, 3, 1), ((4, 3), (3, 2), ((1, 0), (2, 1)))]
 )
-def test_windows_that_hang_over_the_edge_agree_with_the_cpu(window, stride, padding, gpu):
+def test_windows_that_extend_past_the_edge_agree_with_the_cpu(kernel_size, stride, padding, gpu):
     x = rng.standard_normal((2, 13, 12, 5))
-    given = (window, stride, padding, True)
+    given = (kernel_size, stride, padding, True)
     for pool in (
         lambda _, t: max_pool2d(t, *given),
         lambda _, t: avg_pool2d(t, *given),
@@ -287,8 +290,16 @@ def test_the_first_pixel_is_found_in_images_of_more_rows_than_16_bits_count(dtyp
     assert dx.max() == 1
 
 
+@pytest.mark.parametrize("kernel_size", [2, 3, (1, 300)])
+def test_winners_are_saved_only_where_a_gradient_is_needed(kernel_size, device):
+    x = tensor(np.ones((1, 4, 300, 1), np.float32), device).data
+    g = Geometry.of("pool", x.shape, kernel_size, stride=2)
+    for keep in (False, True):
+        assert (max_forward(x, g, keep)[1] is not None) == keep
+
+
 def test_both_halves_have_the_same_signature():
-    for pair in (_max_forward, _max_backward, _avg_forward, _avg_backward):
+    for pair in (max_forward, avg_forward, avg_backward):
         assert inspect.signature(pair.cpu) == inspect.signature(pair.cuda)
 
 

@@ -1,0 +1,15 @@
+"""Tests of the convolution leave its algorithm and the number of threads as they were."""
+
+from collections.abc import Iterator
+
+import pytest
+
+import gpucnn
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    algorithm, threads = gpucnn.get_conv_algorithm(), gpucnn.get_num_threads()
+    yield
+    gpucnn.set_conv_algorithm(algorithm)
+    gpucnn.set_num_threads(threads)
