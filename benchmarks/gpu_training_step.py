@@ -102,7 +102,7 @@ def layers(task: dict[str, Any]) -> list[tuple[str, float, float, float, int]]:
             x = gpucnn.Tensor(given.data, requires_grad=given is not images)
             times = [queued(step, task["repeats"], spin) for step in layer_steps(layer, x)]
             name = (
-                f"{type(layer).__name__} {layer.extra_repr().split(',')[0]}, {x.shape[1:-1] or 1}"
+                f"{type(layer).__name__} {x.shape[-1]} -> {output.shape[-1]}, {x.shape[1:-1] or 1}"
             )
             work = layer.multiply_adds((given,), output)
             rows.append((name, *times, work, 1 + x.requires_grad))

@@ -176,7 +176,7 @@ class Own(nn.Module):
 
     def __init__(self, width=5):
         self.first = nn.Linear(4, width)
-        self.norm = nn.BatchNorm2d(width)
+        self.norm = nn.BatchNorm1d(width)
         self.branches = [nn.Linear(width, 3), nn.Linear(width, 3)]
         self.temperature = nn.Parameter(np.array(2.0, np.float32))
 

@@ -36,7 +36,7 @@ def check(model, shape, path, rng, n=3, tolerance=1e-5):
 def with_statistics(model, rng):
     """The model with running statistics and scales as after some training."""
     for _, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             for tensor in (module.running_mean, module.bias):
                 tensor.data[...] = 0.2 * rng.standard_normal(tensor.shape)
             for tensor in (module.running_var, module.weight):
@@ -103,7 +103,7 @@ def test_windows_and_norms_agree_at_the_edges(layer, rng, tmp_path):
 
 
 def test_batch_norm_of_vectors_agrees(rng, tmp_path):
-    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm2d(6), nn.Tanh())
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh())
     check(with_statistics(model, rng), (4,), tmp_path / "model.onnx", rng)
 
 
@@ -121,7 +121,7 @@ def test_images_are_turned_once_at_the_start_and_once_before_the_dense_layers(on
 
 
 def test_dropout_and_mode_are_left_alone(onnx, tmp_path):
-    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.BatchNorm2d(3))
+    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.BatchNorm1d(3))
     mean = model[2].running_mean.data.copy()
     export_onnx(model, tmp_path / "model.onnx", (4,))
     assert all(module.training for _, module in model.named_modules())

@@ -96,7 +96,7 @@ def _twin(layer: nn.Module, torch: Any, dropout: bool) -> Any:
         _fill(torch, other.weight, layer.weight.numpy())
         _fill(torch, other.bias, layer.bias.numpy())
         return other
-    elif isinstance(layer, nn.AvgPool2d):  # before MaxPool2d, which it is a kind of
+    elif isinstance(layer, nn.AvgPool2d):
         pool = (
             layer.kernel_size,
             layer.stride,
