@@ -124,19 +124,21 @@ class Module:
         """The direct submodules, in the order of assignment."""
         return (module for _, module in self.named_children())
 
-    def named_modules(self, prefix: str = "") -> "Iterator[tuple[str, Module]]":
+    def named_modules(
+        self, prefix: str = "", remove_duplicate: bool = True
+    ) -> "Iterator[tuple[str, Module]]":
         """(dotted name, module) of this module, called `prefix`, and of all below it.
 
-        A shared module comes once, under its first name.
+        A shared module comes once, under its first name; with remove_duplicate=False it comes
+        under each of its names.
         """
-        return _once(self._walk(prefix))
+        return _once(self._walk(prefix)) if remove_duplicate else self._walk(prefix)
 
     def modules(self) -> "Iterator[Module]":
         """This module and all below it, each once."""
         return (module for _, module in self.named_modules())
 
     def _walk(self, prefix: str = "") -> "Iterator[tuple[str, Module]]":
-        """named_modules with a shared module under each of its names."""
         yield prefix, self
         for name, child in self.named_children():
             yield from child._walk(f"{prefix}.{name}" if prefix else name)

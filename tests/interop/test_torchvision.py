@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import gpucnn
-from gpucnn import models, train
+from gpucnn import models
+from gpucnn.checkpoint import read_checkpoint
 from gpucnn.errors import ArgumentError, CheckpointError, MissingExtra
 from gpucnn.interop import torchvision as convert
 
@@ -75,7 +76,7 @@ def test_logits_equal_pytorchs_on_random_weights(side, torch, other, ours, rng):
 
 
 def test_the_checkpoint_says_what_prediction_needs(ours):
-    info = train.read_checkpoint(ours).info
+    info = read_checkpoint(ours).info
     assert info["model"] == {
         "name": "alexnet_torchvision", "config": {"classes": CLASSES, "channels": 3}
     }  # fmt: skip
@@ -94,7 +95,7 @@ def test_there_and_back_gives_the_same_bits(suffix, torch, ours, arrays, tmp_pat
 def test_a_pth_file_gives_the_same_checkpoint_as_safetensors(torch, other, ours, tmp_path):
     torch.save(other.state_dict(), tmp_path / "alexnet.pth")
     convert.convert_file(tmp_path / "alexnet.pth", tmp_path / "again.safetensors")
-    one, two = (train.read_checkpoint(p) for p in (ours, tmp_path / "again.safetensors"))
+    one, two = (read_checkpoint(p) for p in (ours, tmp_path / "again.safetensors"))
     assert one.info == two.info
     assert all(np.array_equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
 
@@ -166,7 +167,12 @@ def test_half_precision_and_grey_images_are_carried_over():
         ("damaged.safetensors", "b.safetensors", CheckpointError, "damaged or not a safetensors"),
         ("foreign.safetensors", "b.pth", ArgumentError, r"checkpoint ends in \.safetensors"),
         ("foreign.safetensors", "b.safetensors", CheckpointError, "unexpected: x"),
-        ("lenet.safetensors", "b.safetensors", CheckpointError, "holds lenet5; of gpucnn's"),
+        (
+            "lenet.safetensors",
+            "b.safetensors",
+            CheckpointError,
+            "holds lenet5; expected alexnet",
+        ),
     ],
 )
 def test_mistakes_are_named(source, target, error, message, tmp_path):

@@ -229,6 +229,8 @@ def test_a_shared_module_is_walked_once_and_saved_under_both_names_as_in_pytorch
         model = kit.Sequential(layer, kit.ReLU(), layer)
         assert list(model.modules()) == [model, layer, model[1]]
         assert [name for name, _ in model.named_modules()] == ["", "0", "1"]
+        every = [name for name, _ in model.named_modules(remove_duplicate=False)]
+        assert every == ["", "0", "1", "2"]
         assert [name for name, _ in model.named_parameters()] == ["0.weight", "0.bias"]
         assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
