@@ -157,7 +157,7 @@ class _Graph:
         return names[layout]
 
     def layout(self, value: Any) -> str:
-        """The layout in which `value` was computed."""
+        """The layout in which `value` was computed; gpucnn's own for a leaf or a number."""
         if not isinstance(value, Tensor) or value._node is None:
             return ""
         return next(iter(self.names[id(value._node)]))
