@@ -93,9 +93,9 @@ class Sequential(ModuleList):
     def forward(self, x: Any) -> Any:
         """The output of the last module.
 
-        A Conv2d computes a ReLU, a MaxPool2d or both in this order that follow it, while its output
-        is in the cache.  A layer with a hook runs by itself, and so does every layer inside
-        `nn.observe`.
+        A Conv2d is fused with the ReLU, the MaxPool2d or both, in this order, that follow it: they
+        run while its output is in the cache.  A layer with a hook runs by itself, and so does every
+        layer inside `nn.observe`.
         """
         waiting = list(reversed(self.layers))
         while waiting:
