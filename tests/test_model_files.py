@@ -173,7 +173,7 @@ def test_an_outline_takes_no_memory():
 
 
 class Own(nn.Module):
-    """What models.build knows nothing of: a branch, a buffer, a parameter without axes."""
+    """A model that models.build does not know: branches, buffers, a parameter without axes."""
 
     def __init__(self, width=5):
         self.first = nn.Linear(4, width)

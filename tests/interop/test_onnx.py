@@ -1,4 +1,4 @@
-"""Every model as ONNX, run by another runtime: its logits beside ours."""
+"""Every model exported to ONNX and run in onnxruntime: its logits beside ours."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def onnx():
 
 
 def check(model, shape, path, rng, n=3, tolerance=1e-5):
-    """Export, run in onnxruntime, compare; the exported graph."""
+    """Export, run in onnxruntime and compare; return the exported graph."""
     runtime = pytest.importorskip("onnxruntime", reason="the oracle is onnxruntime")
     onnx = pytest.importorskip("onnx", reason="writes ONNX files")
     export_onnx(model, path, shape)
@@ -34,7 +34,7 @@ def check(model, shape, path, rng, n=3, tolerance=1e-5):
 
 
 def with_statistics(model, rng):
-    """The model with running statistics and scales as after some training."""
+    """Give the model running statistics and scales as after some training."""
     for _, module in model.named_modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             for tensor in (module.running_mean, module.bias):
@@ -65,7 +65,7 @@ def test_adaptive_pooling_is_exported_for_other_sizes(rng, tmp_path):
 
 
 class EveryOp(nn.Module):
-    """Ops that no model here reaches, in both layouts and with broadcasting."""
+    """Ops that no network in models uses, in both layouts and with broadcasting."""
 
     def __init__(self):
         self.conv = nn.Conv2d(3, 6, 3, stride=(1, 2), padding=((0, 1), (2, 1)), dilation=(2, 1))

@@ -1,4 +1,4 @@
-"""torchvision's AlexNet: built here by hand in PyTorch, carried over and back."""
+"""torchvision's AlexNet, built by hand in PyTorch and converted in both directions."""
 
 import pickle
 
@@ -55,7 +55,7 @@ def arrays(other):
 
 @pytest.fixture(scope="module")
 def ours(arrays, tmp_path_factory):
-    """The checkpoint that convert makes of the state dict as .safetensors."""
+    """The checkpoint that convert writes for the state dict."""
     folder = tmp_path_factory.mktemp("convert")
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "in.safetensors")
     convert.convert_file(folder / "in.safetensors", folder / "ours.safetensors")
@@ -126,7 +126,7 @@ def test_without_pytorch_pth_files_get_a_clear_line(tmp_path, monkeypatch):
 
 
 def small_state():
-    """Every name, with the shapes of torchvision's AlexNet, without its 200 MB."""
+    """The names and shapes of torchvision's AlexNet without its 200 MB."""
     state = {}
     for name, (_, shape) in convert._LAYERS.items():
         sizes = [CLASSES if n is None else n for n in shape]

@@ -1,4 +1,4 @@
-"""Where a module's parts may be: attributes, lists, tuples and dicts; and what is refused."""
+"""Where a module finds its parts: attributes, lists, tuples and dicts; and what it refuses."""
 
 from collections import OrderedDict, deque
 
@@ -12,7 +12,7 @@ from gpucnn.errors import ArgumentError, GraphError
 
 
 class Everywhere(nn.Module):
-    """A part in each place where one can be."""
+    """A part in every place where a module finds one."""
 
     def __init__(self):
         self.scale = nn.Parameter(np.ones(3, np.float32))
