@@ -1,7 +1,8 @@
-"""Checkpoints: models, and runs of training, in safetensors files.
+"""The checkpoint file format: models and training runs in safetensors files.
 
-Arrays are named model.<parameter or buffer> and optimizer.<state>; the header's "gpucnn" entry is
-JSON that says what they belong to.  A file appears under its name only when it is complete.
+Arrays are named model.<parameter or buffer> and optimizer.<state>.  The header entry "gpucnn" is
+JSON: the format's number, the model's name and configuration, and whatever the writer adds.  A file
+gets its name only once it is complete.
 """
 
 import json
@@ -24,26 +25,71 @@ from gpucnn.nn import Module
 
 _Own = TypeVar("_Own", bound=Module)
 
-FORMAT = 1
+FORMAT = 2  # raise it when a name or the meaning of an entry changes
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds: arrays by name, and everything else as plain data."""
+    """A checkpoint file in memory."""
 
+    path: Path  # where it was read from, for errors
     tensors: dict[str, np.ndarray[Any, Any]]
-    info: dict[str, Any]
+    info: dict[str, Any]  # the JSON of the header
 
     def part(self, prefix: str) -> dict[str, np.ndarray[Any, Any]]:
         """The tensors under `prefix`, without it: part("model") is a state for load_state_dict."""
         start = prefix + "."
         return {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
 
+    def model_config(self) -> tuple[str, dict[str, Any]]:
+        """The model's name and configuration, for models.build.
+
+        Raises CheckpointError if the file does not name its model.
+        """
+        entry = self.info.get("model")
+        if isinstance(entry, dict) and isinstance(entry.get("class"), str):
+            raise CheckpointError(
+                f"checkpoint {self.path}: holds the weights of a model of your own, "
+                f"{entry['class']}, but not how to build it\n"
+                f"  load them into one: gpucnn.load({str(self.path)!r}, model)"
+            )
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise CheckpointError(
+                f"checkpoint {self.path}: does not say which model it holds\n"
+                "  load it into one: gpucnn.load(path, model); or write it with a name: "
+                'gpucnn.save, or a Trainer whose info has "model": {"name": ..., "config": {...}}'
+            )
+        config = entry.get("config", {})
+        if not isinstance(config, dict):
+            raise CheckpointError(
+                f"checkpoint {self.path}: the model's configuration is {config!r}; "
+                "expected a dict of arguments"
+            )
+        return entry["name"], config
+
+    def build_model(self, device: str | Device | None = None) -> Module:
+        """Build the model by its name and load its weights; in evaluation mode, on `device`.
+
+        Raises CheckpointError if the file does not name a model of gpucnn.models, or its arrays do
+        not fit that model.
+        """
+        name, config = self.model_config()
+        try:
+            # Its own generator: the weights it draws are overwritten, and must cost the default
+            # generator no random number.
+            model = models.build(name, generator=np.random.default_rng(0), **config)
+            model.load_state_dict(self.part("model"))
+        except (ArgumentError, CheckpointError, TypeError) as error:
+            raise CheckpointError(
+                f"checkpoint {self.path}: its model {name} {config} cannot be rebuilt\n  {error}"
+            ) from error
+        return model.eval().to(Device.parse(device))
+
 
 def write_checkpoint(path: str | Path, tensors: dict[str, Array], info: dict[str, Any]) -> None:
-    """Write `tensors` and `info` (plain JSON data) to `path`, all or nothing.
+    """Write `tensors`, from any device, and `info`, plain JSON data, to `path` atomically.
 
-    Raises OutputError if it cannot be written; an earlier file of that name is whole then.
+    Raises OutputError if that fails; an existing file of that name is untouched then.
     """
     host = {name: np.asarray(to_host(x), order="C") for name, x in tensors.items()}
     write_whole(
@@ -52,9 +98,10 @@ def write_checkpoint(path: str | Path, tensors: dict[str, Array], info: dict[str
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read what write_checkpoint wrote.
+    """Read a file of write_checkpoint.
 
-    Raises CheckpointError, naming the file, if it is missing, damaged, or not gpucnn's.
+    Raises CheckpointError, naming the file, if it is missing, damaged, of another format, or not
+    written by gpucnn.
     """
     path = Path(path)
     if not path.is_file():
@@ -77,10 +124,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         ) from None
     if version != FORMAT:
         raise CheckpointError(
-            f"checkpoint {path}: format {version}, and this gpucnn reads {FORMAT}; "
-            "use the gpucnn that wrote it"
+            f"checkpoint {path}: format {version}; this version of gpucnn reads format {FORMAT}\n"
+            "  use the version of gpucnn that wrote it, or train again"
         )
-    return Checkpoint(tensors, info)
+    return Checkpoint(path, tensors, info)
 
 
 # --- models ---
@@ -94,23 +141,23 @@ def save(
     classes: Sequence[str] | None = None,
     normalize: Normalize | None = None,
 ) -> None:
-    """Write the weights of `model` to `path`: a checkpoint without the training.
+    """Write the parameters and buffers of `model` to a checkpoint file.
 
         gpucnn.save(path, model, "lenet5", {"classes": 3})  # built by models.build(name, **config)
         gpucnn.save(path, model)                            # a model of your own
 
-    With name and config the file suffices: `load(path)` and `gpucnn predict` rebuild the model.
-    Without them it holds the state alone, for `load(path, model)`.  classes are the names of the
-    outputs, normalize is what images went through before the model saw them.
+    With name and config, `load(path)` and `gpucnn predict` rebuild the model from the file alone.
+    Without them the file holds the state only, for `load(path, model)`.  classes are the names of
+    the outputs, and normalize is the normalisation of the training images; predict uses both.
 
-    Raises ArgumentError if name is not in models.BY_NAME, or models.build(name, **config) gives
-    other layers than the model's, or tensors of other names, shapes or dtypes; or if config or
-    classes are not plain JSON data.  Raises OutputError if the file cannot be written.
+    Raises ArgumentError if name is not in models.BY_NAME; if models.build(name, **config) has other
+    layers than `model`, or tensors of other names, shapes or dtypes; and if config or classes are
+    not plain JSON data.  Raises OutputError if the file cannot be written.
     """
     if not isinstance(model, Module):
         raise ArgumentError(f"save: expected a Module to save, got {kind(model)}")
     if name is None and config is not None:
-        raise ArgumentError("save: a config goes with the name of a model in gpucnn.models")
+        raise ArgumentError("save: config needs the name of a model; pass both or neither")
     try:
         info: dict[str, Any] = {"model": {"class": type(model).__name__}}
         if name is not None:
@@ -119,7 +166,7 @@ def save(
             info["classes"] = list(classes)
         if normalize is not None:
             info["normalize"] = {"mean": list(normalize.mean), "std": list(normalize.std)}
-        info = json.loads(json.dumps(info))  # as `load` will see it
+        info = json.loads(json.dumps(info))  # as `load` will read it
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"save: config and classes must be plain data ({error})") from error
     if name is not None:
@@ -130,11 +177,11 @@ def save(
 
 
 def _check_rebuilds(model: Module, name: str, config: dict[str, Any]) -> None:
-    """ArgumentError unless models.build(name, **config) gives a model like `model`."""
+    """Raise ArgumentError unless models.build(name, **config) has the structure of `model`."""
     if name not in models.BY_NAME:
         raise ArgumentError(
             f"save: model {name!r} is unknown; expected one of {', '.join(models.BY_NAME)}\n"
-            "  a model of your own is saved without a name: save(path, model), load(path, model)"
+            "  for a model of your own leave out the name: save(path, model), load(path, model)"
         )
     try:
         built = outline(name, **config)
@@ -142,7 +189,7 @@ def _check_rebuilds(model: Module, name: str, config: dict[str, Any]) -> None:
         raise ArgumentError(f"save: model {name} cannot be built from {config}: {error}") from error
     ours, theirs = _structure(model), _structure(built)
     differences = [
-        f"{key or 'the model'}: {theirs.get(key, 'nothing')} built, {ours.get(key, 'nothing')} here"
+        f"{key or 'the model'}: {theirs.get(key, 'none')} built, {ours.get(key, 'none')} given"
         for key in {**theirs, **ours}
         if ours.get(key) != theirs.get(key)
     ]
@@ -173,25 +220,25 @@ def load(path: str | Path, model: _Own, device: str | Device | None = None) -> _
 
 
 def load(path: str | Path, model: Any = None, device: str | Device | None = None) -> Any:
-    """The model in a checkpoint of a training run or of `save`, in evaluation mode.
+    """Load a model, in evaluation mode, from a file of `save` or of a training run.
 
         model = gpucnn.load("best.safetensors", device="cuda")
         mine = gpucnn.load("mine.safetensors", MyNetwork())
 
-    Without `model` the network is built anew, by the name and configuration in the file, on
-    `device`; None means that of the `with gpucnn.device(...)` around the call, or else the CPU.
-    With `model`, of the structure that was saved, the weights are copied into it: it is returned,
-    moved to `device` unless that is None.  load(path, "cuda") names a device too.  Nothing in the
-    file is executed.
+    Without `model`, build the network that the file names, on `device`; None means the device of an
+    enclosing `with gpucnn.device(...)`, or the CPU.  With `model`, copy the weights into it, move
+    it to `device` unless that is None, and return it.  load(path, "cuda") names a device too.
+    Loading executes nothing from the file.
 
-    Raises CheckpointError if the file is missing, damaged, without a model, or does not fit it; an
-    own model is unchanged then, and the error lists missing and unexpected names, and shapes.
+    Raises CheckpointError if the file is missing, damaged or without a model, or if its arrays do
+    not fit the model.  The given model is unchanged then, and the error lists missing and
+    unexpected names and different shapes.
     """
     if isinstance(model, str | Device):  # load(path, device)
         model, device = None, model
     checkpoint = read_checkpoint(path)
     if model is None:
-        return rebuild(checkpoint, path, device)
+        return checkpoint.build_model(device)
     if not isinstance(model, Module):
         raise ArgumentError(f"load: expected a Module to load into, got {kind(model)}")
     state = checkpoint.part("model")
@@ -203,39 +250,3 @@ def load(path: str | Path, model: Any = None, device: str | Device | None = None
         raise CheckpointError(f"checkpoint {path}: {error}") from error
     model.eval()
     return model if device is None else model.to(device)
-
-
-def rebuild(checkpoint: Checkpoint, path: str | Path, device: str | Device | None = None) -> Module:
-    """The model of `checkpoint`, which was read from `path`, as `load` gives it."""
-    name, config = described(checkpoint, path)
-    try:
-        # A generator of its own, since the weights that it draws are replaced at once
-        model = models.build(name, generator=np.random.default_rng(0), **config)
-        model.load_state_dict(checkpoint.part("model"))
-    except (ArgumentError, CheckpointError, TypeError) as error:
-        raise CheckpointError(
-            f"checkpoint {path}: its model {name} {config} cannot be rebuilt\n  {error}"
-        ) from error
-    return model.eval().to(Device.parse(device))
-
-
-def described(checkpoint: Checkpoint, path: str | Path) -> tuple[str, dict[str, Any]]:
-    """Name and configuration of the checkpoint's model, for models.build."""
-    entry = checkpoint.info.get("model")
-    if isinstance(entry, dict) and isinstance(entry.get("class"), str):
-        raise CheckpointError(
-            f"checkpoint {path}: holds the weights of a model of your own, {entry['class']}, and "
-            f"not how to build it\n  load them into one: gpucnn.load({str(path)!r}, model)"
-        )
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        raise CheckpointError(
-            f"checkpoint {path}: does not say which model it holds\n"
-            "  load it into one: gpucnn.load(path, model); or write it with a name: gpucnn.save, "
-            'or a Trainer whose info has "model": {"name": ..., "config": {...}}'
-        )
-    config = entry.get("config", {})
-    if not isinstance(config, dict):
-        raise CheckpointError(
-            f"checkpoint {path}: the model's configuration is {config!r}, not names and values"
-        )
-    return entry["name"], config

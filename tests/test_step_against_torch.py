@@ -1,4 +1,4 @@
-"""One whole training step of every layer beside PyTorch, in float64."""
+"""A whole training step beside PyTorch's, in float64."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 
 
 def every_layer() -> nn.Sequential:
-    """A network in which each kind of layer that PyTorch has too appears."""
+    """A network with most kinds of layers that PyTorch has too."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False),  # the norm would cancel a bias
         nn.BatchNorm2d(8),
@@ -37,16 +37,16 @@ def torch_layer(layer: nn.Module):
     """The same layer in PyTorch, with the same weights in its layout."""
     t = torch.nn
     if isinstance(layer, nn.Conv2d):
-        oc, kh, kw, c = layer.weight.shape
-        bias = layer.bias is not None
-        other = t.Conv2d(c * layer.groups, oc, (kh, kw), layer.stride, layer.padding,
-                         layer.dilation, layer.groups, bias)  # fmt: skip
+        other = t.Conv2d(
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
+            layer.dilation, layer.groups, layer.bias is not None,
+        )  # fmt: skip
         fill(other.weight, layer.weight.data.transpose(0, 3, 1, 2))
     elif isinstance(layer, nn.Linear):
-        other = t.Linear(layer.weight.shape[1], layer.weight.shape[0])
+        other = t.Linear(layer.in_features, layer.out_features)
         fill(other.weight, layer.weight.data)
     elif isinstance(layer, nn.BatchNorm2d):
-        other = t.BatchNorm2d(layer.weight.size).double()
+        other = t.BatchNorm2d(layer.num_features).double()
         fill(other.weight, layer.weight.data)
         fill(other.bias, layer.bias.data)
         return other
@@ -77,7 +77,7 @@ def torch_layer(layer: nn.Module):
 
 
 class Flatten(torch.nn.Module):
-    """Flattens in our order: row, column, channel."""
+    """Flatten in gpucnn's order: row, column, channel."""
 
     def forward(self, x):
         return x.permute(0, 2, 3, 1).reshape(len(x), -1)

@@ -1,4 +1,4 @@
-"""`gpucnn convert`: torchvision's AlexNet to gpucnn's and back."""
+"""`gpucnn convert`: convert torchvision's AlexNet weights to gpucnn's and back."""
 
 import argparse
 
@@ -9,10 +9,10 @@ from gpucnn.interop.torchvision import convert_file
 def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "convert",
-        help="torchvision's AlexNet to gpucnn's and back",
-        description="Turn a state dict of torchvision's AlexNet (.safetensors, .pth or .pt) into "
-        "a gpucnn checkpoint, or a checkpoint of alexnet_torchvision into such a state dict; "
-        "which of the two, the source tells.",
+        help="convert torchvision's AlexNet weights to gpucnn's and back",
+        description="Convert a state dict of torchvision's AlexNet (.safetensors, .pth or .pt) to "
+        "a gpucnn checkpoint, or a checkpoint of alexnet_torchvision to such a state dict.  The "
+        "content of SOURCE decides the direction.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("source", metavar="SOURCE", help="the file to read")

@@ -1,10 +1,10 @@
-"""`gpucnn export`: a checkpoint as an ONNX file."""
+"""`gpucnn export`: write a checkpoint as an ONNX file."""
 
 import argparse
 import json
 
 from gpucnn import models
-from gpucnn.checkpoint import described, read_checkpoint, rebuild
+from gpucnn.checkpoint import read_checkpoint
 from gpucnn.commands.arguments import Commands
 from gpucnn.interop.onnx import export_onnx
 
@@ -12,9 +12,10 @@ from gpucnn.interop.onnx import export_onnx
 def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "export",
-        help="a checkpoint as an ONNX file",
-        description="Write the model of a checkpoint as an ONNX file.  Its input is float32 "
-        "(N, H, W, C), normalised; names and normalisation are in the file's metadata.",
+        help="write a checkpoint as an ONNX file",
+        description="Write the model of a checkpoint as an ONNX file.  Its input is a batch of "
+        "normalised float32 images (N, H, W, C).  The class names and the normalisation are in the "
+        "file's metadata.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as best.safetensors")
@@ -22,13 +23,13 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    saved = read_checkpoint(arguments.checkpoint)
-    name, config = described(saved, arguments.checkpoint)
-    model = rebuild(saved, arguments.checkpoint)
+    checkpoint = read_checkpoint(arguments.checkpoint)
+    name, config = checkpoint.model_config()
     shape = models.input_shape(name, **config)
+    info = checkpoint.info
     metadata: dict[str, str] = {
-        key: json.dumps(saved.info[key]) for key in ("classes", "normalize") if key in saved.info
+        key: json.dumps(info[key]) for key in ("classes", "normalize") if key in info
     }
-    export_onnx(model, arguments.target, shape, metadata)
+    export_onnx(checkpoint.build_model(), arguments.target, shape, metadata)
     print(f"{arguments.target}: {name}, input (N, {', '.join(map(str, shape))})")
     return 0

@@ -1,4 +1,4 @@
-"""`gpucnn predict`: what a trained model sees in images."""
+"""`gpucnn predict`: classify image files with a trained model."""
 
 import argparse
 import sys
@@ -16,8 +16,8 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "predict",
-        help="what a trained model sees in images",
-        description="Print the likeliest classes of each image, with bars.",
+        help="classify image files with a trained model",
+        description="Print the most probable classes of each image, with bars.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as best.safetensors")
@@ -28,7 +28,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--classes",
         metavar="FILE",
-        help="names of the classes, one a line (default: those in the checkpoint)",
+        help="class names, one per line (default: those in the checkpoint)",
     )
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N (default: cpu)")
 
@@ -38,14 +38,14 @@ def run(arguments: argparse.Namespace) -> int:
     classifier = Classifier(arguments.checkpoint, arguments.device, names)
     if not classifier.normalized:
         print(
-            "note: the checkpoint has no normalisation; pixels are scaled to 0 ... 1",
+            "note: the checkpoint has no normalisation; pixels are scaled to [0, 1]",
             file=sys.stderr,
         )
     status = 0
     for path in arguments.images:
         try:
             text = bars(classifier.guesses(path, arguments.top))
-        except DataError as error:  # one bad file does not keep the others from being seen
+        except DataError as error:  # go on with the other files
             print(f"error: {error}", file=sys.stderr)
             status = 2
             continue
@@ -61,10 +61,10 @@ def _lines(path: Path) -> list[str]:
 
 
 def bars(guesses: Sequence[Guess], width: int = 40, encoding: str | None = None) -> str:
-    """A line for each guess: name, percentage, and a bar of up to `width` characters.
+    """One line for each guess: name, percentage, and a bar of up to `width` characters.
 
-    encoding is that of the stream it is meant for, standard output's by default: one without block
-    characters gets number signs.
+    encoding is that of the output stream, by default standard output's.  Bars are drawn with block
+    characters where the encoding has them, with number signs elsewhere.
     """
     try:
         (_EIGHTHS + "█").encode(encoding or sys.stdout.encoding or "ascii")

@@ -99,7 +99,7 @@ def _uncovered(call: Call) -> list[Advice]:
     if isinstance(module, Conv2d):
         kernel, stride, dilation = module.weight.shape[1:3], module.stride, module.dilation
         g = Geometry.of("conv2d", shape, (kernel[0], kernel[1]), stride, module.padding, dilation)
-    elif isinstance(module, MaxPool2d):
+    elif isinstance(module, MaxPool2d | AvgPool2d):
         stride = module.stride or module.kernel_size
         g = Geometry.of(
             "pool2d", shape, module.kernel_size, stride, module.padding, ceil_mode=module.ceil_mode

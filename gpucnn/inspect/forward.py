@@ -48,7 +48,7 @@ def activations(
 
 def find_layer(model: Module, layer: Layer) -> Module:
     """The part of `model` that `layer` names, or `layer` itself if it is one."""
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     if isinstance(layer, Module):
         if any(module is layer for module in modules.values()):
             return layer

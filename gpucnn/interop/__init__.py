@@ -1,4 +1,4 @@
-"""Networks to and from other libraries: ONNX, torchvision."""
+"""Conversion to and from other libraries: ONNX and torchvision."""
 
 from gpucnn.interop.onnx import export_onnx
 

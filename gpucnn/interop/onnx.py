@@ -1,12 +1,12 @@
-"""ONNX export: the tape of one forward pass, written down in ONNX's words.
+"""ONNX export: translate the tape of one forward pass.
 
-The model runs once on zeros; every op that it called stands on the tape with its inputs and its
-settings, and each becomes one ONNX node.  So whatever a model's forward does is exported, if its
-ops are among those at the end of this file and it does not branch on values.
+The model runs once on zeros.  The tape then holds every op with its inputs and settings, and each
+becomes one or more ONNX nodes.  So any forward method can be exported that uses the ops in _OPS and
+does not branch on values.
 
-ONNX's images are (N, C, H, W).  A value is kept in the layout in which it was computed, and turned
-only where an op wants the other one: a network of convolutions starts with one transposition and
-has another before its dense layers.
+ONNX images are (N, C, H, W).  A value keeps the layout in which it was computed, and is transposed
+only for an op that needs the other one.  A convolutional network thus starts with one Transpose
+node and has another one before its linear layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +21,12 @@ from gpucnn.autograd import enable_grad, tape
 from gpucnn.device import CPU, Array, to_device
 from gpucnn.errors import ArgumentError, missing_extra
 from gpucnn.nn import Module
+from gpucnn.ops.geometry import Geometry
 from gpucnn.tensor import Tensor
 
-OPSET = 20  # the first with Gelu
-_IR_VERSION = 9  # the file format of that opset's time, which older runtimes read
-_LAYOUTS = {"nchw": (0, 3, 1, 2), "nhwc": (0, 2, 3, 1)}  # axes, to get there from the other one
+OPSET = 20  # the first one with Gelu
+_IR_VERSION = 9  # released with that opset; older runtimes read it too
+_LAYOUTS = {"nchw": (0, 3, 1, 2), "nhwc": (0, 2, 3, 1)}  # permutations from the other layout
 
 
 def export_onnx(
@@ -34,14 +35,16 @@ def export_onnx(
     input_shape: Sequence[int],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `model`, as it is in evaluation mode, to `path` as an ONNX file.
+    """Write `model`, in evaluation mode, to `path` as an ONNX file of opset 20.
 
-    input_shape is that of one example: (H, W, C) for images, (features,) for vectors.  The file's
-    input is called "input" and is float32 (N, *input_shape), channels last as in gpucnn, for any N;
-    its output is called "output".  metadata is kept in the file.
+    input_shape is the shape of one example: (H, W, C) for images, (features,) for vectors.  The
+    graph's input "input" is float32 (N, *input_shape), channels last as in gpucnn, for any N; its
+    output is "output".  metadata becomes the file's metadata properties.  The model's mode and
+    running statistics are unchanged afterwards.
 
-    Raises ArgumentError for a model that uses an op without a form in ONNX or cannot be written,
-    MissingExtra without the package onnx.
+    Raises ArgumentError if the model uses an op that this module cannot translate or its output
+    does not depend on its input, and if the file cannot be written; MissingExtra without the
+    package onnx.
     """
     try:
         import onnx
@@ -57,12 +60,13 @@ def _to_onnx(
     onnx: Any, model: Module, input_shape: tuple[int, ...], metadata: Mapping[str, str]
 ) -> Any:
     x, y = _trace(model, input_shape)
-    graph = _Graph({id(value): name for name, value in _named_tensors(model)})
+    named = [*model.named_parameters(), *model.named_buffers()]
+    graph = _Graph({id(value): name for name, value in named})
     graph.names[id(x)] = {"": "input"}
     for node in reversed(tape(y)):
         if node.name not in _OPS:
             raise ArgumentError(
-                f"export_onnx: the op {node.name!r} has no form in ONNX here\n"
+                f"export_onnx: cannot translate the op {node.name!r}\n"
                 f"  expected one of {', '.join(sorted(_OPS))}"
             )
         layout, name = _OPS[node.name](graph, node)
@@ -95,10 +99,10 @@ def _to_onnx(
 
 
 def _trace(model: Module, input_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The input and the output of one recorded forward pass on zeros, in evaluation mode."""
+    """Input and output of one recorded forward pass on zeros, in evaluation mode."""
     device = next((parameter.device for parameter in model.parameters()), CPU)
     zeros = to_device(np.zeros((1, *input_shape), np.float32), device)
-    x = Tensor(zeros, requires_grad=True)  # so that every op after it is on the tape
+    x = Tensor(zeros, requires_grad=True)  # puts every op on the tape
     with model.evaluating(), enable_grad():
         y = model(x)
     if not isinstance(y, Tensor) or y.is_leaf:
@@ -106,44 +110,41 @@ def _trace(model: Module, input_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]
     return x, y
 
 
-def _named_tensors(model: Module) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
-
-
 # --- the graph ---
 
 
 @dataclass
 class _Graph:
-    """ONNX nodes as they are collected: (op, input names, output name, attributes)."""
+    """The ONNX graph under construction."""
 
-    parameters: dict[int, str]  # the model's names of its tensors, by id
+    parameters: dict[int, str]  # by id of the tensor: its name in the model
+    # (op, input names, output name, attributes) of each node
     nodes: list[tuple[str, list[str], str, dict[str, Any]]] = field(default_factory=list)
-    constants: dict[str, Array] = field(default_factory=dict)
-    # The names of a value in each layout it has: by id of the node that computed it, or of a leaf.
-    # "" is gpucnn's own, which for images is nhwc.
+    constants: dict[str, Array] = field(default_factory=dict)  # by name
+    # By id of the tape's node that computed the value, or of the leaf: {layout: name of the value}.
+    # The layout "" is gpucnn's own, which is nhwc for images.
     names: dict[int, dict[str, str]] = field(default_factory=dict)
 
     def add(self, op: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
-        """One more node; the name of its output, made up if none is given."""
+        """Add a node; return the name of its output, a new one if none is given."""
         output = output or f"{op.lower()}_{len(self.nodes)}"
         self.nodes.append((op, inputs, output, attributes))
         return output
 
     def constant(self, array: Any, name: str = "") -> str:
-        """A constant's name."""
+        """Add a constant; return its name."""
         name = name or f"constant_{len(self.constants)}"
         self.constants[name] = np.ascontiguousarray(array)
         return name
 
     def get(self, value: Any, layout: str = "") -> str:
-        """The name of `value` (a tensor or a number) in gpucnn's layout, or turned to "nchw"."""
+        """The name of `value`, a tensor or a number, in gpucnn's layout or transposed to "nchw"."""
         if not isinstance(value, Tensor):
             return self.constant(np.array(value, np.float32))
         names = self.names.setdefault(id(value if value._node is None else value._node), {})
         if layout in names:
             return names[layout]
-        if not names:  # a leaf seen for the first time: turned here, and not when the model runs
+        if not names:  # a new leaf: transpose it here rather than at run time
             array = to_device(value.data, CPU)
             name = self.parameters.get(id(value), "")
             names[layout] = self.constant(
@@ -156,7 +157,7 @@ class _Graph:
         return names[layout]
 
     def layout(self, value: Any) -> str:
-        """The layout in which `value` is at hand: "nchw" if it was computed in that one alone."""
+        """The layout in which `value` was computed; gpucnn's own for a leaf or a number."""
         if not isinstance(value, Tensor) or value._node is None:
             return ""
         return next(iter(self.names[id(value._node)]))
@@ -166,7 +167,7 @@ _Emit = Callable[[_Graph, Any], tuple[str, str]]
 
 
 def _unary(op: str, **renamed: str) -> _Emit:
-    """An op element by element, in whatever layout its input has."""
+    """An elementwise op: the layout of its input does not matter."""
 
     def emit(graph: _Graph, node: Any) -> tuple[str, str]:
         layout = graph.layout(node.inputs[0])
@@ -177,7 +178,7 @@ def _unary(op: str, **renamed: str) -> _Emit:
 
 
 def _binary(op: str) -> _Emit:
-    """An op of two operands that broadcast; nchw is kept where broadcasting does not forbid it."""
+    """An op with two operands that broadcast.  Operands of one shape may stay in nchw."""
 
     def emit(graph: _Graph, node: Any) -> tuple[str, str]:
         tensors = [operand for operand in node.inputs if isinstance(operand, Tensor)]
@@ -202,54 +203,49 @@ def _along(op: str) -> _Emit:
     return emit
 
 
-def _window(window: Any, dilation: bool) -> dict[str, Any]:
+def _geometry(g: Geometry, dilation: bool) -> dict[str, Any]:
     attributes: dict[str, Any] = {
-        "kernel_shape": [window.kh, window.kw],
-        "strides": [window.stride_h, window.stride_w],
-        "pads": [window.top, window.left, window.bottom, window.right],
+        "kernel_shape": [g.kh, g.kw],
+        "strides": [g.stride_h, g.stride_w],
+        "pads": [g.top, g.left, g.bottom, g.right],
     }
     if dilation:
-        attributes["dilations"] = [window.dilation_h, window.dilation_w]
+        attributes["dilations"] = [g.dilation_h, g.dilation_w]
     return attributes
 
 
 def _conv2d(graph: _Graph, node: Any) -> tuple[str, str]:
-    x, w, b = node.inputs
-    names = [graph.get(x, "nchw"), graph.get(w, "nchw")]
-    if b is not None:
-        names.append(graph.get(b))
-    window = _window(node.geometry, dilation=True)
-    result = graph.add("Conv", names, group=node.geometry.groups, **window)
+    x, weight, bias = node.inputs
+    names = [graph.get(x, "nchw"), graph.get(weight, "nchw")]
+    if bias is not None:
+        names.append(graph.get(bias))
+    geometry = _geometry(node.geometry, dilation=True)
+    result = graph.add("Conv", names, group=node.geometry.groups, **geometry)
     if node.relu:
         result = graph.add("Relu", [result])
     if node.pool is not None:
-        result = graph.add("MaxPool", [result], **_window(node.pool, dilation=False))
+        result = graph.add("MaxPool", [result], **_geometry(node.pool, dilation=False))
     return "nchw", result
 
 
 def _max_pool2d(graph: _Graph, node: Any) -> tuple[str, str]:
     x = graph.get(node.inputs[0], "nchw")
-    return "nchw", graph.add("MaxPool", [x], **_window(node.geometry, dilation=False))
+    return "nchw", graph.add("MaxPool", [x], **_geometry(node.geometry, dilation=False))
 
 
 def _avg_pool2d(graph: _Graph, node: Any) -> tuple[str, str]:
-    window, (count_include_pad, bottom, right) = node.geometry, node.area
-    ceil = (window.bottom, window.right) != (bottom, right)
-    if (
-        count_include_pad
-        and ceil
-        and window.padded
-        and (window.top or window.left or bottom or right)
-    ):
+    g, (count_include_pad, bottom, right) = node.geometry, node.area
+    ceil = (g.bottom, g.right) != (bottom, right)  # ceil_mode made the last window hang over
+    if count_include_pad and ceil and g.padded and (g.top or g.left or bottom or right):
         raise ArgumentError(
-            "export_onnx: avg_pool2d with padding that counts and with ceil has no form in ONNX\n"
-            "  use count_include_pad=False, or an image that the windows fill"
+            "export_onnx: ONNX has no avg_pool2d with padding, ceil_mode and count_include_pad\n"
+            "  use count_include_pad=False, or an image size that the windows divide"
         )
     return "nchw", graph.add(
         "AveragePool",
         [graph.get(node.inputs[0], "nchw")],
         count_include_pad=int(count_include_pad and not ceil),
-        **_window(window, dilation=False),
+        **_geometry(g, dilation=False),
     )
 
 
@@ -259,7 +255,7 @@ def _global_avg_pool2d(graph: _Graph, node: Any) -> tuple[str, str]:
 
 
 def _adaptive_avg_pool2d(graph: _Graph, node: Any) -> tuple[str, str]:
-    """Means along the rows and then along the columns of each window, as products of matrices."""
+    """The mean over each window as two matrix products: over its rows, then over its columns."""
     _, h, w, _ = node.shape
     means = []
     for size, windows in ((h, node.rows), (w, node.columns)):
@@ -272,12 +268,14 @@ def _adaptive_avg_pool2d(graph: _Graph, node: Any) -> tuple[str, str]:
 
 
 def _batch_norm(graph: _Graph, node: Any) -> tuple[str, str]:
-    x, gamma, beta = node.inputs
+    x, weight, bias = node.inputs
     if x.ndim not in (2, 4):
-        raise ArgumentError(f"export_onnx: batch_norm of {x.shape}; expected images or vectors")
+        raise ArgumentError(
+            f"export_onnx: batch_norm of shape {x.shape}; expected (N, C) or (N, H, W, C)"
+        )
     layout = "nchw" if x.ndim == 4 else ""
     statistics = [graph.constant(to_device(array, CPU)) for array in (node.mean, node.var)]
-    names = [graph.get(x, layout), graph.get(gamma), graph.get(beta), *statistics]
+    names = [graph.get(x, layout), graph.get(weight), graph.get(bias), *statistics]
     return layout, graph.add("BatchNormalization", names, epsilon=node.eps)
 
 
@@ -286,8 +284,8 @@ def _local_response_norm(graph: _Graph, node: Any) -> tuple[str, str]:
     size, alpha, beta, k = node.constants
     if x.ndim != 4 or size % 2 == 0:
         raise ArgumentError(
-            f"export_onnx: local_response_norm of {x.shape} over {size} channels; "
-            "ONNX's is of images and agrees for odd sizes alone"
+            f"export_onnx: local_response_norm of shape {x.shape} over {size} channels; "
+            "ONNX has it for images and agrees for odd sizes alone"
         )
     return "nchw", graph.add(  # ONNX divides alpha by size
         "LRN", [graph.get(x, "nchw")], size=size, alpha=alpha * size, beta=beta, bias=k
@@ -295,14 +293,14 @@ def _local_response_norm(graph: _Graph, node: Any) -> tuple[str, str]:
 
 
 def _linear(graph: _Graph, node: Any) -> tuple[str, str]:
-    x, w, b = node.inputs
-    names = [graph.get(x), graph.get(w)]
+    x, weight, bias = node.inputs
+    names = [graph.get(x), graph.get(weight)]
     if x.ndim == 2:
-        names += [] if b is None else [graph.get(b)]
+        names += [] if bias is None else [graph.get(bias)]
         return "", graph.add("Gemm", names, transB=1)
     names[1] = graph.add("Transpose", [names[1]], perm=[1, 0])
     product = graph.add("MatMul", names)
-    return "", product if b is None else graph.add("Add", [product, graph.get(b)])
+    return "", product if bias is None else graph.add("Add", [product, graph.get(bias)])
 
 
 def _matmul(graph: _Graph, node: Any) -> tuple[str, str]:
@@ -312,7 +310,7 @@ def _matmul(graph: _Graph, node: Any) -> tuple[str, str]:
 def _reshape(graph: _Graph, node: Any) -> tuple[str, str]:
     x, shape = node.inputs[0], list(node.shape)
     if x.ndim and shape and x.shape[0] == shape[0]:
-        shape[0] = 0  # whatever the input has there: the batch may be of any size
+        shape[0] = 0  # 0 copies the input's size: any batch size will do
     name = graph.constant(np.array(shape, np.int64))
     return "", graph.add("Reshape", [graph.get(x), name])
 

@@ -1,8 +1,8 @@
-"""torchvision's AlexNet to gpucnn's alexnet_torchvision and back, number for number.
+"""Convert torchvision's AlexNet to gpucnn's alexnet_torchvision and back, bit for bit.
 
-torchvision keeps filters as (OC, C, KH, KW) and flattens images in the order channel, row, column;
-gpucnn keeps (OC, KH, KW, C) and flattens row, column, channel.  So filters have their axes moved,
-and so do the columns of the first dense layer.
+torchvision stores filters as (OC, C, KH, KW) and flattens images channel by channel.  gpucnn stores
+(OC, KH, KW, C) and flattens pixel by pixel.  So conversion permutes the axes of the filters and the
+columns of the first linear layer.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from gpucnn import models
-from gpucnn.checkpoint import described, read_checkpoint, rebuild, save
+from gpucnn.checkpoint import read_checkpoint, save
 from gpucnn.data import Normalize
 from gpucnn.errors import ArgumentError, CheckpointError, MissingExtra
 
 State = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
-# Layers in torchvision's names and in ours, and the shapes of their weights over there
+# {torchvision's name of a layer: (ours, the shape of its weight in torchvision)}; None: any size
 _LAYERS = {
     "features.0": ("0", (64, None, 11, 11)),
     "features.3": ("3", (192, 64, 5, 5)),
@@ -31,16 +31,16 @@ _LAYERS = {
     "classifier.4": ("19", (4096, 4096)),
     "classifier.6": ("21", (None, 4096)),
 }
-_FIRST_DENSE = "classifier.1"
+_FIRST_LINEAR = "classifier.1"
 
-# What torchvision's weights saw of an image: mean and deviation of ImageNet's channels
+# The normalisation that torchvision's weights were trained with: ImageNet's mean and deviation
 IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def from_torchvision(state: Mapping[str, Any]) -> State:
-    """A state for alexnet_torchvision from torchvision's state dict of arrays.
+    """The state dict of alexnet_torchvision, from torchvision's with arrays as values.
 
-    Raises CheckpointError, listing what is wrong, if it is not a state dict of that AlexNet.
+    Raises CheckpointError, listing up to 12 differences, unless it is that AlexNet's.
     """
     problems = [f"unexpected: {name}" for name in state if name.rpartition(".")[0] not in _LAYERS]
     converted: State = {}
@@ -57,12 +57,7 @@ def from_torchvision(state: Mapping[str, Any]) -> State:
                 sizes = " x ".join("any" if size is None else str(size) for size in expected)
                 problems.append(f"{name}: expected {sizes}, got {' x '.join(map(str, found))}")
                 continue
-            array = np.asarray(state[name], dtype=np.float32)
-            if theirs == _FIRST_DENSE and part == "weight":
-                array = array.reshape(-1, 256, 6, 6).transpose(0, 2, 3, 1).reshape(array.shape)
-            elif array.ndim == 4:
-                array = array.transpose(0, 2, 3, 1)
-            converted[f"{ours}.{part}"] = np.ascontiguousarray(array)
+            converted[f"{ours}.{part}"] = _permuted(state[name], name, (256, 6, 6), (0, 2, 3, 1))
     if problems:
         raise CheckpointError(
             "convert: not a state dict of torchvision's AlexNet\n  " + "\n  ".join(problems[:12])
@@ -71,25 +66,39 @@ def from_torchvision(state: Mapping[str, Any]) -> State:
 
 
 def to_torchvision(state: Mapping[str, Any]) -> State:
-    """torchvision's state dict, as arrays, from the state of an alexnet_torchvision."""
+    """torchvision's state dict, with arrays as values, from that of alexnet_torchvision."""
     converted: State = {}
     for theirs, (ours, _) in _LAYERS.items():
-        w = np.asarray(state[f"{ours}.weight"], dtype=np.float32)
-        if theirs == _FIRST_DENSE:
-            w = w.reshape(-1, 6, 6, 256).transpose(0, 3, 1, 2).reshape(w.shape)
-        elif w.ndim == 4:
-            w = w.transpose(0, 3, 1, 2)
-        converted[f"{theirs}.weight"] = np.ascontiguousarray(w)
-        converted[f"{theirs}.bias"] = np.asarray(state[f"{ours}.bias"], dtype=np.float32)
+        for part in ("weight", "bias"):
+            array, name = state[f"{ours}.{part}"], f"{theirs}.{part}"
+            converted[name] = _permuted(array, name, (6, 6, 256), (0, 3, 1, 2))
     return converted
 
 
+def _permuted(
+    array: Any, name: str, image: tuple[int, int, int], axes: tuple[int, int, int, int]
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """`array`, called `name` in torchvision, with the axes of its images in another order.
+
+    image is the shape of what the first linear layer sees flattened, before the permutation.
+    """
+    array = np.asarray(array, dtype=np.float32)
+    if name == f"{_FIRST_LINEAR}.weight":
+        array = array.reshape(-1, *image).transpose(axes).reshape(array.shape)
+    elif array.ndim == 4:
+        array = array.transpose(axes)
+    return np.ascontiguousarray(array)
+
+
 def convert_file(source: str | Path, target: str | Path) -> str:
-    """Convert between a gpucnn checkpoint and a torchvision state dict; says what was written.
+    """Convert a gpucnn checkpoint to a torchvision state dict, or the reverse; report the result.
 
     A source in gpucnn's format becomes a state dict, any other a gpucnn checkpoint.  State dicts
-    are .safetensors, or .pth and .pt: those need PyTorch, and are read without executing what a
-    pickle may hold.  Raises CheckpointError, ArgumentError or MissingExtra.
+    are .safetensors, .pth or .pt files.  The last two need PyTorch, which reads them without
+    executing pickled code.
+
+    Raises ArgumentError for another file extension; CheckpointError for a file that is missing,
+    damaged, of another model, or cannot be written; MissingExtra without PyTorch.
     """
     source, target = Path(source), Path(target)
     for path in (source, target):
@@ -112,13 +121,13 @@ def convert_file(source: str | Path, target: str | Path) -> str:
 
 def _export(source: Path, target: Path) -> str:
     checkpoint = read_checkpoint(source)
-    name, _ = described(checkpoint, source)
+    name, _ = checkpoint.model_config()
     if name != "alexnet_torchvision":
         raise CheckpointError(
-            f"convert: {source} holds {name}; of gpucnn's models torchvision has "
-            "alexnet_torchvision alone"
+            f"convert: {source} holds {name}; expected alexnet_torchvision, the only model that "
+            "torchvision has too"
         )
-    state = to_torchvision(rebuild(checkpoint, source).state_dict())
+    state = to_torchvision(checkpoint.build_model().state_dict())
     try:
         if target.suffix == ".safetensors":
             save_file(state, target)
@@ -156,7 +165,7 @@ def _read_state(path: Path) -> Mapping[str, Any]:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise CheckpointError(
             f"convert: {path}: not a state dict that can be read safely ({reason})\n"
-            "  where it comes from, save it anew: torch.save(model.state_dict(), path)"
+            "  save it again in PyTorch: torch.save(model.state_dict(), path)"
         ) from error
 
 
@@ -166,6 +175,6 @@ def _torch(path: Path) -> Any:
     except ImportError as error:
         raise MissingExtra(
             f"convert: {path.suffix} files need PyTorch: pip install torch\n"
-            "  or use .safetensors, which does not"
+            "  or use a .safetensors file, which does not"
         ) from error
     return torch

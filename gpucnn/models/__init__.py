@@ -1,4 +1,4 @@
-"""Networks.  Each function builds one; `build` does it by name."""
+"""Networks.  Each function builds one; `build` builds one by name."""
 
 from gpucnn.models.alexnet import (
     alexnet,

@@ -1,17 +1,17 @@
-"""AlexNet: every network of this project that goes by that name.
+"""Every AlexNet.
 
 | function              | input     | parameters | what it is                                     |
 |-----------------------|-----------|-----------:|------------------------------------------------|
-| `alexnet`             | 227x227x3 | 60,965,224 | 2012: two groups, LRN, pools that overlap      |
-| `alexnet(groups=1)`   | 227x227x3 | 62,378,344 | the same, every filter seeing every channel    |
+| `alexnet`             | 227x227x3 | 60,965,224 | 2012: two groups, LRN, overlapping pools       |
+| `alexnet(groups=1)`   | 227x227x3 | 62,378,344 | the same; every filter sees every channel      |
 | `alexnet_torchvision` | 224x224x3 | 61,100,840 | 2014: narrower, no groups, no LRN              |
 | `alexnet_keras`       | 227x227x1 | 74,822,466 | the lecture's: batch normalisation, 10 classes |
 | `alexnet_cifar10`     | 32x32x3   |  7,506,762 | five 3x3 convolutions, three pools, dropout    |
 | `alexnet_cifar10_bn`  | 32x32x3   |  7,510,218 | the same with batch normalisation              |
 | `cuda_convnet_18pct`  | 32x32x3   |     89,578 | Krizhevsky's small net: 18 % error on CIFAR-10 |
 
-Running statistics of batch normalisation count as parameters: 2,752 of alexnet_keras's and 2,304 of
-alexnet_cifar10_bn's are not trained.  All give logits: softmax is in the loss.
+The counts include the running statistics of batch normalisation, which are not trained: 2,752 in
+alexnet_keras and 2,304 in alexnet_cifar10_bn.  All return logits; the loss applies the softmax.
 """
 
 import numpy as np
@@ -28,28 +28,28 @@ def alexnet(
 ) -> nn.Sequential:
     """AlexNet of 2012 for images (N, 227, 227, channels): logits (N, classes).
 
-    Convolutions 2, 4 and 5 are in two groups, one for each of the source's two GPUs; groups=1 joins
-    them.  The source says 224 pixels, but its first convolution gives 55 columns without padding,
-    which takes (55 - 1) * 4 + 11 = 227.
+    Convolutions 2, 4 and 5 have two groups, one for each of the two GPUs in the source; groups=1
+    merges them.  The source states 224 pixels, but its first convolution has 55 output columns
+    without padding, which needs (55 - 1) * 4 + 11 = 227.
 
-    Weights start Gaussian with standard deviation 0.01; biases at 1 in convolutions 2, 4 and 5 and
-    in the hidden dense layers, elsewhere at 0.
+    Weights start Gaussian with standard deviation 0.01.  Biases start at 1 in convolutions 2, 4 and
+    5 and in the hidden linear layers, at 0 elsewhere.
     Source: Krizhevsky et al. 2012, sections 3.5, 4.2 and 5.
     """
 
-    start, bias_of = nn.init.normal(0.01), nn.init.constant
+    gaussian, constant = nn.init.normal(0.01), nn.init.constant
 
     def conv(
-        c: int, oc: int, window: int, stride: int, padding: int, groups: int, bias: float
+        c: int, oc: int, kernel_size: int, stride: int, padding: int, groups: int, bias: float
     ) -> nn.Conv2d:
         return nn.Conv2d(
-            c, oc, window, stride, padding, groups=groups,
-            weight_init=start, bias_init=bias_of(bias), generator=generator,
+            c, oc, kernel_size, stride, padding, groups=groups,
+            weight_init=gaussian, bias_init=constant(bias), generator=generator,
         )  # fmt: skip
 
-    def dense(inputs: int, outputs: int, bias: float) -> nn.Linear:
+    def linear(inputs: int, outputs: int, bias: float) -> nn.Linear:
         return nn.Linear(
-            inputs, outputs, weight_init=start, bias_init=bias_of(bias), generator=generator
+            inputs, outputs, weight_init=gaussian, bias_init=constant(bias), generator=generator
         )
 
     return nn.Sequential(
@@ -69,13 +69,13 @@ def alexnet(
         nn.ReLU(),
         nn.MaxPool2d(3, 2),  # 6 x 6 x 256
         nn.Flatten(),
-        dense(9216, 4096, bias=1),
+        linear(9216, 4096, bias=1),
         nn.ReLU(),
         nn.Dropout(0.5),
-        dense(4096, 4096, bias=1),
+        linear(4096, 4096, bias=1),
         nn.ReLU(),
         nn.Dropout(0.5),
-        dense(4096, classes, bias=0),
+        linear(4096, classes, bias=0),
     )
 
 
@@ -84,8 +84,8 @@ def alexnet_torchvision(
 ) -> nn.Sequential:
     """torchvision's AlexNet for images (N, 224, 224, channels): logits (N, classes).
 
-    Other sizes from 63 pixels up work too: adaptive pooling brings them to 6x6.  `gpucnn convert`
-    carries weights over.  He initialisation.
+    Other sizes from 63 pixels up work too: adaptive pooling reduces them to 6x6.  `gpucnn convert`
+    converts torchvision's weights.  He initialisation.
     Source: Krizhevsky 2014 ("One weird trick"), section 5, and torchvision.models.alexnet.
     """
     return nn.Sequential(
@@ -119,22 +119,22 @@ def alexnet_keras(
 ) -> nn.Sequential:
     """The lecture's Keras model for images (N, 227, 227, channels): logits (N, classes).
 
-    Batch normalisation follows the ReLU of each convolution, with Keras's momentum and epsilon;
-    the fourth convolution is 1x1; a dense layer of 1000 units comes before the last.  Glorot
-    initialisation, as Keras does by itself.
+    Batch normalisation follows the ReLU of each convolution, with Keras's momentum and epsilon.
+    The fourth convolution is 1x1, and a linear layer of 1000 units precedes the last one.  Glorot
+    initialisation, Keras's default.
     Source: E. Valla, "Introduction to Deep Learning. Convolutional Neural Networks", 2022.
     """
 
-    def conv(c: int, oc: int, window: int, stride: int = 1) -> list[nn.Module]:
-        filters = nn.Conv2d(
-            c, oc, window, stride, "same", weight_init=nn.init.xavier_uniform, generator=generator
-        )
-        return [filters, nn.ReLU(), nn.BatchNorm2d(oc, momentum=0.01, eps=1e-3)]
+    glorot = nn.init.xavier_uniform
 
-    def dense(inputs: int, outputs: int) -> nn.Linear:
-        return nn.Linear(
-            inputs, outputs, weight_init=nn.init.xavier_uniform, generator=generator
-        )  # fmt: skip
+    def conv(c: int, oc: int, kernel_size: int, stride: int = 1) -> list[nn.Module]:
+        layer = nn.Conv2d(
+            c, oc, kernel_size, stride, "same", weight_init=glorot, generator=generator
+        )
+        return [layer, nn.ReLU(), nn.BatchNorm2d(oc, eps=1e-3, momentum=0.01)]
+
+    def linear(inputs: int, outputs: int) -> nn.Linear:
+        return nn.Linear(inputs, outputs, weight_init=glorot, generator=generator)
 
     return nn.Sequential(
         *conv(channels, 96, 11, stride=4),  # 57 x 57 x 96
@@ -146,16 +146,16 @@ def alexnet_keras(
         *conv(384, 256, 3),
         nn.MaxPool2d(2, padding="same"),  # 7 x 7 x 256
         nn.Flatten(),
-        dense(12544, 4096),
+        linear(12544, 4096),
         nn.ReLU(),
         nn.Dropout(0.4),
-        dense(4096, 4096),
+        linear(4096, 4096),
         nn.ReLU(),
         nn.Dropout(0.4),
-        dense(4096, 1000),
+        linear(4096, 1000),
         nn.ReLU(),
         nn.Dropout(0.4),
-        dense(1000, classes),
+        linear(1000, classes),
     )
 
 
@@ -164,9 +164,10 @@ def alexnet_cifar10(
 ) -> nn.Sequential:
     """AlexNet for images (N, 32, 32, channels): logits (N, classes).
 
-    Krizhevsky's five convolutions, three pools and three dense layers, at the scale of a 32x32
-    image: 3x3 windows, pools 2x2, ReLU after each, dropout 0.5 before the first two dense layers.
-    He initialisation drawn from `generator` (None: the default one); biases start at zero.
+    Krizhevsky's five convolutions, three pools and three linear layers, scaled to a 32x32 image:
+    3x3 filters, 2x2 pools, a ReLU after every convolution and hidden linear layer, dropout 0.5
+    before the first two linear layers.  He initialisation from `generator` (None: the default one);
+    biases start at zero.
     Source: Krizhevsky et al. 2012, for the order of the layers.
     """
     return _cifar10(classes, channels, False, generator)
@@ -175,7 +176,7 @@ def alexnet_cifar10(
 def alexnet_cifar10_bn(
     classes: int = 10, channels: int = 3, generator: np.random.Generator | None = None
 ) -> nn.Sequential:
-    """alexnet_cifar10 with batch normalisation after each convolution, which drops its bias.
+    """alexnet_cifar10 with batch normalisation after each convolution, which has no bias then.
 
     Source: Ioffe and Szegedy 2015, section 3.2.
     """
@@ -186,8 +187,8 @@ def _cifar10(
     classes: int, channels: int, batch_norm: bool, generator: np.random.Generator | None
 ) -> nn.Sequential:
     def conv(c: int, oc: int) -> list[nn.Module]:
-        filters = nn.Conv2d(c, oc, 3, padding=1, bias=not batch_norm, generator=generator)
-        return [filters, *([nn.BatchNorm2d(oc)] if batch_norm else []), nn.ReLU()]
+        layer = nn.Conv2d(c, oc, 3, padding=1, bias=not batch_norm, generator=generator)
+        return [layer, *([nn.BatchNorm2d(oc)] if batch_norm else []), nn.ReLU()]
 
     return nn.Sequential(
         *conv(channels, 64),
@@ -212,8 +213,8 @@ def _cifar10(
 class MapResponseNorm(nn.Module):
     """y = x / (1 + scale * mean of squares in a size x size neighbourhood) ** power.
 
-    Each channel by itself, where LocalResponseNorm looks across channels.  Pixels outside the image
-    count as zeros.  size is odd.
+    (N, H, W, C) to the same shape.  Each channel is normalised by itself, whereas LocalResponseNorm
+    sums over channels.  Pixels outside the image count as zeros.  size is odd.
     Source: cuda-convnet, layer type "rnorm".
     """
 
@@ -233,16 +234,17 @@ def cuda_convnet_18pct(
 ) -> nn.Sequential:
     """The net of cuda-convnet's layers-18pct.cfg, (N, 32, 32, channels): logits (N, classes).
 
-    The first code of AlexNet's author, which reached 18 % error on CIFAR-10: three 5x5
-    convolutions, overlapping pools (one of maxima, two of means), response normalisation within
-    each map, one dense layer.  Weights start Gaussian, tiny in the first layer; biases at zero.
+    An earlier network by AlexNet's author, with 18 % error on CIFAR-10: three 5x5 convolutions,
+    overlapping pools (one max, two average), response normalisation within each channel, one linear
+    layer.  Weights start Gaussian, with standard deviation 0.0001 in the first layer and 0.01 in
+    the others; biases start at zero.
     Source: A. Krizhevsky, cuda-convnet, example-layers/layers-18pct.cfg, 2011.
     """
 
     def conv(c: int, oc: int, std: float) -> nn.Conv2d:
         return nn.Conv2d(c, oc, 5, padding=2, weight_init=nn.init.normal(std), generator=generator)
 
-    def mean_pool() -> nn.AvgPool2d:
+    def avg_pool() -> nn.AvgPool2d:
         return nn.AvgPool2d(3, 2, ceil_mode=True, count_include_pad=False)
 
     return nn.Sequential(
@@ -252,11 +254,11 @@ def cuda_convnet_18pct(
         MapResponseNorm(3, 5e-5, 0.75),
         conv(32, 32, 0.01),
         nn.ReLU(),
-        mean_pool(),  # 8 x 8 x 32
+        avg_pool(),  # 8 x 8 x 32
         MapResponseNorm(3, 5e-5, 0.75),
         conv(32, 64, 0.01),
         nn.ReLU(),
-        mean_pool(),  # 4 x 4 x 64
+        avg_pool(),  # 4 x 4 x 64
         nn.Flatten(),
         nn.Linear(1024, classes, weight_init=nn.init.normal(0.01), generator=generator),
     )

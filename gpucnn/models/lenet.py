@@ -1,9 +1,9 @@
-"""LeNet: the network that read cheques, in its first form and in the one of the deep years.
+"""LeNet, the network that read cheques: LeCun's of 1998 and Caffe's of 2014.
 
-| function | input   | parameters | what it is                                    |
-|----------|---------|-----------:|-----------------------------------------------|
-| `lenet5` | 28x28x1 |     61,706 | LeCun's: 6 and 16 filters, mean pooling, tanh |
-| `lenet`  | 28x28x1 |    431,080 | wider: 20 and 50 filters, max pooling, ReLU   |
+| function | input   | parameters | what it is                                       |
+|----------|---------|-----------:|--------------------------------------------------|
+| `lenet5` | 28x28x1 |     61,706 | LeCun's: 6 and 16 filters, average pooling, tanh |
+| `lenet`  | 28x28x1 |    431,080 | wider: 20 and 50 filters, max pooling, ReLU      |
 """
 
 import numpy as np
@@ -16,10 +16,10 @@ def lenet5(
 ) -> nn.Sequential:
     """LeNet-5 for images (N, 28, 28, channels): logits (N, classes).
 
-    As the source has it but for four simplifications: pooling has no coefficients of its own, the
-    second convolution sees all six maps, tanh is not scaled, and the outputs are logits rather
-    than distances.  The source's 32x32 images are 28x28 ones with a border, so the first
-    convolution pads by 2.  Glorot initialisation.
+    It simplifies the source in four ways: pooling has no parameters, the second convolution sees
+    all six maps, tanh is not scaled, and the outputs are logits rather than distances.  The
+    source's 32x32 images are 28x28 images with a border; here the first convolution pads by 2.
+    Glorot initialisation.
     Source: LeCun et al. 1998, section II.B.
     """
     glorot = nn.init.xavier_uniform
@@ -27,7 +27,7 @@ def lenet5(
     def conv(c: int, oc: int, padding: int) -> nn.Conv2d:
         return nn.Conv2d(c, oc, 5, padding=padding, weight_init=glorot, generator=generator)
 
-    def dense(inputs: int, outputs: int) -> nn.Linear:
+    def linear(inputs: int, outputs: int) -> nn.Linear:
         return nn.Linear(inputs, outputs, weight_init=glorot, generator=generator)
 
     return nn.Sequential(
@@ -38,11 +38,11 @@ def lenet5(
         nn.Tanh(),
         nn.AvgPool2d(2),  # 5 x 5 x 16
         nn.Flatten(),
-        dense(400, 120),
+        linear(400, 120),
         nn.Tanh(),
-        dense(120, 84),
+        linear(120, 84),
         nn.Tanh(),
-        dense(84, classes),
+        linear(84, classes),
     )
 
 
@@ -51,7 +51,7 @@ def lenet(
 ) -> nn.Sequential:
     """LeNet with ReLU and max pooling for images (N, 28, 28, channels): logits (N, classes).
 
-    Two convolutions of 5x5, each with a 2x2 pool, 500 hidden units.  One change to the source: a
+    Two 5x5 convolutions, each with a 2x2 pool, and 500 hidden units.  Unlike the source it has a
     ReLU after each convolution too.  He initialisation.
     Source: Jia et al. 2014 (Caffe), the MNIST example's network.
     """

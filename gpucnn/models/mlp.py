@@ -14,11 +14,11 @@ _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 def mlp(
     sizes: Sequence[int], activation: str = "relu", generator: np.random.Generator | None = None
 ) -> nn.Sequential:
-    """Dense layers of `sizes` units: mlp([4, 6, 1]) has 4 inputs, 6 hidden units, 1 output.
+    """Linear layers of `sizes` units: mlp([4, 6, 1]) has 4 inputs, 6 hidden units, 1 output.
 
-    Takes (N, sizes[0]), or images with so many values; gives (N, sizes[-1]).  `activation` is
-    "relu", "tanh" or "sigmoid" and follows every layer but the last.  He initialisation before
-    ReLU, Glorot's before the others; biases start at zero.
+    (N, ...) with sizes[0] values per example to (N, sizes[-1]).  `activation`, "relu", "tanh" or
+    "sigmoid", follows every layer but the last.  He initialisation with ReLU, Glorot's with the
+    others; biases start at zero.
 
     Raises ArgumentError for fewer than two sizes or another activation.
     """
@@ -31,6 +31,6 @@ def mlp(
     weight_init = nn.init.kaiming_normal if activation == "relu" else nn.init.xavier_uniform
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in pairwise(sizes):
-        dense = nn.Linear(inputs, outputs, weight_init=weight_init, generator=generator)
-        layers += [dense, _ACTIVATIONS[activation]()]
+        linear = nn.Linear(inputs, outputs, weight_init=weight_init, generator=generator)
+        layers += [linear, _ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])

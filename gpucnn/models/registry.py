@@ -1,4 +1,4 @@
-"""Networks by name, as checkpoints and the command line need them."""
+"""Networks by name, for checkpoints and the command line."""
 
 import inspect
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from gpucnn.models.resnet import resnet18_cifar
 from gpucnn.models.vgg import vgg16_cifar
 from gpucnn.nn import Module
 
-# The side of the square images that each network of images is made for, in pixels
+# The side of the square images that each network is made for, in pixels
 _SIDES: dict[Callable[..., Module], int] = {
     alexnet: 227,
     alexnet_torchvision: 224,
@@ -39,26 +39,26 @@ BY_NAME: dict[str, Callable[..., Module]] = {model.__name__: model for model in 
 
 
 def build(name: str, **config: Any) -> Module:
-    """The model called `name`, built with `config`.
+    """Build the model called `name` with the arguments `config`.
 
-    Raises ArgumentError for an unknown name, or a config that the model does not take.
+    Raises ArgumentError for an unknown name, or arguments that the model does not have.
     """
     _bind(name, config)
     return BY_NAME[name](**config)
 
 
 def outline(name: str, **config: Any) -> Module:
-    """The model as `build` makes it on the CPU, its weights zeros that take no memory.
+    """The model that `build` makes, on the CPU, with zeros for weights that take no memory.
 
-    It tells modules, names, shapes and dtypes at no cost, and draws no random number; it cannot
-    be used for anything else.  Errors: as build.
+    It shows modules, names, shapes and dtypes at no cost and without drawing random numbers; it is
+    of no other use.  Raises ArgumentError as build does.
     """
     with device("cpu"):
         return build(name, generator=_Undrawn(), **config)
 
 
 class _Undrawn(np.random.Generator):
-    """A generator for `outline`: whatever is drawn from it is zeros that take no memory."""
+    """A generator for `outline`: it draws zeros that take no memory."""
 
     def __init__(self) -> None:
         super().__init__(np.random.PCG64(0))
@@ -71,7 +71,7 @@ class _Undrawn(np.random.Generator):
 
 
 class _Zeros(np.ndarray[Any, Any]):
-    """Zeros of any shape in the memory of one; arithmetic with them gives such zeros again."""
+    """Zeros of any shape in the memory of one; arithmetic with them returns such zeros."""
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         return _zeros(np.broadcast_shapes(*map(np.shape, inputs)), self.dtype)
@@ -87,7 +87,7 @@ def _zeros(shape: Any, dtype: Any) -> Any:
 def input_shape(name: str, **config: Any) -> tuple[int, ...]:
     """The shape of one example for the model `name` built with `config`.
 
-    (H, W, C) for a network of images, (features,) for an mlp.  Raises ArgumentError as build does.
+    (H, W, C) for images, (features,) for an mlp.  Raises ArgumentError as build does.
     """
     arguments = _bind(name, config)
     if name == "mlp":
@@ -97,7 +97,7 @@ def input_shape(name: str, **config: Any) -> tuple[int, ...]:
 
 
 def _bind(name: str, config: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of the model `name`, defaults included."""
+    """All arguments of the model `name`, defaults included; raises build's errors."""
     if name not in BY_NAME:
         raise ArgumentError(f"model {name!r} is unknown; expected one of {', '.join(BY_NAME)}")
     signature = inspect.signature(BY_NAME[name])
@@ -105,7 +105,7 @@ def _bind(name: str, config: dict[str, Any]) -> dict[str, Any]:
         bound = signature.bind(**config)
     except TypeError as error:
         raise ArgumentError(
-            f"model {name} cannot be built from {config}: {error}\n  it is {name}{signature}"
+            f"model {name} cannot be built from {config}: {error}\n  expected {name}{signature}"
         ) from None
     bound.apply_defaults()
     return bound.arguments

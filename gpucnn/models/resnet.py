@@ -1,8 +1,8 @@
-"""ResNet-18 for CIFAR: what made a hundred layers trainable.
+"""ResNet-18 for CIFAR: residual blocks, which made a hundred layers trainable.
 
-A block adds what its two convolutions compute to its own input, so it starts close to doing
-nothing and gradients reach every layer by the sums alone.  Dense layers and their dropout are
-gone but for one: the mean of each channel over the image is all that it sees.
+A block adds the output of its two convolutions to its input.  It starts close to the identity, and
+gradients reach every layer through the sums.  One linear layer remains, without dropout; its input
+is the mean of each channel over the image.
 """
 
 import numpy as np
@@ -12,9 +12,9 @@ from gpucnn.tensor import Tensor
 
 
 class BasicBlock(nn.Module):
-    """relu(shortcut(x) + bn(conv(relu(bn(conv(x)))))): (N, H, W, C) to (N, H/stride, W/stride, OC).
+    """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)): (N, H, W, C) to (N, H/stride, W/stride, OC).
 
-    The shortcut is x itself, or a 1x1 convolution where the shape changes.
+    The shortcut is the identity, or a 1x1 convolution where the shape changes.
     Source: He et al. 2016, figure 2 and section 3.3, option B.
     """
 
@@ -45,9 +45,9 @@ def resnet18_cifar(
 ) -> nn.Sequential:
     """ResNet-18 for images (N, 32, 32, channels): logits (N, classes); 11,173,962 trained.
 
-    The first convolution is 3x3 with stride 1 and no pool follows it: ImageNet's 7x7 with stride 2
-    would leave 8x8 pixels of a 32x32 image.  Then four stages of two blocks, 64, 128, 256 and 512
-    channels wide, at 32, 16, 8 and 4 pixels.  He initialisation.
+    The first convolution is 3x3 with stride 1, without a pool: ImageNet's 7x7 convolution with
+    stride 2 and its pool would reduce a 32x32 image to 8x8.  Four stages of two blocks follow, with
+    64, 128, 256 and 512 channels at 32, 16, 8 and 4 pixels.  He initialisation.
     Source: He et al. 2016, table 1, column 18-layer.
     """
     blocks: list[nn.Module] = []

@@ -1,4 +1,4 @@
-"""Ten looks at each image: how the AlexNet of 2012 was tested."""
+"""Test-time averaging over ten views of each image, as for the AlexNet of 2012."""
 
 from gpucnn import nn, ops
 from gpucnn.device import working_on
@@ -7,13 +7,13 @@ from gpucnn.tensor import Tensor
 
 
 class TenViews(nn.Module):
-    """The four corners and the middle of each image, and their mirror images, through `model`.
+    """Run `model` on the corners and the centre of each image and on their mirror images.
 
-    Takes images (N, H, W, C), cuts views of size x size pixels for the model, and gives the
-    logarithm of the mean of its ten softmaxes, (N, K): logits that belong to the mean, so that
-    train.evaluate(TenViews(model, 227), loader) tests with ten views.
+    (N, H, W, C) to (N, K): the logarithm of the mean of ten softmaxes, one for each view of
+    size x size pixels.  Its softmax is that mean, so train.evaluate(TenViews(model, 227), loader)
+    tests with ten views.
 
-    Raises ShapeError for images smaller than a view.
+    Raises ShapeError, when called, for images smaller than a view.
     Source: Krizhevsky et al. 2012, section 4.1.
     """
 
@@ -33,7 +33,7 @@ class TenViews(nn.Module):
         logs = ops.log_softmax(self.model(ops.concatenate(views)))
         logs = ops.reshape(logs, (10, len(x), -1))
         with working_on(logs.device):
-            largest = Tensor(logs.data.max(axis=0))  # or the mean of tiny shares would be 0
+            largest = Tensor(logs.data.max(axis=0))  # tiny probabilities would underflow to 0
         return ops.log(ops.exp(logs - largest).mean(axis=0)) + largest
 
     def extra_repr(self) -> str:

@@ -1,43 +1,38 @@
-"""Layers and what holds them together."""
+"""Layers, containers, losses and weight initialisers."""
 
 from gpucnn.nn import init
+from gpucnn.nn.activations import GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, Softmax, Tanh
+from gpucnn.nn.containers import ModuleList, Sequential
+from gpucnn.nn.hooks import HookHandle, observe
 from gpucnn.nn.layers import (
-    GELU,
     AdaptiveAvgPool2d,
     AvgPool2d,
-    BatchNorm2d,
     Conv2d,
-    CrossEntropyLoss,
     Dropout,
     Flatten,
     GlobalAvgPool2d,
-    LeakyReLU,
     Linear,
-    LocalResponseNorm,
-    LogSoftmax,
     MaxPool2d,
-    MSELoss,
-    ReLU,
     Reshape,
-    Sigmoid,
-    Softmax,
-    Tanh,
     ZeroPad2d,
 )
-from gpucnn.nn.module import Module, Parameter, observe
-from gpucnn.nn.sequential import Sequential
+from gpucnn.nn.losses import CrossEntropyLoss, MSELoss
+from gpucnn.nn.module import Module, Parameter
+from gpucnn.nn.normalization import BatchNorm1d, BatchNorm2d, LocalResponseNorm
 from gpucnn.nn.summary import LayerSummary, Summary, summary
 
 __all__ = [
     "GELU",
     "AdaptiveAvgPool2d",
     "AvgPool2d",
+    "BatchNorm1d",
     "BatchNorm2d",
     "Conv2d",
     "CrossEntropyLoss",
     "Dropout",
     "Flatten",
     "GlobalAvgPool2d",
+    "HookHandle",
     "LayerSummary",
     "LeakyReLU",
     "Linear",
@@ -46,6 +41,7 @@ __all__ = [
     "MSELoss",
     "MaxPool2d",
     "Module",
+    "ModuleList",
     "Parameter",
     "ReLU",
     "Reshape",

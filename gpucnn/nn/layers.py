@@ -1,4 +1,8 @@
-"""A layer for each op: it holds the op's parameters and settings, and calls it."""
+"""Convolution, linear, pooling, dropout and shape layers.
+
+Each holds the parameters and settings of one op in gpucnn.ops and calls it; the op's docstring has
+the formula and the edge cases.
+"""
 
 import math
 from typing import Any
@@ -15,14 +19,29 @@ from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
 
 
-def _positive(layer: str, **sizes: Any) -> None:
+def check_positive(layer: str, **sizes: Any) -> None:
+    """Raise ArgumentError unless each of the named sizes is an int of at least 1."""
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ArgumentError(f"{layer}: {name} must be a positive int, got {value!r}")
 
 
 class Conv2d(Module):
-    """ops.conv2d with its filters w (OC, KH, KW, C / groups) and bias b (OC,)."""
+    """Convolution (cross-correlation) of images: ops.conv2d.
+
+    (N, H, W, in_channels) to (N, OH, OW, out_channels), with
+    OH = (H + top + bottom - dilation * (KH - 1) - 1) // stride + 1 and OW alike.  kernel_size,
+    stride and dilation are an int or a pair (vertical, horizontal), in pixels.  padding is an int,
+    a pair, ((top, bottom), (left, right)), "valid" (none), or "same", which makes OH the ratio
+    H / stride, rounded up.
+
+    weight is (out_channels, KH, KW, in_channels / groups).  bias is (out_channels,), or None with
+    bias=False.  weight_init and bias_init are called with a shape and a generator; generator None
+    means the default one.
+
+    Raises ArgumentError for sizes below 1, or if groups does not divide both channel counts; when
+    called, ShapeError for images with other channels or too small for the kernel.
+    """
 
     def __init__(
         self,
@@ -38,15 +57,16 @@ class Conv2d(Module):
         bias_init: init.Initializer = init.zeros,
         generator: np.random.Generator | None = None,
     ) -> None:
-        _positive("Conv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
+        check_positive("Conv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
         if in_channels % groups or out_channels % groups:
             raise ArgumentError(
                 f"Conv2d: groups={groups} must divide in_channels={in_channels} "
                 f"and out_channels={out_channels}"
             )
         kh, kw = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-        _positive("Conv2d", kernel_height=kh, kernel_width=kw)
+        check_positive("Conv2d", kernel_height=kh, kernel_width=kw)
         generator = generator or default_generator()
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, (kh, kw)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.weight = Parameter(
             weight_init((out_channels, kh, kw, in_channels // groups), generator)
@@ -54,7 +74,7 @@ class Conv2d(Module):
         self.bias = Parameter(bias_init((out_channels,), generator)) if bias else None
 
     def forward(self, x: Tensor, relu: bool = False, pool: "MaxPool2d | None" = None) -> Tensor:
-        """relu and pool: also do what a ReLU and a MaxPool2d next would do."""
+        """relu and pool fuse the ReLU and the MaxPool2d that follow."""
         return ops.conv2d(
             x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, relu,
             None if pool is None
@@ -62,11 +82,11 @@ class Conv2d(Module):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        oc, kh, kw, c = self.weight.shape
-        text = f"{c * self.groups} -> {oc}, window {kh}x{kw}"
-        for name, usual in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)):
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        text += f", stride={self.stride}"
+        for name, default in (("padding", 0), ("dilation", 1), ("groups", 1)):
             value = getattr(self, name)
-            if value != usual:
+            if value != default:
                 text += f", {name}={value!r}"
         return text if self.bias is not None else text + ", bias=False"
 
@@ -75,7 +95,14 @@ class Conv2d(Module):
 
 
 class Linear(Module):
-    """ops.linear with its weights w (OUT, IN) and bias b (OUT,)."""
+    """y = x weight^T + bias: ops.linear.
+
+    (..., in_features) to (..., out_features).  weight is (out_features, in_features).  bias is
+    (out_features,), or None with bias=False.  weight_init and bias_init are called with a shape and
+    a generator; generator None means the default one.
+
+    Raises ArgumentError for sizes below 1; when called, ShapeError for another number of features.
+    """
 
     def __init__(
         self,
@@ -86,8 +113,9 @@ class Linear(Module):
         bias_init: init.Initializer = init.zeros,
         generator: np.random.Generator | None = None,
     ) -> None:
-        _positive("Linear", in_features=in_features, out_features=out_features)
+        check_positive("Linear", in_features=in_features, out_features=out_features)
         generator = generator or default_generator()
+        self.in_features, self.out_features = in_features, out_features
         self.weight = Parameter(weight_init((out_features, in_features), generator))
         self.bias = Parameter(bias_init((out_features,), generator)) if bias else None
 
@@ -95,58 +123,15 @@ class Linear(Module):
         return ops.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        text = f"{self.weight.shape[1]} -> {self.weight.shape[0]}"
-        return text if self.bias is not None else text + ", bias=False"
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bias={self.bias is not None}"
 
     def multiply_adds(self, inputs: tuple[Any, ...], output: Any) -> int:
         return int(output.size) * self.weight.shape[1]
 
 
-class BatchNorm2d(Module):
-    """ops.batch_norm over all axes but the last, with its scale, shift and running statistics."""
-
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        _positive("BatchNorm2d", num_features=num_features)
-        self.momentum, self.eps = momentum, eps
-        self.weight = Parameter(np.ones(num_features, dtype=np.float32))
-        self.bias = Parameter(np.zeros(num_features, dtype=np.float32))
-        self.running_mean = tensor(np.zeros(num_features, dtype=np.float32))
-        self.running_var = tensor(np.ones(num_features, dtype=np.float32))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.batch_norm(
-            x,
-            self.weight,
-            self.bias,
-            self.running_mean.data,
-            self.running_var.data,
-            self.training,
-            self.momentum,
-            self.eps,
-        )
-
-    def extra_repr(self) -> str:
-        return f"{self.weight.size}, momentum={self.momentum}, eps={self.eps}"
-
-
-class LocalResponseNorm(Module):
-    """ops.local_response_norm: Krizhevsky's, alpha not divided by size."""
-
-    def __init__(
-        self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0
-    ) -> None:
-        _positive("LocalResponseNorm", size=size)
-        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.local_response_norm(x, self.size, self.alpha, self.beta, self.k)
-
-    def extra_repr(self) -> str:
-        return f"size={self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
-
-
-class MaxPool2d(Module):
-    """ops.max_pool2d."""
+class _Pool2d(Module):
+    """What MaxPool2d and AvgPool2d share: the settings of their windows."""
 
     def __init__(
         self,
@@ -155,24 +140,37 @@ class MaxPool2d(Module):
         padding: Padding = 0,
         ceil_mode: bool = False,
     ) -> None:
-        self.kernel_size, self.stride, self.padding, self.ceil_mode = (
-            kernel_size,
-            stride,
-            padding,
-            ceil_mode,
+        self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        self.padding, self.ceil_mode = padding, ceil_mode
+
+    def extra_repr(self) -> str:
+        return (
+            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding!r}, "
+            f"ceil_mode={self.ceil_mode}"
         )
+
+
+class MaxPool2d(_Pool2d):
+    """The largest value of each window: ops.max_pool2d.
+
+    (N, H, W, C) to (N, OH, OW, C), with OH = (H + top + bottom - KH) // stride + 1, rounded up
+    instead with ceil_mode.  kernel_size and stride are an int or a pair (vertical, horizontal), in
+    pixels; stride None means kernel_size.  padding is as for Conv2d and never wins.
+
+    Raises ShapeError, when called, if a window is larger than the padded image or sees padding
+    alone.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode)
 
-    def extra_repr(self) -> str:
-        text = f"window {self.kernel_size}, stride {self.stride or self.kernel_size}"
-        text += f", padding={self.padding!r}" if self.padding != 0 else ""
-        return text + ", ceil_mode=True" if self.ceil_mode else text
 
+class AvgPool2d(_Pool2d):
+    """The mean of each window: ops.avg_pool2d.
 
-class AvgPool2d(MaxPool2d):
-    """ops.avg_pool2d."""
+    Shapes, sizes and errors are those of MaxPool2d.  Padding counts as zeros; with
+    count_include_pad=False the mean is over the pixels of the image alone.
+    """
 
     def __init__(
         self,
@@ -190,30 +188,45 @@ class AvgPool2d(MaxPool2d):
             x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad
         )
 
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, count_include_pad={self.count_include_pad}"
+
 
 class AdaptiveAvgPool2d(Module):
-    """ops.adaptive_avg_pool2d to size (OH, OW), or a square of one int."""
+    """Means over a fixed number of windows: ops.adaptive_avg_pool2d.
 
-    def __init__(self, size: Size) -> None:
-        self.size = (size, size) if isinstance(size, int) else size
-        _positive("AdaptiveAvgPool2d", height=self.size[0], width=self.size[1])
+    (N, H, W, C) to (N, OH, OW, C).  output_size is (OH, OW), or an int for both.  Windows overlap
+    where OH does not divide H, or OW does not divide W.
+
+    Raises ArgumentError for a size below 1; when called, ShapeError for anything but images.
+    """
+
+    def __init__(self, output_size: Size) -> None:
+        self.output_size = (
+            (output_size, output_size) if isinstance(output_size, int) else output_size
+        )
+        check_positive("AdaptiveAvgPool2d", height=self.output_size[0], width=self.output_size[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.adaptive_avg_pool2d(x, self.size)
+        return ops.adaptive_avg_pool2d(x, self.output_size)
 
     def extra_repr(self) -> str:
-        return f"{self.size[0]}x{self.size[1]}"
+        return f"output_size={self.output_size}"
 
 
 class GlobalAvgPool2d(Module):
-    """ops.global_avg_pool2d: (N, H, W, C) to (N, C)."""
+    """The mean of each channel over the image: ops.global_avg_pool2d.  (N, H, W, C) to (N, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.global_avg_pool2d(x)
 
 
 class Dropout(Module):
-    """ops.dropout while training, nothing in evaluation.  generator None is the default one."""
+    """Set elements to 0 with probability p and divide the others by 1 - p: ops.dropout.
+
+    Any shape to the same shape; in evaluation mode the input itself.  generator None means the
+    default one.  Raises ArgumentError unless 0 <= p < 1.
+    """
 
     def __init__(self, p: float = 0.5, generator: np.random.Generator | None = None) -> None:
         if not 0 <= p < 1:
@@ -228,76 +241,19 @@ class Dropout(Module):
         return f"p={self.p}"
 
 
-class ReLU(Module):
-    """ops.relu."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.relu(x)
-
-
-class LeakyReLU(Module):
-    """ops.leaky_relu."""
-
-    def __init__(self, negative_slope: float = 0.01) -> None:
-        self.negative_slope = negative_slope
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.leaky_relu(x, self.negative_slope)
-
-    def extra_repr(self) -> str:
-        return f"negative_slope={self.negative_slope}"
-
-
-class Sigmoid(Module):
-    """ops.sigmoid."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.sigmoid(x)
-
-
-class Tanh(Module):
-    """ops.tanh."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.tanh(x)
-
-
-class GELU(Module):
-    """ops.gelu."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.gelu(x)
-
-
-class Softmax(Module):
-    """ops.softmax along `axis`."""
-
-    def __init__(self, axis: int = -1) -> None:
-        self.axis = axis
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.softmax(x, self.axis)
-
-    def extra_repr(self) -> str:
-        return f"axis={self.axis}"
-
-
-class LogSoftmax(Softmax):
-    """ops.log_softmax along `axis`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.log_softmax(x, self.axis)
-
-
 class Flatten(Module):
-    """ops.flatten: (N, ...) to (N, everything else)."""
+    """All axes but the first in one, in row order: ops.flatten.  (N, H, W, C) to (N, H * W * C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.flatten(x)
 
 
 class Reshape(Module):
-    """(N, ...) to (N, *shape)."""
+    """All axes but the first in the given shape, in row order.  (N, ...) to (N, *shape).
+
+    One size may be -1 and follows from the others.  Raises ShapeError, when called, if the number
+    of elements differs.
+    """
 
     def __init__(self, *shape: int) -> None:
         self.shape = shape
@@ -310,7 +266,11 @@ class Reshape(Module):
 
 
 class ZeroPad2d(Module):
-    """Zeros around images: padding is an int, a pair or a pair of pairs, as for ops.conv2d."""
+    """Images with a border of zeros: ops.pad.
+
+    (N, H, W, C) to (N, top + H + bottom, left + W + right, C).  padding is an int for every side, a
+    pair (vertical, horizontal), or ((top, bottom), (left, right)), in pixels.
+    """
 
     def __init__(self, padding: Padding) -> None:
         self.padding = padding
@@ -321,21 +281,3 @@ class ZeroPad2d(Module):
 
     def extra_repr(self) -> str:
         return repr(self.padding)
-
-
-class CrossEntropyLoss(Module):
-    """ops.cross_entropy as a module: called with logits and labels."""
-
-    def __init__(self, weight: Any = None, label_smoothing: float = 0.0) -> None:
-        self.label_smoothing = label_smoothing
-        self.weight = weight
-
-    def forward(self, logits: Tensor, labels: Any) -> Tensor:
-        return ops.cross_entropy(logits, labels, self.weight, self.label_smoothing)
-
-
-class MSELoss(Module):
-    """ops.mse_loss as a module: called with y and target."""
-
-    def forward(self, y: Tensor, target: Any) -> Tensor:
-        return ops.mse_loss(y, target)

@@ -1,4 +1,4 @@
-"""What a network is made of, layer by layer, in numbers."""
+"""A network in numbers, layer by layer: output shapes, parameters, multiply-adds, memory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,25 +7,29 @@ import numpy as np
 
 from gpucnn.autograd import no_grad
 from gpucnn.device import CPU, Device, to_device
-from gpucnn.nn.module import Module, observe
+from gpucnn.nn.hooks import observe
+from gpucnn.nn.module import Module
 from gpucnn.tensor import Tensor
 
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One call of one layer, for a batch of one image."""
+    """One call of one layer, on one image."""
 
-    name: str
-    layer: str
+    name: str  # dotted, as in the state dict
+    layer: str  # its repr
     output_shape: tuple[int, ...]  # without the batch axis
-    parameters: int
-    multiply_adds: int
-    activation_bytes: int
+    parameters: int  # running statistics included
+    multiply_adds: int  # of the forward pass
+    activation_bytes: int  # of the output
 
 
 @dataclass(frozen=True)
 class Summary:
-    """All layers in the order in which they ran; print it for a table."""
+    """All layers, in the order of their calls.  Printing it gives a table.
+
+    parameters counts running statistics and frozen parameters too, trainable counts neither.
+    """
 
     model: str
     input_shape: tuple[int, ...]
@@ -66,16 +70,16 @@ class Summary:
         ]
         rule = "-" * max(map(len, lines))
         title = f"{self.model}, input {' x '.join(map(str, self.input_shape))}, for one image"
-        fixed = self.parameters - self.trainable
-        notes = [f"{fixed:,} of the parameters are not trained"] if fixed else []
+        not_trained = self.parameters - self.trainable
+        notes = [f"{not_trained:,} of the parameters are not trained"] if not_trained else []
         return "\n".join([title, lines[0], rule, *lines[1:-1], rule, lines[-1], *notes])
 
 
 def summary(model: Module, input_shape: tuple[int, ...]) -> Summary:
-    """Run `model` once on a zero image of `input_shape` (H, W, C) and note what each layer does.
+    """Run `model` on one zero image of `input_shape` (H, W, C) and record each call of a layer.
 
-    Per layer without children: output shape, parameters (buffers included), multiply-adds of the
-    forward pass, and bytes of its output, all for one image.  The model's mode is left as it was.
+    A layer is a module without children.  The model runs in evaluation mode, without recording
+    gradients; its mode, running statistics and random generators are unchanged afterwards.
     """
     names = {id(module): name for name, module in model.named_modules()}
     layers: list[LayerSummary] = []
@@ -103,12 +107,12 @@ def summary(model: Module, input_shape: tuple[int, ...]) -> Summary:
         tuple(input_shape),
         tuple(layers),
         sum(array.size for array in state),
-        sum(parameter.size for parameter in model.parameters()),
+        sum(parameter.size for parameter in model.parameters() if parameter.requires_grad),
     )
 
 
 def device_and_dtype(model: Module) -> tuple[Device, Any]:
-    """Those of the model's parameters; the CPU and float32 for a model without any."""
+    """Device and dtype of the model's parameters, which its input needs too; else CPU, float32."""
     for parameter in model.parameters():
         return parameter.device, parameter.dtype
     return CPU, np.float32

@@ -111,7 +111,7 @@ def _owners(model: nn.Module) -> dict[int, list[tuple[str, Tensor]]]:
     owners: dict[int, tuple[int, str, Tensor]] = {}
     for _, module in model.named_modules():  # the innermost owner comes last
         tensors: list[tuple[str, Tensor]] = list(module.named_parameters())
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             tensors += module.named_buffers()
         for name, tensor in tensors:
             owners[id(tensor)] = (id(module), name, tensor)

@@ -55,7 +55,7 @@ def test_predict_says_when_the_normalisation_is_missing(image, tmp_path, capsys)
     path = tmp_path / "plain.safetensors"
     gpucnn.save(path, models.lenet5(), "lenet5")
     assert main(["predict", str(path), str(image)]) == 0
-    assert "pixels are scaled to 0 ... 1" in capsys.readouterr().err
+    assert r"pixels are scaled to [0, 1]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

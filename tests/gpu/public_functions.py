@@ -67,6 +67,7 @@ OPS: dict[str, Any] = {
 NN: dict[str, Any] = {
     "AdaptiveAvgPool2d": layer(lambda: nn.AdaptiveAvgPool2d(3)),
     "AvgPool2d": layer(lambda: nn.AvgPool2d(2)),
+    "BatchNorm1d": layer(lambda: nn.BatchNorm1d(4), 3, 4),
     "BatchNorm2d": layer(lambda: nn.BatchNorm2d(3)),
     "Conv2d": layer(lambda: nn.Conv2d(3, 4, 3)),
     "Dropout": layer(lambda: nn.Dropout(0.5)),
@@ -80,6 +81,7 @@ NN: dict[str, Any] = {
     "MaxPool2d": layer(lambda: nn.MaxPool2d(2)),
     "MSELoss": lambda at: nn.MSELoss()(at.tensor(3, 4), at.tensor(3, 4)),
     "Module": calls.module_methods,
+    "ModuleList": lambda at: nn.ModuleList([nn.Linear(3, 4)]).to(at.name)[0](at.tensor(2, 3)),
     "ZeroPad2d": layer(lambda: nn.ZeroPad2d(1)),
     "Parameter": lambda at: nn.Parameter(at.tensor(3, 4).data),
     "ReLU": layer(nn.ReLU),
@@ -195,7 +197,7 @@ ARRAYLESS = {
         set_conv_algorithm set_num_threads train
     """,
     "ops": "MaxPool get_conv_algorithm set_conv_algorithm",
-    "nn": "LayerSummary Summary init observe",
+    "nn": "HookHandle LayerSummary Summary init observe",
     "optim": "Optimizer lr_scheduler",
     "data": """
         CIFAR10 CIFAR100 MNIST ColorNoise Compose DataNotFound Dataset FashionMNIST ImageFolder

@@ -1,4 +1,4 @@
-"""Every model as ONNX, run by another runtime: its logits beside ours."""
+"""Every model exported to ONNX and run in onnxruntime: its logits beside ours."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def onnx():
 
 
 def check(model, shape, path, rng, n=3, tolerance=1e-5):
-    """Export, run in onnxruntime, compare; the exported graph."""
+    """Export, run in onnxruntime and compare; return the exported graph."""
     runtime = pytest.importorskip("onnxruntime", reason="the oracle is onnxruntime")
     onnx = pytest.importorskip("onnx", reason="writes ONNX files")
     export_onnx(model, path, shape)
@@ -34,9 +34,9 @@ def check(model, shape, path, rng, n=3, tolerance=1e-5):
 
 
 def with_statistics(model, rng):
-    """The model with running statistics and scales as after some training."""
+    """Give the model running statistics and scales as after some training."""
     for _, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             for tensor in (module.running_mean, module.bias):
                 tensor.data[...] = 0.2 * rng.standard_normal(tensor.shape)
             for tensor in (module.running_var, module.weight):
@@ -65,7 +65,7 @@ def test_adaptive_pooling_is_exported_for_other_sizes(rng, tmp_path):
 
 
 class EveryOp(nn.Module):
-    """Ops that no model here reaches, in both layouts and with broadcasting."""
+    """Ops that no network in models uses, in both layouts and with broadcasting."""
 
     def __init__(self):
         self.conv = nn.Conv2d(3, 6, 3, stride=(1, 2), padding=((0, 1), (2, 1)), dilation=(2, 1))
@@ -103,7 +103,7 @@ def test_windows_and_norms_agree_at_the_edges(layer, rng, tmp_path):
 
 
 def test_batch_norm_of_vectors_agrees(rng, tmp_path):
-    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm2d(6), nn.Tanh())
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh())
     check(with_statistics(model, rng), (4,), tmp_path / "model.onnx", rng)
 
 
@@ -121,7 +121,7 @@ def test_images_are_turned_once_at_the_start_and_once_before_the_dense_layers(on
 
 
 def test_dropout_and_mode_are_left_alone(onnx, tmp_path):
-    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.BatchNorm2d(3))
+    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.BatchNorm1d(3))
     mean = model[2].running_mean.data.copy()
     export_onnx(model, tmp_path / "model.onnx", (4,))
     assert all(module.training for _, module in model.named_modules())
@@ -144,10 +144,10 @@ class Constant(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Slice(), "the op 'getitem' has no form in ONNX here"),
+        (Slice(), "cannot translate the op 'getitem'"),
         (Constant(), "does not depend on its input"),
         (nn.LocalResponseNorm(4), "odd sizes alone"),
-        (nn.AvgPool2d(3, 2, padding=1, ceil_mode=True), "has no form in ONNX"),
+        (nn.AvgPool2d(3, 2, padding=1, ceil_mode=True), "ONNX has no avg_pool2d"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_and_leaves_no_file(model, message, onnx, tmp_path):

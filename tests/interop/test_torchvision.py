@@ -1,4 +1,4 @@
-"""torchvision's AlexNet: built here by hand in PyTorch, carried over and back."""
+"""torchvision's AlexNet, built by hand in PyTorch and converted in both directions."""
 
 import pickle
 
@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import gpucnn
-from gpucnn import models, train
+from gpucnn import models
+from gpucnn.checkpoint import read_checkpoint
 from gpucnn.errors import ArgumentError, CheckpointError, MissingExtra
 from gpucnn.interop import torchvision as convert
 
@@ -54,7 +55,7 @@ def arrays(other):
 
 @pytest.fixture(scope="module")
 def ours(arrays, tmp_path_factory):
-    """The checkpoint that convert makes of the state dict as .safetensors."""
+    """The checkpoint that convert writes for the state dict."""
     folder = tmp_path_factory.mktemp("convert")
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "in.safetensors")
     convert.convert_file(folder / "in.safetensors", folder / "ours.safetensors")
@@ -75,7 +76,7 @@ def test_logits_equal_pytorchs_on_random_weights(side, torch, other, ours, rng):
 
 
 def test_the_checkpoint_says_what_prediction_needs(ours):
-    info = train.read_checkpoint(ours).info
+    info = read_checkpoint(ours).info
     assert info["model"] == {
         "name": "alexnet_torchvision", "config": {"classes": CLASSES, "channels": 3}
     }  # fmt: skip
@@ -94,7 +95,7 @@ def test_there_and_back_gives_the_same_bits(suffix, torch, ours, arrays, tmp_pat
 def test_a_pth_file_gives_the_same_checkpoint_as_safetensors(torch, other, ours, tmp_path):
     torch.save(other.state_dict(), tmp_path / "alexnet.pth")
     convert.convert_file(tmp_path / "alexnet.pth", tmp_path / "again.safetensors")
-    one, two = (train.read_checkpoint(p) for p in (ours, tmp_path / "again.safetensors"))
+    one, two = (read_checkpoint(p) for p in (ours, tmp_path / "again.safetensors"))
     assert one.info == two.info
     assert all(np.array_equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
 
@@ -125,7 +126,7 @@ def test_without_pytorch_pth_files_get_a_clear_line(tmp_path, monkeypatch):
 
 
 def small_state():
-    """Every name, with the shapes of torchvision's AlexNet, without its 200 MB."""
+    """The names and shapes of torchvision's AlexNet without its 200 MB."""
     state = {}
     for name, (_, shape) in convert._LAYERS.items():
         sizes = [CLASSES if n is None else n for n in shape]
@@ -166,7 +167,12 @@ def test_half_precision_and_grey_images_are_carried_over():
         ("damaged.safetensors", "b.safetensors", CheckpointError, "damaged or not a safetensors"),
         ("foreign.safetensors", "b.pth", ArgumentError, r"checkpoint ends in \.safetensors"),
         ("foreign.safetensors", "b.safetensors", CheckpointError, "unexpected: x"),
-        ("lenet.safetensors", "b.safetensors", CheckpointError, "holds lenet5; of gpucnn's"),
+        (
+            "lenet.safetensors",
+            "b.safetensors",
+            CheckpointError,
+            "holds lenet5; expected alexnet",
+        ),
     ],
 )
 def test_mistakes_are_named(source, target, error, message, tmp_path):

@@ -1,4 +1,4 @@
-"""Every AlexNet: parameter counts to the last one, and the sizes on the way."""
+"""Every AlexNet: exact parameter counts, and the sizes of the layers' outputs."""
 
 import sys
 

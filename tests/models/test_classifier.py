@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn import data, models, nn, ops, train
+from gpucnn import data, models, nn, ops
+from gpucnn.checkpoint import write_checkpoint
 from gpucnn.commands import main
 from gpucnn.commands.predict import bars
 from gpucnn.errors import ArgumentError, CheckpointError, DataError
@@ -103,7 +104,7 @@ def test_a_damaged_normalisation_is_a_checkpoint_error(normalize, tmp_path):
     state = models.lenet5(channels=3).state_dict()
     info = {"model": {"name": "lenet5", "config": {"channels": 3}}, "normalize": normalize}
     path = tmp_path / "x.safetensors"
-    train.write_checkpoint(path, {f"model.{k}": v for k, v in state.items()}, info)
+    write_checkpoint(path, {f"model.{k}": v for k, v in state.items()}, info)
     with pytest.raises(CheckpointError, match="its normalisation is"):
         Classifier(path)
 

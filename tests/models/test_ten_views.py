@@ -9,7 +9,7 @@ from gpucnn.errors import ShapeError
 
 @pytest.fixture
 def model(rng):
-    """A model that tells where a view was cut and whether it was turned."""
+    """A model whose output depends on where a view was cut and whether it was mirrored."""
     return nn.Sequential(nn.Flatten(), nn.Linear(4 * 4 * 2, 3, generator=rng)).astype(np.float64)
 
 

@@ -99,7 +99,8 @@ def test_a_small_network_passes_gradcheck_whole(device, rng):
         (lambda: nn.Conv2d(3, 4, 0), "kernel_height must be a positive int"),
         (lambda: nn.Linear(2.0, 3), "in_features must be a positive int, got 2.0"),
         (lambda: nn.Dropout(1.0), r"p must be in \[0, 1\), got 1.0"),
-        (lambda: nn.BatchNorm2d(-1), "features must be a positive int"),
+        (lambda: nn.BatchNorm2d(-1), "BatchNorm2d: num_features must be a positive int"),
+        (lambda: nn.BatchNorm1d(0), "BatchNorm1d: num_features must be a positive int"),
     ],
 )
 def test_settings_out_of_range_are_refused_when_the_layer_is_built(build, message):
@@ -112,15 +113,74 @@ def test_a_layer_for_other_channels_says_which_it_was_given(device):
         nn.Conv2d(16, 32, 3).to(device)(tensor(np.zeros((1, 8, 8, 3), np.float32), device))
 
 
-def test_initialisers_have_their_stated_spread():
-    generator = np.random.default_rng(0)
-    shape = (256, 3, 3, 64)
-    he = nn.init.kaiming_normal(shape, generator)
-    glorot = nn.init.xavier_uniform(shape, generator)
-    assert he.std() == pytest.approx(np.sqrt(2 / 576), rel=0.01)
-    assert glorot.std() == pytest.approx(np.sqrt(2 / (576 + 2304)), rel=0.01)
-    assert np.abs(glorot).max() <= np.sqrt(6 / (576 + 2304))
-    assert nn.init.normal(0.01)(shape, generator).std() == pytest.approx(0.01, rel=0.01)
-    assert {a.dtype for a in (he, glorot, nn.init.ones(shape, generator))} == {np.dtype("float32")}
-    with pytest.raises(ArgumentError, match="two axes or more"):
-        nn.init.kaiming_normal((3,), generator)
+@pytest.mark.parametrize("shape", [(5, 3), (5, 4, 3)])
+def test_batch_norm_of_vectors_and_sequences_agrees_with_pytorch(shape, device, rng):
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+    ours, theirs = nn.BatchNorm1d(3, 1e-3, 0.2), torch.nn.BatchNorm1d(3, 1e-3, 0.2).double()
+    values, dy = rng.standard_normal(shape), rng.standard_normal(shape)
+    ours.astype(np.float64).to(device)
+    x = leaf(values, device)
+    y, *gradients = results(ours(x), dy, x, ours.weight, ours.bias)
+    channels_first = (0, 2, 1) if len(shape) == 3 else (0, 1)
+    xt = torch.tensor(values.transpose(channels_first), requires_grad=True)
+    expected = theirs(xt)
+    expected.backward(torch.tensor(dy.transpose(channels_first)))
+    assert_close(y, expected.detach().numpy().transpose(channels_first))
+    assert_close(gradients[0], xt.grad.numpy().transpose(channels_first))
+    assert_close(gradients[1], theirs.weight.grad.numpy())
+    assert_close(gradients[2], theirs.bias.grad.numpy())
+    assert_close(ours.running_mean, theirs.running_mean.numpy())
+    assert_close(ours.running_var, theirs.running_var.numpy())
+    assert set(ours.state_dict()) == set(theirs.state_dict()) - {"num_batches_tracked"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "message"),
+    [
+        (nn.BatchNorm2d(3), (5, 3), r"images \(N, H, W, C\), got shape \(5, 3\)\n.* BatchNorm1d"),
+        (nn.BatchNorm2d(3), (5, 4, 3), "BatchNorm2d: expected images"),
+        (nn.BatchNorm1d(3), (5, 2, 2, 3), "BatchNorm1d: expected vectors .*\n.* BatchNorm2d"),
+        (nn.BatchNorm1d(3), (3,), "BatchNorm1d: expected vectors"),
+    ],
+)
+def test_batch_norm_of_the_wrong_number_of_axes_says_which_layer_to_use(layer, shape, message):
+    with pytest.raises(ShapeError, match=message):
+        layer(tensor(np.ones(shape), "cpu", np.float32))
+
+
+ALIKE = [
+    ("Conv2d", (4, 6, (3, 2)), {"stride": (2, 2), "padding": (1, 1), "groups": 2, "bias": False}),
+    ("Conv2d", (4, 6, (3, 3)), {"stride": (1, 1), "padding": (2, 2), "dilation": (2, 2)}),
+    ("Linear", (4, 5), {"bias": False}),
+    ("Linear", (4, 5), {}),
+    ("AdaptiveAvgPool2d", ((3, 2),), {}),
+    ("LeakyReLU", (0.1,), {}),
+    ("LocalResponseNorm", (5, 0.1, 0.75, 2.0), {}),
+    ("ReLU", (), {}),
+    ("CrossEntropyLoss", (), {"label_smoothing": 0.1}),
+    ("MSELoss", (), {}),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "settings"), ALIKE)
+def test_a_layer_has_the_arguments_and_the_repr_of_pytorchs(name, args, settings):
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+    ours, theirs = (getattr(module, name)(*args, **settings) for module in (nn, torch.nn))
+    assert repr(ours) == repr(theirs)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (nn.BatchNorm2d(3), "BatchNorm2d(3, eps=1e-05, momentum=0.1)"),
+        (nn.MaxPool2d(3, 2), "MaxPool2d(kernel_size=3, stride=2, padding=0, ceil_mode=False)"),
+        (nn.Dropout(0.2), "Dropout(p=0.2)"),
+        (nn.Softmax(), "Softmax(axis=-1)"),
+        (nn.Reshape(4, 3), "Reshape(4, 3)"),
+        (nn.ZeroPad2d((1, 2)), "ZeroPad2d((1, 2))"),
+    ],
+    ids=lambda v: getattr(type(v), "__name__", ""),
+)
+def test_a_repr_names_the_settings(layer, text):
+    assert repr(layer) == text

@@ -1,4 +1,4 @@
-"""Where a module's parts may be: attributes, lists, tuples and dicts; and what is refused."""
+"""Where a module finds its parts: attributes, lists, tuples and dicts; and what it refuses."""
 
 from collections import OrderedDict, deque
 
@@ -7,12 +7,12 @@ import pytest
 from devices import host, tensor
 
 import gpucnn
-from gpucnn import nn, ops, optim
+from gpucnn import nn, optim
 from gpucnn.errors import ArgumentError, GraphError
 
 
 class Everywhere(nn.Module):
-    """A part in each place where one can be."""
+    """A part in every place where a module finds one."""
 
     def __init__(self):
         self.scale = nn.Parameter(np.ones(3, np.float32))
@@ -107,14 +107,14 @@ def test_a_frozen_parameter_is_still_one_and_a_part_of_the_state():
 def test_a_key_that_gives_no_name_is_refused(key):
     model = nn.Module()
     model.heads = {key: nn.Linear(1, 1)}
-    with pytest.raises(ArgumentError, match=r"heads has a part under .*no name of its own"):
+    with pytest.raises(ArgumentError, match=r"heads has a part under .* makes no unique name"):
         model.parameters()
 
 
 def test_two_keys_of_one_name_are_refused():
     model = nn.Module()
     model.heads = {1: nn.Linear(1, 1), "1": nn.Linear(1, 1)}
-    with pytest.raises(ArgumentError, match="heads has a part under '1'"):
+    with pytest.raises(ArgumentError, match="heads has a part under the key '1'"):
         model.state_dict()
 
 
@@ -183,20 +183,61 @@ def test_the_ways_out_work_and_what_is_a_parameter_may_take_its_place():
     assert [name for name, _ in layer.named_parameters()] == ["weight.0", "weight.1.weight"]
 
 
-# --- Sequential ---
+# --- register_buffer ---
 
 
-@pytest.mark.parametrize("wrong", [[nn.ReLU()], ops.relu, nn.ReLU, None])
-def test_a_sequential_of_what_is_no_module_is_refused(wrong):
-    with pytest.raises(ArgumentError, match=r"Sequential: expected modules, layer 1 is a \w+\n"):
-        nn.Sequential(nn.ReLU(), wrong)
+def test_a_registered_buffer_is_saved_and_moved_and_not_trained():
+    model = nn.Module()
+    model.register_buffer("mean", gpucnn.tensor([1.0, 2.0]))
+    model.register_buffer("later", None)
+    assert list(model.state_dict()) == ["mean"]
+    assert model.later is None
+    model.register_buffer("later", gpucnn.tensor([3.0]))
+    model.register_buffer("mean", gpucnn.tensor([4.0]))
+    assert [name for name, _ in model.named_buffers()] == ["mean", "later"]
+    assert [float(buffer.data[0]) for buffer in model.buffers()] == [4, 3]
+    assert model.parameters() == []
+    assert {buffer.dtype for buffer in model.astype(np.float64).buffers()} == {np.dtype(float)}
 
 
-def test_what_a_subclass_of_sequential_has_beside_its_layers_is_found():
-    class Net(nn.Sequential):
-        def __init__(self):
-            super().__init__(nn.Linear(2, 2, bias=False))
-            self.head = nn.Linear(2, 1, bias=False)
-            self.gain = nn.Parameter(np.ones(1, np.float32))
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("a.b", None, "expected a name without dots, got 'a.b'"),
+        ("", None, "expected a name without dots, got ''"),
+        (3, None, "expected a name without dots, got 3"),
+        ("weight", gpucnn.tensor([1.0]), "the attribute 'weight' exists already"),
+        ("forward", gpucnn.tensor([1.0]), "the attribute 'forward' exists already"),
+        ("mean", np.ones(2), "mean is a ndarray; expected a Tensor .*\n.*gpucnn.tensor"),
+        ("mean", gpucnn.tensor([1.0], requires_grad=True), "mean is trained; .*\n.*detach"),
+    ],
+)
+def test_register_buffer_refuses_what_pytorch_refuses(name, value, message):
+    layer = nn.Linear(2, 2)
+    with pytest.raises(ArgumentError, match=r"Linear\.register_buffer: " + message):
+        layer.register_buffer(name, value)
+    assert list(layer.state_dict()) == ["weight", "bias"]
 
-    assert [name for name, _ in Net().named_parameters()] == ["gain", "0.weight", "head.weight"]
+
+# --- shared parts ---
+
+
+def test_a_shared_module_is_walked_once_and_saved_under_both_names_as_in_pytorch():
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+    for kit in (nn, torch.nn):
+        layer = kit.Linear(2, 2)
+        model = kit.Sequential(layer, kit.ReLU(), layer)
+        assert list(model.modules()) == [model, layer, model[1]]
+        assert [name for name, _ in model.named_modules()] == ["", "0", "1"]
+        every = [name for name, _ in model.named_modules(remove_duplicate=False)]
+        assert every == ["", "0", "1", "2"]
+        assert [name for name, _ in model.named_parameters()] == ["0.weight", "0.bias"]
+        assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def test_children_are_the_direct_submodules_and_apply_visits_them_before_their_parent():
+    model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Tanh()))
+    assert list(model.children()) == [model[0], model[1]]
+    seen = []
+    assert model.apply(seen.append) is model
+    assert seen == [model[0], model[1][0], model[1], model]

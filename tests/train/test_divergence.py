@@ -197,7 +197,7 @@ def test_checkpoints_after_every_step_are_all_finite(tmp_path):
 
 @pytest.mark.parametrize("what", ["parameter", "statistic", "velocity"])
 def test_saving_refuses_what_is_not_finite_and_leaves_the_file_as_it_was(what, tmp_path):
-    trainer = build(model=nn.Sequential(nn.Flatten(), nn.Linear(3072, 10), nn.BatchNorm2d(10)))
+    trainer = build(model=nn.Sequential(nn.Flatten(), nn.Linear(3072, 10), nn.BatchNorm1d(10)))
     trainer.optimizer = optim.SGD(trainer.model.parameters(), 0.01, momentum=0.9)
     path = tmp_path / "a.safetensors"
     trainer.save(path)
@@ -209,7 +209,7 @@ def test_saving_refuses_what_is_not_finite_and_leaves_the_file_as_it_was(what, t
         ),
         "statistic": (
             trainer.model[2].running_var.data,
-            r"layer 2 \(BatchNorm2d\): its running_var",
+            r"layer 2 \(BatchNorm1d\): its running_var",
         ),
         "velocity": (trainer.optimizer.state_dict()["velocity"], "SGD: its velocity is not finite"),
     }[what]
@@ -246,7 +246,7 @@ def test_a_run_that_diverged_resumes_from_its_checkpoint_at_a_lower_rate(tmp_pat
 def test_looking_for_the_layer_leaves_statistics_generators_and_gradients_as_they_were(rng):
     own = np.random.default_rng(3)
     model = nn.Sequential(
-        nn.Linear(4, 6), nn.BatchNorm2d(6), nn.Dropout(0.5), nn.Dropout(0.5, own), nn.Linear(6, 2)
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Dropout(0.5, own), nn.Linear(6, 2)
     )
     x = gpucnn.tensor(rng.standard_normal((5, 4), dtype=np.float32))
     labels = gpucnn.tensor(np.zeros(5, np.int64))

@@ -3,6 +3,7 @@ import pytest
 
 import gpucnn
 from gpucnn import data, models, nn, optim, train
+from gpucnn.checkpoint import read_checkpoint, write_checkpoint
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError, CheckpointError, OutputError
 from gpucnn.models import registry
@@ -58,7 +59,7 @@ def test_classes_and_normalisation_are_kept(tmp_path):
     path = tmp_path / "model.safetensors"
     normalize = data.Normalize((0.25,), (0.5,))
     gpucnn.save(path, models.lenet5(classes=2), "lenet5", {"classes": 2}, ("a", "b"), normalize)
-    info = train.read_checkpoint(path).info
+    info = read_checkpoint(path).info
     assert info["classes"] == ["a", "b"]
     assert info["normalize"] == {"mean": [0.25], "std": [0.5]}
     assert info["model"] == {"name": "lenet5", "config": {"classes": 2}}
@@ -85,7 +86,7 @@ def test_saving_refuses_what_could_not_be_loaded(tmp_path):
         ({}, "does not say which model"),
         ({"model": "lenet5"}, "does not say which model"),
         ({"model": {"name": ["lenet5"]}}, "does not say which model"),
-        ({"model": {"name": "lenet5", "config": [3]}}, "not names and values"),
+        ({"model": {"name": "lenet5", "config": [3]}}, "expected a dict of arguments"),
         ({"model": {"name": "os.system", "config": {}}}, "'os.system' is unknown"),
         ({"model": {"name": "lenet5", "config": {"depth": 3}}}, "cannot be rebuilt"),
         ({"model": {"name": "lenet5", "config": {"classes": "ten"}}}, "positive int"),
@@ -97,7 +98,7 @@ def test_saving_refuses_what_could_not_be_loaded(tmp_path):
 def test_a_checkpoint_that_cannot_be_rebuilt_says_why(info, message, tmp_path):
     path = tmp_path / "x.safetensors"
     state = models.lenet5().state_dict()
-    train.write_checkpoint(path, {f"model.{k}": v for k, v in state.items()}, info)
+    write_checkpoint(path, {f"model.{k}": v for k, v in state.items()}, info)
     with pytest.raises(CheckpointError, match=message) as caught:
         gpucnn.load(path)
     assert str(path) in str(caught.value)
@@ -124,15 +125,15 @@ def test_a_missing_file_is_a_checkpoint_error(tmp_path):
         (models.lenet5(), "lenet5", {"depth": 3}, "cannot be built"),
         (models.lenet5(), "lenet5", {"generator": 3}, "cannot be built"),
         (models.mlp([4, 6, 1]), "mlp", {"sizes": 7}, "cannot be built"),
-        (models.mlp([4, 6, 1], "tanh"), "mlp", {"sizes": [4, 6, 1]}, "2: ReLU built, Tanh here"),
+        (models.mlp([4, 6, 1], "tanh"), "mlp", {"sizes": [4, 6, 1]}, "2: ReLU built, Tanh given"),
         (
             models.mlp([4, 6]),
             "mlp",
             {"sizes": [4, 6, 1]},
-            r"3\.weight: \(1, 6\) float32 built, nothing",
+            r"3\.weight: \(1, 6\) float32 built, none",
         ),
-        (models.lenet5().astype(np.float64), "lenet5", None, "float32 built, .* float64 here"),
-        (models.lenet5(), None, {"classes": 10}, "goes with the name"),
+        (models.lenet5().astype(np.float64), "lenet5", None, "float32 built, .* float64 given"),
+        (models.lenet5(), None, {"classes": 10}, "config needs the name"),
         ({"w": np.zeros(3)}, "lenet5", None, "expected a Module"),
     ],
 )
@@ -172,11 +173,11 @@ def test_an_outline_takes_no_memory():
 
 
 class Own(nn.Module):
-    """What models.build knows nothing of: a branch, a buffer, a parameter without axes."""
+    """A model that models.build does not know: branches, buffers, a parameter without axes."""
 
     def __init__(self, width=5):
         self.first = nn.Linear(4, width)
-        self.norm = nn.BatchNorm2d(width)
+        self.norm = nn.BatchNorm1d(width)
         self.branches = [nn.Linear(width, 3), nn.Linear(width, 3)]
         self.temperature = nn.Parameter(np.array(2.0, np.float32))
 
@@ -201,7 +202,7 @@ def test_a_model_of_ones_own_comes_back_into_one_like_it(tmp_path, rng):
 def test_a_file_of_a_model_of_ones_own_keeps_classes_and_normalisation(tmp_path):
     path = tmp_path / "own.safetensors"
     gpucnn.save(path, Own(), classes=("a", "b", "c"), normalize=data.Normalize((0.5,), (0.2,)))
-    info = train.read_checkpoint(path).info
+    info = read_checkpoint(path).info
     assert info["model"] == {"class": "Own"}
     assert info["classes"] == ["a", "b", "c"]
     assert info["normalize"] == {"mean": [0.5], "std": [0.2]}
@@ -244,7 +245,7 @@ def test_without_a_model_to_load_into_the_error_says_how(tmp_path):
         gpucnn.load(path)
     with pytest.raises(ArgumentError, match="expected a Module to load into, got a dict"):
         gpucnn.load(path, {})
-    train.write_checkpoint(path, {"optimizer.v": np.ones(3)}, {})
+    write_checkpoint(path, {"optimizer.v": np.ones(3)}, {})
     with pytest.raises(CheckpointError, match=r"own\.safetensors: holds no model"):
         gpucnn.load(path, Own())
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gpucnn import train
+from gpucnn.checkpoint import FORMAT, read_checkpoint, write_checkpoint
 from gpucnn.errors import CheckpointError, OutputError
 
 TENSORS = {
@@ -17,9 +17,10 @@ TENSORS = {
 
 def test_what_was_written_is_read_back(tmp_path):
     path = tmp_path / "a.safetensors"
-    train.write_checkpoint(path, TENSORS, {"step": 3, "text": "ä", "pi": 0.1 + 0.2})
-    checkpoint = train.read_checkpoint(path)
-    assert checkpoint.info == {"format": 1, "step": 3, "text": "ä", "pi": 0.1 + 0.2}
+    write_checkpoint(path, TENSORS, {"step": 3, "text": "ä", "pi": 0.1 + 0.2})
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.info == {"format": FORMAT, "step": 3, "text": "ä", "pi": 0.1 + 0.2}
+    assert checkpoint.path == path
     assert np.array_equal(checkpoint.part("model")["weight"], TENSORS["model.weight"])
     assert list(checkpoint.part("optimizer")) == ["v"]
     assert os.listdir(tmp_path) == ["a.safetensors"]
@@ -37,7 +38,7 @@ def test_a_write_that_fails_is_named_and_leaves_the_old_file_and_nothing_else(
     call, tmp_path, monkeypatch
 ):
     path = tmp_path / "a.safetensors"
-    train.write_checkpoint(path, TENSORS, {"step": 1})
+    write_checkpoint(path, TENSORS, {"step": 1})
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -45,11 +46,11 @@ def test_a_write_that_fails_is_named_and_leaves_the_old_file_and_nothing_else(
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
         with pytest.raises(OutputError) as caught:
-            train.write_checkpoint(path, TENSORS, {"step": 2})
+            write_checkpoint(path, TENSORS, {"step": 2})
     assert str(caught.value) == (
         f"{path} cannot be written (No space left on device): free some space there"
     )
-    assert train.read_checkpoint(path).info["step"] == 1
+    assert read_checkpoint(path).info["step"] == 1
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
@@ -59,38 +60,47 @@ def test_a_stop_in_the_middle_of_a_write_stays_a_stop(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", stopped)
     with pytest.raises(KeyboardInterrupt):
-        train.write_checkpoint(tmp_path / "a.safetensors", TENSORS, {})
+        write_checkpoint(tmp_path / "a.safetensors", TENSORS, {})
     assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_in_the_way_or_none_at_all_is_told(tmp_path):
     (tmp_path / "a.safetensors").mkdir()
     with pytest.raises(OutputError, match=r"a\.safetensors cannot be written \(Is a dir"):
-        train.write_checkpoint(tmp_path / "a.safetensors", TENSORS, {})
+        write_checkpoint(tmp_path / "a.safetensors", TENSORS, {})
     with pytest.raises(OutputError, match=r"cannot be written \(No such file or directory"):
-        train.write_checkpoint(tmp_path / "none" / "a.safetensors", TENSORS, {})
+        write_checkpoint(tmp_path / "none" / "a.safetensors", TENSORS, {})
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"cannot be written \(Not a directory"):
-        train.write_checkpoint(tmp_path / "file" / "a.safetensors", TENSORS, {})
+        write_checkpoint(tmp_path / "file" / "a.safetensors", TENSORS, {})
     assert sorted(os.listdir(tmp_path)) == ["a.safetensors", "file"]
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_file_cut_anywhere_is_named_as_damaged(seed, tmp_path):
     path = tmp_path / "a.safetensors"
-    train.write_checkpoint(path, TENSORS, {"step": 1})
+    write_checkpoint(path, TENSORS, {"step": 1})
     whole = path.read_bytes()
     path.write_bytes(whole[: int(np.random.default_rng(seed).integers(len(whole)))])
     with pytest.raises(CheckpointError, match=r"a\.safetensors: damaged"):
-        train.read_checkpoint(path)
+        read_checkpoint(path)
 
 
-def test_a_missing_a_foreign_and_a_future_file_are_told_apart(tmp_path):
+@pytest.mark.parametrize("other", [1, FORMAT + 1, "2"])
+def test_a_file_of_another_format_is_refused_with_both_numbers(other, tmp_path):
+    """Format 1 had other tensor names: 0.w and 0.b for 0.weight and 0.bias."""
+    path = tmp_path / "other.safetensors"
+    write_checkpoint(path, {}, {"format": other})
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path)
+    assert str(caught.value).splitlines()[0] == (
+        f"checkpoint {path}: format {other}; this version of gpucnn reads format {FORMAT}"
+    )
+
+
+def test_a_missing_and_a_foreign_file_are_told_apart(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
-        train.read_checkpoint(tmp_path / "none")
+        read_checkpoint(tmp_path / "none")
     save_file({"w": np.ones(2)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="not written by gpucnn"):
-        train.read_checkpoint(tmp_path / "other.safetensors")
-    train.write_checkpoint(tmp_path / "new.safetensors", {}, {"format": 2})
-    with pytest.raises(CheckpointError, match="format 2, and this gpucnn reads 1"):
-        train.read_checkpoint(tmp_path / "new.safetensors")
+        read_checkpoint(tmp_path / "other.safetensors")

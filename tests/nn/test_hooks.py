@@ -1,0 +1,115 @@
+"""Forward hooks of one module, and what a Sequential does not fuse because of them."""
+
+import copy
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import nn
+
+
+def ones(*shape):
+    return gpucnn.tensor(np.ones(shape, np.float32))
+
+
+def test_a_hook_gets_module_inputs_and_output_and_leaves_the_output_alone_if_it_returns_none():
+    layer, x, seen = nn.Linear(2, 3), ones(1, 2), []
+    layer.register_forward_hook(lambda *given: seen.append(given))
+    y = layer(x)
+    ((module, args, output),) = seen
+    assert module is layer
+    assert args == (x,)
+    assert output is y
+
+
+def test_hooks_run_in_order_and_each_may_replace_the_output():
+    layer = nn.Reshape(2)
+    layer.register_forward_hook(lambda module, args, output: output + 1.0)
+    layer.register_forward_hook(lambda module, args, output: output * 3.0)
+    assert layer(ones(1, 2)).numpy().tolist() == [[6, 6]]
+
+
+def test_an_observer_sees_what_the_hooks_left():
+    layer, seen = nn.ReLU(), []
+    layer.register_forward_hook(lambda module, args, output: output + 1.0)
+    with nn.observe(lambda module, args, output: seen.append(output.item())):
+        layer(ones(1))
+    assert seen == [2]
+
+
+def test_a_removed_hook_is_not_called_and_removing_it_twice_does_no_harm():
+    layer, calls = nn.ReLU(), []
+    first = layer.register_forward_hook(lambda *given: calls.append(1))
+    layer.register_forward_hook(lambda *given: calls.append(2))
+    first.remove()
+    first.remove()
+    layer(ones(1))
+    assert calls == [2]
+
+
+def test_a_handle_as_a_context_manager_removes_its_hook_at_the_end():
+    layer, calls = nn.ReLU(), []
+    with layer.register_forward_hook(lambda *given: calls.append(1)):
+        layer(ones(1))
+    layer(ones(1))
+    assert calls == [1]
+
+
+def test_a_hook_may_remove_itself():
+    layer, calls = nn.ReLU(), []
+
+    def once(*given):
+        calls.append(1)
+        handle.remove()
+
+    handle = layer.register_forward_hook(once)
+    layer(ones(1))
+    layer(ones(1))
+    assert calls == [1]
+
+
+def test_a_hook_belongs_to_one_module_and_a_copy_has_hooks_of_its_own():
+    layer, calls = nn.ReLU(), []
+    handle = layer.register_forward_hook(lambda *given: calls.append(1))
+    twin = copy.deepcopy(layer)
+    handle.remove()
+    nn.ReLU()(ones(1))
+    layer(ones(1))
+    assert calls == []
+    twin(ones(1))
+    assert calls == [1]
+
+
+def test_a_module_that_is_a_hook_is_no_part_of_the_hooked_one():
+    class Probe(nn.Module):
+        def __init__(self):
+            self.gain = nn.Parameter(np.ones(1, np.float32))
+
+        def forward(self, module, args, output):
+            return output * self.gain
+
+    layer = nn.Linear(2, 2)
+    layer.register_forward_hook(Probe())
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    assert list(layer.children()) == []
+    assert layer(ones(1, 2)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("hooked", [0, 1, 2], ids=["Conv2d", "ReLU", "MaxPool2d"])
+def test_a_sequential_runs_a_hooked_layer_by_itself_and_the_result_has_the_same_bits(hooked, rng):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2))
+    x = gpucnn.tensor(rng.standard_normal((1, 8, 8, 3), dtype=np.float32))
+    alone = [model[0](x)]
+    alone += [model[1](alone[0])]
+    alone += [model[2](alone[1])]
+    seen = []
+    with model[hooked].register_forward_hook(lambda *given: seen.append(given)):
+        y = model(x)
+    ((module, args, output),) = seen
+    assert module is model[hooked]
+    assert len(args) == 1
+    np.testing.assert_array_equal(output.data, alone[hooked].data)
+    np.testing.assert_array_equal(y.data, alone[2].data)
+    np.testing.assert_array_equal(model(x).data, alone[2].data)
+    assert len(seen) == 1
