@@ -1,6 +1,7 @@
 """What the README and the pages of docs/ say is true where it can be checked."""
 
 import re
+import textwrap
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -9,7 +10,7 @@ import pytest
 from test_architecture import LAYERS
 
 import gpucnn
-from gpucnn import cuda, nn
+from gpucnn import OutOfMemory, cuda, nn
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -82,6 +83,14 @@ def test_the_conversion_of_weights_that_a_page_shows_gives_pytorchs_outputs(rng)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
     np.testing.assert_allclose(ours.eval()(gpucnn.tensor(x)).numpy(), expected, atol=1e-5)
+
+
+def test_the_message_about_memory_is_worded_as_the_page_about_devices_shows_it():
+    mib = 2**20
+    error = OutOfMemory(int(15.8 * mib), int(148.8 * mib), int(11.2 * mib), "cudasim")
+    error.where = "the gradient of conv2d in layer 10 (Conv2d)"
+    error.images, error.batch_size = 128, 112
+    assert textwrap.indent(str(error), "    ") in PAGES["docs/devices.md"]
 
 
 def test_every_page_is_reached_from_the_readme():
