@@ -1,6 +1,7 @@
 """What the README and the pages of docs/ say is true where it can be checked."""
 
 import re
+import runpy
 import textwrap
 from pathlib import Path
 from pkgutil import resolve_name
@@ -10,7 +11,7 @@ import pytest
 from test_architecture import LAYERS
 
 import gpucnn
-from gpucnn import OutOfMemory, cuda, nn
+from gpucnn import OutOfMemory, cuda, nn, optim
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -18,6 +19,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")))
 }
+FROM_PYTORCH = "docs/coming_from_pytorch.md"
 PACKAGES = "gpucnn", "cuda", "data", "inspect", "models", "nn", "ops", "optim", "train"
 # Files of a run, an export or a report, and examples of names.
 PRODUCED = set(
@@ -49,12 +51,32 @@ def test_every_folder_that_a_page_names_exists(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_name_of_the_package_that_a_page_uses_exists(page):
     text = PAGES[page]
-    if page == "docs/coming_from_pytorch.md":  # PyTorch's names are in the first column
+    if page == FROM_PYTORCH:  # PyTorch's names are in the first column
         text = re.sub(r"^\|[^|\n]*\|", "|", text, flags=re.MULTILINE)
     code = re.findall(r"^```py(?:thon)?\n.*?^```$|`[^`\n]+`", text, re.DOTALL | re.MULTILINE)
     pattern = rf"(?<![\w./])(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+(?![\w/])"
     for name in re.findall(pattern, "\n".join(code)):
-        resolve_name(name if name.startswith("gpucnn.") else f"gpucnn.{name}")
+        if not name.endswith(".py"):
+            resolve_name(name if name.startswith("gpucnn.") else f"gpucnn.{name}")
+
+
+def test_what_the_page_for_pytorch_users_calls_the_same_has_that_name_here():
+    model = nn.Linear(1, 1)
+    owners = {
+        "nn": nn,
+        "optim": optim,
+        "lr_scheduler": optim.lr_scheduler,
+        "x": gpucnn.tensor(1.0),
+        "model": model,
+        "optimizer": optim.SGD(model.parameters()),
+    }
+    rows = re.findall(r"^\| ([^|]*) \| (?:[^|]*\| )?same\b", PAGES[FROM_PYTORCH], re.MULTILINE)
+    names = re.findall(r"`([a-z_]+(?:\.\w+)?)(?:\(.*?\))?`", "\n".join(rows))
+    for name in names:
+        owner, _, attribute = name.rpartition(".")
+        if owner != "torch":
+            assert hasattr(owners[owner or "model"], attribute), name
+    assert len(names) > 40
 
 
 @pytest.mark.parametrize(
@@ -69,8 +91,8 @@ def test_the_programs_of_a_page_run(page):
 def test_the_conversion_of_weights_that_a_page_shows_gives_pytorchs_outputs(rng):
     torch = pytest.importorskip("torch")
     names: dict = {}
-    for program in blocks("docs/coming_from_pytorch.md", "python"):
-        exec(compile(program, "coming_from_pytorch.md", "exec"), names)
+    for program in blocks(FROM_PYTORCH, "python"):
+        exec(compile(program, FROM_PYTORCH, "exec"), names)
     theirs = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(),
         torch.nn.Linear(4 * 6 * 7, 5),
@@ -91,6 +113,16 @@ def test_the_message_about_memory_is_worded_as_the_page_about_devices_shows_it()
     error.where = "the gradient of conv2d in layer 10 (Conv2d)"
     error.images, error.batch_size = 128, 112
     assert textwrap.indent(str(error), "    ") in PAGES["docs/devices.md"]
+
+
+def test_the_flags_that_the_pages_show_are_those_of_the_training_script(capsys):
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "examples" / "train_alexnet_cifar10.py"))["main"](["--help"])
+    text = capsys.readouterr().out
+    for page in ("README.md", "docs/training.md"):
+        for row in re.findall(r"^\| (`--.*?) \| ", PAGES[page], re.MULTILINE):
+            for word in re.findall(r"--[a-z-]+|(?<=\|)[a-z_0-9-]+", row):
+                assert re.search(rf"(?<![\w-]){word}(?![\w-])", text), (page, word)
 
 
 def test_every_page_is_reached_from_the_readme():
