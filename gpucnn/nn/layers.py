@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from gpucnn import ops
-from gpucnn.creation import tensor
 from gpucnn.errors import ArgumentError
 from gpucnn.nn import init
 from gpucnn.nn.module import Module, Parameter

@@ -5,10 +5,11 @@ from typing import ClassVar
 import numpy as np
 
 from gpucnn import ops
+from gpucnn.creation import tensor
 from gpucnn.errors import ShapeError
 from gpucnn.nn.layers import check_positive
 from gpucnn.nn.module import Module, Parameter
-from gpucnn.tensor import Tensor, tensor
+from gpucnn.tensor import Tensor
 
 
 class _BatchNorm(Module):
