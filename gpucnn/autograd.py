@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import ContextDecorator
+from types import ModuleType
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -337,20 +338,18 @@ def _separate(node: Function, gradients: list[Array | None], dy: Array) -> None:
 def saved_arrays(node: Function) -> Iterator[Array]:
     """The arrays in `node.saved`, also inside containers and objects that know their backward."""
     waiting = [node.saved]
-    seen: set[int] = set()  # an object may hold itself
+    seen: set[int] = set()  # objects may refer to each other
     while waiting:
         value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
         if isinstance(value, tuple | list):
             waiting += value
         elif isinstance(value, dict):
             waiting += value.values()
         elif hasattr(value, "dtype") and hasattr(value, "base"):
             yield value
-        elif hasattr(value, "__dict__"):
-            waiting += vars(value).values()
+        elif not isinstance(value, type | ModuleType) and id(value) not in seen:
+            seen.add(id(value))
+            waiting.append(value.__getstate__())  # what is in __dict__ and __slots__
 
 
 def _overlaps(x: Array, others: list[Array | None]) -> bool:

@@ -1,7 +1,23 @@
-"""A stand-in for cupy.cuda: a device with a clock of its own."""
+"""Stand-ins for parts of cupy.cuda: the current device, and a device with a clock of its own."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+
+
+def device_class(current: list[int]) -> type:
+    """A class like cupy.cuda.Device: inside `with Device(i)`, current[-1] is i."""
+
+    class Device:
+        def __init__(self, index: int) -> None:
+            self.index = index
+
+        def __enter__(self) -> None:
+            current.append(self.index)
+
+        def __exit__(self, *exc: object) -> None:
+            current.pop()
+
+    return Device
 
 
 class TimedDevice:

@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+from fake_cuda import device_class
 
 import gpucnn
 from gpucnn import cudasim, data, nn
@@ -113,18 +114,8 @@ def cupy(monkeypatch):
     """A fake CuPy; .current[-1] is its current device, and arrays know their device."""
     fake = types.SimpleNamespace(current=[0], ndarray=type("ndarray", (), {}))
 
-    class CudaDevice:
-        def __init__(self, index):
-            self.index = index
-
-        def __enter__(self):
-            fake.current.append(self.index)
-
-        def __exit__(self, *exc):
-            fake.current.pop()
-
     fake.cuda = types.SimpleNamespace(
-        Device=CudaDevice,
+        Device=device_class(fake.current),
         runtime=types.SimpleNamespace(getDeviceCount=lambda: 2),
         get_allocator=cudasim.cuda.get_allocator,
         using_allocator=cudasim.cuda.using_allocator,

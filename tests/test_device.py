@@ -1,5 +1,4 @@
 import inspect
-import subprocess
 import sys
 import types
 
@@ -75,17 +74,6 @@ def test_the_error_for_a_missing_device_lists_those_that_exist(monkeypatch):
     assert choose_device()[0] == Device("cuda", 0)
     with pytest.raises(DeviceError, match=r"cuda:2 does not exist\n.*cuda:0, cuda:1"):
         Device.parse("cuda:2")
-
-
-def test_importing_gpucnn_imports_no_cupy_and_no_optional_package():
-    program = (
-        "import sys, gpucnn; optional = {'cupy', 'torch', 'matplotlib', 'PIL'}; "
-        "print(*optional.intersection(sys.modules))"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert out.stdout.split() == []
 
 
 def test_array_module_and_device_of_recognise_an_array():

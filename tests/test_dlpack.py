@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from fake_cuda import device_class
 
 import gpucnn
 from gpucnn import cudasim
@@ -250,16 +251,6 @@ def cupy(monkeypatch):
     """A fake CuPy with two GPUs; .current is the current device."""
     fake = types.SimpleNamespace(ndarray=FakeCupyArray, current=[0])
 
-    class Device:
-        def __init__(self, index):
-            self.index = index
-
-        def __enter__(self):
-            fake.current.append(self.index)
-
-        def __exit__(self, *exc):
-            fake.current.pop()
-
     runtime = types.SimpleNamespace(
         getDeviceCount=lambda: 2,
         getDevice=lambda: fake.current[-1],
@@ -267,7 +258,7 @@ def cupy(monkeypatch):
     )
     fake.cuda = types.SimpleNamespace(
         runtime=runtime,
-        Device=Device,
+        Device=device_class(fake.current),
         get_allocator=lambda: None,
         using_allocator=lambda allocate: nullcontext(),
     )

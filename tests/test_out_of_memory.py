@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 from devices import SECOND_CUDA
+from fake_cuda import device_class
 
 import gpucnn
 from gpucnn import cudasim, nn, ops, optim, train
@@ -278,19 +279,10 @@ def test_used_bytes_are_those_of_the_given_device(name):
 def test_used_bytes_makes_the_device_current_before_asking_its_pool():
     current = [0]
 
-    class CudaDevice:
-        def __init__(self, index):
-            self.index = index
-
-        def __enter__(self):
-            current.append(self.index)
-
-        def __exit__(self, *exc):
-            current.pop()
-
     pool = types.SimpleNamespace(used_bytes=lambda: (100, 700)[current[-1]])
     xp = types.SimpleNamespace(
-        cuda=types.SimpleNamespace(Device=CudaDevice), get_default_memory_pool=lambda: pool
+        cuda=types.SimpleNamespace(Device=device_class(current)),
+        get_default_memory_pool=lambda: pool,
     )
 
     class Elsewhere(Device):

@@ -16,12 +16,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 
-from gpucnn.autograd import Function, enable_grad, tape
+from gpucnn.autograd import Function, enable_grad, saved_arrays, tape
 from gpucnn.cpu import alone, get_num_threads, scratch_bytes
 from gpucnn.device import CPU, Array, array_module, to_device, working_on
 from gpucnn.errors import ArgumentError, GraphError
@@ -222,25 +220,9 @@ def _bytes_of_gradients(nodes: list[Function], results: Results, y: Tensor) -> l
 
 
 def _saved_arrays(node: Function) -> Iterator[Array]:
-    """The arrays that a node keeps alive: its inputs, and those anywhere in its saved state.
-
-    Saved state is a tuple, list or dict of arrays, or an object with such attributes.
-    """
+    """The arrays that a node keeps alive: its inputs, and those anywhere in its saved state."""
     yield from (t.data for t in node.inputs if isinstance(t, Tensor))
-    stack: list[Any] = [node.saved]
-    visited: set[int] = set()  # objects may refer to each other
-    while stack:
-        value = stack.pop()
-        if isinstance(value, tuple | list):
-            stack += value
-        elif isinstance(value, dict):
-            stack += value.values()
-        elif hasattr(value, "nbytes") and hasattr(value, "ndim"):
-            if value.ndim:
-                yield value
-        elif not isinstance(value, type | ModuleType) and id(value) not in visited:
-            visited.add(id(value))
-            stack.append(value.__getstate__())  # __dict__ and __slots__
+    yield from (array for array in saved_arrays(node) if array.ndim)
 
 
 def _base(x: Array) -> Array:

@@ -285,15 +285,15 @@ def _scale_shift_numpy(x: Array, scale: Array, shift: Array) -> Array:
 _SPLIT = 512  # rows that a partial sum covers at least
 
 
-def _partial_sums(kernel: str, rows: int, channels: int, *inputs: Array) -> Array:
-    """Launch a kernel that reduces the rows of its inputs to (splits, 2, C).
+def _partial_sums(what: str, rows: int, channels: int, *inputs: Array) -> Array:
+    """Launch kernel batch_norm_`what`, which reduces the rows of its inputs to (splits, 2, C).
 
     The number of splits depends on the shape alone, so a result has the same bits on every GPU.
     """
     splits = max(1, min(rows // _SPLIT, 128))
     part = array_module(inputs[0]).empty((splits, 2, channels), np.float32)
     grid = ceil_div(channels, 32), splits  # a block: 32 channels, 8 rows at a time
-    cuda.launch(kernel, grid, 32 * 8, *inputs, part, rows, channels)
+    cuda.launch(f"batch_norm_{what}", grid, 32 * 8, *inputs, part, rows, channels)
     return part
 
 
@@ -307,7 +307,7 @@ def _forward_cuda(
     x = xp.ascontiguousarray(x)
     mean, var, scale = (xp.empty(channels, np.float32) for _ in range(3))
     y = xp.empty(x.shape, np.float32)
-    part = _partial_sums("batch_norm_moments", rows, channels, x)
+    part = _partial_sums("moments", rows, channels, x)
     cuda.launch_elementwise(
         "batch_norm_combine",
         channels,
@@ -345,7 +345,7 @@ def _backward_cuda(
     dy, x = xp.ascontiguousarray(dy), xp.ascontiguousarray(x)
     sums = xp.empty((2, channels), np.float32)
     dx = xp.empty(x.shape, np.float32)
-    part = _partial_sums("batch_norm_products", rows, channels, dy, x, mean, scale)
+    part = _partial_sums("products", rows, channels, dy, x, mean, scale)
     cuda.launch_elementwise(
         "sum_splits",
         sums.size,

@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+from fake_cuda import device_class
 
 from gpucnn import cuda, cudasim
 from gpucnn.cuda import launcher
@@ -139,16 +140,6 @@ def test_a_struct_is_passed_as_raw_bytes_without_fields_to_describe(xp):
 def test_shared_memory_is_requested_on_the_device_that_runs_the_kernel():
     current, calls = [0], []
 
-    class CudaDevice:
-        def __init__(self, index):
-            self.index = index
-
-        def __enter__(self):
-            current.append(self.index)
-
-        def __exit__(self, *exc):
-            current.pop()
-
     class Function:
         def __setattr__(self, name, value):
             calls.append((name, value, current[-1]))
@@ -164,7 +155,7 @@ def test_shared_memory_is_requested_on_the_device_that_runs_the_kernel():
         Function(),
     )
     checked.xp = types.SimpleNamespace(
-        cuda=types.SimpleNamespace(Device=CudaDevice, runtime=runtime),
+        cuda=types.SimpleNamespace(Device=device_class(current), runtime=runtime),
     )
     for shared in (1024, 65536, 65536):
         checked.run((1, 1, 1), (32, 1, 1), shared, ())

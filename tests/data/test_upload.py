@@ -7,6 +7,7 @@ import weakref
 import numpy as np
 import pytest
 from devices import host
+from fake_cuda import device_class
 
 import gpucnn
 from gpucnn import cudasim, nn, optim, train
@@ -299,16 +300,6 @@ def test_a_device_by_its_number_is_the_current_one_while_it_gets_a_batch():
     """CuPy must create everything for a batch on cuda:1 while cuda:1 is current."""
     current, made_on = [0], []
 
-    class CudaDevice:
-        def __init__(self, index):
-            self.index = index
-
-        def __enter__(self):
-            current.append(self.index)
-
-        def __exit__(self, *exc):
-            current.pop()
-
     def noting(function):
         def noted(*args, **options):
             made_on.append(current[-1])
@@ -318,7 +309,7 @@ def test_a_device_by_its_number_is_the_current_one_while_it_gets_a_batch():
 
     real = cudasim.cuda
     cuda = types.SimpleNamespace(
-        Device=CudaDevice,
+        Device=device_class(current),
         Stream=noting(real.Stream),
         Event=noting(real.Event),
         alloc_pinned_memory=noting(real.alloc_pinned_memory),

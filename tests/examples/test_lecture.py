@@ -1,20 +1,17 @@
 """Every number of the lecture, as its slides print it."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import load_script
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
 def lecture():
-    spec = importlib.util.spec_from_file_location("lecture", EXAMPLES / "lecture.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(EXAMPLES / "lecture.py")
 
 
 def numbers(text):

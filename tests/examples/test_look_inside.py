@@ -1,14 +1,13 @@
 import base64
-import importlib.util
 import io
 import os
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import load_script
 
 import gpucnn
 from gpucnn import data, models, nn, ops, optim, train
@@ -16,20 +15,9 @@ from gpucnn import data, models, nn, ops, optim, train
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # a dataclass looks its module up
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[name]
-    return module
-
-
 @pytest.fixture(scope="module")
 def script():
-    return load_script("look_inside")
+    return load_script(EXAMPLES / "look_inside.py")
 
 
 def tiny(classes=10, generator=None):
@@ -264,7 +252,7 @@ def test_class_names_are_written_as_text(script):
 @pytest.mark.slow
 def test_it_looks_inside_what_the_training_script_wrote(script, tmp_path):
     out = tmp_path / "run"
-    trained = load_script("train_alexnet_cifar10").main(
+    trained = load_script(EXAMPLES / "train_alexnet_cifar10.py").main(
         f"--dataset synthetic --limit 32 --epochs 1 --batch-size 16 --quiet --out {out}".split()
     )
     assert trained == 0

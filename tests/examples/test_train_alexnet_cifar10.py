@@ -1,5 +1,4 @@
 import csv
-import importlib.util
 import json
 import os
 import signal
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import assert_refused, load_script
 
 import gpucnn
 from gpucnn import data, train
@@ -22,10 +22,7 @@ SMALL = "--dataset synthetic --limit 48 --batch-size 16 --epochs 2 --lr 0.002 --
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("train_alexnet_cifar10", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -228,14 +225,7 @@ def test_a_mistake_on_the_command_line_is_one_clear_text_and_exit_status_2(
         _skip_where_cuda_works()
     (tmp_path / "a_file").write_text("")
     flags = flags.split() if "dataset" in flags else [*flags.split(), "--dataset", "synthetic"]
-    try:
-        status = script.main(flags)
-    except SystemExit as stop:  # argparse's own
-        status = stop.code
-    assert status == 2
-    err = capsys.readouterr().err
-    assert message in err
-    assert "Traceback" not in err
+    err = assert_refused(script.main, flags, message, capsys)
     assert "Warning" not in err
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "mispelt").exists()

@@ -1,8 +1,8 @@
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import assert_refused, load_script
 from stopped_runs import ctrl_c_in_step, kill_in_step_3, same_bits
 
 from gpucnn import models, nn, train
@@ -15,10 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "train_image_folder.py"
 @pytest.fixture(scope="module")
 def script():
     pytest.importorskip("PIL", reason="reads JPEG files")
-    spec = importlib.util.spec_from_file_location("train_image_folder", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture(scope="module")
@@ -183,11 +180,4 @@ def test_a_mistake_is_one_clear_text_and_exit_status_2(
     Path("other/cat").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save("other/cat/a.png")
     words = flags.replace("TRAIN", str(photos / "train")).replace("OTHER", "other").split()
-    try:
-        status = script.main([*words, "--device", "cpu"])
-    except SystemExit as stop:  # argparse's own
-        status = stop.code
-    assert status == 2
-    err = capsys.readouterr().err
-    assert message in err
-    assert "Traceback" not in err
+    assert_refused(script.main, [*words, "--device", "cpu"], message, capsys)

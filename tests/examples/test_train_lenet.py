@@ -1,9 +1,9 @@
-import importlib.util
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import assert_refused, load_script
 from stopped_runs import ctrl_c_in_step, kill_in_step_3, same_bits
 
 import gpucnn
@@ -15,10 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "train_lenet.py"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("train_lenet", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture(scope="module")
@@ -147,14 +144,9 @@ def test_a_mistake_is_one_clear_text_and_exit_status_2(
     (Path("damaged") / "train-labels-idx1-ubyte").write_bytes(b"no idx")
     if "--data" not in flags:
         flags += f" --data {idx_files}"
-    try:
-        status = script.main([*flags.split(), "--limit", "8", "--batch-size", "8"])
-    except SystemExit as stop:  # argparse's own
-        status = stop.code
-    assert status == 2
-    err = capsys.readouterr().err
-    assert message in err
-    assert "Traceback" not in err
+    assert_refused(
+        script.main, [*flags.split(), "--limit", "8", "--batch-size", "8"], message, capsys
+    )
     assert not Path("runs").exists()
     assert not Path("mispelt").exists()
 

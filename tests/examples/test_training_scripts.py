@@ -1,10 +1,10 @@
 """The --help texts of the training scripts: the shared flags read the same in all of them."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = ("train_alexnet_cifar10", "train_lenet", "train_image_folder")
@@ -16,9 +16,7 @@ SHARED = (
 
 def help_of(name, capsys):
     """{flag: its --help text, with single spaces}."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(EXAMPLES / f"{name}.py")
     with pytest.raises(SystemExit) as stop:
         module.main(["--help"])
     assert stop.value.code == 0

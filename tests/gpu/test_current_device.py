@@ -42,11 +42,8 @@ def elsewhere(request):
 
 
 @pytest.fixture(autouse=True)
-def _exact():
-    before = gpucnn.get_conv_algorithm()
-    gpucnn.set_conv_algorithm("exact")
-    yield
-    gpucnn.set_conv_algorithm(before)
+def _exact(conv_algorithm):
+    conv_algorithm("exact")
 
 
 @pytest.mark.parametrize("name", TABLE)

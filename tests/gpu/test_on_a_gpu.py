@@ -20,12 +20,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def _exact():
+def _exact(conv_algorithm):
     """Winograd's rounding errors on the CPU would hide those of the kernels."""
-    before = gpucnn.get_conv_algorithm()
-    gpucnn.set_conv_algorithm("exact")
-    yield
-    gpucnn.set_conv_algorithm(before)
+    conv_algorithm("exact")
 
 
 def every_layer() -> nn.Sequential:

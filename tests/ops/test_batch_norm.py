@@ -98,18 +98,17 @@ def test_numpy_halves_equal_the_array_halves(shape):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_dtype_memory_order_and_threads_change_nothing(training):
+def test_dtype_memory_order_and_threads_change_nothing(training, threads):
     x, weight, bias, mean, var = draw((64, 16, 16, 24), np.float32)
-    before, results = gpucnn.get_num_threads(), []
-    for threads, given in ((1, x), (3, x), (2, np.asfortranarray(x))):
-        gpucnn.set_num_threads(threads)
+    results = []
+    for count, given in ((1, x), (3, x), (2, np.asfortranarray(x))):
+        threads(count)
         inputs = [gpucnn.tensor(a, requires_grad=True) for a in (given, weight, bias)]
         running = mean.copy(), var.copy()
         y = batch_norm(*inputs, *running, training)
         y.backward(x)
         results.append([y.data, *(t.grad for t in inputs), *running])
         assert {a.dtype for a in results[-1]} == {np.dtype(np.float32)}
-    gpucnn.set_num_threads(before)
     for other in results[1:]:
         for a, e in zip(other, results[0], strict=True):
             np.testing.assert_array_equal(a, e)

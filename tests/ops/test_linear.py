@@ -83,20 +83,19 @@ def test_only_what_needs_a_gradient_gets_one():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_dtype_memory_order_and_threads_change_nothing(dtype):
+def test_dtype_memory_order_and_threads_change_nothing(dtype, threads):
     x, weight, bias = (
         rng.standard_normal(s).astype(dtype) for s in ((1500, 600), (520, 600), (520,))
     )
     dy = rng.standard_normal((1500, 520)).astype(dtype)
-    before, results = gpucnn.get_num_threads(), []
-    for threads in (1, 3, 2):
-        gpucnn.set_num_threads(threads)
+    results = []
+    for count in (1, 3, 2):
+        threads(count)
         inputs = [gpucnn.tensor(a, requires_grad=True) for a in (x, weight, bias)]
         y = linear(*inputs)
         y.backward(dy)
         results.append([y.data, *(t.grad for t in inputs)])
         assert {a.dtype for a in results[-1]} == {np.dtype(dtype)}
-    gpucnn.set_num_threads(before)
     for other in results[1:]:
         for a, e in zip(other, results[0], strict=True):
             np.testing.assert_array_equal(a, e)

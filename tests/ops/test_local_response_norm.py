@@ -71,17 +71,16 @@ def test_equals_pytorch_given_alpha_times_size(size, dtype, device):
     assert_close(dx, theirs.grad.numpy())
 
 
-def test_dtype_memory_order_and_threads_change_nothing():
+def test_dtype_memory_order_and_threads_change_nothing(threads):
     x = rng.standard_normal((64, 16, 16, 24), dtype=np.float32)
-    before, results = gpucnn.get_num_threads(), []
-    for threads, given in ((1, x), (3, x), (2, np.asfortranarray(x))):
-        gpucnn.set_num_threads(threads)
+    results = []
+    for count, given in ((1, x), (3, x), (2, np.asfortranarray(x))):
+        threads(count)
         t = gpucnn.tensor(given, requires_grad=True)
         y = local_response_norm(t)
         y.backward(x)
         assert y.dtype == t.grad.dtype == np.float32
         results.append((y.data, t.grad))
-    gpucnn.set_num_threads(before)
     for other in results[1:]:
         for a, e in zip(other, results[0], strict=True):
             np.testing.assert_array_equal(a, e)

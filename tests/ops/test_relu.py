@@ -70,17 +70,16 @@ def test_any_shape_and_memory_order_gives_the_same_bits_on_every_device(op, shap
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("op", [relu, leaky_relu])
-def test_dtype_memory_order_and_threads_change_nothing(op, dtype):
+def test_dtype_memory_order_and_threads_change_nothing(op, dtype, threads):
     x = rng.standard_normal((300, 33, 41)).astype(dtype)
-    before, results = gpucnn.get_num_threads(), []
-    for threads, given in ((1, x), (3, x), (2, np.asfortranarray(x))):
-        gpucnn.set_num_threads(threads)
+    results = []
+    for count, given in ((1, x), (3, x), (2, np.asfortranarray(x))):
+        threads(count)
         t = gpucnn.tensor(given, requires_grad=True)
         y = op(t)
         y.backward(x)
         assert y.dtype == t.grad.dtype == dtype
         results.append((y.data, t.grad))
-    gpucnn.set_num_threads(before)
     for other in results[1:]:
         for a, e in zip(other, results[0], strict=True):
             np.testing.assert_array_equal(a, e)

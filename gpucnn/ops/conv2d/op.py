@@ -102,15 +102,13 @@ class _Conv2d(Function):
         self.geometry, self.relu, self.pool, self.cache = geometry, relu, pool, cache
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        y, saved = _forward(
+        y, self.saved = _forward(
             x, weight, bias, self.geometry, self.needs, self.relu, self.pool, self.cache
         )
-        self.saved = (saved,)
         return y
 
     def backward(self, dy: Array) -> Gradients:
-        assert self.saved is not None
-        gradients: Gradients = self.saved[0].backward(dy, self.needs, self.last_use)
+        gradients: Gradients = self.saved.backward(dy, self.needs, self.last_use)
         return gradients
 
 

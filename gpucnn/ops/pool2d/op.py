@@ -120,13 +120,11 @@ class _MaxPool2d(Function):
         self.geometry = geometry
 
     def forward(self, x: Array) -> Array:
-        y, saved = max_forward(x, self.geometry, self.needs[0])
-        self.saved = (saved,)
+        y, self.saved = max_forward(x, self.geometry, self.needs[0])
         return y
 
     def backward(self, dy: Array) -> Array:
-        assert self.saved is not None
-        return self.saved[0].backward(dy)
+        return self.saved.backward(dy)
 
 
 class _AvgPool2d(Function):

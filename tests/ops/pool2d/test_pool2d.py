@@ -229,18 +229,16 @@ def test_an_empty_batch_stays_empty(pool, dtype, device):
         lambda x: avg_pool2d(x, 2),
     ],
 )
-def test_dtype_memory_order_and_threads_change_nothing(pool):
+def test_dtype_memory_order_and_threads_change_nothing(pool, threads):
     x = draw(16, 16, True, n=40, c=32).astype(np.float32)
     results = []
-    before = gpucnn.get_num_threads()
-    for threads, given_x in ((1, x), (3, x), (2, np.asfortranarray(x))):
-        gpucnn.set_num_threads(threads)
+    for count, given_x in ((1, x), (3, x), (2, np.asfortranarray(x))):
+        threads(count)
         t = gpucnn.tensor(given_x, requires_grad=True)
         y = pool(t)
         y.backward(np.asarray(y.data))
         assert y.dtype == t.grad.dtype == np.float32
         results.append((y.data, t.grad))
-    gpucnn.set_num_threads(before)
     for y, dx in results[1:]:
         np.testing.assert_array_equal(y, results[0][0])
         np.testing.assert_array_equal(dx, results[0][1])
