@@ -99,7 +99,7 @@ def test_the_two_halves_of_every_op_have_one_signature():
         m for name, m in sys.modules.items() if name.startswith(("gpucnn.ops.", "gpucnn.optim."))
     }:
         for name, value in vars(module).items():
-            if hasattr(value, "cpu") and hasattr(value, "cuda"):
+            if inspect.isfunction(value) and hasattr(value, "cpu"):  # by_device made it
                 halves = [list(inspect.signature(f).parameters) for f in (value.cpu, value.cuda)]
                 assert halves[0] == halves[1], f"{module.__name__}.{name}"
                 checked += 1

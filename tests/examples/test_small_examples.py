@@ -12,7 +12,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-README = EXAMPLES.with_name("README.md").read_text(encoding="utf-8")
+GALLERY = (EXAMPLES.parent / "docs" / "gallery.md").read_text(encoding="utf-8")
 
 # Runs a script as where matplotlib is not installed
 WITHOUT_MATPLOTLIB = """
@@ -30,8 +30,8 @@ def run(folder, *command):
     )  # fmt: skip
 
 
-def test_the_digits_example_has_the_lines_that_the_readme_says():
-    assert "**Handwritten digits in thirty lines.** `python examples/digits.py`" in README
+def test_the_digits_example_has_the_lines_that_the_gallery_says():
+    assert "## Handwritten digits in thirty lines\n" in GALLERY
     assert len((EXAMPLES / "digits.py").read_text().splitlines()) == 30
 
 
@@ -66,9 +66,9 @@ def test_without_matplotlib_the_lecture_is_printed_and_a_line_says_what_is_missi
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_readmes_command_for_a_screenshot_is_understood():
+def test_the_gallerys_command_for_a_screenshot_is_understood():
     pytest.importorskip("PIL", reason="docs/screenshot.py cuts pictures")
-    command = re.search(r"python docs/(screenshot\.py .*)\\\n(.*)\n", README)
+    command = re.search(r"python docs/(screenshot\.py .*)\\\n(.*)\n", GALLERY)
     path, *words = shlex.split(command[1] + command[2])
     options = runpy.run_path(str(EXAMPLES.with_name("docs") / path))["parse_arguments"](words)
     assert options.page == Path("RUN/look_inside.html")

@@ -72,7 +72,7 @@ def test_a_folder_of_jpegs_trains_tests_with_ten_views_and_predicts(
 
 # What makes a process of its own use the `alexnet` of this file
 SMALL = f"""
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from test_train_image_folder import alexnet, models, registry
 models.BY_NAME["alexnet"], registry._SIDES[alexnet] = alexnet, 227
 """
