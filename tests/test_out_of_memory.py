@@ -93,6 +93,10 @@ def test_memory_that_the_pool_caches_is_freed_and_the_op_succeeds(device_of, lim
     assert y.numpy().sum() == 2**18 - 2**15
 
 
+def size(n):
+    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB"
+
+
 def test_the_error_names_layer_op_bytes_and_the_batch_that_would_fit(device_of):
     model = network()
     device_of(3 * 2**20)
@@ -103,7 +107,7 @@ def test_the_error_names_layer_op_bytes_and_the_batch_that_would_fit(device_of):
     assert 0 < error.batch_size < 64
     assert str(error) == (
         "conv2d in layer 1.layers.2 (Conv2d): cannot allocate 4.0 MiB on cudasim: "
-        f"{error.free / 2**20:.1f} MiB free, {error.used / 2**20:.1f} MiB in use\n"
+        f"{size(error.free)} free, {size(error.used)} in use\n"
         f"  use a smaller batch: about {error.batch_size} images instead of 64, estimated from the "
         "layers so far"
     )
