@@ -2,7 +2,7 @@
 //
 //   thread -> one element
 //
-//   x, y, dx, dy   any shape, `size` elements; y and dx are written (=)
+// All arrays have `size` elements, in any shape; y, dx and result are written (=).
 //
 // Blocks of 256 threads (any smaller block works), at most 64 registers a thread: 32 warps per
 // multiprocessor hide the memory latency, which is all that these kernels wait for.

@@ -26,7 +26,7 @@ struct Geometry {
 
 __device__ inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// The flat index of this thread; 64 bits, because one large activation has 2^31 elements.
+// The flat index of this thread; 64 bits, because an activation may exceed 2^31 elements.
 __device__ inline int64 global_thread() {
     return (int64)blockIdx.x * blockDim.x + threadIdx.x;
 }

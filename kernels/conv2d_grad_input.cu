@@ -3,8 +3,8 @@
 //     DX (M x C)  =  DY (M x K)  *  WEIGHT (K x C)      K = the phase's live taps * OC
 //
 // Tap r reaches input pixel h from output (h + top - r * dilation) / stride, if that division is
-// exact.  With stride 2, three of four taps are dead, and which ones depends on h % 2 and w % 2
-// alone.  A phase is the set of pixels with equal remainders.  They have the same live taps, whose
+// exact.  With stride 2, three of four taps are dead, and which ones depends only on h % 2 and
+// w % 2.  A phase is the set of pixels with equal remainders.  They have the same live taps, whose
 // outputs lie at fixed distances, as if the stride were 1.  With stride 1 there is one phase and
 // every tap is live.
 //
@@ -16,7 +16,7 @@
 //
 //   dy      (N, OH, OW, OC)              one pixel: `filters` contiguous floats
 //   weight  (OC, KH, KW, channels)       one tap: `channels` contiguous floats
-//   dx      (N, H, W, C)                 written (=), zeros too where no output reads the pixel
+//   dx      (N, H, W, C)                 written (=), with zeros where no output reads the pixel
 //   channels = C / groups, filters = OC / groups: those of one group
 //
 //   vector  channels and filters divisible by 4, at most 2^32 floats in dy: 16-byte loads
@@ -54,7 +54,7 @@ __device__ inline Axis live_taps(int phase, int size, int stride, int before, in
     return axis;
 }
 
-// The work of a block.  In shared memory, to be reread where needed: registers are scarce in the
+// The work of a block.  Kept in shared memory and reread where needed: registers are scarce in the
 // main loop.
 struct Phase {
     Axis rows, columns;

@@ -4,7 +4,7 @@
 //
 // M is long and the result small, so this is a split-K product: the pixels are split over blocks,
 // each split writes its own sum, and sum_splits (reduce.cu) adds the splits in order.  Without
-// atomics the result is reproducible.  The host derives the number of splits from the shapes alone.
+// atomics the result is reproducible.  The number of splits depends only on the shapes.
 //
 //   block   TM filters x TN of K, over one split of the pixels, in one group
 //           grid: K tiles, filter tiles, groups * splits
@@ -23,7 +23,7 @@
 // weight.
 //
 // 128 threads, at most 168 registers each: 12 warps per multiprocessor.  A 128 x 128 tile would
-// need more than the 128 registers available to it: walking over the pixels takes six.
+// need more than its 128 registers: walking over the pixels takes six.
 // All layers of AlexNet use them.
 
 #include "common.cuh"
@@ -36,7 +36,7 @@ struct Walk {
 };
 
 // Eight output pixels as images, rows and columns of x: a step adds these and carries.
-// In shared memory, to be reread where needed: registers are this kernel's scarcest resource.
+// Kept in shared memory and reread where needed: registers are this kernel's scarcest resource.
 struct alignas(16) Stride {
     int images, rows, columns;
     int image_size;  // in floats
@@ -91,7 +91,7 @@ __device__ inline void grad_weight(const float* x, const float* dy, float* part,
     constexpr int A_ROWS = TILE_K / T::A_QUADS;
     int a_row = threadIdx.x / (TM / 4), a_quad = threadIdx.x % (TM / 4) * 4;
     int filters_left = quad_left<VECTOR>(blockIdx.y * TM + a_quad, filters);
-    int a_pixels = end - begin - a_row;  // left, from this thread's on
+    int a_pixels = end - begin - a_row;  // pixels left, from this thread's on
     const float* gradient = dy + (int64)(begin + a_row) * oc_count + group * filters +
                             quad_start<VECTOR>(blockIdx.y * TM + a_quad, filters);
 

@@ -57,7 +57,7 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_grad_in
     int64 n = pixel / g.w / g.h;
 
     int channels = g.c / g.groups, filters = oc_count / g.groups;
-    int first = c / channels * filters;  // of the filters that read channel c
+    int first = c / channels * filters;  // the first filter that reads channel c
     float sum = 0.0f;
     for (int r = 0; r < g.kh; ++r) {
         // Tap r of output row i reads input row i * stride - top + r * dilation: solve for i.

@@ -12,8 +12,8 @@
 //                   null leaves the parameter unchanged
 //
 // Blocks of 256 threads, at most 64 registers a thread: 32 warps per multiprocessor.  The kernels
-// are bound by memory: SGD moves 5 floats for 6 operations.  The rows of small parameters end at
-// once.
+// are memory-bound: SGD moves 5 floats for 6 operations.  Blocks past the end of a small parameter
+// return at once.
 
 #include "common.cuh"
 

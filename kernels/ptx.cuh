@@ -94,9 +94,9 @@ __device__ inline void copy_async_wait() {
 
 // --- ldmatrix: 8 x 8 matrices of 16-bit numbers from shared memory to fragments ---
 
-// Lane l passes the address of row l % 8 of matrix l / 8: 16 bytes, 16-byte aligned.  Of each
-// matrix a lane receives row lane / 4, columns 2 * (lane % 4) and + 1; transposed, the same of the
-// transpose.  With fewer than four matrices the addresses of the last lanes are ignored.
+// Lane l passes the address of row l % 8 of matrix l / 8: 16 bytes, 16-byte aligned.  From each
+// matrix, or from its transpose, a lane receives row lane / 4, columns 2 * (lane % 4) and the next.
+// With fewer than four matrices the addresses of the last lanes are ignored.
 __device__ inline void load_matrices(unsigned (&r)[1], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
                  : "=r"(r[0]) : "r"((unsigned)__cvta_generic_to_shared(row)) : "memory");

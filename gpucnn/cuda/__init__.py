@@ -2,15 +2,15 @@
 
     cuda.launch("max_pool2d_forward", grid, block, x, y, argmax, geometry)
 
-In the order in which a launch passes through them:
+Modules, in reading order:
 
-declarations    reads the kernels and their parameters from kernels/*.cu
+declarations    parses the kernels' declarations in kernels/*.cu
 compiler        compiles a .cu file for a device
-launcher        checks the arguments and launches
+launcher        checks the arguments of a launch and runs the kernel
 timer           measures time on a device
 
-Two more look at kernels without a GPU: nvrtc (compiles them, counts their registers) and sass
-(disassembles them).
+Two more inspect kernels without a GPU: nvrtc compiles them and counts their registers, sass
+disassembles them.
 """
 
 from gpucnn.cuda.compiler import OPTIONS, compile_file, compiling, options

@@ -1,4 +1,4 @@
-"""Compiling kernels: a .cu file becomes a module of a device, one for each set of `defines`.
+"""Compile kernels: a .cu file becomes one module per device and set of `defines`.
 
 Read declarations.py first and launcher.py next.
 
@@ -71,11 +71,11 @@ def compiling(device: Device, what: str) -> Iterator[None]:
         raise
 
 
-# In NVRTC's message for a GPU that it no longer supports, and in the driver's for code that has no
-# version for the GPU.
+# Parts of error messages: NVRTC's for a GPU that it no longer supports, and the driver's for a
+# binary without code for this GPU.
 _UNKNOWN_GPU = ("gpu-architecture", "no_binary_for_gpu")
 
-# What CuPy 14 needs for compiling, by a word in its error message.  It requires the headers even
+# What CuPy 14 needs to compile, by a part of its error message.  It requires CUDA's headers even
 # for sources that include none.
 _PARTS_OF_CUDA = {
     "cuda headers": "CUDA's headers, and CuPy found none",

@@ -1,4 +1,4 @@
-"""The kernels of kernels/*.cu: their declarations, and their sources with headers spliced in.
+"""The kernels of kernels/*.cu: their declarations, and their sources with headers inlined.
 
 Read this first, then compiler.py and launcher.py.  Each kernel is declared once, in its .cu file,
 and `kernels()` parses that declaration:
@@ -93,7 +93,8 @@ def kernels() -> dict[str, Kernel]:
         for declared in declarations(file, _read(file)):
             if declared.name in found:
                 raise ArgumentError(
-                    f"kernel {declared.name} is in {found[declared.name].file} and {file}"
+                    f"kernel {declared.name} is declared twice: "
+                    f"in {found[declared.name].file} and {file}"
                 )
             found[declared.name] = declared
     return found
@@ -102,7 +103,7 @@ def kernels() -> dict[str, Kernel]:
 def callers(name: str) -> list[str]:
     """The Python files that launch kernel `name`, such as gpucnn/optim/sgd.py.
 
-    A formatted name, f"conv2d_forward_{...}", matches every kernel with that prefix.
+    An f-string, f"conv2d_forward_{...}", matches every kernel with its constant prefix.
     """
     found = []
     for folder in ("ops", "optim", "data"):
@@ -144,9 +145,9 @@ def _read(file: str) -> str:
 
 
 def assemble(file: str, headers: Mapping[str, str] | None = None, folder: str = "") -> str:
-    """The source of kernels/`file` with all headers spliced in.
+    """The source of kernels/`file` with all headers inlined.
 
-    CuPy's cache key covers the source but not the headers that it includes.  `headers` maps header
+    Headers are inlined because CuPy's cache key covers only the source.  `headers` maps header
     names to replacement texts; `folder` prefixes the file names shown by compilers and debuggers.
     """
     return f"#define {WIDE}\n" + _splice(file, _read(file), dict(headers or {}), folder, set())

@@ -1,4 +1,4 @@
-"""Launching kernels from Python, with every argument checked.
+"""Launch kernels from Python, with every argument checked.
 
     cuda.launch("max_pool2d_forward", grid, block, x, y, argmax, geometry)
 
@@ -45,17 +45,18 @@ def launch(
     a dimension of 0, as for an empty batch, runs nothing.
 
     Raises ArgumentError for an unknown kernel, a wrong number of arguments, a number out of range
-    or a launch beyond the device's limits; DtypeError; ShapeError for an array that is not
-    contiguous, or has 2^31 elements or more in a kernel without `wide_offsets`; DeviceMismatch.
+    or a launch beyond the device's limits; DtypeError for an argument of the wrong type; ShapeError
+    for an array that is not contiguous, or has 2^31 elements or more in a kernel without
+    `wide_offsets`; DeviceMismatch for an array on another device.
     """
     array = next((arg for arg in args if _is_array(arg)), None)
     if array is None:
         raise ArgumentError(f"{name}: a launch needs at least one array")
     device = device_of(array)
     if device.kind == "cpu":
-        raise DeviceMismatch(f"{name}: kernels run on cuda or cudasim, and an argument is on cpu")
+        raise DeviceMismatch(f"{name}: kernels run on cuda or cudasim, but an argument is on cpu")
     checked = checked_kernel(name, device, tuple(defines.items()) if defines else ())
-    configuration = _three(grid), _three(block), shared
+    configuration = _dim3(grid), _dim3(block), shared
     if configuration not in checked.allowed:
         checked.check_limits(*configuration)
         checked.allowed.add(configuration)
@@ -133,7 +134,7 @@ def record_launches(run: bool = True) -> Iterator[list[Launch]]:
         yield launches
 
 
-def _three(sizes: int | tuple[int, ...]) -> tuple[int, int, int]:
+def _dim3(sizes: int | tuple[int, ...]) -> tuple[int, int, int]:
     if not isinstance(sizes, tuple):
         return int(sizes), 1, 1
     x, y, z = (*map(int, sizes), 1, 1)[:3]
@@ -232,7 +233,8 @@ class CheckedKernel:
             info = _integer_range(dtype)
             if not info.min <= value <= info.max:
                 raise ArgumentError(
-                    f"{self.name_of(parameter)}: expected {dtype}, and {value} is out of range"
+                    f"{self.name_of(parameter)}: expected {dtype}, "
+                    f"got {value}, which is out of range"
                 )
         return dtype.type(value)
 
@@ -260,7 +262,7 @@ class CheckedKernel:
             )
         if value.size > _MOST_ELEMENTS and not self.declared.wide:
             raise ShapeError(
-                f"{self.name_of(parameter)} {value.shape} has {value.size} elements, and the "
+                f"{self.name_of(parameter)} {value.shape} has {value.size} elements; the "
                 f"kernel's 32-bit offsets reach {_MOST_ELEMENTS}\n  use a smaller batch"
             )
         if self.device.kind == "cuda" and value.device.id != self.device.index:
@@ -308,8 +310,8 @@ def checked_kernel(
 def _struct(value: Any) -> np.ndarray[Any, Any]:
     """The fields of a frozen dataclass as int32, in order, as raw bytes.
 
-    CuPy would pass a record by value too, but reads its array interface at each launch, and NumPy
-    describes every field there: 10 us for a record of 17 fields, 1 us for raw bytes.
+    CuPy also passes a record by value, but reads its array interface at each launch.  NumPy lists
+    every field in that interface: 10 us for a record of 17 fields, 1 us for raw bytes.
     """
     names = [field.name for field in dataclasses.fields(value)]
     numbers = tuple(int(getattr(value, name)) for name in names)

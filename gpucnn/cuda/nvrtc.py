@@ -1,8 +1,8 @@
 """NVIDIA's runtime compiler without a GPU, for inspecting kernels.
 
 CuPy compiles kernels when they are launched.  This module compiles them for any architecture, to
-see their machine code, their registers and their spills.  It needs libnvrtc (CUDA 12 or 13), from
-the wheel nvidia-cuda-nvrtc or an installed toolkit, and no driver.
+inspect their machine code, registers and spills.  It needs libnvrtc (CUDA 12 or 13), from the wheel
+nvidia-cuda-nvrtc or an installed toolkit, but no driver.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from typing import Any
 from gpucnn.errors import DeviceError, KernelError
 
 INSTALL = 'pip install "gpucnn[nvrtc]"'
-CUPY_OPTIONS = ("-ftz=true",)  # the only option of those that CuPy adds that changes the code
+CUPY_OPTIONS = ("-ftz=true",)  # CuPy adds others, but only this one changes the code
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,12 @@ def compile_source(
     architecture: int,
     options: Iterable[str] = ("-std=c++17", *CUPY_OPTIONS),
 ) -> Binary:
-    """Compile `source`, complete CUDA C++ text that messages call `name`.
+    """Compile `source`, complete CUDA C++ text.
 
-    architecture is the compute capability times ten: 80 for sm_80.  options defaults to those of
-    a launch through CuPy; registers and spills depend on them.  Raises DeviceError without
-    libnvrtc or for an unsupported architecture, KernelError if the source does not compile.
+    name is the file name in error messages.  architecture is the compute capability times ten: 80
+    for sm_80.  options defaults to those of a launch through CuPy; registers and spills depend on
+    them.  Raises DeviceError without libnvrtc or for an unsupported architecture, KernelError if
+    the source does not compile.
     """
     library = _library()
     if architecture not in architectures():
@@ -84,7 +85,7 @@ def version() -> str:
 
 @functools.cache
 def architectures() -> tuple[int, ...]:
-    """The architectures that it supports: 75, 80, ...; DeviceError without libnvrtc."""
+    """The architectures that NVRTC supports: 75, 80, ...; DeviceError without libnvrtc."""
     library, count = _library(), ctypes.c_int()
     _check(library, library.nvrtcGetNumSupportedArchs(ctypes.byref(count)))
     found = (ctypes.c_int * count.value)()
@@ -97,7 +98,7 @@ def pathfinder(wanted: str) -> Any:
     try:
         return importlib.import_module("cuda.pathfinder")
     except ImportError as error:
-        raise DeviceError(f"{wanted} needs cuda-pathfinder to be found; {INSTALL}") from error
+        raise DeviceError(f"{wanted} cannot be found without cuda-pathfinder; {INSTALL}") from error
 
 
 @functools.cache
@@ -112,7 +113,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _text(library: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
-    """The program's log, PTX or cubin, `what` naming NVRTC's getters of its size and contents."""
+    """The program's log, PTX or cubin; `what` is the suffix of NVRTC's getter, such as CUBIN."""
     size = ctypes.c_size_t()
     _check(library, getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
     buffer = ctypes.create_string_buffer(size.value)

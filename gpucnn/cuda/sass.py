@@ -40,7 +40,7 @@ class Loop:
 
     @property
     def share(self) -> float:
-        """The fraction of issue slots that multiply and add."""
+        """The fraction of instructions that are multiply-adds."""
         return self.multiply_adds / max(len(self.instructions), 1)
 
     @property
@@ -51,7 +51,7 @@ class Loop:
     @property
     def cover(self) -> int:
         """The number of multiply-adds that hide the latency of global memory: those between the
-        last load from there and the next store to shared memory.  0 without such a pair."""
+        last global load and the next store to shared memory; 0 without such a pair."""
         loads = [i for i, name in enumerate(self.instructions) if name.startswith("LDG")]
         stores = [i for i, name in enumerate(self.instructions) if name.startswith("STS")]
         after = [i for i in stores if loads and i > loads[-1]]
@@ -93,7 +93,7 @@ def _main_loop(code: str) -> Loop:
 
 @functools.cache
 def _nvdisasm() -> str:
-    # cuda.pathfinder looks into wheels, conda and CUDA_PATH, but not at PATH.
+    # cuda.pathfinder searches wheels, conda and CUDA_PATH, but not PATH.
     find = pathfinder("nvdisasm").find_nvidia_binary_utility
     path = find("nvdisasm") or shutil.which("nvdisasm")
     if path is None:

@@ -1,4 +1,4 @@
-"""Measuring time on a device, with its own clock."""
+"""Measure time on a device with its own clock."""
 
 import time
 from collections import deque
@@ -16,14 +16,14 @@ class Timer:
                 step(images, labels)
         print(timer.seconds / timer.count)
 
-    On a GPU this is time of the current stream, between two events: entering and leaving a block
-    do not synchronize, and reading `seconds` waits for the last event.  On a CPU it is wall-clock
-    time.  Device None means the default device.
+    On a GPU it measures the time between two events on the current stream.  Entering and leaving a
+    block do not synchronize; reading `seconds` waits for the last event.  On a CPU it measures
+    wall-clock time.  Device None means the default device.
     """
 
     def __init__(self, device: str | Device | None = None) -> None:
         self.device = Device.parse(device)
-        self.count = 0  # blocks left so far
+        self.count = 0  # completed blocks
         self._clock: Any = _Events(self.device) if self.device.kind != "cpu" else _WallClock()
         self._begin: Any = None
 

@@ -2,8 +2,8 @@
 
     gpucnn.tensor(x, device="cudasim")
 
-Everything here has CuPy's name and meaning, except for the last two functions.  README.md explains
-how to use it.
+Everything here has CuPy's name and meaning, except `require_compiler` and `kernel_headers`.
+README.md explains how to use it.
 """
 
 from types import SimpleNamespace as _SimpleNamespace

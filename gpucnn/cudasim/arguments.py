@@ -24,9 +24,9 @@ class _Range(ctypes.Structure):  # Range in native/worker.h
 class Arguments:
     """The bytes of each argument of a launch.
 
-    parameters lists the kernel's: name, and whether it is a pointer to const.  Raises TypeError
-    for arguments that CuPy would accept and pass wrongly: NumPy arrays, non-contiguous arrays and
-    Python numbers.
+    parameters holds each kernel parameter's name, and whether it is a pointer to const.  Raises
+    TypeError for arguments that CuPy would accept but pass wrongly: NumPy arrays, non-contiguous
+    arrays and Python numbers.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class Arguments:
     def fence(self) -> None:
         """Replace the arrays by copies, each between two fences.
 
-        Views of one buffer stay together only if they overlap: an access from one view into the
-        next is an error too.
+        Views of one buffer share a copy only if they overlap, so that an access from one view into
+        the next is an error too.
         """
         spans = []  # begin, end, index of the argument
         for number, arg in enumerate(self._args):
@@ -69,7 +69,7 @@ class Arguments:
             size = end - begin
             memory = np.empty(size + 2 * _FENCE + _ALIGNMENT, np.uint8)
             start = memory.ctypes.data + _FENCE
-            start += (begin - start) % _ALIGNMENT  # aligned as the original, and no better
+            start += (begin - start) % _ALIGNMENT  # aligned like the original, but no better
             ctypes.memmove(start, begin, size)
             self._memory.append(memory)
             writable = not all(self._parameters[number][1] for _, _, number in group)

@@ -163,8 +163,8 @@ def unwrap(value: Any) -> Any:
         return value._host
     if isinstance(value, np.ndarray):
         raise TypeError(
-            "Unsupported type <class 'numpy.ndarray'>: a NumPy array meets an array on device "
-            "cudasim\n  use gpucnn.cudasim.asarray for a copy on the device"
+            "Unsupported type <class 'numpy.ndarray'>: cannot mix a NumPy array with an array on "
+            "device cudasim\n  use gpucnn.cudasim.asarray for a copy on the device"
         )
     if isinstance(value, tuple | list):
         return type(value)(unwrap(item) for item in value)

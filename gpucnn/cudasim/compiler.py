@@ -107,7 +107,7 @@ def _supports(flag: str) -> bool:
 
 @functools.cache
 def _cpu() -> str:
-    """What -march=native depends on."""
+    """The CPU's model and features, on which -march=native depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -128,7 +128,7 @@ def _headers_digest() -> bytes:
 
 def compile_kernels(code: str, options: tuple[str, ...], settings: Settings) -> ctypes.CDLL:
     """Compile `code` into a library; KernelError with the compiler's messages if that fails."""
-    runtime()  # has the symbols that the library needs when it is loaded
+    runtime()  # loaded first: the library needs its symbols
     flags = list(_CHECKED if settings.checked else _FAST)
     flags += [*filter(_supports, _NATIVE)][:1]
     if settings.debug:

@@ -79,5 +79,5 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> An
 
 
 def asnumpy(a: Any) -> memory.Host:
-    """A copy on the host."""
+    """A copy on the host; a NumPy array is returned unchanged."""
     return a.get() if isinstance(a, ndarray) else np.asarray(a)

@@ -50,7 +50,7 @@ class Device:
                 f"device cudasim:{self.id} does not exist\n  there is only one: cudasim"
             )
 
-    # The limits of compute capability 8.0.
+    # Those of an A100, compute capability 8.0.
     attributes = {
         "MaxThreadsPerBlock": 1024,
         "MaxBlockDimX": 1024,

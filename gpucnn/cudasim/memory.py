@@ -1,8 +1,8 @@
 """The device's memory, and the pool that allocates it, modelled on CuPy's.
 
 Each array lies between two unmapped guards, so that a kernel that writes outside its arrays damages
-neither another array nor the Python process.  Freed blocks go to a list by size, which allocations
-search before they ask the device.  New arrays are filled with poison.
+neither another array nor the Python process.  Freed blocks are cached by size, and allocations
+reuse them before they ask the device.  New arrays are filled with poison.
 """
 
 import ctypes
@@ -43,7 +43,7 @@ class OutOfMemoryError(MemoryError):
 
 
 class _Block:
-    """A block of device memory that NumPy accesses in place; freed to the pool when deleted."""
+    """A block of device memory that NumPy accesses in place; returned to the pool when deleted."""
 
     __slots__ = ("address", "allocation", "first", "pool", "size")
 
@@ -147,12 +147,12 @@ def _libc() -> ctypes.CDLL:
 
 
 def device_memory() -> int:
-    """Bytes of the simulated device: memory= in GPUCNN_CUDASIM, or all of the host's."""
+    """The device's memory in bytes: memory= in GPUCNN_CUDASIM, or all of the host's."""
     return settings.current().memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _map(size: int, total: int) -> int:
-    """Map `size` bytes between two guards and return their address.  total is for the error."""
+    """Map `size` bytes between two guards; return their address.  The error shows `total`."""
     libc, whole = _libc(), _pages(size) + 2 * _GUARD
     base = libc.mmap(None, whole, _NO_ACCESS, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
     usable = mmap.PROT_READ | mmap.PROT_WRITE

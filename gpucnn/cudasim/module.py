@@ -35,7 +35,7 @@ class _Request(ctypes.Structure):  # Request in native/worker.h
 
 
 class RawModule:
-    """CUDA source, compiled at the first launch, once for each build that the settings need."""
+    """CUDA source, compiled at its first launch; checked modes and debug have their own builds."""
 
     def __init__(self, *, code: str, options: tuple[str, ...] = ()) -> None:
         self._options = tuple(option for option in options if option.startswith("-D"))
@@ -147,7 +147,7 @@ class Function:
 
 
 def _interrupts() -> int:
-    """The number of Ctrl-C that end a kernel; a handler that does not just raise gets the first."""
+    """Ctrl-C presses that end a kernel: 2 if a handler of the program's own gets the first."""
     return 1 if signal.getsignal(signal.SIGINT) is signal.default_int_handler else 2
 
 

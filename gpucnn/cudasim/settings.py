@@ -40,7 +40,7 @@ class Settings:
     threads: int = 0  # 0: the number of cores
     memory: int = 0  # of the device, in bytes; 0: all of the host's
     debug: bool = False
-    ways: int = 1  # passes that mode banks allows an access to shared memory
+    ways: int = 1  # in mode banks: passes that a shared-memory access may take
 
     @property
     def checked(self) -> bool:

@@ -1,6 +1,6 @@
-"""The arguments that the stand-in's functions accept: those of both CuPy and NumPy.
+"""The arguments that cudasim's functions accept: those of both CuPy and NumPy.
 
-The computation is NumPy's, which accepts more than CuPy: `where=` in a sum, other positions of
+NumPy does the computation, and it accepts more than CuPy: `where=` in a sum, other positions of
 `axis`.  A program that used those would fail only on a GPU, so arguments that are not in these
 tables are refused.  `=` marks optional arguments; `/` and `*` are Python's.
 """

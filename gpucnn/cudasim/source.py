@@ -1,4 +1,4 @@
-"""Rewrites CUDA source for a C++ compiler, to be compiled with native/cuda.h before it.
+"""Rewrite CUDA source for a C++ compiler, which compiles it after native/cuda.h.
 
 Macros and functions can implement nearly everything in CUDA C++ that is not C++.  These are the
 exceptions, rewritten so that line numbers do not change:

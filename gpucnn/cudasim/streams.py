@@ -119,7 +119,7 @@ def synchronize() -> None:
 
 
 class Event:
-    """A point in a stream's work, with the host's time."""
+    """A point in a stream's work, timed by the host's clock."""
 
     def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
         self._seconds: float | None = None

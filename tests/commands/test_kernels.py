@@ -76,7 +76,7 @@ def test_without_nvrtc_the_way_out_is_named_and_nothing_is_written(tmp_path, mon
         for function in (nvrtc._library, nvrtc.architectures):
             function.cache_clear()
     assert (
-        'NVRTC needs cuda-pathfinder to be found; pip install "gpucnn[nvrtc]"'
+        'NVRTC cannot be found without cuda-pathfinder; pip install "gpucnn[nvrtc]"'
         in capsys.readouterr().err
     )
     assert not (tmp_path / "kernels").exists()

@@ -55,7 +55,7 @@ def test_an_unknown_kernel_is_named():
 
 def test_two_kernels_of_one_name_are_refused(files):
     (files / "second.cu").write_text((files / "outer.cu").read_text())
-    with pytest.raises(ArgumentError, match=r"is in outer\.cu and second\.cu"):
+    with pytest.raises(ArgumentError, match=r"declared twice: in outer\.cu and second\.cu"):
         cuda.kernels()
 
 

@@ -53,7 +53,7 @@ def test_wrong_arguments_are_refused_with_kernel_and_parameter(xp):
     refused(DtypeError, "scale: factor: expected float32, got str", "scale", x, y, "1", 8)
     refused(
         ArgumentError,
-        "scale: n: expected int32, and 4294967296 is out of range",
+        "scale: n: expected int32, got 4294967296, which is out of range",
         "scale",
         x,
         y,

@@ -1,4 +1,4 @@
-"""NVRTC without a GPU: good and bad sources, and what is said where it is not installed."""
+"""NVRTC without a GPU: good and bad sources, and the message if it is not installed."""
 
 import sys
 import types
@@ -81,7 +81,10 @@ def forgotten() -> Iterator[None]:
 @pytest.mark.usefixtures("forgotten")
 @pytest.mark.parametrize(
     ("pathfinder", "reason"),
-    [(NOT_INSTALLED, "needs cuda-pathfinder to be found"), (FINDS_NOTHING, "was not found")],
+    [
+        (NOT_INSTALLED, "cannot be found without cuda-pathfinder"),
+        (FINDS_NOTHING, "was not found"),
+    ],
 )
 def test_without_nvrtc_or_nvdisasm_one_line_says_how_to_install_both(
     monkeypatch: pytest.MonkeyPatch, pathfinder: object, reason: str

@@ -1,3 +1,5 @@
+"""cuda.Timer on the CPU and on the simulated device."""
+
 import time
 
 import pytest
@@ -41,7 +43,7 @@ def test_events_that_have_passed_are_not_kept():
     assert len(timer._clock._pairs) <= 1
 
 
-def test_without_a_device_it_is_the_blocks_own():
+def test_without_a_device_the_timer_measures_on_the_default_device():
     with gpucnn.device(gpucnn.Device("cudasim")):
         assert str(Timer().device) == "cudasim"
     assert str(Timer().device) == "cpu"

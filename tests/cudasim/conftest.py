@@ -11,7 +11,7 @@ from gpucnn import cudasim
 
 @pytest.fixture(scope="session", autouse=True)
 def _needs_compiler(compiler: None) -> None:
-    """All of these tests need one."""
+    """All tests in this folder need a C++ compiler."""
 
 
 Simulate = Callable[..., Any]

@@ -1,4 +1,4 @@
-"""Tensor-core instructions, ldmatrix and asynchronous copies against plain NumPy."""
+"""Tensor-core instructions, ldmatrix and asynchronous copies compared with NumPy."""
 
 import re
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""The checker is checked: correct kernels pass in every mode, every seeded fault is detected.
+"""Correct kernels pass in every mode of the simulator, and every seeded fault is detected.
 
 A fault is detected if the launch fails or its result differs from NumPy's.  All variants of all
-victims are in one module, so that the compiler starts twice and not a hundred times.
+victims are in one module, so that the compiler runs twice instead of a hundred times.
 """
 
 import functools

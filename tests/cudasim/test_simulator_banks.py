@@ -1,4 +1,4 @@
-"""Bank mode against the hardware's rule worked out by hand, and on seeded faults."""
+"""Bank mode compared with conflicts computed by hand, and on a seeded fault."""
 
 import re
 
@@ -78,7 +78,7 @@ def ways(kernel: str, stride: int, allowed: str, monkeypatch: pytest.MonkeyPatch
         *[("strided", stride, np.gcd(stride, 32)) for stride in (1, 2, 3, 4, 8, 12, 32, 33)],
         ("pairs", 1, 1),  # half a warp reads 128 bytes
         *[("pairs", stride, np.gcd(2 * stride, 32) / 2) for stride in (2, 3, 4, 16, 17)],
-        ("quads", 1, 1),  # a quarter of a warp does
+        ("quads", 1, 1),  # a quarter of a warp reads 128 bytes
         *[("quads", stride, np.gcd(4 * stride, 32) / 4) for stride in (2, 3, 8, 9)],
         ("looped", 1, 1),
         ("looped", 2, 2),

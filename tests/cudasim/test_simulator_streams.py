@@ -122,7 +122,7 @@ def test_the_device_has_the_memory_of_the_setting(monkeypatch):
         xp.zeros(2**20 + 1, np.uint8)
 
 
-def test_using_allocator_applies_inside_its_block_alone():
+def test_using_allocator_applies_only_inside_its_block():
     asked = []
 
     def allocator(size):

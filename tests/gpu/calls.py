@@ -1,4 +1,4 @@
-"""The longer calls of public functions in the table of public_functions.py."""
+"""The longer calls in the table of public_functions.py."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -189,7 +189,7 @@ def training_memory(at: Target) -> Any:
 
 
 class Foreign:
-    """An array of another library, known by DLPack alone."""
+    """An array of another library that offers only DLPack."""
 
     def __init__(self, tensor: gpucnn.Tensor) -> None:
         self.tensor = tensor
@@ -221,6 +221,8 @@ def tensor_methods(at: Target) -> Any:
 
 
 class Exposed:
+    """An array of another library that offers only __cuda_array_interface__."""
+
     def __init__(self, tensor: gpucnn.Tensor) -> None:
         self.tensor = tensor
 
@@ -258,7 +260,7 @@ def timed(at: Target) -> Any:
 
 
 def kernels(at: Target, work: Callable[[], object]) -> None:
-    """Work for devices with kernels; its results are not compared."""
+    """Run `work` on devices with kernels; its results are not compared."""
     if at.name != "cpu":
         work()
 

@@ -188,8 +188,8 @@ TABLE = {
     for name, call in entries.items()
 }
 
-# What touches no array of a device: settings, hosts' data, drawings, types, and what is made of the
-# above and nothing else.
+# Public names that use no array on a device: settings, data on the host, drawings, types, and
+# combinations of the functions above.
 ARRAYLESS = {
     "gpucnn": """
         Device GpucnnError OutOfMemory __version__ data default_generator device enable_grad

@@ -120,7 +120,7 @@ class Shared:
 
 
 class Exposed(Shared):
-    """The same without DLPack."""
+    """The same, but offers only __cuda_array_interface__."""
 
     __dlpack__ = __dlpack_device__ = property()
 

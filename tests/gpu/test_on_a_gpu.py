@@ -144,7 +144,7 @@ def test_every_batch_of_a_loader_holds_the_cpus_images(gpu):
         np.testing.assert_array_equal(labels.numpy(), expected.numpy())
 
 
-# --- on the GPU alone ---
+# --- reproducible, and without synchronizing ---
 
 
 def test_the_same_seed_gives_the_same_bits(gpu):

@@ -44,7 +44,7 @@ def host_never_waits(device: Device) -> Iterator[None]:
         busy.record()
     yield
     if busy.done:
-        raise Waited("the device had nothing left to do")
+        raise Waited("the device was idle")
     with cuda.Device(device.index) as it:
         it.synchronize()
 

@@ -1,4 +1,4 @@
-"""The kernels' tests run on the simulated device."""
+"""Fixtures of the kernels' tests, which run on the simulated device."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from gpucnn.ops.conv2d import cuda as conv2d_cuda
 
 @pytest.fixture
 def large_tiles(tiles_for_all: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiles of 128 x 128 too, which are otherwise chosen only for many blocks."""
+    """Use the 128 x 128 tiles, which are otherwise chosen only for many blocks."""
     monkeypatch.setattr(conv2d_cuda, "_tile", lambda rows, columns, products: (128, 128))

@@ -1,4 +1,4 @@
-"""Runs every kernel at least once beside the CPU, for the checked modes of the simulator."""
+"""Runs every kernel at least once, and compares its results with the CPU's."""
 
 from collections import Counter
 

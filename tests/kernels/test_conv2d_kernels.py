@@ -1,4 +1,4 @@
-"""The convolution kernels beside the slow loops, and the tiled ones beside the plain."""
+"""The convolution kernels compared with slow loops, and the tiled ones with the plain ones."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Every kernel beside the CPU, under each schedule and under the simulator's checks."""
+"""Every kernel compared with the CPU, in each schedule and each checked mode of the simulator."""
 
 from collections import Counter
 
@@ -18,7 +18,7 @@ from gpucnn.commands.check.kernels import bound
         "fast",
         "fast,schedule=highest",
         "fast,schedule=random:3",
-        # no access to shared memory takes more than one turn
+        # no access to shared memory takes more than one pass
         pytest.param("banks", marks=pytest.mark.slow),
         pytest.param("address", marks=pytest.mark.slow),
         pytest.param("race", marks=pytest.mark.slow),

@@ -135,7 +135,7 @@ def fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def forget() -> None:
-    """Drop the modules that were compiled from the other text."""
+    """Drop the cached modules: they were compiled from another source."""
     compiler.load_module.cache_clear()
     launcher.checked_kernel.cache_clear()
 

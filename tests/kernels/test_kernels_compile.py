@@ -21,7 +21,7 @@ MULTIPROCESSOR = {
     100: (2048, 228 << 10),
     120: (1536, 100 << 10),
 }
-REGISTERS = 65536  # per multiprocessor, on all of them
+REGISTERS = 65536  # per multiprocessor, on every architecture above
 FILES = sorted({kernel.file for kernel in cuda.kernels().values()})
 ARCHITECTURES = [
     pytest.param(arch, marks=[] if arch in (80, 90) else pytest.mark.slow)

@@ -1,4 +1,4 @@
-"""The pooling kernels beside the slow loops."""
+"""The pooling kernels compared with slow loops."""
 
 import numpy as np
 import pytest

@@ -60,9 +60,8 @@ def step_in_another_order(rng: np.random.Generator) -> Arrays:
     """
     images = rng.permutation(3)
     layers: list[nn.Module] = []
-    places: list[
-        tuple[np.ndarray, ...]
-    ] = []  # of each parameter's elements in the original network
+    # The places of each parameter's elements in the original network.
+    places: list[tuple[np.ndarray, ...]] = []
     order, last = np.arange(3), alexnet()[-1]
     for layer in alexnet():
         if isinstance(layer, nn.Conv2d | nn.Linear):

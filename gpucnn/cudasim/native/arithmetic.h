@@ -22,8 +22,8 @@ CUDASIM_INLINE float __uint_as_float(unsigned x) { return cudasim_bits<float>(x)
 CUDASIM_INLINE long long __double_as_longlong(double x) { return cudasim_bits<long long>(x); }
 CUDASIM_INLINE double __longlong_as_double(long long x) { return cudasim_bits<double>(x); }
 
-// CUDA has max, min and abs for every pair of arithmetic types, in the global namespace; in floating
-// point a NaN loses.
+// CUDA has max, min and abs for every pair of arithmetic types, in the global namespace.  Given a
+// number and a NaN, max and min return the number.
 template <class A, class B>
 CUDASIM_INLINE std::common_type_t<A, B> max(A a, B b) {
     using T = std::common_type_t<A, B>;
@@ -113,7 +113,8 @@ CUDASIM_INLINE unsigned __funnelshift_l(unsigned low, unsigned high, unsigned sh
 CUDASIM_INLINE unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return unsigned(((unsigned long long)high << 32 | low) >> (shift & 31));
 }
-// Byte i of the result is byte (selector >> 4 * i) & 7 of the eight bytes b:a.
+// Byte i of the result is byte (selector >> 4 * i) & 7 of the eight bytes b:a; if bit 3 is set, the
+// sign of that byte is replicated instead.
 CUDASIM_INLINE unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     unsigned long long bytes = (unsigned long long)b << 32 | a;
     unsigned result = 0;

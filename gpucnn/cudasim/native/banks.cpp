@@ -54,7 +54,7 @@ Conflict conflict(const SharedAccess* const (&at)[kWarp]) {
 }  // namespace
 
 struct BankLog {
-    // Since the last barrier; those of a lane are in order.
+    // By warp, since the last barrier; each lane's accesses are in order.
     std::vector<SharedAccess> accesses[kMaxWarps];
 };
 

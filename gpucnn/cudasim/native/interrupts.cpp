@@ -84,7 +84,7 @@ int find_code(dl_phdr_info* library, size_t, void* entry) {
 }
 #endif
 
-// Signals the threads of the watched launch if it is to end.  Returns whether to signal again.
+// Signals the threads of the watched launch if it should end.  Returns whether to signal again.
 bool nudge(Watch* the_watch) {
     std::lock_guard<std::mutex> lock(the_watch->mutex);
     Launch* launch = the_watch->launch;

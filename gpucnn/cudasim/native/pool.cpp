@@ -1,4 +1,4 @@
-// Spreads the blocks of a launch over the cores.
+// Distributes the blocks of a launch over the cores.
 
 #include <condition_variable>
 #include <cstdio>
@@ -66,7 +66,7 @@ class Pool {
     uint64_t generation = 0;
 };
 
-// Sets the order in which blocks start: up, down, or by a stride that visits each of them once.
+// Sets the order in which blocks start: up, down, or by a stride that visits each block once.
 void order_blocks(Launch* launch) {
     uint64_t blocks = launch->blocks, seed = launch->request->seed;
     launch->stride = 1;

@@ -142,8 +142,8 @@ struct Bfloat16 {
     }
 };
 
-// D += A B, 16 x K times K x 8.  Products of the short formats are exact, and the sum, in double,
-// nearly so; the hardware's sum has its own order and rounding.
+// D += A B, 16 x K times K x 8.  In double the products are exact and their sum nearly so; the
+// hardware's sum has its own order and rounding.
 template <class T, int K>
 CUDASIM_QUIET void combine_multiply(void* const* lanes, void*) {
     need_whole_warp(lanes, "mma");

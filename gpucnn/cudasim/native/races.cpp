@@ -158,7 +158,8 @@ void race_access(Worker* worker, const char* address, size_t bytes, bool write, 
     }
 }
 
-// An asynchronous copy starts (change 1) or completes (-1): no other access to its target in between.
+// An asynchronous copy starts (change 1) or completes (-1).  In between, any other access to its
+// target is an error.
 void race_copy(Worker* worker, const Copy& copy, int change) {
     bool shared;
     for (int at = 0; at < copy.bytes; at += 4)

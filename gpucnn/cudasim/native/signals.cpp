@@ -21,7 +21,7 @@ void on_signal(int number, siginfo_t* info, void*) {
                      info->si_addr);
     }
     for (int i = 0; i < kCount; ++i) sigaction(kSignals[i], &before[i], nullptr);
-    raise(number);  // not from a kernel: let the previous handler have it
+    raise(number);  // not from a kernel: the previous handler gets it
 }
 
 }  // namespace

@@ -39,8 +39,8 @@ struct Request {  // a launch, as passed by Python
     uint64_t seed;
     const Range* ranges;
     int range_count;
-    int interrupts;  // the number of Ctrl-C that end the launch
-    int ways;        // passes that bank mode allows an access to shared memory
+    int interrupts;  // the number of Ctrl-C presses that end the launch
+    int ways;        // in bank mode: passes that a shared-memory access may take
 };
 
 struct Copy {  // an asynchronous copy in flight
@@ -60,7 +60,7 @@ struct Thread {
     bool done;
     CallSite waiting_at;  // {} while it does not wait
     std::vector<Copy> copies;
-    int group;  // that the next asynchronous copy belongs to
+    int group;  // of the next asynchronous copy
 };
 
 struct WarpSync {  // lanes of a warp that wait for each other
@@ -73,9 +73,9 @@ struct WarpSync {  // lanes of a warp that wait for each other
 
 struct Warp {
     Thread* threads;    // lane 0
-    unsigned lanes;     // that exist: the last warp of a block may have fewer than 32
-    unsigned ready;     // to run
-    unsigned returned;  // from the kernel
+    unsigned lanes;     // mask of existing lanes: the last warp of a block may have fewer than 32
+    unsigned ready;     // mask of lanes that can run
+    unsigned returned;  // mask of lanes that have returned from the kernel
     int sync_count;
     WarpSync syncs[kWarp];
 };
@@ -89,7 +89,7 @@ struct Launch {
     std::atomic<uint64_t> next_block;
     std::atomic<bool> stop;
     std::atomic<bool> interrupted;  // by Ctrl-C
-    std::mutex mutex;               // for the two below
+    std::mutex mutex;               // guards the two below
     std::string error;
     std::vector<pthread_t> runners;  // the threads that run its blocks
     RaceLog* races;
@@ -158,20 +158,20 @@ class Worker {
 
 extern thread_local Worker* this_worker;
 
-// (x, y, z), and a thread by its index
+// "(x, y, z)" and "thread (x, y, z)"
 std::string text(uint3 i);
 std::string describe(const Thread* thread);
 
 // signals.cpp
 void give_thread_a_signal_stack();
-struct CatchSignals {  // during its lifetime
+struct CatchSignals {  // during its lifetime, a fault in a kernel ends the launch
     CatchSignals();
     ~CatchSignals();
 };
 
 // interrupts.cpp
 void start_watcher();  // once per process
-struct Interruptible {  // during its lifetime, `interrupts` Ctrl-C end the launch
+struct Interruptible {  // during its lifetime, Ctrl-C pressed `interrupts` times ends the launch
     Interruptible(Launch* launch, int interrupts);
     ~Interruptible();
 
