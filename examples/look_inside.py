@@ -193,7 +193,7 @@ def excitement(subject: Subject, layers: list[str], count: int = 6, k: int = 7) 
         every = range(inspect.feature_maps(subject.model, subject.images[:1], name).shape[3])
         best = inspect.strongest_images(subject.model, subject.images, name, every, k)
         channels = [int(c) for c in np.argsort(-best.values[:, 0], kind="stable")[:count]]
-        made = _made(
+        made = _synthesize(
             subject, inspect.before_relu(subject.model, subject.images[:1], name), channels
         )
         for at, channel in enumerate(channels):
@@ -207,7 +207,7 @@ def excitement(subject: Subject, layers: list[str], count: int = 6, k: int = 7) 
     return page.section("What excites a channel", text, cards)
 
 
-def _made(subject: Subject, layer: str, channels: list[int]) -> np.ndarray:
+def _synthesize(subject: Subject, layer: str, channels: list[int]) -> np.ndarray:
     shape = subject.images.shape[1:]
     return draw.pictures(
         draw.clip_outliers(inspect.maximize_activation(subject.model, layer, channels, shape, 60))
@@ -219,7 +219,7 @@ def dreams(subject: Subject, layers: list[str]) -> str:
     last = [name for name, m in subject.model.named_modules() if isinstance(m, nn.Linear)]
     cards = []
     if last:
-        made = _made(subject, last[-1], list(range(len(classes))))
+        made = _synthesize(subject, last[-1], list(range(len(classes))))
         shown = (
             page.figure(page.pixels(image, f"synthesized for {name}"), html.escape(name))
             for image, name in zip(made, classes, strict=True)

@@ -127,7 +127,7 @@ def _transfer(url: str, part: Path, minimum_speed: float, quiet: bool) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        error.close()  # no bytes after the offset: `part` is complete or wrong, as the hash tells
+        error.close()  # no bytes after the offset: `part` is complete or wrong; the hash decides
         return
     with response:
         resumed = str(response.headers.get("Content-Range", "")).startswith(f"bytes {offset}-")
