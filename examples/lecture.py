@@ -24,7 +24,7 @@ Grid = np.ndarray[Any, np.dtype[Any]]
 
 
 def grid(text: str) -> Grid:
-    """A matrix from its rows as text: digits, or numbers with spaces between."""
+    """A matrix from text: rows separated by slashes, of digits or of numbers with spaces."""
     rows = [row.split() if " " in row else row for row in text.split("/")]
     return np.array([[int(number) for number in row] for row in rows], dtype=np.float32)
 
@@ -157,7 +157,7 @@ def draw(panels: dict[str, Grid], columns: int) -> Any:
     for axes, (name, matrix) in zip(
         figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=True
     ):
-        of_pixels = matrix.dtype == np.uint8  # else numbers: larger is darker
+        of_pixels = matrix.dtype == np.uint8  # otherwise, larger numbers are darker
         image = axes.imshow(
             matrix, cmap="gray" if of_pixels else "Blues", vmin=0, vmax=255 if of_pixels else None
         )
@@ -214,9 +214,9 @@ def main(argv: list[str] | None = None) -> int:
             best = np.argwhere(feature_map == feature_map.max()) + 1
             where = ", ".join(f"({i}, {j})" for i, j in best)
             print(f"  strongest: {int(feature_map.max())} of 3, at (row, column) {where}")
-    print("\nAt least 2 of 3 everywhere: the filters find the M however it is bent.")
+    print("\nAt least 2 of 3 in every map: the filters find the deformed M too.")
 
-    print("\nStride, padding and pooling of one 8x8 image; the filter is 3x3 ones:")
+    print("\nStride, padding and pooling of one 8x8 image; the 3x3 filter is all ones:")
     show("image", NUMBERS)
     for part in (strides(), padding(), pooling()):
         for name, matrix in part.items():

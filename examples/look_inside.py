@@ -26,7 +26,7 @@ from gpucnn.train.run_folder import newest_run, read_run
 
 SCRIPT = "train_alexnet_cifar10"  # the script that wrote the run
 CHANNELS = 32  # feature maps shown per layer
-CLASSES = 20  # synthesize an image for this many classes at most
+CLASSES = 20  # synthesize images for at most this many classes
 
 
 @dataclass
@@ -38,16 +38,16 @@ class Subject:
     classes: list[str]
     pictures: np.ndarray  # uint8 (N, H, W, C)
     images: np.ndarray  # the same, normalised
-    said: inspect.Predictions
+    predictions: inspect.Predictions
 
     def tell(self, i: int) -> str:
         """The class of image i and, if it differs, the predicted one, as HTML text."""
-        true, said = int(self.said.labels[i]), int(self.said.predicted[i])
-        share = f"{self.said.probabilities[i, said]:.0%}"
+        true, predicted = int(self.predictions.labels[i]), int(self.predictions.predicted[i])
+        probability = f"{self.predictions.probabilities[i, predicted]:.0%}"
         name = html.escape(self.classes[true])
-        if true == said:
-            return f"{name}, {share}"
-        return f"{name}, taken for {html.escape(self.classes[said])}, {share}"
+        if true == predicted:
+            return f"{name}, {probability}"
+        return f"{name}, taken for {html.escape(self.classes[predicted])}, {probability}"
 
     def show(self, i: int, caption: str | None = None) -> str:
         """Image i above a caption; the default is tell(i)."""
@@ -58,7 +58,7 @@ class Subject:
 
 
 def head(subject: Subject, path: Path) -> str:
-    info, result = subject.checkpoint.info, subject.said.evaluation
+    info, result = subject.checkpoint.info, subject.predictions.evaluation
     settings = info["settings"]
     facts = {
         "test accuracy": f"{result.accuracy:.1%}",
@@ -76,7 +76,10 @@ def head(subject: Subject, path: Path) -> str:
 
 
 def judgement(subject: Subject) -> str:
-    history, confusion = subject.checkpoint.info["history"], subject.said.evaluation.confusion
+    history, confusion = (
+        subject.checkpoint.info["history"],
+        subject.predictions.evaluation.confusion,
+    )
     cards = []
     if history:
         curves = page.chart(
@@ -88,18 +91,18 @@ def judgement(subject: Subject) -> str:
         lambda file, theme: inspect.confusion_chart(file, confusion, subject.classes, theme),
         "confusion matrix",
     )
-    cards.append(page.card("What is taken for what", matrix))
-    text = "Rows of the confusion matrix are true classes, columns are predictions."
+    cards.append(page.card("Confusion matrix", matrix))
+    text = "The rows of the confusion matrix are true classes, the columns predictions."
     return page.section("How well it does", text, cards)
 
 
 def mistakes(subject: Subject) -> str:
-    worst = subject.said.worst(24)
+    worst = subject.predictions.worst(24)
     shown = [subject.show(i) for i in worst]
     text = (
-        "The test images whose true class it found least likely, the worst first."
+        "The misclassified test images, those with the least likely true class first."
         if shown
-        else "It made none on these images."
+        else "The network classifies all of these images correctly."
     )
     return page.section(
         "Worst mistakes", text, [page.card("", page.gallery(shown))] if shown else []
@@ -113,14 +116,14 @@ def architecture(subject: Subject) -> str:
     found = inspect.analyze(subject.model, shape, settings["batch_size"], states)
     memory = found.memory
     text = (
-        f"{found.summary.parameters:,} parameters, of them {found.summary.trainable:,} trained; "
-        f"{found.summary.multiply_adds:,} multiply-adds an image. "
+        f"{found.summary.parameters:,} parameters, {found.summary.trainable:,} of them trainable; "
+        f"{found.summary.multiply_adds:,} multiply-adds per image. "
     )
     if memory is not None:
         parts = ("parameters", "optimizer", "images", "activations", "gradients", "work")
         shares = ", ".join(f"{part} {getattr(memory, part) / 2**20:,.1f}" for part in parts)
         text += (
-            f"Training on batches of {memory.batch_size} takes a predicted "
+            f"Predicted memory for training on batches of {memory.batch_size}: "
             f"{memory.peak / 2**20:,.1f} MiB ({shares})."
         )
     cards = [page.card("Layers, for one image", page.layers(found))]
@@ -137,7 +140,7 @@ def features(subject: Subject, layers: list[str]) -> str:
         tiles = inspect.filter_pictures(filters)[:128]
         shown = page.pixels(draw.tile(tiles, 8), "filters")
         cards.append(page.card("Filters of the first convolution", shown))
-    chosen = subject.said.surest(1)
+    chosen = subject.predictions.surest(1)
     for name in layers:
         maps = inspect.feature_maps(subject.model, subject.images[chosen], name)[0]
         shades = draw.heatmap(maps.transpose(2, 0, 1)[:CHANNELS])
@@ -145,16 +148,18 @@ def features(subject: Subject, layers: list[str]) -> str:
         shown = page.pixels(draw.tile(shades, 8), f"maps of layer {name}")
         cards.append(page.card(f"Layer {name}, {size}", shown))
     shown = page.row([subject.show(chosen[0])], 2)
-    cards.insert(1, page.card("The image that the layers see", shown))
+    cards.insert(1, page.card("The input image", shown))
     text = (
-        f"Weights of the first layer as colours, and what each layer makes of one test image: its "
-        f"first {CHANNELS} channels, bright where a channel answers most."
+        "The weights of the first convolution, and the feature maps of each layer for one test "
+        f"image: the first {CHANNELS} channels, bright where the activation is large."
     )
-    return page.section("From edges to parts", text, cards)
+    return page.section("Filters and feature maps", text, cards)
 
 
 def where(subject: Subject, layers: list[str]) -> str:
-    chosen = np.unique(np.concatenate([subject.said.surest(4), subject.said.worst(4)]))
+    chosen = np.unique(
+        np.concatenate([subject.predictions.surest(4), subject.predictions.worst(4)])
+    )
     images, pictures = subject.images[chosen], draw.pictures(subject.pictures[chosen])
     size = images.shape[1:3]
     window = max(1, min(size) // 5)
@@ -173,10 +178,11 @@ def where(subject: Subject, layers: list[str]) -> str:
         shown = (page.figure(page.pixels(c[at], name), name) for name, c in columns.items())
         cards.append(page.card(subject.tell(i), page.row(shown, len(columns))))
     text = (
-        "Which pixels speak for what the network said. Gradient: how much each pixel moves the "
-        f"score (Simonyan et al. 2014). Covered: the fall of the score when a square of {window} "
-        "pixels hides a place, red where hiding hurts, blue where it helps (Zeiler and Fergus "
-        "2014). Grad-CAM: where the last layer with pixels sees the class (Selvaraju et al. 2017)."
+        "Which pixels determine the predicted class. Gradient: how much each pixel changes the "
+        "score (Simonyan et al. 2014). Covered: how much the score drops when a square of "
+        f"{window} x {window} pixels is covered; blue where it rises (Zeiler and Fergus 2014). "
+        "Grad-CAM: where the features of the last layer with spatial output support the class "
+        "(Selvaraju et al. 2017)."
     )
     return page.section("Where it looks", text, cards)
 
@@ -187,21 +193,21 @@ def excitement(subject: Subject, layers: list[str], count: int = 6, k: int = 7) 
         every = range(inspect.feature_maps(subject.model, subject.images[:1], name).shape[3])
         best = inspect.strongest_images(subject.model, subject.images, name, every, k)
         channels = [int(c) for c in np.argsort(-best.values[:, 0], kind="stable")[:count]]
-        made = _made(
+        made = _synthesize(
             subject, inspect.before_relu(subject.model, subject.images[:1], name), channels
         )
         for at, channel in enumerate(channels):
-            tiles = [page.pixels(made[at], f"made for channel {channel}", "px first")]
+            tiles = [page.pixels(made[at], f"synthesized for channel {channel}", "px first")]
             tiles += [page.pixels(subject.pictures[i], "test image") for i in best.images[channel]]
             cards.append(page.card(f"Layer {name}, channel {channel}", page.row(tiles, 4)))
     text = (
-        "First (framed) an image made from noise to excite a channel (Erhan et al. 2009), then the "
-        "test images that excite it most; the channels are the most excitable of their layer."
+        "First, framed, an image synthesized from noise to excite a channel (Erhan et al. 2009), "
+        "then the test images that excite it most. Shown are the layer's most active channels."
     )
     return page.section("What excites a channel", text, cards)
 
 
-def _made(subject: Subject, layer: str, channels: list[int]) -> np.ndarray:
+def _synthesize(subject: Subject, layer: str, channels: list[int]) -> np.ndarray:
     shape = subject.images.shape[1:]
     return draw.pictures(
         draw.clip_outliers(inspect.maximize_activation(subject.model, layer, channels, shape, 60))
@@ -213,23 +219,23 @@ def dreams(subject: Subject, layers: list[str]) -> str:
     last = [name for name, m in subject.model.named_modules() if isinstance(m, nn.Linear)]
     cards = []
     if last:
-        made = _made(subject, last[-1], list(range(len(classes))))
+        made = _synthesize(subject, last[-1], list(range(len(classes))))
         shown = (
-            page.figure(page.pixels(image, f"made for {name}"), html.escape(name))
+            page.figure(page.pixels(image, f"synthesized for {name}"), html.escape(name))
             for image, name in zip(made, classes, strict=True)
         )
         cards.append(page.card("An image for each class", page.gallery(shown)))
-    chosen = subject.said.surest(1)
+    chosen = subject.predictions.surest(1)
     shown = [subject.show(chosen[0], "the image")]
     for name in dict.fromkeys((*layers[len(layers) // 2 :][:1], *layers[-1:])):
         dream = draw.pictures(inspect.deep_dream(subject.model, subject.images[chosen], name))
         shown.append(page.figure(page.pixels(dream[0], "dream"), f"dream of layer {name}"))
-    cards.append(page.card("A picture, and more of what is seen in it", page.row(shown, 3)))
+    cards.append(page.card("Deep dream", page.row(shown, 3)))
     text = (
-        "Gradient ascent on the image: towards a class from noise, and from a picture towards "
-        "whatever a layer sees in it (Mordvintsev et al. 2015)."
+        "Gradient ascent on the image: from noise towards each class, and from a test image "
+        "towards whatever a layer detects in it (Mordvintsev et al. 2015)."
     )
-    return page.section("What it would like to see", text, cards)
+    return page.section("Synthesized images", text, cards)
 
 
 def weights(subject: Subject, ratios: dict[str, list[float]]) -> str:
@@ -237,19 +243,19 @@ def weights(subject: Subject, ratios: dict[str, list[float]]) -> str:
         lambda file, theme: inspect.weight_histograms(subject.model, path=file, theme=theme),
         "histograms of the weights",
     )
-    cards = [page.card("How the weights are spread", spread)]
-    text = "The values of each weight."
+    cards = [page.card("Values of the weights", spread)]
+    text = "Histograms of each layer's weights."
     if ratios:
         steps = len(next(iter(ratios.values())))
         updates = page.chart(
             lambda file, theme: inspect.update_ratio_histograms(ratios, path=file, theme=theme),
             "histograms of the update ratios",
         )
-        cards.append(page.card("How far a step moves them", updates))
+        cards.append(page.card("Relative size of the updates", updates))
         text += (
-            f" And the size of an update over the size of the weight, in {steps} more steps with "
-            "the run's own optimizer at a tenth of its highest learning rate: -3, a thousandth, "
-            "is usual."
+            " The relative size of an update is the norm of a weight's change over the norm of the "
+            f"weight, measured in {steps} more steps with the run's optimizer at a tenth of its "
+            "highest learning rate. Usual is -3, one thousandth."
         )
     return page.section("Weights", text, cards)
 
@@ -257,9 +263,9 @@ def weights(subject: Subject, ratios: dict[str, list[float]]) -> str:
 def update_ratios(
     checkpoint: train.Checkpoint, model: nn.Module, images: data.Dataset, steps: int
 ) -> dict[str, list[float]]:
-    """Train `model`, a copy, for `steps` more steps; the update ratios of each weight.
+    """Train `model`, a copy, for `steps` more steps; return each weight's update ratios.
 
-    Empty if training diverges: the ratios mean nothing then.
+    Empty if training diverges, because the ratios are meaningless then.
     """
     info = checkpoint.info
     settings = info["settings"]
@@ -268,7 +274,7 @@ def update_ratios(
     kind = {"SGD": optim.SGD, "Adam": optim.Adam, "AdamW": optim.AdamW}[info["optimizer"]["name"]]
     optimizer = kind(model.parameters())
     optimizer.load_state_dict(info["optimizer"] | checkpoint.part("optimizer"))
-    optimizer.lr = settings["lr"] / 10  # the peak rate would shake a trained network
+    optimizer.lr = settings["lr"] / 10  # the peak rate is too high for a trained network
     normalize = data.Normalize(**info["normalize"])
     device = model.parameters()[0].device
     loader = data.DataLoader(
@@ -292,7 +298,7 @@ def load_data(settings: dict[str, Any], root: str | None) -> tuple[data.Dataset,
         return data.Synthetic(train=True), data.Synthetic(train=False)
     pair, reason = data.find_cifar10(root, download=False)
     if pair is None:
-        raise DataError(f"the run's data set, CIFAR-10, is not here: {reason}")
+        raise DataError(f"the run's data set, CIFAR-10, was not found: {reason}")
     return pair
 
 
@@ -316,7 +322,7 @@ def report(subject: Subject, path: Path, ratios: dict[str, list[float]]) -> str:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Look inside a trained network: one HTML page.")
     add = parser.add_argument
-    text = "written by train_alexnet_cifar10.py (default: the best of the newest run in runs/)"
+    text = "written by train_alexnet_cifar10.py (default: best.safetensors of the newest run)"
     add("checkpoint", nargs="?", type=Path, help=text)
     text = "output file (default: look_inside.html beside the checkpoint)"
     add("--out", type=Path, metavar="FILE", help=text)
@@ -344,19 +350,19 @@ def run(argv: list[str] | None = None) -> None:
     classes = checkpoint.info["classes"]
     if classes != list(test.classes):
         raise DataError(
-            f"{path} knows {', '.join(classes)}\n"
-            f"  the data set here has {', '.join(test.classes)}; use the "
-            "gpucnn that trained it, or train again"
+            f"{path} has the classes {', '.join(classes)}\n"
+            f"  the data set here has {', '.join(test.classes)}; use the version of gpucnn that "
+            "trained it, or train again"
         )
     test = test.take(options.limit)
     model = gpucnn.load(path, device)
     images = data.Normalize(**checkpoint.info["normalize"])(test.images)
-    said = inspect.predict(model, images, test.labels)
-    subject = Subject(checkpoint, model, classes, test.images, images, said)
+    predictions = inspect.predict(model, images, test.labels)
+    subject = Subject(checkpoint, model, classes, test.images, images, predictions)
     ratios = update_ratios(checkpoint, gpucnn.load(path, device), training, options.steps)
     written = report(subject, path, ratios)
     write_whole(out, written)
-    print(f"{out}: {len(written) / 2**20:.1f} MiB, accuracy {said.evaluation.accuracy:.2%}")
+    print(f"{out}: {len(written) / 2**20:.1f} MiB, accuracy {predictions.evaluation.accuracy:.2%}")
 
 
 def main(argv: list[str] | None = None) -> int:

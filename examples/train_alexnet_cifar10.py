@@ -26,7 +26,7 @@ CIFAR_MODELS = (
 )
 EPOCHS = {"cifar10": 8, "synthetic": 4}
 SGD_LR = {"cifar10": 0.05, "synthetic": 0.01}
-FULL = 250  # steps: in fewer, SGD would reach that rate too fast and diverge
+FULL = 250  # steps; with fewer, SGD reaches that rate too fast and diverges
 
 
 def command_line() -> Script:
@@ -43,7 +43,7 @@ def command_line() -> Script:
         },
     )
     text = (
-        "the network: AlexNet (_bn: with batch normalisation), cuda-convnet by its author, or a "
+        "the network: AlexNet (_bn: with batch normalisation), its author's cuda-convnet, or a "
         "later network"
     )
     script.add("--model", text, "alexnet_cifar10", choices=CIFAR_MODELS)
@@ -64,10 +64,10 @@ def load_data(job: Job) -> tuple[data.Dataset, data.Dataset, str]:
         if pair is None:
             reason = reason.replace("\n", "\n***")
             print(
-                f"*** CIFAR-10 is not here: {reason}\n"
+                f"*** CIFAR-10 was not found: {reason}\n"
                 "*** Training on the SYNTHETIC set of drawn shapes instead: its accuracy says "
                 "nothing about CIFAR-10.\n"
-                "*** For the real one, put cifar-10-python.tar.gz into that folder (or into "
+                "*** To train on CIFAR-10, put cifar-10-python.tar.gz into that folder (or into "
                 "--data DIR) and run this again.",
                 file=sys.stderr,
             )

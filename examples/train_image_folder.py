@@ -6,7 +6,8 @@
 with photos/train/cat/1.jpg, photos/train/dog/2.jpg and so on.  The recipe is that of 2012: images
 of 256 pixels a side, random crops to the network's input (227 or 224), flips, colour noise; SGD
 with momentum 0.9 and weight decay 0.0005; the learning rate is divided by 10 after each third of
-the steps (the source watched the validation error); the test averages ten views of each image.
+the steps (originally, when the validation error stopped improving); the test averages ten views of
+each image.
 """
 
 import sys
@@ -35,7 +36,7 @@ def command_line() -> Script:
     )
     names = ("alexnet", "alexnet_torchvision", "alexnet_keras")
     script.add("--model", "which AlexNet", "alexnet", choices=names)
-    text = "on a damaged image file: stop, or leave it out"
+    text = "what to do with a damaged image file: stop, or skip it"
     script.add("--on-error", text, "raise", choices=("raise", "skip"))
     for flag, text, shown in (
         ("train", "folder with a directory per class", "that of the resumed run"),
@@ -116,5 +117,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    warnings.formatwarning = lambda text, *_, **__: f"warning: {text}\n"  # and no line of code
+    warnings.formatwarning = lambda text, *_, **__: f"warning: {text}\n"  # without the source line
     sys.exit(main())

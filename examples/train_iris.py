@@ -1,4 +1,4 @@
-"""The lecture's two recap networks on a small real task: which iris is it?
+"""The lecture's two recap networks on a small real task: classify irises.
 
     python examples/train_iris.py
 
@@ -35,7 +35,7 @@ def split(labels: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_virginica(steps: int = 300) -> float:
-    """Train 4-6-1; its accuracy on the test flowers, 0 to 1."""
+    """Train 4-6-1; return its accuracy on the test flowers, 0 to 1."""
     x, labels, species = load()
     target = (labels == species.index("virginica")).astype(np.float32)[:, None]
     training, test = split(labels)
@@ -52,7 +52,7 @@ def is_virginica(steps: int = 300) -> float:
 
 
 def which_species(steps: int = 300) -> float:
-    """Train 4-6-6-6-6-3; its accuracy on the test flowers, 0 to 1."""
+    """Train 4-6-6-6-6-3; return its accuracy on the test flowers, 0 to 1."""
     x, labels, _ = load()
     training, test = split(labels)
     model = models.mlp([4, 6, 6, 6, 6, 3], activation="tanh", generator=np.random.default_rng(1))

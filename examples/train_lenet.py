@@ -1,13 +1,13 @@
 """Train LeNet on MNIST or Fashion-MNIST.
 
-    python examples/train_lenet.py                   # Fashion-MNIST: clothes
+    python examples/train_lenet.py                   # Fashion-MNIST: clothing
     python examples/train_lenet.py --dataset mnist   # handwritten digits
     python examples/train_lenet.py --resume          # resume the last run
 
 The images are read from idx files in --data (Debian's package dataset-fashion-mnist is found
 automatically), or downloaded.  SGD with Nesterov momentum 0.9; the learning rate rises linearly
-over the first quarter of the steps and falls linearly to 0 over the rest.  Training images of
-clothes are flipped half of the time; digits, which have no mirror image, are shifted by up to 2
+over the first quarter of the steps and falls linearly to 0 over the rest.  Half of the
+training images of clothing are flipped; digits, which a flip would change, are shifted by up to 2
 pixels.
 """
 
@@ -31,9 +31,11 @@ def command_line() -> Script:
         epochs=8,
         batch_size=64,
         lr=0.04,
-        augment="random flips of clothes, random shifts of digits in training",
+        augment="random flips of clothing, random shifts of digits in training",
     )
-    script.add("--model", "the network; lenet5: of 1998", "lenet", choices=("lenet", "lenet5"))
+    script.add(
+        "--model", "the network; lenet5 is that of 1998", "lenet", choices=("lenet", "lenet5")
+    )
     script.add("--dataset", "the data set", "fashion-mnist", choices=tuple(SETS))
     text = (
         "hold out the last N training images and test on them instead of the test set, to tune "

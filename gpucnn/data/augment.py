@@ -1,7 +1,7 @@
 """Transforms of a whole batch of images at once, under torchvision's names.
 
-A transform is called as `transform(images, generator)`.  images is (N, H, W, C); everything random
-is drawn from generator, a numpy.random.Generator.  No transform modifies its input.
+A transform is called as `transform(images, generator)`.  images is (N, H, W, C); all randomness
+comes from generator, a numpy.random.Generator.  No transform modifies its input.
 """
 
 from collections.abc import Callable, Sequence

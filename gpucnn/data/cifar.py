@@ -138,11 +138,11 @@ def CIFAR100(
 def find_cifar10(
     root: "str | os.PathLike[str] | None" = None, download: bool = True, quiet: bool = False
 ) -> tuple[tuple[Dataset, Dataset] | None, str]:
-    """CIFAR-10's (train, test) and where it was found, or None and the reason.
+    """Find CIFAR-10: returns ((train, test), where it was found) or (None, the reason).
 
-    Returns (None, reason) if the data is not on disk and, with download, cannot be downloaded.
-    root is as in CIFAR10; quiet hides the progress bar.  Raises DataError for damaged files rather
-    than skipping them.
+    The result is None if the data is not on disk and, with download, cannot be downloaded.  root is
+    as in CIFAR10; quiet hides the progress bar.  Raises DataError for damaged files rather than
+    skipping them.
     """
     folder = root_folder(root)
     try:

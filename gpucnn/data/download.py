@@ -1,8 +1,8 @@
 """Download a file from the first mirror that serves it, and resume interrupted transfers.
 
 Uses the standard library: downloads must work after a plain `pip install`, and common downloaders
-verify a hash but restart an interrupted transfer from zero.  urllib is imported on first use,
-because it would be a tenth of the time of `import gpucnn`, and few runs download.
+verify a hash but restart an interrupted transfer from zero.  urllib is imported on first use:
+it would take a tenth of the time of `import gpucnn`, and few runs download.
 """
 
 import errno
@@ -35,7 +35,7 @@ def refuse_missing_folder(root: "str | os.PathLike[str] | None") -> None:
     if root is None and chosen and not Path(chosen).expanduser().exists():
         raise DataNotFound(
             f"GPUCNN_DATA: {chosen} does not exist\n"
-            "  correct the name, or make the folder (mkdir) to have the data downloaded there"
+            "  correct the name, or make the folder (mkdir) to download the data into it"
         )
 
 
@@ -127,7 +127,7 @@ def _transfer(url: str, part: Path, minimum_speed: float, quiet: bool) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        error.close()  # no bytes after the offset: `part` is complete or wrong, as the hash tells
+        error.close()  # no bytes after the offset: `part` is complete or wrong; the hash decides
         return
     with response:
         resumed = str(response.headers.get("Content-Range", "")).startswith(f"bytes {offset}-")

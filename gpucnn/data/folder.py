@@ -25,8 +25,8 @@ class ImageFolder:
 
     dataset[i] reads one file and returns (image, label), uint8 (H, W, 3) and int, so a folder may
     be larger than memory; a DataLoader reads ahead in its worker threads.  A file that cannot be
-    decoded raises DataError; with on_error="skip" the result is None, which a DataLoader leaves out
-    of its batch, and a warning with the number of files skipped so far.
+    decoded raises DataError.  With on_error="skip" the result is None, which a DataLoader leaves
+    out of its batch, and a warning gives the number of files skipped so far.
 
     Raises MissingExtra without Pillow, DataError for a folder without classes or a class without
     images, ArgumentError for an invalid size or on_error.

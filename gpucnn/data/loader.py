@@ -38,7 +38,7 @@ class DataLoader:
     shuffle      draw a new order for each epoch
     drop_last    skip the last batch if it is smaller
     transform    called as transform(images, generator) on each batch; None leaves images as uint8
-    seed         determines order and transforms; a numpy.random.Generator is drawn from once
+    seed         determines order and transforms: an int, or a numpy.random.Generator that draws one
     prefetch     batches to load ahead, in worker threads; 0 loads each batch when it is needed
     num_workers  worker threads, at least 1
     device       where batches go, as Tensors; None means the device of the innermost
@@ -51,7 +51,7 @@ class DataLoader:
     copied through pinned memory while the previous batch is in use.  Tensors may be used on any
     stream: reading their data makes the current stream wait for the batch.
 
-    Order and transforms depend on seed, epoch and batch number alone.  `epoch` counts from 0;
+    Order and transforms depend only on seed, epoch and batch number.  `epoch` counts from 0;
     `batch` is the number of batches of the epoch yielded so far.  state_dict() holds both: a
     loader that loads it yields the rest of that epoch first, with identical bits.  Leaving a loop
     early ends the epoch: the next loop starts the next epoch.

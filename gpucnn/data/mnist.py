@@ -107,7 +107,7 @@ def MNIST(
 ) -> Dataset:
     """MNIST: 60,000 training or 10,000 test images, uint8 (N, 28, 28, 1), of handwritten digits.
 
-    The idx files, plain or gzipped, are searched in root and its folders mnist, MNIST/raw and
+    The idx files, plain or gzipped, are read from root or its folders mnist, MNIST/raw and
     MNIST; root None means `default_root()`.  With download, missing files are downloaded to
     root/mnist, which is created if necessary; a folder named by GPUCNN_DATA must exist.
 
@@ -119,10 +119,10 @@ def MNIST(
 def FashionMNIST(
     root: "str | os.PathLike[str] | None" = None, train: bool = True, download: bool = False
 ) -> Dataset:
-    """Fashion-MNIST: 60,000 training or 10,000 test images, uint8 (N, 28, 28, 1), of clothes.
+    """Fashion-MNIST: 60,000 training or 10,000 test images, uint8 (N, 28, 28, 1), of clothing.
 
     Arguments and errors are those of MNIST, with the folders fashion-mnist, FashionMNIST/raw and
-    FashionMNIST; with root None also that of Debian's package dataset-fashion-mnist.
+    FashionMNIST and, with root None, the folder of Debian's package dataset-fashion-mnist.
     """
     return _load(_FASHION, root, train, download)
 

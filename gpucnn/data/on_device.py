@@ -1,4 +1,4 @@
-"""Augmentation on the GPU: the images stay in device memory, and one kernel makes each batch."""
+"""Augmentation on the GPU: the images stay in device memory; one launch produces a batch."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ MAX_BYTES = 2**30  # of images kept on the device
 class OnDevice:
     """A data set in device memory, cropped, flipped and normalised in one launch per batch.
 
-    The host draws the random numbers, in the order of the transforms themselves.
+    The host draws the random numbers in the same order as the transforms, so batches equal theirs.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class OnDevice:
         return OnDevice(dataset, crop, flip, steps[0], device)
 
     def draw(self, chosen: Array, generator: np.random.Generator) -> Array:
-        """Each image's index, top and left offset and flip flag: int64 (N, 4), on the host."""
+        """Each image's index, top offset, left offset and flip flag: int64 (N, 4), on the host."""
         n = len(chosen)
         draws = np.zeros((n, 4), np.int64)
         draws[:, 0] = chosen

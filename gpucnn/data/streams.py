@@ -4,8 +4,8 @@
         with stream:                # a consumer: reading .data waits for the producer's event
             step(images, labels)
 
-When an array is freed, CuPy returns its memory to the pool of the stream that allocated it, at
-once.  So that stream also waits for the consumers before the loader makes another batch.
+CuPy returns a freed array's memory to the pool of the allocating stream immediately.  That stream
+therefore also waits for the consumers before the loader makes another batch.
 """
 
 from typing import Any, NamedTuple

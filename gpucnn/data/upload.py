@@ -4,8 +4,8 @@
     stream  | copy 1 ........|  copy 2 ........|
     GPU     |  step 0 ................| step 1 ................| ...
 
-Uploader stages each batch in pinned memory, which the GPU reads directly, and copies it on a stream
-of its own, one batch ahead of the batch in use.  The consuming stream waits for the copy's event.
+Uploader stages each batch in pinned memory, which the GPU reads directly, and copies it on its
+own stream, one batch ahead of the batch in use.  The consuming stream waits for the copy's event.
 The host waits only when it is four batches ahead of the GPU.
 
 `upload_in_chunks` copies a whole data set and waits for it.

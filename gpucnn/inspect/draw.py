@@ -1,6 +1,7 @@
 """Arrays as pictures: tiles, heat maps, overlays and charts, and PNG files of them.
 
-matplotlib is imported on first use.  Pictures are uint8 (N, H, W, 3).
+matplotlib is imported on first use; without it, MissingExtra is raised.  Pictures are uint8
+(N, H, W, 3).
 """
 
 from collections.abc import Iterator

@@ -58,7 +58,7 @@ def _tiles_per_row(filters: Values) -> int | None:
 def pixel_layers(model: Module, images: Any) -> list[str]:
     """Names of the layers whose feature maps to show: ReLUs with output (N, h, w, K), h and w > 1.
 
-    A model without such ReLUs: all layers with such an output.
+    Without such ReLUs, all layers with such an output.
     """
     outputs = activations(model, images)
     modules = dict(model.named_modules())

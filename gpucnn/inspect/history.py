@@ -38,7 +38,7 @@ def training_curves(
     if path is not None:
         with draw.chart(path, theme, rows=2, height=4.4) as (_, grid):
             for axes, what, unit in zip(
-                grid[:, 0], ("loss", "accuracy"), ("nats", "share correct"), strict=True
+                grid[:, 0], ("loss", "accuracy"), ("nats", "fraction"), strict=True
             ):
                 for split, style in (("train", "--"), ("test", "-")):
                     values = curves[f"{split}_{what}"]

@@ -5,8 +5,8 @@ backward pass, and the arrays alive at each node are summed: saved arrays, input
 gradients.  Each sum is linear in the batch size, so two batches determine it for all sizes.
 
 The temporary memory inside operations is not linear, because operations split large batches into
-blocks.  On a CPU it is measured in a traced step, on as many images as have 128 MiB of activations,
-where blocks have reached their full size or nearly so.
+blocks.  On a CPU it is measured in a traced step.  That step's batch has 128 MiB of activations, so
+that blocks have their full size or nearly so.
 """
 
 import copy
@@ -57,8 +57,8 @@ def training_memory(
     optimizer_states is the number of arrays that the optimizer keeps per parameter: 1 for SGD's
     velocity (always allocated), 2 for Adam's moments.
 
-    The prediction excludes images that a loader prefetches, the own memory of Python, NumPy, BLAS
-    and CuPy, and fragmentation; on a GPU also the temporary memory of operations.
+    The prediction excludes images that a loader prefetches, what Python, NumPy, BLAS and CuPy
+    allocate for themselves, and fragmentation; on a GPU also the temporary memory of operations.
     benchmarks/training_memory.py compares it with the growth of a process.  On one thread and on
     two it was within 2 % for alexnet_keras, 9 % below for alexnet_cifar10_bn and 15 % below for
     alexnet_cifar10; for lenet 5 % below on one thread and 9 % above on two.  The model is left
@@ -112,8 +112,7 @@ def training_memory(
 
 
 def _trace_step(model: Module, input_shape: tuple[int, ...], n: int) -> tuple[int, int]:
-    """Peak bytes that a step on n images allocates, without scratch memory; the scratch memory of
-    one thread."""
+    """Bytes of a step on n images: (peak without scratch memory, scratch memory of one thread)."""
     x = Tensor(np.zeros((n, *input_shape), device_and_dtype(model)[1]))
     parameters = model.parameters()
     before = [parameter.grad for parameter in parameters]
@@ -166,13 +165,13 @@ def _live_bytes(model: Module, input_shape: tuple[int, ...], n: int) -> list[Sta
     return [(node.name, a, b) for node, a, b in zip(nodes, saved, gradients, strict=True)]
 
 
-Results = dict[Function | None, Tensor]  # a node: its result
+Results = dict[Function | None, Tensor]  # {node: its result}
 
 
 def _bytes_saved(
     nodes: list[Function], results: Results, y: Tensor, excluded: set[int]
 ) -> list[int]:
-    """At each node: bytes held by it and the nodes still to come, without the arrays `excluded`.
+    """At each node: bytes held by it and the remaining nodes, without the arrays `excluded`.
 
     The caller holds the logits y, and the backward pass holds a node's result during its turn.
     """

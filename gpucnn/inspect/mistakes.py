@@ -48,7 +48,7 @@ class Predictions:
 
     @property
     def evaluation(self) -> Evaluation:
-        """Loss, accuracy and confusion matrix, as train.evaluate gives them."""
+        """Loss, accuracy and confusion matrix, as returned by train.evaluate."""
         k = self.log_likelihood.shape[1]
         pairs = np.bincount(self.labels * k + self.predicted, minlength=k * k)
         return Evaluation(float(self.losses.mean(dtype=np.float64)), pairs.reshape(k, k))

@@ -17,7 +17,7 @@ from gpucnn.tensor import Tensor
 class Adam(Optimizer):
     """Steps scaled by running moments of the gradient, with bias correction.
 
-    The bias correction counts each parameter's own steps, those in which it had a gradient.
+    The bias correction counts, for each parameter, only the steps in which it had a gradient.
     weight_decay adds weight_decay * p to the gradient; AdamW shrinks p itself instead.
 
     Raises ArgumentError for a hyperparameter out of range.
@@ -37,8 +37,8 @@ class Adam(Optimizer):
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults)
-        # Steps of each parameter.  On a GPU each block of the kernel counts itself, and `_blocks`
-        # of them make a step: the host sends no step number.
+        # Steps of each parameter.  On a GPU every block of the kernel adds one, so that a step adds
+        # `_blocks` and the host need not pass a step number.
         self._blocks = np.ones(len(self.parameters), np.uint64)
         if self._by_kernel:
             for _, first, (blocks, rows) in self._launches:
@@ -59,7 +59,7 @@ class Adam(Optimizer):
         check_number(who, "weight_decay", group["weight_decay"])
 
     def state_dict(self) -> dict[str, Any]:
-        """As Optimizer's, and "counts" (parameters,): the steps of each, int64 on the CPU."""
+        """Optimizer's state and "counts": the steps of each parameter, int64 on the CPU."""
         with self._working("the state"):
             counts = to_device(self._done, CPU) // self._blocks
         return {**super().state_dict(), "counts": counts.astype(np.int64)}

@@ -13,7 +13,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
     """Scale all gradients in place so that their joint Euclidean norm is at most `max_norm`.
 
     Returns the norm before clipping.  Parameters without a gradient do not count.  Gradients are
-    left as they are if the norm is NaN.  A GPU's host waits once, for the norm.
+    left as they are if the norm is NaN.  On a GPU the host synchronizes once, for the norm.
 
     Raises ArgumentError unless max_norm is positive.
     Source: Pascanu et al. 2013, algorithm 1.

@@ -9,7 +9,7 @@ A scheduler sets the rate of every parameter group when it is built and at each 
         optimizer.step()
         scheduler.step()
 
-Rates are closed forms of the number of steps: they do not accumulate rounding errors.
+Each rate is computed in closed form from the number of steps, so rounding errors do not accumulate.
 """
 
 import math
@@ -32,7 +32,7 @@ class LRScheduler:
                  the group as "initial_lr", and later schedulers start from there.
     last_epoch   the number of steps taken; 0 after construction.  The name is PyTorch's.
 
-    Raises ArgumentError for something else than an optimizer, or a setting out of range.
+    Raises ArgumentError unless optimizer is an Optimizer, or for a setting out of range.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -65,14 +65,14 @@ class LRScheduler:
             group["lr"] = lr
 
     def state_dict(self) -> dict[str, Any]:
-        """Its settings and where it stands, as plain JSON data."""
+        """The settings and the number of steps taken, as plain JSON data."""
         return {key: plain(value) for key, value in vars(self).items() if key != "optimizer"}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, settings included; the rates are part of the optimizer's state.
 
-        Raises CheckpointError, and changes nothing, if the state is that of another scheduler or
-        of another number of parameter groups.
+        Raises CheckpointError, and changes nothing, if the state belongs to another scheduler or
+        has another number of parameter groups.
         """
         self._check_state(state)
         vars(self).update(state)
@@ -120,7 +120,7 @@ class LambdaLR(LRScheduler):
 
 
 class StepLR(LRScheduler):
-    """The initial rate times `gamma` for every `step_size` steps taken."""
+    """The initial rate, multiplied by `gamma` after every `step_size` steps."""
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
         _at_least_one("StepLR", step_size=step_size)
@@ -135,7 +135,7 @@ class StepLR(LRScheduler):
 class LinearLR(LRScheduler):
     """The initial rate times a factor that moves from start_factor to end_factor.
 
-    It reaches end_factor after `total_iters` steps and stays there.  With the defaults, a warm-up.
+    It reaches end_factor after `total_iters` steps and stays there.  The defaults give a warm-up.
     """
 
     def __init__(
@@ -178,14 +178,14 @@ class CosineAnnealingLR(LRScheduler):
 
 
 class TriangularLR(LRScheduler):
-    """Linear up to the initial rate over a share of the steps, then linear down to 0.
+    """Linear up to the initial rate over a fraction of the steps, then linear down to 0.
 
     total_steps   the steps of the training; the rate stays 0 after them
-    pct_start     the share of them that rises, in [0, 1)
+    pct_start     the fraction of the steps in which the rate rises, in [0, 1)
 
-    Not PyTorch's OneCycleLR, even with anneal_strategy="linear": both rise alike with
-    div_factor = pct_start * total_steps, but this one starts to fall a step later, on the line that
-    reaches 0 after the last step, and it leaves the momentum alone.
+    This differs from PyTorch's OneCycleLR with anneal_strategy="linear".  The rise is the same if
+    div_factor = pct_start * total_steps, but the fall starts one step later and reaches 0 after the
+    last step.  The momentum does not change.
     Source: Smith and Topin 2018, with straight lines.
     """
 
@@ -205,10 +205,10 @@ class TriangularLR(LRScheduler):
 
 
 class SequentialLR(LRScheduler):
-    """One scheduler after another: the next one starts, from its own step 0, at each milestone.
+    """Run schedulers one after another: each milestone starts the next one at its step 0.
 
     schedulers   schedulers of `optimizer`
-    milestones   the numbers of steps at which the second and later ones take over, ascending
+    milestones   the step counts at which the second and later ones take over, ascending
 
     A warm-up of 500 steps:
 
@@ -256,10 +256,10 @@ class SequentialLR(LRScheduler):
                 f"SequentialLR: the state does not fit: expected {len(self.schedulers)} "
                 f"schedulers, got {len(nested)}"
             )
-        for scheduler, own in zip(self.schedulers, nested, strict=True):
-            scheduler._check_state(own)
-        for scheduler, own in zip(self.schedulers, nested, strict=True):
-            scheduler.load_state_dict(own)
+        for scheduler, saved in zip(self.schedulers, nested, strict=True):
+            scheduler._check_state(saved)
+        for scheduler, saved in zip(self.schedulers, nested, strict=True):
+            scheduler.load_state_dict(saved)
         vars(self).update({key: v for key, v in state.items() if key != "schedulers"})
 
 

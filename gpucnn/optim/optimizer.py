@@ -15,8 +15,8 @@ from gpucnn.optim.param_groups import check_number, make_groups, plain
 from gpucnn.out_of_memory import explain
 from gpucnn.tensor import Tensor
 
-# Elements that a CPU worker updates at once.  SGD is fastest with this or twice as many: with
-# fewer, two threads wait more often for the interpreter's lock.  Adam takes the same time with any.
+# Elements per task of a CPU worker.  SGD is fastest with this size or twice this size; with smaller
+# blocks, two threads contend for the interpreter's lock.  For Adam the size makes no difference.
 _BLOCK = 128 * 1024
 _ALIGN = 16  # elements: each parameter starts on a 64-byte line of the flat buffer
 _THREADS = 256  # per block on a GPU
@@ -34,8 +34,11 @@ class Optimizer:
     scheduler does.
 
     The parameters' arrays become views of one flat buffer, and so does each state (velocity,
-    moments), with 64-byte alignment.  A parameter whose grad is None, such as a frozen one, is
-    left alone, by weight decay too.
+    moments), with 64-byte alignment.  A parameter whose grad is None, such as a frozen one, is not
+    updated, not even by weight decay.
+
+    Raises ArgumentError for invalid params or hyperparameters, DeviceMismatch or DtypeError for
+    parameters on several devices or of several dtypes.
     """
 
     states: tuple[str, ...] = ()  # names of the flat state buffers
@@ -62,7 +65,7 @@ class Optimizer:
             self._state = {name: xp.zeros_like(self._flat) for name in self.states}
             for parameter, view in zip(self.parameters, self._views(self._flat), strict=True):
                 view[...] = parameter.data
-                # Set without counting a change: the values are the same, recorded graphs stay valid
+                # Bypasses the change counter: the values are the same, so graphs stay valid
                 parameter._data, parameter._cache = view, None
         # Device addresses of the views, which step() checks
         self._addresses = [None if xp is np else p.data.data.ptr for p in self.parameters]
@@ -150,7 +153,7 @@ class Optimizer:
         check_gradient(f"{name}: parameter {i}", parameter.grad, data)
 
     def _step_on_arrays(self, moved: list[int]) -> None:
-        """Parameter by parameter; on the CPU, in blocks that the workers share."""
+        """Update one parameter at a time; on the CPU, distribute its blocks over the workers."""
         work: list[tuple[Any, ...]] = []
         group_of = [group for group in self.param_groups for _ in group["params"]]
         for i in moved:
@@ -184,8 +187,8 @@ class Optimizer:
     def _plan(self) -> Iterator[tuple[int, int, tuple[int, int]]]:
         """The launches of a step: (group, first parameter, grid).
 
-        grid is (blocks per parameter, parameters).  It depends on sizes alone, so that it is the
-        same at every step.
+        grid is (blocks per parameter, parameters).  It depends only on sizes, so it is the same in
+        every step.
         """
         start = 0
         for number, group in enumerate(self.param_groups):
@@ -206,7 +209,7 @@ class Optimizer:
         raise NotImplementedError
 
     def update(self, i: int, group: Mapping[str, Any]) -> Callable[..., None]:
-        """The rule of this step for parameter i, of `group`; called once for each that moves.
+        """The rule that updates parameter i, of `group`; called once a step if it has a gradient.
 
         `rule(p, g, *states, scratch)` changes p and the states in place.  All its arguments are
         flat arrays of one length; it must not write to g.
@@ -216,7 +219,7 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """{"steps": int, "param_groups": [...], state name: flat array, ...}.
 
-        A group is plain JSON data: its hyperparameters, and "params" as numbers, counted over all
+        A group is plain JSON data: its hyperparameters, and "params" as indices that count over all
         groups.  The arrays are not copies.
         """
         groups, first = [], 0
@@ -231,7 +234,7 @@ class Optimizer:
         """Continue from `state`: its steps, its arrays and its groups' hyperparameters.
 
         The arrays may be on any device.  Raises CheckpointError, and changes nothing, if the state
-        belongs to another optimizer or model, or its groups hold other numbers of parameters.
+        belongs to another optimizer or model, or its groups have other numbers of parameters.
         """
         steps, groups = self._checked_state(state)
         with self._working("the state"):
@@ -288,7 +291,7 @@ def _sizes(lengths: list[int]) -> str:
 
 
 def _run(work: list[tuple[Any, ...]]) -> None:
-    """Apply each block's rule to its arrays; on the CPU the workers share the blocks."""
+    """Apply each block's rule to its arrays; on the CPU, in parallel."""
     if not work:
         return
     xp = array_module(work[0][1])

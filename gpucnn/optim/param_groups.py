@@ -43,9 +43,9 @@ def _tensors(who: str, listed: list[Any]) -> list[Tensor]:
 def make_groups(who: str, params: Any, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Parameter groups from `params`: tensors, or dicts with "params" and hyperparameters.
 
-    A group takes the hyperparameters that it does not give from `defaults`.  "params" becomes a
-    tuple.  Raises ArgumentError for an unknown hyperparameter, DeviceMismatch or DtypeError for
-    parameters of several devices or dtypes.
+    `defaults` supplies the hyperparameters that a group omits.  "params" becomes a tuple.  Raises
+    ArgumentError for an unknown hyperparameter, DeviceMismatch or DtypeError for parameters on
+    several devices or of several dtypes.
     """
     listed = _list(who, params)
     if listed and isinstance(listed[0], dict):
@@ -76,7 +76,7 @@ def _fill(who: str, group: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
 def _check(who: str, parameters: list[Tensor]) -> None:
     if not parameters:
         raise ArgumentError(
-            f"{who}: there are no parameters to train; an iterator gives each only once"
+            f"{who}: there are no parameters to train; an iterator can be used only once"
         )
     if len({id(p) for p in parameters}) != len(parameters):
         raise ArgumentError(f"{who}: a parameter is listed twice")
@@ -108,12 +108,12 @@ def check_number(who: str, name: str, value: Any, below: float = math.inf) -> No
 def is_number(value: Any, below: float = math.inf) -> bool:
     """Whether value is a number in [0, below); without below, infinity is one."""
     if type(value) is float and 0 <= value < below:
-        return True  # step() checks every hyperparameter: most are this
+        return True  # the fast path: every step() checks all hyperparameters
     return isinstance(value, _NUMBERS) and bool(value >= 0 and (value < below or below == math.inf))
 
 
 def plain(value: Any) -> Any:
-    """A hyperparameter as JSON keeps it: numbers of Python's own types, tuples as lists."""
+    """A hyperparameter as plain JSON data: NumPy scalars become Python's, tuples become lists."""
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     return value.item() if isinstance(value, np.generic) else value

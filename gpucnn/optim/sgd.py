@@ -81,7 +81,7 @@ class SGD(Optimizer):
                 g = scratch
             velocity *= momentum
             velocity += g
-            if nesterov:  # lr g + lr momentum v, in the scratch that may hold g
+            if nesterov:  # lr g, then lr momentum v; g may be in scratch already
                 xp.multiply(g, lr, out=scratch)
                 p -= scratch
                 xp.multiply(velocity, lr * momentum, out=scratch)

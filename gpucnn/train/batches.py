@@ -1,6 +1,6 @@
 """Checks of a loader's batches and a model's outputs, for training and evaluation.
 
-They read shapes, dtypes and devices, and no values: they never wait for a GPU.
+They read only shapes, dtypes and devices, so they never wait for a GPU.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ def check_loader(who: str, loader: Any) -> None:
 
 
 def device_of_model(model: Module) -> Device | None:
-    """The device of the model's parameters; None without parameters."""
+    """The device of the model's parameters; None if it has none."""
     first = next(model.named_parameters(), None)
     return None if first is None else first[1].device
 
@@ -34,14 +34,14 @@ def checked_batch(who: str, batch: Any, device: Device | None) -> tuple[Tensor, 
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ArgumentError(
-            f"{who}: the loader gave {kind(batch)} as a batch; expected (images, labels)"
+            f"{who}: the loader yielded {kind(batch)} as a batch; expected (images, labels)"
         )
     images, labels = batch
     for what, value in (("images", images), ("labels", labels)):
         if not isinstance(value, Tensor):
             raise ArgumentError(
-                f"{who}: the loader gave {kind(value)} as {what}; expected a Tensor\n"
-                "  a DataLoader gives Tensors if it has a device: DataLoader(..., device=...)"
+                f"{who}: the loader yielded {kind(value)} as {what}; expected a Tensor\n"
+                "  a DataLoader yields Tensors if it has a device: DataLoader(..., device=...)"
             )
     if labels.ndim != 1 or labels.shape != images.shape[:1]:
         raise ShapeError(

@@ -21,7 +21,7 @@ COLUMNS = (
     "lr",
     "seconds",
     "images_per_second",
-    "step_ms",  # on the device, without waiting for the loader
+    "step_ms",  # on the device; excludes waiting for the loader
 )
 
 
@@ -126,8 +126,8 @@ class MetricsFile(Callback):
 class Checkpoints(Callback):
     """Write last.safetensors after each epoch, on an interrupt, and every `every` steps unless 0.
 
-    Also best.safetensors whenever the test accuracy improves; without a test set, the training
-    loss.
+    Also write best.safetensors whenever the test accuracy (without a test set, the training loss)
+    improves.
 
     Raises OutputError if a file cannot be written; the previous one stays intact.
     """

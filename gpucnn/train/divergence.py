@@ -36,7 +36,7 @@ class _Sent(NamedTuple):
 
 
 class LossWatch:
-    """Finds the first loss that is not finite.
+    """Find the first loss that is not finite.
 
     On a GPU the loss is copied to pinned memory asynchronously, and read once the copy's event has
     completed: the host does not wait, and learns of a bad loss some steps late.
@@ -61,7 +61,7 @@ class LossWatch:
         self._sent.append(_Sent(step, lr, value, event))
 
     def first(self, wait: bool = False) -> Loss | None:
-        """The first loss that is not finite, of those that have arrived; with wait, of all."""
+        """The first non-finite loss among those that have arrived; with wait, among all."""
         while self._sent:
             sent = self._sent[0]
             if sent.arrived is not None and not sent.arrived.done:

@@ -139,12 +139,12 @@ class Job:
             for name, accuracy in zip(classes, result.per_class, strict=False):
                 self.say(f"  {name:<12} {accuracy:7.2%}")
         if best.exists():
-            self.say(f"classify images of your own: gpucnn predict {best} IMAGE...")
+            self.say(f"classify your own images: gpucnn predict {best} IMAGE...")
         return result
 
 
 def make_callbacks(settings: argparse.Namespace, out: Path, device: Device) -> list[Callback]:
-    """A run's callbacks.  Checkpoints come first: an error of another file costs no epoch."""
+    """A run's callbacks.  Checkpoints saves first: if another file fails, no epoch is lost."""
     callbacks: list[Callback] = [Checkpoints(out, settings.save_every)]
     if not settings.quiet:
         # Reading the metrics makes the host wait for a GPU
@@ -159,7 +159,7 @@ def make_callbacks(settings: argparse.Namespace, out: Path, device: Device) -> l
 
 
 def _fit(trainer: Trainer, epochs: int, last: Path) -> None:
-    """Train; a stop or an OutputError names the checkpoint to resume from, if there is one."""
+    """Train; on a stop or an OutputError, name the checkpoint to resume from, if there is one."""
     resume = f"resume with --resume {last}"
     try:
         trainer.fit(epochs)

@@ -108,5 +108,5 @@ def evaluate(model: Module, loader: Any) -> Evaluation:
                 pairs = targets * k + logits.data.argmax(axis=1)
                 confusion = confusion + xp.bincount(pairs, minlength=k * k).reshape(k, k)
     if isinstance(confusion, int):
-        raise ArgumentError("evaluate: the loader gave no batch")
+        raise ArgumentError("evaluate: the loader yielded no batch")
     return Evaluation(metrics.loss, to_host(confusion))

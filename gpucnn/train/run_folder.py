@@ -14,8 +14,8 @@ LAST = "last.safetensors"
 def find_run(resume: str, out: str | None, script: str) -> tuple[Path, Checkpoint]:
     """The path and the content of the checkpoint that --resume means.
 
-    resume is the file given; "" means last.safetensors in `out`, or, if that is None too, that of
-    the newest run of `script` in runs/.
+    resume names the file.  "" means last.safetensors in `out`, or, if `out` is None, in the newest
+    run of `script` in runs/.
 
     Raises CheckpointError if there is none, or if another script wrote it.
     """

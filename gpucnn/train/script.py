@@ -102,10 +102,10 @@ class Script:
     ) -> None:
         """Add a flag, or an optional positional argument.
 
-        text       its --help text, to which the default is appended, or `shown` in its place
+        text       its --help text; the default, or `shown` if given, is appended
         group      its heading in --help: RUN, RECIPE or EXECUTION.  --resume restores every flag
                    and lets the command line change only those of EXECUTION
-        missing    for a path that is read: the remedy that the error names if it does not exist
+        missing    for an input path: the remedy that the error names if it does not exist
         options    for argparse's add_argument
         """
         key, positional = _key(flag), not flag.startswith("-")
@@ -117,7 +117,9 @@ class Script:
         if positional:
             options["nargs"] = "?"
         self._groups[group].add_argument(
-            flag, help=f"{text} (default: {_said(default) if shown is None else shown})", **options
+            flag,
+            help=f"{text} (default: {_default_text(default) if shown is None else shown})",
+            **options,
         )
 
     def add_number(
@@ -141,17 +143,17 @@ class Script:
     def main(self, run: Callable[[Job], object], argv: Sequence[str] | None = None) -> int:
         """Run a job from the command line, or from `argv`.
 
-        Returns the exit status: 0 success, 2 an error, whose text is printed, 130 after Ctrl-C.
+        Returns the exit status: 0 on success, 2 after an error, which is printed, 130 after Ctrl-C.
         """
 
-        def whole() -> None:
+        def run_and_time() -> None:
             started = time.perf_counter()
             run(self.start(argv))
             print(f"wall time {time.perf_counter() - started:.1f} s")
 
         algorithm = get_conv_algorithm()
         try:
-            return exit_status(whole)
+            return exit_status(run_and_time)
         finally:
             set_conv_algorithm(algorithm)
 
@@ -183,7 +185,7 @@ class Script:
         device, reason = (
             choose_device()
             if settings.device == "auto"
-            else (Device.parse(settings.device), "as asked")
+            else (Device.parse(settings.device), "--device")
         )
         job = Job(self.recorded, settings, device, checkpoint)
         job.say(f"device: {device} ({reason})")
@@ -211,7 +213,7 @@ class Script:
         add("--batch-size", "images per step", batch_size, **number)
         rate = {"type": non_negative_float, "metavar": "X"}
         add("--lr", "peak learning rate", None, **rate)
-        add("--weight-decay", "weight decay, of biases too", 5e-4, **rate)
+        add("--weight-decay", "weight decay, also of biases", 5e-4, **rate)
         add("--optimizer", "update rule; sgd has momentum 0.9", "sgd", choices=tuple(OPTIMIZERS))
         text = (
             "learning rate over the steps.  one-cycle: linear up over the first quarter, linear "
@@ -220,11 +222,11 @@ class Script:
         add("--schedule", text, schedule, choices=tuple(SCHEDULES))
         add("--augment", augment, True, action=argparse.BooleanOptionalAction)
         add("--limit", limit, None, **number)
-        text = "random seed of weights, order, augmentation and dropout"
+        text = "random seed for weights, order, augmentation and dropout"
         add("--seed", text, 0, type=non_negative_int, metavar="N")
         text = (
-            "compute convolutions on the CPU as plain sums instead of by Winograd: slower, with a "
-            "third to an eighth of the rounding error"
+            "compute convolutions on the CPU as plain sums instead of with Winograd's algorithm: "
+            "slower, with a third to an eighth of the rounding error"
         )
         add("--exact", text, False, action="store_true")
 
@@ -234,7 +236,7 @@ class Script:
             "$GPUCNN_DEVICE, else a usable GPU, else the CPU"
         )
         self.add("--device", text, "auto", group=EXECUTION)
-        text = "CPU threads; they do not change the result"
+        text = "CPU threads; the result does not depend on them"
         self.add_number("--threads", text, None, "all cores", group=EXECUTION)
         text = f"output folder: config.json, metrics.csv, {LAST}, best.safetensors, curves.png"
         self.add("--out", text, None, shown="a new folder in runs/", group=EXECUTION, metavar="DIR")
@@ -247,7 +249,7 @@ class Script:
             nargs="?",
             const="",
             metavar="FILE",
-            help="resume a stopped run; its result is that of a run that never stopped "
+            help="resume a stopped run; the result is as if it had never stopped "
             f"(default: {LAST} in --out, else in the newest run of this script)",
         )
 
@@ -285,7 +287,7 @@ def _key(flag: str) -> str:
     return flag.lstrip("-").replace("-", "_")
 
 
-def _said(default: Any) -> str:
+def _default_text(default: Any) -> str:
     return "off" if default is False else str(default)
 
 

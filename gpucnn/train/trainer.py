@@ -31,7 +31,7 @@ from gpucnn.train.metrics import Evaluation, RunningMetrics, evaluate
 from gpucnn.train.random_state import generator_state, restore_generator
 from gpucnn.train.signals import stop_signals
 
-_NO_LAYER = "every layer is finite: check the loss function and that batch"
+_NO_LAYER = "every layer is finite: check the loss function and the batch"
 _REMEDY = "restart with a lower learning rate, or resume from an earlier checkpoint"
 
 
@@ -124,7 +124,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.metrics = RunningMetrics()
         self.evaluation: Evaluation | None = None
-        self._seconds = 0.0  # training time of the current epoch, before a resume too
+        self._seconds = 0.0  # of training in this epoch, also before a resume
         self._lr = optimizer.lr  # of the last step
         self._stop = threading.Event()
         self._losses = LossWatch()
@@ -151,8 +151,8 @@ class Trainer:
         """Train until `epochs` epochs are completed in total, those before a resume included.
 
         Returns `history`.  On Ctrl-C or SIGTERM the current step (or evaluation) finishes, the
-        callbacks' on_interrupt runs, in which Checkpoints saves, and KeyboardInterrupt is raised.
-        A second signal raises it at once, and nothing is saved.  Raises DivergenceError if training
+        callbacks' on_interrupt runs (Checkpoints saves), and KeyboardInterrupt is raised.  A second
+        signal raises it at once, and nothing is saved.  Raises DivergenceError if training
         diverges: see the class.
         """
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
@@ -192,7 +192,7 @@ class Trainer:
             self._tell("on_batch_end")
             self._stop_if_asked()
         if self.metrics.count == 0:
-            raise ArgumentError("Trainer: the loader gave no batch")
+            raise ArgumentError("Trainer: the loader yielded no batch")
         self._stop_if_diverged(wait=True)
         self._check_finite(f"epoch {self.epoch + 1}, step {self.step}")
         row = {
@@ -274,7 +274,7 @@ class Trainer:
     # --- checkpoints ---
 
     def save(self, path: str | Path) -> None:
-        """Write a checkpoint from which `resume` continues to the same bits.
+        """Write a checkpoint; a run resumed from it ends with the same bits.
 
         Raises DivergenceError if a loss, parameter, running statistic or optimizer state is not
         finite, OutputError if the file cannot be written; the previous file stays intact.  Raises
@@ -282,7 +282,7 @@ class Trainer:
         """
         if not hasattr(self.loader, "state_dict"):
             raise CheckpointError(
-                f"save: {kind(self.loader)} has no state_dict, and the run could not be resumed\n"
+                f"save: {kind(self.loader)} has no state_dict, so the run could not be resumed\n"
                 "  train with a data.DataLoader"
             )
         self._stop_if_diverged(wait=True)
@@ -330,7 +330,9 @@ class Trainer:
                     )
             generators = self._generators()
             if generators.keys() != info["generators"].keys():
-                raise CheckpointError("resume: the model's dropout generators are not the run's")
+                raise CheckpointError(
+                    "resume: the model's dropout generators differ from the run's"
+                )
             self.model.load_state_dict(checkpoint.part("model"))
             self.optimizer.load_state_dict(info["optimizer"] | checkpoint.part("optimizer"))
             if self.scheduler is not None:
@@ -346,7 +348,7 @@ class Trainer:
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"resume: the checkpoint lacks state of a training run ({error}); "
-                "it may hold a model only"
+                "it may hold only a model"
             ) from error
 
     def _generators(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def test_each_crop_is_a_window_of_its_own_padded_image(n, h, w, c, padding, size
         assert places
 
 
-def test_crop_uses_every_place_equally_often():
+def test_crop_uses_every_offset_equally_often():
     column = np.arange(40, dtype=np.uint8)
     images = np.broadcast_to(column[:32, None, None], (20_000, 32, 32, 1)).copy()
     tops = data.RandomCrop(32, 4, "edge")(images, rng())[:, 16, 0, 0].astype(int) - 16
@@ -53,7 +53,7 @@ def test_crop_uses_every_place_equally_often():
     assert ((counts - expected) ** 2 / expected).sum() < 27.9  # chi-squared, 8 degrees, p = 5e-4
 
 
-def test_crop_without_room_returns_the_image():
+def test_crop_of_the_full_size_returns_the_image():
     images = random_images(h=8, w=8)
     np.testing.assert_array_equal(data.RandomCrop(8)(images, rng()), images)
 
@@ -112,7 +112,7 @@ def test_compose_applies_in_order():
     assert compose(np.array([1]), rng()).tolist() == [4]
 
 
-def test_every_transform_is_the_generators_and_leaves_its_input_alone():
+def test_transforms_depend_only_on_the_generator_and_do_not_modify_their_input():
     images = random_images(32, 32, 32)
     before = images.copy()
     transform = data.Compose(
@@ -149,7 +149,7 @@ def test_every_transform_is_the_generators_and_leaves_its_input_alone():
         lambda: data.Normalize((0.5,), (float("nan"),)),
     ],
 )
-def test_senseless_arguments_are_refused(make):
+def test_invalid_arguments_are_refused(make):
     with pytest.raises(ArgumentError):
         make()
 
@@ -169,6 +169,6 @@ def test_images_that_do_not_fit_are_refused(transform, shape):
         transform(np.zeros(shape, np.uint8), rng())
 
 
-def test_statistics_of_nothing_are_refused():
+def test_statistics_of_no_images_are_refused():
     with pytest.raises(ShapeError, match="no pixels"):
         data.channel_statistics(np.zeros((0, 8, 8, 3), np.uint8))

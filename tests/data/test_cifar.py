@@ -47,7 +47,7 @@ def trust(monkeypatch, path):
 
 @pytest.fixture
 def archive(cifar10_python, tmp_path, monkeypatch):
-    """A folder with only an archive, which counts as the official one, and its contents."""
+    """A folder with only an archive, accepted as the official one, and its contents."""
     root, truth = cifar10_python
     folder = root / "cifar-10-batches-py"
     place = tmp_path / "other"
@@ -80,7 +80,7 @@ def test_files_of_the_full_size_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_a_batch_that_python_3_pickled_again_is_read(tmp_path, small, protocol):
+def test_a_batch_repickled_by_python_3_is_read(tmp_path, small, protocol):
     images, labels = images_and_labels(COUNT, 10, 1)
     (tmp_path / "test_batch").write_bytes(
         pickle.dumps({"data": planes(images), "labels": labels.tolist()}, protocol)
@@ -122,14 +122,14 @@ def test_cifar100_fine_and_coarse_labels_in_both_versions(tmp_path, small):
     assert len(data.CIFAR100(tmp_path, coarse=True).classes) == 20
 
 
-def test_root_none_is_gpucnn_data(cifar10_python, monkeypatch):
+def test_root_none_means_gpucnn_data(cifar10_python, monkeypatch):
     root, truth = cifar10_python
     monkeypatch.setenv("GPUCNN_DATA", str(root))
     assert_holds(data.CIFAR10(train=False), [truth["test_batch"]])
 
 
 @pytest.mark.parametrize("download", [False, True])
-def test_a_missing_folder_in_gpucnn_data_is_named_and_not_made(tmp_path, monkeypatch, download):
+def test_a_missing_folder_in_gpucnn_data_is_named_and_not_created(tmp_path, monkeypatch, download):
     monkeypatch.setenv("GPUCNN_DATA", str(tmp_path / "mispelt"))
     message = f"GPUCNN_DATA: {tmp_path / 'mispelt'} does not exist"
     with pytest.raises(data.DataNotFound, match=re.escape(message)):
@@ -140,7 +140,7 @@ def test_a_missing_folder_in_gpucnn_data_is_named_and_not_made(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_asked_for_or_the_cache_is_made_for_a_download(tmp_path, monkeypatch):
+def test_a_download_uses_the_given_folder_or_the_cache(tmp_path, monkeypatch):
     asked = []
 
     def fetch(urls, path, sha256, quiet=False):
@@ -159,7 +159,7 @@ def test_a_folder_that_is_asked_for_or_the_cache_is_made_for_a_download(tmp_path
 # --- archives ---
 
 
-def test_archive_is_checked_read_and_unpacked(archive):
+def test_archive_is_verified_read_and_extracted(archive):
     place, truth = archive
     assert_holds(data.CIFAR10(place), [truth[name] for name in BATCHES])
     folder = place / "cifar-10-batches-py"
@@ -181,7 +181,7 @@ def test_archive_in_a_folder_that_cannot_be_written_is_read(archive, monkeypatch
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkdtemp", refuse)  # file modes do not stop root
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)  # root ignores file modes
     assert_holds(data.CIFAR10(place, train=False), [truth["test_batch"]])
     assert not (place / "cifar-10-batches-py").exists()
 
@@ -194,7 +194,7 @@ def test_archive_with_another_hash_is_refused(archive):
         data.CIFAR10(place)
 
 
-def test_archive_cut_short_is_refused_even_where_its_hash_is_trusted(archive, monkeypatch):
+def test_truncated_archive_is_refused_even_if_its_hash_is_trusted(archive, monkeypatch):
     place, _ = archive
     path = place / "cifar-10-python.tar.gz"
     whole = path.read_bytes()
@@ -206,7 +206,9 @@ def test_archive_cut_short_is_refused_even_where_its_hash_is_trusted(archive, mo
 
 
 @pytest.mark.parametrize("evil", ["../data_batch_1", "/data_batch_1", "..", "link"])
-def test_archive_that_points_elsewhere_writes_nothing_there(tmp_path, small, monkeypatch, evil):
+def test_archive_with_paths_outside_its_folder_writes_nothing_there(
+    tmp_path, small, monkeypatch, evil
+):
     place = tmp_path / "place"
     place.mkdir()
     path = place / "cifar-10-python.tar.gz"
@@ -227,7 +229,7 @@ def test_archive_that_points_elsewhere_writes_nothing_there(tmp_path, small, mon
 # --- damage ---
 
 
-def test_absent_data_name_the_folder_and_the_remedy(tmp_path):
+def test_missing_data_names_the_folder_and_the_remedy(tmp_path):
     with pytest.raises(data.DataNotFound, match=r"CIFAR-10 is not in .*(?s:.*)download"):
         data.CIFAR10(tmp_path / "nowhere")
 
@@ -243,7 +245,7 @@ def test_missing_batch_is_named(cifar10_python):
         data.CIFAR10(root)
 
 
-def test_python_batch_cut_at_a_random_place_names_the_file(tmp_path, small):
+def test_truncated_python_batch_names_the_file(tmp_path, small):
     images, labels = images_and_labels(COUNT, 10, 1)
     whole = python2_pickle(python_batch(images, labels))
     generator = np.random.default_rng(5)
@@ -254,7 +256,7 @@ def test_python_batch_cut_at_a_random_place_names_the_file(tmp_path, small):
             data.CIFAR10(tmp_path, train=False)
 
 
-def test_python_batch_with_random_bytes_changed_is_read_or_refused_clearly(tmp_path, small):
+def test_corrupted_python_batch_is_read_or_refused_clearly(tmp_path, small):
     images, labels = images_and_labels(COUNT, 10, 1)
     whole = python2_pickle(python_batch(images, labels))
     structure = [i for i in range(len(whole)) if i < 400 or i > len(whole) - 700]
@@ -322,7 +324,7 @@ GOOD, LABELS = np.zeros((COUNT, 3072), np.uint8), [0] * COUNT
         {b"data": GOOD, b"labels": np.zeros((COUNT, 1), np.int64)},
     ],
 )
-def test_batch_of_the_wrong_content_names_the_file(tmp_path, small, batch):
+def test_batch_with_wrong_contents_names_the_file(tmp_path, small, batch):
     (tmp_path / "test_batch").write_bytes(pickle.dumps(batch, 2))
     with pytest.raises(DataError, match=r"test_batch: (expected|not a pickle)"):
         data.CIFAR10(tmp_path, train=False)
@@ -331,7 +333,7 @@ def test_batch_of_the_wrong_content_names_the_file(tmp_path, small, batch):
 # --- find_cifar10 ---
 
 
-def test_find_cifar10_gives_both_splits_and_says_from_where(cifar10_python):
+def test_find_cifar10_returns_both_splits_and_their_source(cifar10_python):
     root, truth = cifar10_python
     pair, note = data.find_cifar10(root, download=False)
     assert_holds(pair[0], [truth[name] for name in BATCHES])
@@ -339,13 +341,13 @@ def test_find_cifar10_gives_both_splits_and_says_from_where(cifar10_python):
     assert str(root / "cifar-10-batches-py") in note
 
 
-def test_find_cifar10_says_why_there_is_nothing(tmp_path):
+def test_find_cifar10_returns_the_reason_if_there_is_no_data(tmp_path):
     pair, note = data.find_cifar10(tmp_path, download=False)
     assert pair is None
     assert str(tmp_path) in note
 
 
-def test_find_cifar10_does_not_pass_over_damaged_files(cifar10_python):
+def test_find_cifar10_does_not_skip_damaged_files(cifar10_python):
     root, _ = cifar10_python
     path = root / "cifar-10-batches-py" / "test_batch"
     path.write_bytes(path.read_bytes()[:100])
@@ -353,7 +355,7 @@ def test_find_cifar10_does_not_pass_over_damaged_files(cifar10_python):
         data.find_cifar10(root, download=False)
 
 
-def test_real_files_where_present():
+def test_the_official_files_if_present():
     root = os.environ.get("GPUCNN_DATA")
     if not root or not (data.default_root() / "cifar-10-batches-py").is_dir():
         pytest.skip("GPUCNN_DATA holds no cifar-10-batches-py")

@@ -34,7 +34,7 @@ def test_noise_is_one_colour_for_all_pixels_of_an_image(images):
     assert len(np.unique(added[:, 0, 0].round(3), axis=0)) == len(images)
 
 
-def test_noise_spreads_as_its_components_and_std_say(images):
+def test_the_covariance_of_the_noise_follows_from_components_and_std(images):
     components = color_components(images)
     many = np.zeros((20_000, 1, 1, 3), np.uint8)
     added = ColorNoise(components, 0.2)(many, np.random.default_rng(1))[:, 0, 0] / 255
@@ -42,7 +42,7 @@ def test_noise_spreads_as_its_components_and_std_say(images):
     assert np.allclose(np.cov(added.T), expected, rtol=0, atol=0.05 * expected.max())
 
 
-def test_no_std_no_noise_and_the_input_stays(images):
+def test_std_0_adds_no_noise_and_the_input_is_not_modified(images):
     before = images.copy()
     noise = ColorNoise(color_components(images), 0.0)
     assert np.array_equal(noise(images, np.random.default_rng(1)), before)
@@ -50,14 +50,14 @@ def test_no_std_no_noise_and_the_input_stays(images):
     assert np.array_equal(images, before)
 
 
-def test_normalize_takes_what_it_gives(images):
+def test_normalize_accepts_its_result(images):
     noisy = ColorNoise(color_components(images))(images, np.random.default_rng(1))
     normalized = Normalize((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))(noisy)
     expected = (noisy / 255 - [0.5, 0.4, 0.3]) / [0.1, 0.2, 0.3]
     assert np.allclose(normalized, expected, atol=1e-4)
 
 
-def test_what_does_not_fit_is_refused(images):
+def test_invalid_images_and_std_are_refused(images):
     with pytest.raises(ShapeError, match="of 2 pixels or more"):
         color_components(images[:0])
     with pytest.raises(ShapeError, match="3 x 3 components"):

@@ -14,7 +14,7 @@ def make(n=10):
     return data.Dataset(images, np.arange(n) % 3, ("a", "b", "c"), "mine")
 
 
-def test_a_number_gives_an_image_and_a_label_and_anything_else_a_data_set():
+def test_an_integer_index_returns_image_and_label_and_any_other_a_data_set():
     dataset = make()
     image, label = dataset[4]
     np.testing.assert_array_equal(image, dataset.images[4])
@@ -27,7 +27,7 @@ def test_a_number_gives_an_image_and_a_label_and_anything_else_a_data_set():
     assert [label for _, label in dataset] == dataset.labels.tolist()
 
 
-def test_take_gives_the_first_images():
+def test_take_returns_the_first_images():
     assert make().take(4).labels.tolist() == [0, 1, 2, 0]
     assert len(make().take(99)) == 10
     for wrong in (0, -1, 2.0, "2", True, None):
@@ -35,7 +35,7 @@ def test_take_gives_the_first_images():
             make().take(wrong)
 
 
-def test_repr_tells_what_it_is():
+def test_repr_has_name_count_shape_and_classes():
     assert repr(make()) == "Dataset(mine: 10 images of 2x2x3, 3 classes)"
 
 
@@ -70,7 +70,7 @@ TWO = np.zeros(2, np.int64)
         (PIXELS, np.array([-1, 0]), DataError, "indices into classes, starting at 0"),
     ],
 )
-def test_arrays_that_are_no_data_set_are_refused(images, labels, error, words):
+def test_invalid_images_and_labels_are_refused(images, labels, error, words):
     with pytest.raises(error) as caught:
         data.Dataset(images, labels, ("a", "b"), "mine")
     assert str(caught.value).startswith("mine: ")
@@ -79,7 +79,7 @@ def test_arrays_that_are_no_data_set_are_refused(images, labels, error, words):
 
 
 @pytest.mark.parametrize("classes", [2, "ab", None, {"a", "b"}])
-def test_classes_that_are_no_list_of_names_are_refused(classes):
+def test_classes_that_are_not_a_list_of_names_are_refused(classes):
     with pytest.raises(ArgumentError, match="mine: classes must be a list of names, got"):
         data.Dataset(PIXELS, TWO, classes, "mine")
 

@@ -78,7 +78,7 @@ def fetch(server, path, *behaviours, sha256=SHA256):
     return download.fetch([f"{base}/{b}/file.bin" for b in behaviours], path, sha256, quiet=True)
 
 
-def test_a_file_arrives_whole_and_nothing_else(server, tmp_path):
+def test_a_download_leaves_the_whole_file_and_nothing_else(server, tmp_path):
     path = tmp_path / "new" / "file.bin"
     assert fetch(server, path, "good") == path
     assert path.read_bytes() == CONTENT
@@ -86,39 +86,39 @@ def test_a_file_arrives_whole_and_nothing_else(server, tmp_path):
     assert server.asked == [("/good/file.bin", None)]
 
 
-def test_a_server_without_a_length_will_do(server, tmp_path):
+def test_a_server_need_not_send_the_length(server, tmp_path):
     assert fetch(server, tmp_path / "f", "nolength").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("have", [1, 1000, len(CONTENT) - 1])
-def test_a_part_is_gone_on_with(server, tmp_path, have):
+def test_a_partial_file_is_resumed(server, tmp_path, have):
     (tmp_path / "f.part").write_bytes(CONTENT[:have])
     assert fetch(server, tmp_path / "f", "good").read_bytes() == CONTENT
     assert server.asked == [("/good/file.bin", f"bytes={have}-")]
 
 
-def test_a_part_that_is_complete_needs_no_transfer(server, tmp_path):
+def test_a_complete_partial_file_needs_no_transfer(server, tmp_path):
     (tmp_path / "f.part").write_bytes(CONTENT)
     assert fetch(server, tmp_path / "f", "good").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("part", [b"other bytes", CONTENT + b"more", b"x" * len(CONTENT)])
-def test_a_part_of_something_else_is_dropped(server, tmp_path, part):
+def test_a_partial_file_with_other_contents_is_discarded(server, tmp_path, part):
     (tmp_path / "f.part").write_bytes(part)
     assert fetch(server, tmp_path / "f", "good").read_bytes() == CONTENT
 
 
-def test_a_server_that_ignores_the_range_starts_over(server, tmp_path):
+def test_a_server_that_ignores_the_range_restarts_the_download(server, tmp_path):
     (tmp_path / "f.part").write_bytes(CONTENT[:1000])
     assert fetch(server, tmp_path / "f", "norange").read_bytes() == CONTENT
 
 
-def test_a_cut_connection_goes_on_at_the_next_mirror(server, tmp_path):
+def test_a_broken_connection_resumes_at_the_next_mirror(server, tmp_path):
     assert fetch(server, tmp_path / "f", "cut", "good").read_bytes() == CONTENT
     assert server.asked[1] == ("/good/file.bin", f"bytes={len(CONTENT) // 3}-")
 
 
-def test_what_a_failed_call_has_is_kept_for_the_next(server, tmp_path):
+def test_a_failed_call_keeps_its_data_for_the_next(server, tmp_path):
     with pytest.raises(DataNotFound, match="broke off at"):
         fetch(server, tmp_path / "f", "cut")
     have = (tmp_path / "f.part").stat().st_size
@@ -128,13 +128,13 @@ def test_what_a_failed_call_has_is_kept_for_the_next(server, tmp_path):
     assert server.asked[-1][1] == f"bytes={have}-"
 
 
-def test_a_stalled_connection_goes_on_at_the_next_mirror(server, tmp_path, monkeypatch):
+def test_a_stalled_connection_resumes_at_the_next_mirror(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUT", 0.2)
     assert fetch(server, tmp_path / "f", "stall", "good").read_bytes() == CONTENT
     assert server.asked[1] == ("/good/file.bin", "bytes=1000-")
 
 
-def test_a_slow_mirror_is_left_for_a_faster_one(server, tmp_path, monkeypatch):
+def test_a_slow_mirror_is_abandoned_for_a_faster_one(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "SPEED_WINDOW", 0.1)
     monkeypatch.setattr(download, "MINIMUM_SPEED", 1e6)
     assert fetch(server, tmp_path / "f", "slow", "good").read_bytes() == CONTENT
@@ -142,7 +142,7 @@ def test_a_slow_mirror_is_left_for_a_faster_one(server, tmp_path, monkeypatch):
     assert server.asked[1][1] is not None  # it resumes
 
 
-def test_a_slow_mirror_is_used_where_it_is_the_only_one(server, tmp_path, monkeypatch):
+def test_a_slow_mirror_is_used_if_it_is_the_only_one(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "SPEED_WINDOW", 0.1)
     monkeypatch.setattr(download, "MINIMUM_SPEED", 1e6)
     assert fetch(server, tmp_path / "f", "404", "slow").read_bytes() == CONTENT
@@ -150,14 +150,14 @@ def test_a_slow_mirror_is_used_where_it_is_the_only_one(server, tmp_path, monkey
 
 
 @pytest.mark.parametrize("bad", ["404", "500", "wrong"])
-def test_a_bad_mirror_is_passed_over_and_not_asked_again(server, tmp_path, bad):
+def test_a_bad_mirror_is_skipped_and_not_tried_again(server, tmp_path, bad):
     assert fetch(server, tmp_path / "f", bad, "good").read_bytes() == CONTENT
     with pytest.raises(DataNotFound):
         fetch(server, tmp_path / "g", bad, "403")
     assert [path for path, _ in server.asked].count(f"/{bad}/file.bin") == 2
 
 
-def test_failure_tells_of_each_mirror_and_of_the_remedy(server, tmp_path):
+def test_the_error_lists_each_mirror_and_the_remedy(server, tmp_path):
     with pytest.raises(DataNotFound) as error:
         fetch(server, tmp_path / "f", "404", "wrong")
     message = str(error.value)
@@ -182,7 +182,7 @@ def test_without_a_network_it_gives_up_within_its_patience(tmp_path, monkeypatch
     assert str(error.value).count("timed out") <= 4  # of forty
 
 
-def test_a_refused_connection_and_a_nonsense_address_are_failures(tmp_path):
+def test_a_refused_connection_and_an_invalid_url_are_failures(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -200,7 +200,7 @@ def test_a_folder_that_cannot_be_written_is_named(server, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_named_and_no_other_mirror_is_asked(server, tmp_path, monkeypatch):
+def test_a_full_disk_is_named_and_no_other_mirror_is_tried(server, tmp_path, monkeypatch):
     copy = download._copy
 
     def to_full_disk(response, file, bar, minimum_speed):

@@ -46,7 +46,7 @@ def test_height_and_width_may_differ(folder):
     assert data.ImageFolder(folder, (8, 20))[0][0].shape == (8, 20, 3)
 
 
-def test_the_middle_is_kept_and_the_longer_side_cut(tmp_path):
+def test_the_longer_side_is_cropped_to_the_center(tmp_path):
     pixels = np.zeros((10, 30, 3), np.uint8)
     pixels[:, 10:20] = 255
     (tmp_path / "a").mkdir()
@@ -65,7 +65,7 @@ def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
         assert dataset[i][0].shape == (8, 8, 3)
 
 
-def test_the_camera_s_orientation_is_followed(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     (tmp_path / "a").mkdir()
     pixels = np.zeros((10, 10, 3), np.uint8)
     pixels[:5] = 255  # bright on top
@@ -95,13 +95,13 @@ def damaged(folder):
     return folder
 
 
-def test_a_damaged_image_names_its_file_and_the_way_out(damaged):
+def test_a_damaged_image_names_its_file_and_the_remedy(damaged):
     dataset = data.ImageFolder(damaged, 16)
     with pytest.raises(DataError, match=r'2.JPEG: not a readable image (?s:.*)on_error="skip"'):
         list(data.DataLoader(dataset, 4))
 
 
-def test_damaged_images_are_left_out_with_a_warning_each_and_a_count(damaged):
+def test_damaged_images_are_skipped_with_a_warning_each_and_a_count(damaged):
     dataset = data.ImageFolder(damaged, 16, on_error="skip")
     loader = data.DataLoader(dataset, 4)
     with pytest.warns(UserWarning, match="skipped, ") as record:
@@ -116,7 +116,7 @@ def test_damaged_images_are_left_out_with_a_warning_each_and_a_count(damaged):
         assert sum(len(labels) for _, labels in loader) == 10
 
 
-def test_a_jpeg_cut_at_a_random_place_is_refused_or_still_whole(tmp_path):
+def test_a_truncated_jpeg_is_refused(tmp_path):
     (tmp_path / "a").mkdir()
     path = tmp_path / "a" / "x.jpg"
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
@@ -129,7 +129,7 @@ def test_a_jpeg_cut_at_a_random_place_is_refused_or_still_whole(tmp_path):
             dataset[0]
 
 
-def test_take_keeps_the_shares_of_the_classes(folder):
+def test_take_keeps_the_proportions_of_the_classes(folder):
     dataset = data.ImageFolder(folder, 16)
     assert dataset.take(6).labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert len(dataset.take(100)) == 12
@@ -139,7 +139,7 @@ def test_take_keeps_the_shares_of_the_classes(folder):
         dataset.take(0)
 
 
-def test_folders_that_are_no_data_set_are_refused(tmp_path):
+def test_folders_without_classes_or_images_are_refused(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         data.ImageFolder(tmp_path / "nowhere", 8)
     with pytest.raises(DataError, match="expected a directory for each class"):
@@ -150,12 +150,12 @@ def test_folders_that_are_no_data_set_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [(0,), ((8, -1),), (8, "ignore")])
-def test_senseless_arguments_are_refused(folder, arguments):
+def test_invalid_arguments_are_refused(folder, arguments):
     with pytest.raises(ArgumentError, match="ImageFolder"):
         data.ImageFolder(folder, *arguments)
 
 
-def test_without_pillow_it_says_what_to_install(folder, monkeypatch):
+def test_without_pillow_the_error_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(MissingExtra, match=r"Pillow: pip install .gpucnn\[data\]"):

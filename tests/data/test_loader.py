@@ -78,7 +78,7 @@ def test_last_batch_is_kept_or_dropped_and_len_says_so(n, drop_last, sizes):
     assert len(loader) == len(sizes)
 
 
-def test_shuffling_shows_every_image_once_in_a_new_order_each_epoch():
+def test_shuffling_yields_every_image_once_in_a_new_order_each_epoch():
     loader = data.DataLoader(numbered(50), 8, shuffle=True)
     first, second = (flat(numbers(loader)) for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(50))
@@ -91,13 +91,13 @@ def test_labels_stay_with_their_images():
         assert labels.dtype == np.int64
 
 
-def test_order_is_the_seeds_and_nothing_elses():
+def test_the_order_depends_only_on_the_seed():
     def order(seed):
         return numbers(data.DataLoader(numbered(50), 8, shuffle=True, seed=seed))
 
     assert order(3) == order(3)
     assert order(3) != order(4)
-    np.random.seed(0)  # noqa: NPY002  what must have no influence
+    np.random.seed(0)  # noqa: NPY002  must have no influence
     assert order(3) == order(3)
     assert order(np.random.default_rng(5)) == order(np.random.default_rng(5))
 
@@ -139,7 +139,7 @@ def test_items_of_two_shapes_in_a_batch_are_an_error():
         list(data.DataLoader(Uneven(2), 2))
 
 
-def test_device_gives_tensors():
+def test_a_loader_with_a_device_yields_tensors():
     loader = data.DataLoader(numbered(5), 4, device="cpu")
     images, labels = next(iter(loader))
     assert isinstance(images, gpucnn.Tensor)
@@ -153,7 +153,7 @@ def test_device_gives_tensors():
 
 @pytest.mark.parametrize("stop", [1, 3, 6, 7, 10, 14])
 @pytest.mark.parametrize("prefetch", [0, 3])
-def test_going_on_in_the_middle_gives_the_same_bits(stop, prefetch):
+def test_resuming_in_the_middle_gives_the_same_bits(stop, prefetch):
     def loader(prefetch=prefetch, seed=9):
         return data.DataLoader(
             numbered(50), 8, shuffle=True, transform=noisy, seed=seed, prefetch=prefetch
@@ -179,7 +179,7 @@ def test_going_on_in_the_middle_gives_the_same_bits(stop, prefetch):
     assert_same(rest, unbroken[stop:])
 
 
-def test_state_counts_what_was_handed_out_and_not_what_was_prefetched():
+def test_the_state_counts_batches_yielded_not_prefetched():
     loader = data.DataLoader(numbered(50), 5, prefetch=4)
     assert (loader.epoch, loader.batch) == (0, 0)
     for count, _ in enumerate(loader, start=1):
@@ -187,7 +187,7 @@ def test_state_counts_what_was_handed_out_and_not_what_was_prefetched():
     assert (loader.epoch, loader.batch) == (1, 0)
 
 
-def test_going_on_after_the_last_batch_hands_out_nothing_more_of_that_epoch():
+def test_resuming_after_the_last_batch_yields_nothing_more_of_that_epoch():
     loader = data.DataLoader(numbered(10), 5)
     for _ in loader:
         state = loader.state_dict()
@@ -260,7 +260,7 @@ def test_a_loop_left_early_leaves_no_thread():
     assert not loader_threads()
 
 
-def test_a_loop_that_an_error_ends_leaves_no_thread():
+def test_a_loop_ended_by_an_error_leaves_no_thread():
     def failing():
         for _ in data.DataLoader(numbered(50), 2, prefetch=3, num_workers=3):
             raise KeyError
@@ -329,7 +329,7 @@ def test_two_loaders_over_one_data_set_at_once_are_fine():
         np.testing.assert_array_equal(images, other)
 
 
-def test_iterating_warns_of_nothing():
+def test_iterating_gives_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         list(data.DataLoader(numbered(10), 3, device="cpu"))

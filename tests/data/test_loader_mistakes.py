@@ -40,14 +40,14 @@ def numbered(n):
         ({"transform": "flip"}, "transform must be callable as transform(images, generator)"),
     ],
 )
-def test_senseless_arguments_are_refused(arguments, words):
+def test_invalid_arguments_are_refused(arguments, words):
     with pytest.raises(ArgumentError) as caught:
         data.DataLoader(**({"dataset": numbered(10), "batch_size": 2} | arguments))
     assert str(caught.value).startswith("DataLoader: ")
     assert words in str(caught.value)
 
 
-def test_numpys_integers_are_as_good_as_pythons():
+def test_numpy_integers_are_accepted():
     loader = data.DataLoader(numbered(10), np.int64(4), seed=np.int32(3), prefetch=np.uint8(1))
     assert len(list(loader)) == 3
     json.dumps(loader.state_dict())
@@ -100,7 +100,7 @@ IMAGE = np.zeros((8, 8, 3), np.uint8)
         ((IMAGE, -1), DataError, "label -1 is not 0 or more"),
     ],
 )
-def test_an_item_that_is_no_image_with_its_label_is_named(item, error, words):
+def test_an_item_that_is_not_an_image_and_a_label_is_named(item, error, words):
     with pytest.raises(error) as caught:
         list(data.DataLoader([(IMAGE, 0), item], 2))
     assert words in str(caught.value)

@@ -43,7 +43,7 @@ def test_mnist_is_read_plain_and_zipped_from_each_folder(tmp_path, folder, zippe
     assert dataset.name == "MNIST test"
 
 
-def test_the_splits_are_the_files_of_their_names(tmp_path):
+def test_each_split_is_read_from_its_own_files(tmp_path):
     write(tmp_path, split="train")
     write(tmp_path, labels=idx(LABELS[::-1]))
     assert data.MNIST(tmp_path).labels.tolist() == LABELS.tolist()
@@ -61,7 +61,7 @@ def test_fashion_mnist_is_not_taken_from_mnists_folders(tmp_path, folder):
     assert dataset.classes[9] == "Ankle boot"
 
 
-def test_a_system_package_serves_where_no_root_is_named(tmp_path, monkeypatch):
+def test_a_system_package_is_used_if_root_is_none(tmp_path, monkeypatch):
     write(tmp_path / "system")
     system = str(tmp_path / "system")
     monkeypatch.setattr(mnist, "_FASHION", replace(mnist._FASHION, system_folder=system))
@@ -72,20 +72,20 @@ def test_a_system_package_serves_where_no_root_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("download", [False, True])
-def test_a_missing_folder_in_gpucnn_data_is_named_and_not_made(tmp_path, monkeypatch, download):
+def test_a_missing_folder_in_gpucnn_data_is_named_and_not_created(tmp_path, monkeypatch, download):
     monkeypatch.setenv("GPUCNN_DATA", str(tmp_path / "mispelt"))
     with pytest.raises(data.DataNotFound, match=r"GPUCNN_DATA: .*mispelt does not exist"):
         data.MNIST(download=download)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_absent_files_are_named_with_the_remedy(tmp_path):
+def test_missing_files_are_named_with_the_remedy(tmp_path):
     with pytest.raises(data.DataNotFound, match=r"train-images-idx3-ubyte(?s:.*)download"):
         data.MNIST(tmp_path)
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_a_file_cut_at_a_random_place_names_itself(tmp_path, zipped):
+def test_a_truncated_file_is_named(tmp_path, zipped):
     whole = idx(IMAGES)
     for end in (0, 1, 4, 15, 16, *np.random.default_rng(0).integers(17, len(whole), 20)):
         write(tmp_path, images=whole[:end], zipped=zipped)
@@ -93,7 +93,7 @@ def test_a_file_cut_at_a_random_place_names_itself(tmp_path, zipped):
             data.MNIST(tmp_path, train=False)
 
 
-def test_a_zipped_file_cut_or_changed_at_a_random_place_names_itself(tmp_path):
+def test_a_truncated_or_corrupted_gzip_file_is_named(tmp_path):
     write(tmp_path, zipped=True)
     path = tmp_path / "t10k-images-idx3-ubyte.gz"
     whole = path.read_bytes()
@@ -120,13 +120,13 @@ def test_a_zipped_file_cut_or_changed_at_a_random_place_names_itself(tmp_path):
         (idx(IMAGES)[:4] + b"\xff" * 12 + bytes(100), "got 100 bytes"),
     ],
 )
-def test_a_file_of_another_kind_says_what_it_is(tmp_path, images, message):
+def test_the_error_describes_a_file_of_another_kind(tmp_path, images, message):
     write(tmp_path, images=images)
     with pytest.raises(DataError, match=message):
         data.MNIST(tmp_path, train=False)
 
 
-def test_images_and_labels_of_two_numbers_are_refused(tmp_path):
+def test_different_numbers_of_images_and_labels_are_refused(tmp_path):
     write(tmp_path, labels=idx(LABELS[:-1]))
     with pytest.raises(DataError, match="8 labels for 9 images"):
         data.MNIST(tmp_path, train=False)

@@ -1,4 +1,4 @@
-"""A data set on the GPU: batches equal the CPU's; what does not fit stays on the host."""
+"""A data set on the GPU: batches equal the CPU's; unsupported data stays on the host."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def epoch(device: str, data: Dataset, transform: object, start: int = 0) -> list
 
 
 @pytest.mark.parametrize("start", [0, 2])
-def test_batches_have_the_bits_of_the_cpus_also_after_a_resume(start: int) -> None:
+def test_batches_equal_the_cpus_bit_for_bit_also_after_a_resume(start: int) -> None:
     mine, theirs = (epoch(device, dataset(), AUGMENT, start) for device in ("cudasim", "cpu"))
     assert len(mine) == 4 - start
     for a, b in zip(mine, theirs, strict=True):
@@ -46,7 +46,7 @@ def test_batches_have_the_bits_of_the_cpus_also_after_a_resume(start: int) -> No
     ],
     ids=["no transform", "no normalize", "another order", "not square", "empty"],
 )
-def test_what_the_kernel_cannot_do_is_left_to_the_cpu(data: Dataset, transform: object) -> None:
+def test_what_the_kernel_does_not_support_runs_on_the_cpu(data: Dataset, transform: object) -> None:
     device = Device.parse("cudasim")
     assert on_device.OnDevice.try_create(data, transform, device) is None
     if len(data):

@@ -39,7 +39,7 @@ def test_classes_are_equally_frequent_to_within_one_and_mixed(n):
 
 
 @pytest.mark.parametrize("arguments", [{"n": 0}, {"n": -5}, {"seed": -1}])
-def test_senseless_arguments_are_refused(arguments):
+def test_invalid_arguments_are_refused(arguments):
     with pytest.raises(ArgumentError, match="Synthetic"):
         data.Synthetic(**arguments)
 

@@ -61,10 +61,10 @@ def test_batches_arrive_whole_without_the_host_waiting():
     assert len(uploader._buffers) == 2
 
 
-def test_the_next_batch_is_under_way_while_one_is_in_use():
+def test_the_next_batch_is_being_copied_while_one_is_in_use():
     uploader = Uploader(DEVICE)
-    under_way = [pending(uploader) for _ in uploader.upload(numbers(4))]
-    assert under_way == [2, 2, 2, 0]
+    in_flight = [pending(uploader) for _ in uploader.upload(numbers(4))]
+    assert in_flight == [2, 2, 2, 0]
 
 
 def test_all_batches_may_be_kept():
@@ -72,14 +72,14 @@ def test_all_batches_may_be_kept():
     assert [x.get()[0] for x, _ in kept] == list(range(9))
 
 
-def test_batches_of_growing_and_empty_sizes_find_room():
+def test_batches_of_any_size_are_copied():
     sizes = [0, 3, 10_000, 1, 0, 40_000, 2]
     batches = ((np.full(n, n, np.int32),) for n in sizes)
     for n, (x,) in zip(sizes, Uploader(DEVICE).upload(batches), strict=True):
         assert x.get().tolist() == [n] * n
 
 
-def test_leaving_early_leaves_no_copy_under_way():
+def test_leaving_early_leaves_no_copy_in_flight():
     uploader = Uploader(DEVICE)
     batches = uploader.upload(numbers(5))
     next(batches)
@@ -97,7 +97,7 @@ def test_an_error_comes_after_the_batches_before_it():
     assert pending(loader._uploader) == 0
 
 
-def test_the_host_waits_for_the_oldest_copy_once_four_are_under_way(monkeypatch):
+def test_the_host_waits_for_the_oldest_copy_once_four_are_in_flight(monkeypatch):
     uploader = Uploader(DEVICE)
     # A device so far behind that no copy has completed:
     monkeypatch.setattr(uploader, "_wait_for", lambda upload: upload.arrays)
@@ -112,7 +112,7 @@ def test_the_host_waits_for_the_oldest_copy_once_four_are_under_way(monkeypatch)
     assert [x.get()[0] for x in rest] == [4, 5, 6, 7]
 
 
-def test_pinned_memory_is_not_let_go_while_a_copy_reads_it():
+def test_pinned_memory_is_not_freed_while_a_copy_reads_it():
     uploader = Uploader(DEVICE)
     (x,), _ = uploader._start((np.ones(5, np.float32),))
     assert np.isnan(x.get()).all()
@@ -137,7 +137,7 @@ def test_a_stream_inside_the_loop_waits_for_its_batch_and_the_next_batch_for_tha
     assert producer._waited[stream] > came
 
 
-def test_batches_used_on_a_stream_of_ones_own_have_the_right_numbers(gpu):
+def test_batches_used_on_another_stream_have_the_right_values(gpu):
     device = Device.parse(gpu)
     with device.xp.cuda.Device(device.index):
         stream = device.xp.cuda.Stream(non_blocking=True)
@@ -158,7 +158,7 @@ def test_batches_used_on_a_stream_of_ones_own_have_the_right_numbers(gpu):
     assert got == expected
 
 
-def test_images_made_on_the_device_may_be_used_on_a_stream_of_ones_own(gpu, compiler):
+def test_images_produced_on_the_device_may_be_used_on_another_stream(gpu, compiler):
     device, rng = Device.parse(gpu), np.random.default_rng(3)
     data = Dataset(rng.integers(0, 256, (40, 6, 6, 3), np.uint8), np.arange(40) % 2, ("a", "b"))
     normalize = Normalize((0.0,) * 3, (1 / 255,) * 3)
@@ -199,7 +199,7 @@ def test_seeded_fault_the_consumer_does_not_wait_for_the_copy(monkeypatch):
     assert wrong_batches(uploader) >= 4
 
 
-def test_seeded_fault_a_buffer_is_used_again_before_its_event(monkeypatch):
+def test_seeded_fault_a_buffer_is_reused_before_its_event(monkeypatch):
     uploader = Uploader(DEVICE)
     only = uploader._acquire_buffer(2**20)
     monkeypatch.setattr(uploader, "_acquire_buffer", lambda size: only)
@@ -221,7 +221,7 @@ def test_without_a_fault_no_batch_is_wrong():
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_a_loader_gives_the_batches_of_the_cpu(prefetch):
+def test_a_loader_yields_the_same_batches_as_on_the_cpu(prefetch):
     batches = [
         [
             (images.numpy(), labels.numpy())
@@ -237,7 +237,7 @@ def test_a_loader_gives_the_batches_of_the_cpu(prefetch):
             assert a.dtype == b.dtype
 
 
-def test_a_loader_resumes_after_the_batch_that_was_handed_out():
+def test_a_loader_resumes_after_the_last_batch_yielded():
     loader = DataLoader(Items(), 5, device="cudasim")
     iterator = iter(loader)
     next(iterator)
@@ -248,7 +248,7 @@ def test_a_loader_resumes_after_the_batch_that_was_handed_out():
     assert [int(images.numpy()[0, 0, 0, 0]) for images, _ in other] == [5, 10, 15]
 
 
-def test_a_step_of_training_makes_the_host_wait_for_nothing():
+def test_a_training_step_does_not_make_the_host_wait():
     try:
         cudasim.require_compiler()
     except gpucnn.GpucnnError as error:
@@ -273,7 +273,7 @@ def test_a_step_of_training_makes_the_host_wait_for_nothing():
     assert trainer.history[0]["step_ms"] > 0
 
 
-def test_data_that_lives_on_the_device_sends_its_draws_the_same_way(monkeypatch, compiler):
+def test_a_data_set_on_the_device_uploads_its_draws_without_waiting(monkeypatch, compiler):
     images = np.arange(12 * 4 * 4 * 3, dtype=np.uint8).reshape(12, 4, 4, 3)
     data = Dataset(images, np.arange(12) % 2, ("a", "b"))
     loader = DataLoader(data, 4, transform=Normalize((0.0,) * 3, (1.0,) * 3), device="cudasim")
@@ -283,7 +283,7 @@ def test_data_that_lives_on_the_device_sends_its_draws_the_same_way(monkeypatch,
     assert counts == [1, 1, 1]  # once, for the images
 
 
-def test_pinned_memory_is_asked_for_no_more_than_twice_in_a_run(monkeypatch):
+def test_pinned_memory_is_allocated_only_twice_in_a_run(monkeypatch):
     asked = []
     real = cudasim.cuda.alloc_pinned_memory
     monkeypatch.setattr(
@@ -296,7 +296,7 @@ def test_pinned_memory_is_asked_for_no_more_than_twice_in_a_run(monkeypatch):
     assert len(asked) == 2
 
 
-def test_a_device_by_its_number_is_the_current_one_while_it_gets_a_batch():
+def test_the_target_device_is_current_while_it_gets_a_batch():
     """CuPy must create everything for a batch on cuda:1 while cuda:1 is current."""
     current, made_on = [0], []
 
@@ -355,7 +355,7 @@ def pinned(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [0, 1, 512, 513, 5000])
-def test_an_array_goes_upload_in_chunks_through_two_buffers_that_are_freed(
+def test_upload_in_chunks_copies_through_two_buffers_and_frees_them(
     gpu, pinned, monkeypatch, count
 ):
     monkeypatch.setattr(upload, "CHUNK_BYTES", 2048)  # 512 elements
@@ -367,7 +367,7 @@ def test_an_array_goes_upload_in_chunks_through_two_buffers_that_are_freed(
     assert [memory() for memory, _ in pinned] == [None] * len(pinned)
 
 
-def test_a_data_set_pins_128_mebibytes_at_most_and_leaves_none_pinned(gpu, pinned, compiler):
+def test_a_data_set_pins_at_most_128_mib_and_leaves_none_pinned(gpu, pinned, compiler):
     assert upload.CHUNK_BYTES == 64 * 2**20
     data = Dataset(np.ones((3, 4096, 4096, 3), np.uint8), np.zeros(3, np.int64), ("a",))
     device = Device.parse(gpu)
@@ -376,7 +376,7 @@ def test_a_data_set_pins_128_mebibytes_at_most_and_leaves_none_pinned(gpu, pinne
     assert [memory() for memory, _ in pinned] == [None, None]
 
 
-def test_seeded_fault_a_piece_is_overwritten_before_its_copy(monkeypatch):
+def test_seeded_fault_a_chunk_is_overwritten_before_its_copy(monkeypatch):
     monkeypatch.setattr(upload, "CHUNK_BYTES", 2048)
     monkeypatch.setattr(cudasim.cuda.Event, "synchronize", lambda event: None)
     array = np.arange(5000, dtype=np.int32)

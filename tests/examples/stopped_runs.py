@@ -10,7 +10,7 @@ import numpy as np
 
 from gpucnn import train
 
-# A process that stands still in step 3, after it saved two
+# A process that hangs in step 3, after saving steps 1 and 2
 CHILD = """
 import runpy, sys, time
 from gpucnn import train
@@ -28,7 +28,7 @@ RUN = "runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 def kill_in_step_3(script, flags, out, before=""):
-    """kill -9 `script`, which saves every step; `before` is code that its process runs first."""
+    """Run `before` and `script`, which saves every step, in a process; kill -9 it in step 3."""
     command = [sys.executable, "-c", CHILD + before + RUN, str(script), *flags]
     process = subprocess.Popen(
         [*command, "--out", str(out), "--save-every", "1"],
@@ -47,7 +47,7 @@ def kill_in_step_3(script, flags, out, before=""):
 
 
 def ctrl_c_in_step(step, patch):
-    """Sends SIGINT in that step of a run in this process, counted from 1."""
+    """Send SIGINT in that step, counted from 1, of a run in this process."""
     train_step = train.Trainer.train_step
 
     def interrupted(self, images, labels):
@@ -59,6 +59,6 @@ def ctrl_c_in_step(step, patch):
 
 
 def same_bits(one, other):
-    """Whether the last checkpoints in two folders hold the same."""
+    """Whether the last checkpoints in two folders have the same tensors."""
     ours, theirs = (train.read_checkpoint(out / "last.safetensors").tensors for out in (one, other))
     return ours.keys() == theirs.keys() and all(np.array_equal(ours[k], theirs[k]) for k in ours)

@@ -45,7 +45,7 @@ def test_the_slides_formula_is_what_conv2d_computes(d, p, lecture, rng):
     )
 
 
-def test_the_formula_by_hand_on_numbers_small_enough_to_check_by_eye(lecture):
+def test_the_formula_on_a_small_example_computed_by_hand(lecture):
     h = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.float32)[..., None]
     w = np.array([[1, 0], [0, 2]], np.float32)[..., None, None]
     assert lecture.convolve_by_hand(h, w)[..., 0].tolist() == [[11, 14], [20, 23]]
@@ -148,7 +148,7 @@ def test_each_feature_map_of_each_letter_is_7_by_7_and_has_its_numbers(letter, l
     }
 
 
-def test_the_strokes_of_the_m_are_found_where_they_are(lecture):
+def test_the_filters_find_the_strokes_of_the_m_at_their_positions(lecture):
     maps = lecture.find_strokes(lecture.M)
     full = {name: np.argwhere(m == 3).tolist() for name, m in maps.items()}
     assert full == {
@@ -272,9 +272,7 @@ def test_the_script_draws_every_matrix(lecture, tmp_path, capsys):
     assert all((tmp_path / "pictures" / name).read_bytes()[:4] == b"\x89PNG" for name in names)
 
 
-def test_a_folder_that_cannot_be_made_or_written_is_one_line_after_the_numbers(
-    lecture, tmp_path, capsys
-):
+def test_a_folder_that_cannot_be_created_or_written_is_a_one_line_error(lecture, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="draws")
     (tmp_path / "file").write_text("")
     assert lecture.main(["--out", str(tmp_path / "file")]) == 2
@@ -293,7 +291,7 @@ def luminance(colour):
 
 
 def test_every_number_stands_out_from_its_cell(lecture):
-    """A contrast of at least 3, which WCAG 2 asks for."""
+    """WCAG 2 requires a contrast of at least 3."""
     pytest.importorskip("matplotlib", reason="draws")
     from matplotlib.colors import to_rgb
 

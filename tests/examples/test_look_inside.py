@@ -21,7 +21,7 @@ def script():
 
 
 def tiny(classes=10, generator=None):
-    """A network with every part of AlexNet, in a thousandth of its size."""
+    """A network with every part of AlexNet, a thousandth of its size."""
     return nn.Sequential(
         nn.Conv2d(3, 4, 5, stride=2, generator=generator), nn.ReLU(),
         nn.Conv2d(4, 6, 3, stride=2, generator=generator), nn.ReLU(),
@@ -73,7 +73,7 @@ def page(script, checkpoint):
 
 
 class Reader(HTMLParser):
-    """Notes headings, images and open tags; an end tag must close the tag opened last."""
+    """Record headings, images and open tags; an end tag must close the tag opened last."""
 
     VOID = {"meta", "img", "source", "br"}
 
@@ -112,16 +112,16 @@ def test_the_page_has_every_section(read):
     assert read.headings == [
         "How well it does",
         "Worst mistakes",
-        "From edges to parts",
+        "Filters and feature maps",
         "Where it looks",
         "What excites a channel",
-        "What it would like to see",
+        "Synthesized images",
         "Weights",
         "The network",
     ]
 
 
-def test_every_picture_is_inside_the_page_and_is_a_png_with_words_for_it(read):
+def test_every_picture_is_an_embedded_png_with_alt_text(read):
     image = pytest.importorskip("PIL.Image", reason="Pillow reads what matplotlib wrote")
     assert len(read.images) > 50
     for source in read.images:
@@ -132,7 +132,7 @@ def test_every_picture_is_inside_the_page_and_is_a_png_with_words_for_it(read):
     assert all(read.alts)
 
 
-def test_the_page_asks_nothing_of_the_network(page):
+def test_the_page_loads_nothing_from_the_network(page):
     text = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", page)
     assert "//" not in text
     assert "<script" not in text
@@ -141,13 +141,13 @@ def test_the_page_asks_nothing_of_the_network(page):
     assert "@import" not in text
 
 
-def test_both_themes_are_there(page):
+def test_the_page_has_both_themes(page):
     assert page.count('media="(prefers-color-scheme: dark)"') == 4  # the charts
     assert "@media (prefers-color-scheme: dark)" in page
     assert "color-scheme: light dark" in page
 
 
-def test_the_figures_on_the_page_are_the_models(script, checkpoint, page):
+def test_the_numbers_on_the_page_are_the_models(script, checkpoint, page):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.BY_NAME, "tiny", tiny)
         saved = train.read_checkpoint(checkpoint)
@@ -164,13 +164,13 @@ def test_the_figures_on_the_page_are_the_models(script, checkpoint, page):
     assert "2: no window sees the last 1 row and the last 1 column of its 14 x 14" in page
 
 
-def test_the_update_ratios_are_those_of_the_runs_next_steps(script, checkpoint):
+def test_the_update_ratios_equal_those_of_the_runs_next_steps(script, checkpoint):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.BY_NAME, "tiny", tiny)
         saved = train.read_checkpoint(checkpoint)
         one, other = (gpucnn.load(checkpoint) for _ in range(2))
     images = data.Synthetic(n=64)
-    one[6].p = other[6].p = 0  # or the two would draw different masks
+    one[6].p = other[6].p = 0  # otherwise the two draw different dropout masks
     ratios = script.update_ratios(saved, one, images, steps=3)
     assert list(ratios) == ["0.weight", "2.weight", "7.weight"]
     assert {len(values) for values in ratios.values()} == {3}
@@ -184,7 +184,7 @@ def test_the_update_ratios_are_those_of_the_runs_next_steps(script, checkpoint):
     assert ratios["0.weight"][0] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_run_that_diverges_when_it_goes_on_has_no_update_ratios(script, checkpoint):
+def test_a_run_that_diverges_when_continued_has_no_update_ratios(script, checkpoint):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.BY_NAME, "tiny", tiny)
         saved, model = train.read_checkpoint(checkpoint), gpucnn.load(checkpoint)
@@ -193,7 +193,7 @@ def test_a_run_that_diverges_when_it_goes_on_has_no_update_ratios(script, checkp
         assert script.update_ratios(saved, model, data.Synthetic(n=64), steps=3) == {}
 
 
-def test_the_newest_run_is_taken_and_out_may_be_elsewhere(
+def test_the_newest_run_is_the_default_and_out_may_be_elsewhere(
     script, checkpoint, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(models.BY_NAME, "tiny", tiny)
@@ -230,7 +230,7 @@ def test_mistakes_end_in_two_lines_and_status_two(script, checkpoint, tmp_path, 
     )
     assert script.main([str(tmp_path / "bare.safetensors")]) == 2
     assert "bare.safetensors was not written by train_alexnet_cifar10.py" in capsys.readouterr().err
-    assert script.main([str(checkpoint)]) == 2  # `tiny` is known to this test alone
+    assert script.main([str(checkpoint)]) == 2  # only the tests register `tiny`
     assert "'tiny' is unknown" in capsys.readouterr().err
 
 
@@ -240,7 +240,7 @@ def test_a_data_set_of_other_classes_than_the_runs_is_refused(script, checkpoint
     del info["format"]
     train.write_checkpoint(tmp_path / "other.safetensors", saved.tensors, info)
     assert script.main([str(tmp_path / "other.safetensors")]) == 2
-    assert "knows cat, dog" in capsys.readouterr().err
+    assert "has the classes cat, dog" in capsys.readouterr().err
 
 
 def test_class_names_are_written_as_text(script):

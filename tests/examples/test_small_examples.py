@@ -1,4 +1,4 @@
-"""The examples that fit on a page: they run alone, offline, and learn."""
+"""The one-page examples run by themselves, offline, and learn."""
 
 import re
 import runpy
@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 GALLERY = (EXAMPLES.parent / "docs" / "gallery.md").read_text(encoding="utf-8")
 
-# Runs a script as where matplotlib is not installed
+# Runs a script as if matplotlib were not installed
 WITHOUT_MATPLOTLIB = """
 import runpy, sys
 sys.modules["matplotlib"] = None
@@ -30,7 +30,7 @@ def run(folder, *command):
     )  # fmt: skip
 
 
-def test_the_digits_example_has_the_lines_that_the_gallery_says():
+def test_the_digits_example_has_as_many_lines_as_the_gallery_says():
     assert "## Handwritten digits in thirty lines\n" in GALLERY
     assert len((EXAMPLES / "digits.py").read_text().splitlines()) == 30
 
@@ -46,7 +46,7 @@ def test_the_digits_example_learns_and_draws_its_curves(tmp_path):
     assert (tmp_path / "digits.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_without_matplotlib_the_digits_are_learnt_all_the_same_and_a_line_says_what_is_missing(
+def test_without_matplotlib_the_digits_example_learns_and_says_what_is_missing(
     tmp_path,
 ):
     result = run(tmp_path, "-c", WITHOUT_MATPLOTLIB, EXAMPLES / "digits.py")
@@ -57,7 +57,7 @@ def test_without_matplotlib_the_digits_are_learnt_all_the_same_and_a_line_says_w
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_matplotlib_the_lecture_is_printed_and_a_line_says_what_is_missing(tmp_path):
+def test_without_matplotlib_the_lecture_is_printed_and_says_what_is_missing(tmp_path):
     result = run(tmp_path, "-c", WITHOUT_MATPLOTLIB, EXAMPLES / "lecture.py", "--out", "pictures")
     assert result.returncode == 0, result.stderr
     assert "max pooling, 3x3:\n  9 9 7\n  7 5 8\n  4 6 8\n" in result.stdout
@@ -66,7 +66,7 @@ def test_without_matplotlib_the_lecture_is_printed_and_a_line_says_what_is_missi
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_gallerys_command_for_a_screenshot_is_understood():
+def test_the_gallerys_screenshot_command_parses():
     pytest.importorskip("PIL", reason="docs/screenshot.py cuts pictures")
     command = re.search(r"python docs/(screenshot\.py .*)\\\n(.*)\n", GALLERY)
     path, *words = shlex.split(command[1] + command[2])
@@ -95,7 +95,7 @@ def test_the_iris_file_is_fishers_table():
     rows = [[float(v) for v in line.split(",")[:4]] for line in lines[1:]]
     sums = [round(sum(column), 1) for column in zip(*rows, strict=True)]
     assert sums == [876.5, 458.6, 563.7, 179.9]
-    # where the other well-known copy is wrong
+    # rows that are wrong in the other well-known copy
     assert lines[35] == "4.9,3.1,1.5,0.2,setosa"
     assert lines[38] == "4.9,3.6,1.4,0.1,setosa"
 

@@ -16,7 +16,7 @@ from gpucnn import data, train
 from gpucnn.device import choose_device
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_alexnet_cifar10.py"
-AUTO = os.environ.get("GPUCNN_DEVICE")  # what these tests were started with
+AUTO = os.environ.get("GPUCNN_DEVICE")  # the value outside these tests
 SMALL = "--dataset synthetic --limit 48 --batch-size 16 --epochs 2 --lr 0.002 --seed 3".split()
 
 
@@ -27,7 +27,7 @@ def script():
 
 @pytest.fixture(autouse=True, scope="module")
 def _auto_is_the_cpu():
-    """Also where there is a GPU: these tests compare bits, and runs on one and two threads."""
+    """Even on a machine with a GPU: the tests compare bits, and different numbers of threads."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPUCNN_DEVICE", "cpu")
         yield
@@ -41,7 +41,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def whole_run(script, tmp_path_factory):
-    """A run that nothing stopped."""
+    """The folder of a run that was never stopped."""
     out = tmp_path_factory.mktemp("whole")
     assert script.main([*SMALL, "--out", str(out), "--quiet"]) == 0
     return out
@@ -128,7 +128,7 @@ def test_kill_9_then_resume_ends_with_the_bits_of_a_run_never_stopped(script, wh
     assert_same_bits(whole_run, out)
 
 
-def test_a_finished_run_resumed_says_its_result_again(script, whole_run, capsys):
+def test_resuming_a_finished_run_prints_its_result_again(script, whole_run, capsys):
     assert script.main(["--resume", "--out", str(whole_run), "--quiet"]) == 0
     assert "test accuracy" in capsys.readouterr().out
 
@@ -156,7 +156,7 @@ def test_without_out_runs_are_kept_apart_and_resume_finds_the_newest(script, cap
         assert line in out, line
 
 
-def test_without_network_and_data_it_says_loudly_that_it_trains_on_drawn_shapes(
+def test_without_network_and_data_it_warns_that_it_trains_on_synthetic_images(
     script, monkeypatch, capsys, tmp_path
 ):
     reason = "CIFAR-10 could not be downloaded"
@@ -242,7 +242,7 @@ def _skip_where_cuda_works():
     pytest.skip("a CUDA device works here")
 
 
-def test_a_missing_folder_in_the_environment_is_told_and_not_made(script, capsys, tmp_path):
+def test_a_missing_folder_in_the_environment_is_named_and_not_created(script, capsys, tmp_path):
     flags = "--limit 16 --batch-size 16 --epochs 1 --lr 0.001 --device cpu --quiet --out".split()
     assert script.main([*flags, str(tmp_path / "out")]) == 0
     err = capsys.readouterr().err
@@ -254,7 +254,7 @@ def test_a_missing_folder_in_the_environment_is_told_and_not_made(script, capsys
     assert f"GPUCNN_DATA: {tmp_path / 'no data'} does not exist" in capsys.readouterr().err
 
 
-# Runs the script and, once it has saved an epoch, allows files of 100 kB only
+# Runs the script and limits file sizes to 100 kB once an epoch has been saved
 CHILD = """
 import resource, runpy, sys
 from pathlib import Path
@@ -271,7 +271,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_a_checkpoint_that_cannot_be_written_is_one_line_and_leaves_the_last_one_whole(
+def test_a_checkpoint_that_cannot_be_written_is_a_one_line_error_and_keeps_the_previous_one(
     script, tmp_path
 ):
     pytest.importorskip("resource", reason="sets a limit on file sizes")
@@ -313,7 +313,7 @@ def test_an_empty_data_folder_with_dataset_cifar10_is_an_error(script, capsys, m
     assert "--dataset cifar10: not to be had" in capsys.readouterr().err
 
 
-def test_without_device_it_trains_on_what_auto_takes_and_says_so(
+def test_without_device_it_trains_on_the_auto_device_and_prints_it(
     script, monkeypatch, capsys, tmp_path
 ):
     monkeypatch.delenv("GPUCNN_DEVICE")
@@ -329,10 +329,10 @@ def test_without_device_it_trains_on_what_auto_takes_and_says_so(
 
 @pytest.mark.slow  # a minute of simulated kernels
 def test_a_gpu_has_the_cpus_loss_to_1e_3_at_every_step(gpu, script, tmp_path, monkeypatch):
-    """Weights, order, augmentation and dropout are the same bits: see the first step.
+    """The first step shows that weights, order, augmentation and dropout have the same bits.
 
-    After it rounding is all that differs.  "exact" rounds as the kernels do; Winograd's, which
-    "auto" takes, is some ten times as large, and the steps between multiply either.
+    Later losses differ only by rounding errors, which grow with every step.  "exact" rounds as the
+    kernels do; Winograd's algorithm, which "auto" chooses, has about ten times the error.
     """
     losses = {
         (device, algorithm): losses_of(script, monkeypatch, tmp_path, device, algorithm)

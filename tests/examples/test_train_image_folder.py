@@ -37,7 +37,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch):
-    """A few filters under the name of alexnet: what is tested is the script around it."""
+    """A tiny network under the name alexnet: the tests are about the script."""
     monkeypatch.setitem(models.BY_NAME, "alexnet", alexnet)
     monkeypatch.setitem(registry._SIDES, alexnet, 227)
 
@@ -70,7 +70,7 @@ def test_a_folder_of_jpegs_trains_tests_with_ten_views_and_predicts(
     assert capsys.readouterr().out.splitlines()[1].startswith("  red ")
 
 
-# What makes a process of its own use the `alexnet` of this file
+# Makes a subprocess use the `alexnet` of this file
 SMALL = f"""
 sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from test_train_image_folder import alexnet, models, registry
@@ -112,14 +112,14 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(
     assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
 
 
-def test_the_folder_may_stand_before_or_behind_the_flags(script, photos, small, tmp_path):
+def test_the_folder_may_come_before_or_after_the_flags(script, photos, small, tmp_path):
     flags = [*FLAGS, "--epochs", "1", "--quiet"]
     assert script.main([*flags, str(photos / "train"), "--out", str(tmp_path / "behind")]) == 0
     assert script.main([str(photos / "train"), *flags, "--out", str(tmp_path / "before")]) == 0
     assert same_bits(tmp_path / "behind", tmp_path / "before")
 
 
-def test_without_augmentation_images_are_cut_in_the_middle_to_what_the_network_takes(
+def test_without_augmentation_images_are_center_cropped_to_the_networks_input(
     script, photos, small, tmp_path, monkeypatch, capsys
 ):
     shapes = set()

@@ -151,7 +151,7 @@ def test_a_mistake_is_one_clear_text_and_exit_status_2(
     assert not Path("mispelt").exists()
 
 
-def test_without_data_and_network_it_says_where_to_put_the_files(
+def test_without_data_and_network_the_error_says_where_to_put_the_files(
     script, tmp_path, monkeypatch, capsys
 ):
     def fetch(urls, path, sha256):
@@ -171,7 +171,7 @@ def test_help_names_every_default(script, capsys):
     assert "all cores" in text
 
 
-def test_a_missing_folder_in_the_environment_is_named_and_not_made(
+def test_a_missing_folder_in_the_environment_is_named_and_not_created(
     script, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("GPUCNN_DATA", str(tmp_path / "mispelt"))

@@ -15,7 +15,7 @@ def warnings_of(model, shape):
     return [str(advice) for advice in inspect.analyze(model, shape, batch_size=1).warnings]
 
 
-def test_the_analysis_of_alexnet_holds_its_summary_and_has_nothing_to_warn_of():
+def test_the_analysis_of_alexnet_has_its_summary_and_no_warnings():
     model = models.alexnet_cifar10()
     analysis = inspect.analyze(model, (32, 32, 3))
     assert analysis.summary == nn.summary(model, (32, 32, 3))
@@ -42,7 +42,7 @@ def test_the_analysis_of_alexnet_holds_its_summary_and_has_nothing_to_warn_of():
         (nn.Conv2d(1, 1, 2, stride=2, dilation=2), (6, 6, 1), "sees 3 of its 6 columns"),
     ],
 )
-def test_rows_and_columns_that_no_window_sees_are_warned_of(layer, shape, words):
+def test_a_warning_names_rows_and_columns_that_no_window_covers(layer, shape, words):
     found = warnings_of(nn.Sequential(layer), shape)
     assert any(words in text for text in found), found
     assert all(text.startswith("0: ") for text in found)
@@ -59,7 +59,7 @@ def test_rows_and_columns_that_no_window_sees_are_warned_of(layer, shape, words)
         (nn.Conv2d(1, 1, 11, stride=4), (227, 227, 1)),
     ],
 )
-def test_geometries_that_lose_nothing_are_not_warned_of(layer, shape):
+def test_geometries_that_cover_the_input_give_no_warning(layer, shape):
     assert warnings_of(nn.Sequential(layer), shape) == []
 
 
@@ -82,7 +82,7 @@ def test_unseen_rows_are_those_without_a_gradient(rng):
             assert f"no window sees {len(unseen)} of its {size} rows" in found
 
 
-def test_a_relu_after_a_relu_is_idle_through_layers_that_keep_the_sign():
+def test_a_relu_after_a_relu_has_no_effect_even_across_layers_that_keep_the_sign():
     model = nn.Sequential(
         nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.5), nn.ReLU(), nn.Flatten(), nn.LeakyReLU(),
         nn.Linear(4, 2), nn.Sigmoid(), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2),
@@ -94,7 +94,7 @@ def test_a_relu_after_a_relu_is_idle_through_layers_that_keep_the_sign():
     assert "from Sigmoid 7" in found[2]
 
 
-def test_a_relu_after_anything_that_may_be_negative_is_not():
+def test_a_relu_after_a_possibly_negative_output_gives_no_warning():
     model = nn.Sequential(
         nn.ReLU(), nn.BatchNorm2d(1), nn.ReLU(), nn.Tanh(), nn.LeakyReLU(), nn.ReLU(),
         nn.Flatten(), nn.Linear(16, 2),
@@ -112,7 +112,7 @@ def test_a_relu_after_anything_that_may_be_negative_is_not():
         ([nn.Dropout(0.5), nn.Softmax()], ["dropout after the last layer", "ends in Softmax"]),
     ],
 )
-def test_what_stands_after_the_last_layer_is_warned_of(tail, words):
+def test_layers_after_the_last_parameters_give_warnings(tail, words):
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, 2), *tail)
     found = warnings_of(model, (2, 2, 1))
     assert len(found) == len(words)
@@ -121,7 +121,7 @@ def test_what_stands_after_the_last_layer_is_warned_of(tail, words):
         assert word in text
 
 
-def test_nothing_is_claimed_beyond_what_a_module_computes_by_itself():
+def test_ops_between_layers_suppress_warnings():
     class Residual(nn.Module):
         def __init__(self):
             self.one, self.two = nn.ReLU(), nn.ReLU()
@@ -172,7 +172,7 @@ class Attributes(Slots):
     __slots__ = ("__dict__", "own")
 
     def __init__(self, saved):
-        super().__init__(np)  # a module is not walked
+        super().__init__(np)  # modules are not searched
         self.array, self.own = saved, self
 
 
@@ -182,7 +182,7 @@ class Frozen:
 
 
 @pytest.mark.parametrize("wrap", [lambda x: [x], Slots, Attributes, Frozen, lambda x: {"x": x}])
-def test_saved_arrays_count_whatever_object_holds_them(wrap):
+def test_saved_arrays_are_counted_in_any_container(wrap):
     class Double(autograd.Function):
         def __init__(self, wrap):
             self.wrap = wrap
@@ -205,7 +205,7 @@ def test_saved_arrays_count_whatever_object_holds_them(wrap):
     assert held.activations - bare.activations == 6 * 1000 * 4
 
 
-def test_the_prediction_is_within_a_fiftieth_of_the_peak_that_a_step_asks_for(rng):
+def test_the_prediction_is_within_2_percent_of_the_traced_peak_of_a_step(rng):
     model = nn.Sequential(
         nn.Conv2d(3, 32, 3, generator=rng), nn.BatchNorm2d(32), nn.ReLU(),
         nn.Conv2d(32, 8, 1, generator=rng), nn.ReLU(), nn.MaxPool2d(2),
@@ -248,7 +248,7 @@ def test_the_prediction_is_within_a_fiftieth_of_the_peak_that_a_step_asks_for(rn
     assert of_three_threads.work - memory.work == pytest.approx(2 * peaks[2], rel=0.02)
 
 
-def test_predicting_memory_leaves_modes_statistics_and_generators_alone(rng):
+def test_predicting_memory_does_not_change_modes_statistics_or_generators(rng):
     model = models.alexnet_cifar10_bn(generator=rng).eval()
     model[18].generator = np.random.default_rng(5)
     state = gpucnn.default_generator().bit_generator.state["state"]["counter"].copy()
@@ -263,7 +263,7 @@ def test_predicting_memory_leaves_modes_statistics_and_generators_alone(rng):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_predicting_memory_keeps_gradients_and_a_trace_that_is_running():
+def test_predicting_memory_keeps_gradients_and_a_running_trace():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     mine = model[1].weight.grad = np.ones((2, 4), np.float32)
     tracemalloc.start()
@@ -275,7 +275,7 @@ def test_predicting_memory_keeps_gradients_and_a_trace_that_is_running():
     assert model[1].weight.grad is mine
 
 
-def test_memory_grows_in_a_straight_line_once_the_peak_stays_where_it_is(monkeypatch):
+def test_memory_is_linear_in_the_batch_size_while_the_peak_is_at_the_same_op(monkeypatch):
     monkeypatch.setattr("gpucnn.inspect.memory._TRACED", 1 << 22)
     model = models.alexnet_cifar10()
     memory = [inspect.training_memory(model, (32, 32, 3), n) for n in (100, 200, 400)]
@@ -287,7 +287,7 @@ def test_memory_grows_in_a_straight_line_once_the_peak_stays_where_it_is(monkeyp
     )  # blocks have reached their full size
 
 
-def test_batches_that_cannot_be_are_refused():
+def test_invalid_batch_sizes_are_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(ArgumentError, match="batch_size >= 1"):
         inspect.training_memory(model, (2, 2, 1), 0)

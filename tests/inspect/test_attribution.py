@@ -94,7 +94,7 @@ def test_grad_cam_with_global_average_pooling_is_the_class_activation_map(rng):
     np.testing.assert_allclose(maps, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_grad_cam_takes_the_last_convolution_and_the_predicted_class_by_default(rng):
+def test_grad_cam_uses_the_last_convolution_and_the_predicted_class_by_default(rng):
     model = small_network(rng)
     images = rng.standard_normal((2, 8, 8, 3))
     chosen = model.eval()(gpucnn.tensor(images)).data.argmax(axis=1)
@@ -104,7 +104,7 @@ def test_grad_cam_takes_the_last_convolution_and_the_predicted_class_by_default(
     np.testing.assert_array_equal(maps, inspect.grad_cam(model, images, model[3], chosen))
 
 
-def test_occlusion_of_a_network_that_sees_one_pixel_falls_there_alone(rng):
+def test_occlusion_of_a_network_that_sees_one_pixel_is_nonzero_only_there(rng):
     images = rng.standard_normal((2, 6, 8, 3), np.float32)
     maps = inspect.occlusion(OnePixel(), images, window=1, stride=1)
     expected = np.zeros((2, 6, 8), np.float32)
@@ -112,7 +112,7 @@ def test_occlusion_of_a_network_that_sees_one_pixel_falls_there_alone(rng):
     np.testing.assert_allclose(maps, expected, rtol=1e-6)
 
 
-def test_occlusion_is_the_mean_fall_over_the_squares_that_cover_a_pixel(rng):
+def test_occlusion_is_the_mean_drop_over_the_squares_that_cover_a_pixel(rng):
     weights = rng.standard_normal((2, 5, 7, 1), np.float32)
     images = rng.standard_normal((1, 5, 7, 1))
     model = linear_model(weights).astype(np.float64)
@@ -137,7 +137,7 @@ def test_the_last_square_of_an_occlusion_reaches_the_edge(rng):
 @pytest.mark.parametrize(
     "look", [inspect.saliency, inspect.grad_cam, inspect.occlusion, inspect.input_gradient]
 )
-def test_looking_leaves_the_model_as_it_was(rng, look):
+def test_attribution_does_not_change_the_model(rng, look):
     model = models.alexnet_cifar10_bn(generator=rng)
     model[0].eval()
     before = {name: array.copy() for name, array in model.state_dict().items()}
@@ -149,7 +149,7 @@ def test_looking_leaves_the_model_as_it_was(rng, look):
     assert all(np.array_equal(before[name], a) for name, a in model.state_dict().items())
 
 
-def test_it_explains_inside_no_grad_too(rng):
+def test_saliency_works_inside_no_grad(rng):
     with gpucnn.no_grad():
         assert inspect.saliency(OnePixel(), np.ones((1, 4, 6, 3), "f4"))[0, 2, 5] == 3
 
@@ -179,7 +179,7 @@ def test_mistakes_in_the_call_are_explained(rng):
         inspect.saliency(model, images[:0])
 
 
-def test_a_model_that_ignores_its_images_is_said_to():
+def test_a_model_that_ignores_its_images_is_refused():
     class Deaf(nn.Module):
         def forward(self, x):
             return gpucnn.tensor(np.zeros((len(x), 2), np.float32))

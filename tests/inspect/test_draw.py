@@ -10,7 +10,7 @@ from gpucnn.errors import ArgumentError, MissingExtra, ShapeError
 from gpucnn.inspect import draw
 
 
-def test_pictures_are_stretched_each_by_itself():
+def test_pictures_are_rescaled_individually():
     x = np.float32([[-1, 0, 1], [5, 5, 5]]).reshape(2, 1, 3, 1)
     seen = draw.pictures(x)
     assert seen.dtype == np.uint8
@@ -22,7 +22,7 @@ def test_pictures_are_stretched_each_by_itself():
         draw.pictures(np.zeros((1, 2, 2, 2)))
 
 
-def test_a_stark_pixel_is_tamed_and_the_others_stay(rng):
+def test_an_outlier_is_clipped_and_other_pixels_stay(rng):
     x = rng.standard_normal((2, 8, 8, 3)).clip(-2, 2)
     x[0, 0, 0, 0] = 100
     seen = draw.clip_outliers(x)
@@ -42,14 +42,14 @@ def test_resizing_is_bilinear_between_pixel_centres():
         draw.resize(maps[0], 2, 2)
 
 
-def test_an_overlay_keeps_a_fifth_of_what_the_map_leaves_out():
+def test_an_overlay_dims_to_a_fifth_where_the_map_is_0():
     images = np.full((1, 2, 2, 3), 100, np.uint8)
     seen = draw.overlay(images, [[[4.0, -9.0], [2.0, 0.0]]])
     assert seen[0, ..., 0].tolist() == [[100, 20], [60, 20]]
     assert (draw.overlay(images, np.zeros((1, 2, 2))) == 20).all()
 
 
-def test_heat_is_dark_at_the_least_bright_at_the_most_and_white_at_a_symmetric_zero():
+def test_a_heatmap_is_dark_at_the_minimum_bright_at_the_maximum_and_white_at_a_symmetric_zero():
     shades = draw.heatmap([[[0.0, 1.0, 7.0]]])[0, 0].astype(int).sum(axis=1)
     assert shades[0] < shades[1] < shades[2]
     low, zero, high = draw.heatmap([[[-1.0, 0.0, 2.0]]], symmetric=True)[0, 0].astype(int)
@@ -59,7 +59,7 @@ def test_heat_is_dark_at_the_least_bright_at_the_most_and_white_at_a_symmetric_z
     assert (draw.heatmap(np.zeros((1, 2, 2)), symmetric=True) > 240).all()
 
 
-def test_tiles_lie_in_rows_with_clear_gaps():
+def test_tiles_are_arranged_in_rows_with_transparent_gaps():
     images = np.stack([np.full((2, 3, 3), v, np.uint8) for v in (10, 20, 30)])
     page = draw.tile(images, columns=2)
     assert page.shape == (5, 7, 4)
@@ -73,7 +73,7 @@ def test_tiles_lie_in_rows_with_clear_gaps():
         draw.tile(images[:0])
 
 
-def test_a_png_holds_the_pixels_enlarged():
+def test_a_png_has_the_pixels_enlarged():
     image = pytest.importorskip("PIL.Image", reason="Pillow reads what matplotlib wrote")
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     pixels[..., 3] = 255
@@ -84,7 +84,7 @@ def test_a_png_holds_the_pixels_enlarged():
     assert back.shape == (6, 9, 4)
 
 
-def test_matplotlib_is_loaded_only_to_draw_and_asked_for_by_name():
+def test_matplotlib_is_imported_only_to_draw():
     program = (
         "import sys\n"
         "import numpy as np\n"

@@ -19,7 +19,7 @@ class Twice(nn.Module):
         return self.scale(self.scale(x))
 
 
-def test_activations_are_what_the_layers_give_in_evaluation_mode(rng):
+def test_activations_are_the_layers_outputs_in_evaluation_mode(rng):
     model = models.alexnet_cifar10_bn(generator=rng)
     images = rng.standard_normal((3, 32, 32, 3), np.float32)
     seen = inspect.activations(model, images, ["3", model[6]], batch_size=2)
@@ -34,7 +34,7 @@ def test_activations_are_what_the_layers_give_in_evaluation_mode(rng):
         np.testing.assert_allclose(values, expected[name], rtol=1e-5, atol=1e-5)
 
 
-def test_without_a_choice_every_layer_without_children_is_shown_in_order(rng):
+def test_by_default_activations_has_every_layer_without_children_in_order(rng):
     model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), nn.Flatten())
     seen = inspect.activations(model, rng.standard_normal((2, 4, 4, 1), np.float32))
     assert {name: a.shape for name, a in seen.items()} == {
@@ -44,7 +44,7 @@ def test_without_a_choice_every_layer_without_children_is_shown_in_order(rng):
     }
 
 
-def test_a_layer_that_runs_twice_is_shown_as_it_ran_last():
+def test_a_layer_that_runs_twice_has_its_last_output():
     images = np.ones((1, 2, 2, 1), np.float32)
     seen = inspect.activations(Twice(), images)
     assert list(seen) == ["scale"]
@@ -53,7 +53,7 @@ def test_a_layer_that_runs_twice_is_shown_as_it_ran_last():
         inspect.activations(Twice(), images, ["idle"])
 
 
-def test_the_first_filters_are_the_first_convolutions():
+def test_first_layer_filters_returns_the_weights_of_the_first_convolution():
     model = models.alexnet_cifar10()
     filters = inspect.first_layer_filters(model)
     np.testing.assert_array_equal(filters, model[0].weight.data)
@@ -61,7 +61,7 @@ def test_the_first_filters_are_the_first_convolutions():
         inspect.first_layer_filters(nn.Sequential(nn.ReLU()))
 
 
-def test_filters_of_three_channels_are_in_colour_and_others_a_grey_tile_a_channel(rng):
+def test_filters_of_3_channels_are_in_colour_and_others_are_a_grey_tile_per_channel(rng):
     colour = inspect.filter_pictures(rng.standard_normal((6, 3, 5, 3)))
     assert colour.shape == (6, 3, 5, 3)
     assert (colour.reshape(6, -1).min(axis=1) == 0).all()
@@ -111,7 +111,7 @@ def test_the_strongest_images_are_found_by_a_slow_search(rng):
             assert y[i, down, across, channel] == y[i, :, :, channel].max()
 
 
-def test_of_equally_strong_images_the_earlier_comes_first_and_k_may_exceed_them(tmp_path):
+def test_ties_keep_the_order_of_the_images_and_k_may_exceed_their_number(tmp_path):
     images = np.float32([1, 2, 1, 2]).reshape(4, 1, 1, 1)
     model = nn.Sequential(nn.Flatten())
     found = inspect.strongest_images(model, images, "0", [0], k=9, path=tmp_path / "page.png")
@@ -122,7 +122,7 @@ def test_of_equally_strong_images_the_earlier_comes_first_and_k_may_exceed_them(
     assert (tmp_path / "page.png").stat().st_size > 0
 
 
-def test_channels_that_a_layer_lacks_are_refused():
+def test_invalid_channels_are_refused():
     images, model = np.ones((2, 1, 1, 1), np.float32), nn.Sequential(nn.Flatten())
     for channels in ([1], [-1], []):
         with pytest.raises(ArgumentError, match="channels 0 to 0"):
@@ -131,7 +131,7 @@ def test_channels_that_a_layer_lacks_are_refused():
         inspect.strongest_images(model, images, "0", [0], k=0)
 
 
-def test_the_layers_to_look_at_are_relus_that_give_maps_or_else_all_that_do():
+def test_pixel_layers_are_relus_with_spatial_output_or_else_all_layers_with_one():
     model = nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(2, 3, 2), nn.ReLU(),
         nn.Flatten(), nn.Linear(3, 2), nn.ReLU(),
@@ -141,7 +141,7 @@ def test_the_layers_to_look_at_are_relus_that_give_maps_or_else_all_that_do():
     assert inspect.pixel_layers(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh()), images) == ["0", "1"]
 
 
-def test_before_a_relu_stands_the_layer_that_it_switches():
+def test_before_relu_returns_the_layer_before_it_if_the_shapes_match():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2))
     images = np.zeros((1, 6, 6, 1), np.float32)
     assert inspect.before_relu(model, images, "1") == "0"

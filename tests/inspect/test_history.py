@@ -25,7 +25,7 @@ def trainer():
     return train.Trainer(model, optim.SGD(model.parameters(), 0.01), loader, loader)
 
 
-def test_curves_are_the_columns_of_a_history_and_a_gap_is_not_a_number():
+def test_curves_are_the_columns_of_a_history_and_missing_values_are_nan():
     curves = inspect.training_curves([row(1), row(2, test_loss=0.5)])
     assert curves["epoch"].tolist() == [1, 2]
     assert curves["train_loss"].tolist() == [2, 1]
@@ -44,7 +44,7 @@ def test_curves_from_the_file_are_those_of_the_trainer(trainer, tmp_path):
     assert (tmp_path / "light.png").read_bytes() != (tmp_path / "dark.png").read_bytes()
 
 
-def test_files_that_hold_no_history_are_refused(tmp_path):
+def test_files_without_a_history_are_refused(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         inspect.training_curves(tmp_path / "missing.csv")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
@@ -54,7 +54,7 @@ def test_files_that_hold_no_history_are_refused(tmp_path):
         inspect.training_curves([])
 
 
-def test_update_ratios_are_the_norms_of_what_plain_gradient_descent_does(trainer):
+def test_update_ratios_equal_those_of_gradient_descent_computed_by_hand(trainer):
     watch = inspect.UpdateRatios()
     seen = []
 
@@ -91,7 +91,7 @@ def test_histograms_count_every_weight_and_leave_biases_out(tmp_path):
     assert (tmp_path / "w.png").exists()
 
 
-def test_ratio_histograms_share_decades_and_skip_what_has_no_logarithm(tmp_path):
+def test_ratio_histograms_share_edges_and_exclude_zero_and_infinity(tmp_path):
     ratios = {"a": [0.002, 0.02, 0.05, 0.0, float("inf")], "b": [float("inf")], "c": [0.5]}
     found = inspect.update_ratio_histograms(ratios, bins=3, path=tmp_path / "r.png")
     assert [counts.tolist() for counts, _ in found.values()] == [[1, 2, 0], [0, 0, 0], [0, 0, 1]]

@@ -34,7 +34,7 @@ def test_each_image_excites_its_own_channel_most(rng):
     assert (y[:, [4, 0, 2]].argmax(axis=0) == [0, 1, 2]).all()
 
 
-def test_a_channel_that_is_off_everywhere_at_the_start_is_woken():
+def test_a_channel_that_is_zero_everywhere_at_the_start_becomes_active():
     conv = nn.Conv2d(1, 1, 1)
     conv.weight.data[...], conv.bias.data[...] = 1, -1  # weak noise never reaches 1
     model = nn.Sequential(conv, nn.ReLU())
@@ -44,7 +44,7 @@ def test_a_channel_that_is_off_everywhere_at_the_start_is_woken():
     assert inspect.activations(model, made)["1"].mean() > 0.1
 
 
-def test_a_gradient_too_large_to_square_is_followed_all_the_same():
+def test_a_gradient_whose_square_overflows_is_followed():
     layer = nn.Linear(48, 1)
     layer.weight.data[...] = 1e30
     model = nn.Sequential(nn.Flatten(), layer)
@@ -62,7 +62,7 @@ def test_a_layer_before_the_last_needs_no_logits_and_the_same_seed_gives_the_sam
     assert not np.array_equal(one, other)
 
 
-def test_a_dream_raises_the_layers_energy_and_stays_near_its_picture(rng, tmp_path):
+def test_a_dream_increases_the_layers_energy_and_stays_near_its_image(rng, tmp_path):
     model = network(rng)
     images = rng.standard_normal((2, 8, 8, 3), np.float32)
     dreams = inspect.deep_dream(model, images, "0", steps=10, lr=0.05, path=tmp_path / "dream.png")

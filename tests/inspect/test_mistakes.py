@@ -32,13 +32,13 @@ def test_the_worst_mistake_is_the_one_with_the_least_likely_truth():
     assert predictions.worst(1).tolist() == [2]
 
 
-def test_the_surest_are_those_of_the_least_loss_one_of_each_class_first():
+def test_the_surest_have_the_smallest_loss_with_one_of_each_class_first():
     predictions = echo([RIGHT, UNSURE, WRONG, RIGHT, UNSURE], [0, 0, 2, 1, 1])
     assert predictions.surest(2).tolist() == [2, 0]
     assert predictions.surest(9).tolist() == [2, 0, 4, 1, 3]
 
 
-def test_the_evaluation_is_the_one_that_train_evaluate_gives(rng):
+def test_the_evaluation_equals_that_of_train_evaluate(rng):
     model = models.alexnet_cifar10(generator=rng)
     test_set = data.Synthetic(train=False, n=40)
     normalize = data.Normalize(*data.channel_statistics(test_set.images))

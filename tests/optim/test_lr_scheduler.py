@@ -1,4 +1,4 @@
-"""Learning rate schedulers beside PyTorch's, and what each refuses."""
+"""Learning rate schedulers compared with PyTorch's, and invalid arguments."""
 
 import json
 import math
@@ -56,7 +56,7 @@ SAME_AS_PYTORCH = {
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 @pytest.mark.parametrize("name", SAME_AS_PYTORCH)
-def test_every_groups_rate_is_pytorchs_at_every_step(name):
+def test_every_groups_rate_equals_pytorchs_at_every_step(name):
     torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
     build = SAME_AS_PYTORCH[name]
     groups = [{"params": [torch.ones(1, requires_grad=True)], "lr": lr} for lr in RATES]
@@ -81,7 +81,7 @@ def triangular(lr, total_steps, steps, **settings):
     return [lr for (lr,) in rates(scheduler, steps)]
 
 
-def test_triangular_rises_linearly_over_a_quarter_and_falls_linearly_to_nothing():
+def test_triangular_rises_linearly_over_a_quarter_and_falls_linearly_to_zero():
     found = triangular(0.8, 16, 30)
     assert found[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert found[4:17] == pytest.approx([0.8 * (16 - step) / 12 for step in range(4, 17)])
@@ -116,7 +116,7 @@ def test_a_second_scheduler_starts_from_the_initial_rates():
 
 
 @pytest.mark.parametrize("name", SAME_AS_PYTORCH)
-def test_a_loaded_state_goes_on_with_the_same_rates(name):
+def test_a_loaded_state_continues_with_the_same_rates(name):
     build = SAME_AS_PYTORCH[name]
     whole = build(lr_scheduler, optimizer(*RATES))
     rates(whole, 6)
@@ -129,7 +129,7 @@ def test_a_loaded_state_goes_on_with_the_same_rates(name):
     assert rates(again, 10) == rates(whole, 10)
 
 
-def test_a_loaded_state_brings_its_settings():
+def test_loading_a_state_restores_its_settings():
     first = lr_scheduler.StepLR(optimizer(1.0), 2, gamma=0.5)
     other = lr_scheduler.StepLR(optimizer(1.0), 7)
     other.load_state_dict(first.state_dict())

@@ -1,4 +1,4 @@
-"""What people get wrong with optimizers, and on which device a step works."""
+"""Common mistakes with optimizers, and steps on a device that is not the current one."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from gpucnn.optim.lr_scheduler import StepLR
 KINDS = pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW])
 
 
-# --- a model that moved ---
+# --- a model moved after its optimizer was built ---
 
 
 def usable(*names):
@@ -37,7 +37,9 @@ PAIRS = [
 
 @pytest.mark.parametrize(("before", "after"), PAIRS)
 @KINDS
-def test_a_model_that_moved_under_its_optimizer_is_found_and_the_way_out_works(kind, before, after):
+def test_a_model_moved_after_its_optimizer_was_built_is_an_error_and_rebuilding_works(
+    kind, before, after
+):
     model = nn.Linear(3, 2).to(before)
     optimizer = kind(model.parameters(), lr=0.1)
     model.to(after)
@@ -60,7 +62,7 @@ def test_a_model_that_moved_under_its_optimizer_is_found_and_the_way_out_works(k
     assert not np.array_equal(host(model.weight), start)
 
 
-def test_a_model_that_changed_its_dtype_under_its_optimizer_is_found(device):
+def test_a_dtype_changed_after_the_optimizer_was_built_is_an_error(device):
     layer = nn.Linear(2, 2).to(device)
     optimizer = optim.SGD(layer.parameters(), 0.1)
     layer.astype(np.float64)
@@ -73,7 +75,7 @@ def test_a_model_that_changed_its_dtype_under_its_optimizer_is_found(device):
 
 @KINDS
 @pytest.mark.usefixtures("current")
-def test_of_many_parameters_each_is_stepped_and_checked_for_itself(kind, device, rng):
+def test_each_of_many_parameters_is_updated_and_checked(kind, device, rng):
     start = [rng.standard_normal(n).astype(np.float32) for n in range(1, 21)]  # a launch takes 16
     ours, theirs = [leaf(x, device) for x in start], [leaf(x, "cpu") for x in start]
     for parameters in (ours, theirs):
@@ -92,7 +94,7 @@ def test_of_many_parameters_each_is_stepped_and_checked_for_itself(kind, device,
 
 
 @KINDS
-def test_a_step_between_forward_and_backward_is_found(kind, device):
+def test_a_step_between_forward_and_backward_is_an_error(kind, device):
     x = leaf([1.0, 2.0], device, np.float32)
     optimizer = kind([x], lr=0.1)
     y = (x * x).sum()
@@ -110,7 +112,7 @@ def test_a_step_between_forward_and_backward_is_found(kind, device):
         ([1.0, 2.0], GraphError, "array, got list"),
     ],
 )
-def test_a_gradient_unlike_its_parameter_is_refused(gradient, error, match):
+def test_a_gradient_that_does_not_match_its_parameter_is_refused(gradient, error, match):
     x = leaf([1.0, 2.0], "cpu", np.float32)
     optimizer = optim.SGD([x], lr=0.1)
     x.grad = gradient
@@ -127,7 +129,7 @@ def test_a_gradient_on_another_device_is_refused(gpu):
         optimizer.step()
 
 
-# --- what is no list of parameters ---
+# --- not a list of parameters ---
 
 
 def frozen():
@@ -146,7 +148,10 @@ def used_up():
 LAYER = nn.Linear(2, 2)
 NOT_PARAMETERS = {
     "frozen": (frozen, "every parameter has requires_grad=False; set it on those to train"),
-    "an iterator that is used up": (used_up, "no parameters to train; an iterator gives each only"),
+    "an iterator that is used up": (
+        used_up,
+        "no parameters to train; an iterator can be used only",
+    ),
     "a module": (lambda: LAYER, "expected parameters, got a Linear; pass model.parameters"),
     "a sequential": (lambda: nn.Sequential(LAYER), "got a Sequential; pass model.parameters"),
     "the method": (lambda: LAYER.parameters, "expected a list of parameters, got a method"),
@@ -165,14 +170,14 @@ NOT_PARAMETERS = {
 
 @pytest.mark.parametrize(("make", "match"), NOT_PARAMETERS.values(), ids=NOT_PARAMETERS.keys())
 @KINDS
-def test_what_is_no_list_of_parameters_is_told_in_a_line(kind, make, match):
+def test_anything_but_a_list_of_parameters_is_a_one_line_error(kind, make, match):
     with pytest.raises(ArgumentError, match=f"^{kind.__name__}: .*{match}") as caught:
         kind(make(), lr=0.1)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 200
 
 
-def test_a_norm_of_a_module_or_of_a_tensor_is_refused():
+def test_clipping_a_module_or_a_tensor_is_refused():
     for wrong in (LAYER, LAYER.weight):
         with pytest.raises(ArgumentError, match=r"clip_grad_norm_: expected .*; pass"):
             optim.clip_grad_norm_(wrong, 1.0)

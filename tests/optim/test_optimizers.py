@@ -23,7 +23,7 @@ SHAPES = [(3, 4), (5,), (300, 7), *[(2,)] * 15]  # 18: a launch takes 16
 
 @pytest.mark.parametrize(("kind", "name", "settings"), CASES, ids=str)
 @in_both_dtypes
-def test_parameters_without_a_gradient_at_some_steps_end_where_pytorchs_do(
+def test_parameters_without_a_gradient_at_some_steps_equal_pytorchs(
     kind, name, settings, dtype, device, rng
 ):
     torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
@@ -76,7 +76,7 @@ def test_parameters_become_views_of_one_buffer_and_keep_their_values(kind, rng):
 
 @in_both_dtypes
 @pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW])
-def test_a_step_leaves_gradients_and_parameters_without_one_alone(kind, dtype, device):
+def test_a_step_does_not_change_gradients_or_parameters_without_one(kind, dtype, device):
     a, b = leaf([1.0, 2.0], device, dtype), leaf([3.0], device, dtype)
     optimizer = kind([a, b], lr=0.1, weight_decay=0.1)
     a.grad = tensor([0.5, -0.5], device, dtype).data
@@ -130,7 +130,7 @@ def test_clipping_scales_the_joint_norm_down_to_max_norm_and_never_up(dtype, dev
     np.testing.assert_allclose([*host(a.grad), *host(b.grad)], [0.6, 0, 0.8], rtol=1e-6)
 
 
-def test_clipping_makes_a_gpus_host_wait_once(compiler):
+def test_clipping_on_a_gpu_synchronizes_once(compiler):
     parameters = [leaf(np.ones(n, np.float32), "cudasim") for n in range(1, 6)]
     for p in parameters:
         p.grad = p.data * 2
@@ -141,7 +141,7 @@ def test_clipping_makes_a_gpus_host_wait_once(compiler):
 
 
 @pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW])
-def test_a_frozen_parameter_is_left_alone_by_weight_decay_too(kind, device):
+def test_a_frozen_parameter_is_not_updated_even_by_weight_decay(kind, device):
     layer = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).to(device)
     for p in layer[0].parameters():
         p.requires_grad = False
@@ -153,7 +153,7 @@ def test_a_frozen_parameter_is_left_alone_by_weight_decay_too(kind, device):
         optimizer.step()
     for name, x in layer.state_dict().items():
         assert np.array_equal(host(x), before[name]) == name.startswith("0."), name
-    for p in layer[0].parameters():  # thawed, it is trained by the same optimizer
+    for p in layer[0].parameters():  # unfrozen, they are trained by the same optimizer
         p.requires_grad = True
     layer(tensor(np.ones((2, 3), np.float32), device)).sum().backward()
     optimizer.step()

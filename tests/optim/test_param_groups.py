@@ -1,5 +1,5 @@
-# ruff: noqa: E501 -- a table reads best with a row a line
-"""Parameter groups: hyperparameters of their own, the same bits, and states that fit them."""
+# ruff: noqa: E501 -- one table row per line
+"""Parameter groups: their hyperparameters, bit-identical updates, and their states."""
 
 import json
 
@@ -120,7 +120,7 @@ def test_lr_is_the_first_groups_and_setting_it_sets_all():
     assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.2]
 
 
-def test_an_empty_group_is_no_mistake_among_others():
+def test_an_empty_group_among_others_is_allowed():
     a = leaf([1.0], "cpu", np.float32)
     optimizer = optim.SGD([{"params": []}, {"params": [a]}], lr=0.5)
     a.grad = np.ones(1, np.float32)
@@ -145,7 +145,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_wrong_group_is_named(mistake):
+def test_the_error_names_the_wrong_group(mistake):
     groups, message = MISTAKES[mistake]
     with pytest.raises(ArgumentError) as caught:
         optim.SGD(groups, lr=0.1)
@@ -160,7 +160,7 @@ def test_a_wrong_group_is_named(mistake):
         ("momentum", 1.5, r"SGD: momentum must be in \[0, 1\), got 1.5"),
     ],
 )
-def test_a_hyperparameter_set_out_of_range_is_found_by_the_next_step(key, value, message):
+def test_the_next_step_refuses_a_hyperparameter_out_of_range(key, value, message):
     p = leaf([1.0], "cpu")
     optimizer = optim.SGD([p], lr=0.1)
     p.grad = np.ones(1)
@@ -174,7 +174,7 @@ def test_a_hyperparameter_set_out_of_range_is_found_by_the_next_step(key, value,
 
 
 @KINDS
-def test_a_state_restores_every_groups_hyperparameters_and_goes_on_to_the_same_bits(
+def test_a_state_restores_every_groups_hyperparameters_and_continues_to_the_same_bits(
     kind, defaults, own, device
 ):
     def build(like=None):

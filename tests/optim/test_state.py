@@ -1,4 +1,4 @@
-"""An optimizer's state: it goes on to the same bits, on any device, or the error says why not."""
+"""Optimizer state resumes bit-identically on any device, or is refused with a reason."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ SIZES = [4, 300, *[1] * 16]  # two launches, and more than one block
 
 
 class Run:
-    """Parameters and their optimizer; at each step some have no gradient, the same in every run."""
+    """Parameters and their optimizer; which have a gradient in a step is the same in every run."""
 
     def __init__(self, kind, settings, device, dtype=np.float32, like=None):
         start = [
@@ -39,7 +39,7 @@ class Run:
 
 @in_both_dtypes
 @KINDS
-def test_a_loaded_state_goes_on_to_the_same_bits(kind, settings, dtype, device):
+def test_a_loaded_state_continues_to_the_same_bits(kind, settings, dtype, device):
     whole = Run(kind, settings, device, dtype)
     whole.steps(range(8))
     first = Run(kind, settings, device, dtype)
@@ -48,7 +48,7 @@ def test_a_loaded_state_goes_on_to_the_same_bits(kind, settings, dtype, device):
         k: v.copy() if hasattr(v, "copy") else v for k, v in first.optimizer.state_dict().items()
     }
     second = Run(kind, settings, device, dtype, like=first)
-    first.steps(range(3, 5))  # the state was a copy: this does not reach the second
+    first.steps(range(3, 5))  # the state is a copy, which these steps do not change
     second.optimizer.load_state_dict(state)
     second.steps(range(3, 8))
     for p, q in zip(whole.parameters, second.parameters, strict=True):
@@ -57,7 +57,7 @@ def test_a_loaded_state_goes_on_to_the_same_bits(kind, settings, dtype, device):
 
 
 @KINDS
-def test_a_state_goes_on_on_another_device(kind, settings, gpu):
+def test_a_state_can_be_loaded_on_another_device(kind, settings, gpu):
     for here, there in ((gpu, "cpu"), ("cpu", gpu)):
         whole, first = Run(kind, settings, "cpu"), Run(kind, settings, here)
         whole.steps(range(6))
@@ -70,7 +70,7 @@ def test_a_state_goes_on_on_another_device(kind, settings, gpu):
 
 
 @pytest.mark.usefixtures("current")
-def test_adams_counts_are_the_steps_that_each_parameter_made(device):
+def test_adams_counts_are_the_steps_of_each_parameter(device):
     a, b = leaf([1.0] * 700, device, np.float32), leaf([1.0], device, np.float32)
     optimizer = optim.Adam([a, b])
     for step in range(3):

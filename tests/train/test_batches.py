@@ -1,5 +1,5 @@
-# ruff: noqa: E501 -- a table reads best with a row a line
-"""Wrong batches, labels, models and losses given to a Trainer and to evaluate: one clear error."""
+# ruff: noqa: E501 -- one table row per line
+"""Invalid batches, labels, models and losses: Trainer and evaluate raise one clear error."""
 
 import numpy as np
 import pytest
@@ -28,15 +28,15 @@ def labels(*values, dtype=np.int64):
 
 
 BATCHES = {
-    "one array": (IMAGES, ArgumentError, "gave a float32 Tensor (4, 8, 8, 3) as a batch; expected (images, labels)"),
-    "None": (None, ArgumentError, "gave None as a batch"),
-    "a number": (3, ArgumentError, "gave an int as a batch"),
-    "one thing of a tuple": ((IMAGES,), ArgumentError, "gave a tuple of 1 as a batch"),
-    "three things": ((IMAGES, LABELS, LABELS), ArgumentError, "gave a tuple of 3 as a batch"),
-    "NumPy images": ((IMAGES.numpy(), LABELS), ArgumentError, "gave a float32 ndarray (4, 8, 8, 3) as images; expected a Tensor"),
+    "one array": (IMAGES, ArgumentError, "yielded a float32 Tensor (4, 8, 8, 3) as a batch; expected (images, labels)"),
+    "None": (None, ArgumentError, "yielded None as a batch"),
+    "a number": (3, ArgumentError, "yielded an int as a batch"),
+    "a tuple of one": ((IMAGES,), ArgumentError, "yielded a tuple of 1 as a batch"),
+    "a tuple of three": ((IMAGES, LABELS, LABELS), ArgumentError, "yielded a tuple of 3 as a batch"),
+    "NumPy images": ((IMAGES.numpy(), LABELS), ArgumentError, "yielded a float32 ndarray (4, 8, 8, 3) as images; expected a Tensor"),
     "NumPy labels": ((IMAGES, LABELS.numpy()), ArgumentError, "DataLoader(..., device=...)"),
-    "no labels": ((IMAGES, None), ArgumentError, "gave None as labels"),
-    "a list of labels": ((IMAGES, [0, 1, 2, 0]), ArgumentError, "gave a list of 4 as labels"),
+    "no labels": ((IMAGES, None), ArgumentError, "yielded None as labels"),
+    "a list of labels": ((IMAGES, [0, 1, 2, 0]), ArgumentError, "yielded a list of 4 as labels"),
     "labels of another length": ((IMAGES, labels(0, 1, 2)), ShapeError, "images (4, 8, 8, 3) need labels (4,), got (3,)"),
     "labels of two axes": ((IMAGES, labels([0], [1], [2], [0])), ShapeError, "need labels (4,), got (4, 1)"),
     "a single label": ((IMAGES, gpucnn.tensor(np.int64(1))), ShapeError, "need labels (4,), got ()"),
@@ -59,7 +59,7 @@ def refuses(call, kind, words):
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("who", ["Trainer", "evaluate"])
-def test_a_batch_that_is_none_ends_in_a_clear_error_and_changes_nothing(who, batch):
+def test_an_invalid_batch_is_a_clear_error_and_changes_nothing(who, batch):
     given, kind, words = BATCHES[batch]
     model = network()
     before = {name: array.copy() for name, array in model.state_dict().items()}
@@ -80,7 +80,7 @@ LEAVES = network().parameters()
 
 
 class Giving(nn.Module):
-    """A model that gives `value`."""
+    """A model that returns `value`."""
 
     def __init__(self, value):
         self.give = lambda: value  # not the value itself, which would be a buffer
@@ -101,21 +101,21 @@ OTHERS = {
     "a schedule that is a function": (lambda: train.Trainer(network(), optim.SGD(LEAVES, 0.1), [], scheduler=lambda step: 0.1), ArgumentError, "expected a scheduler of optim.lr_scheduler, got a function"),
     "no loader": (lambda: train.Trainer(network(), optim.SGD(LEAVES, 0.1), None), ArgumentError, "expected a loader of batches, got None"),
     "a data set's length as the test loader": (lambda: train.Trainer(network(), optim.SGD(LEAVES, 0.1), [], 3), ArgumentError, "got an int"),
-    "a loader without batches": (lambda: train.Trainer(network(), optim.SGD(LEAVES, 0.1), []).fit(1), ArgumentError, "the loader gave no batch"),
+    "a loader without batches": (lambda: train.Trainer(network(), optim.SGD(LEAVES, 0.1), []).fit(1), ArgumentError, "the loader yielded no batch"),
     "half an epoch": (lambda: train.Trainer(network(), optim.SGD(LEAVES, 0.1), []).fit(0.5), ArgumentError, "epochs must be an int of at least 0, got 0.5"),
     "fewer than no epochs": (lambda: train.Trainer(network(), optim.SGD(LEAVES, 0.1), []).fit(-1), ArgumentError, "got -1"),
-    "saving with a loader that cannot go on": (lambda: train.Trainer(network(), optim.SGD(LEAVES, 0.1), []).save("x"), CheckpointError, "train with a data.DataLoader"),
+    "saving with a loader that cannot resume": (lambda: train.Trainer(network(), optim.SGD(LEAVES, 0.1), []).save("x"), CheckpointError, "train with a data.DataLoader"),
     "no loader to evaluate on": (lambda: train.evaluate(network(), None), ArgumentError, "evaluate: expected a loader"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", OTHERS)
-def test_a_mistake_ends_in_a_clear_error(mistake):
+def test_a_mistake_is_a_clear_error(mistake):
     refuses(*OTHERS[mistake])
 
 
 @pytest.mark.parametrize("outputs", [2, 5])
-def test_a_model_for_other_classes_than_the_data_sets_is_refused_before_it_learns(outputs):
+def test_a_model_with_another_number_of_classes_is_refused_before_the_first_step(outputs):
     images = data.Dataset(np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1]), tuple("abc"))
     normalize = data.Normalize((0.5,) * 3, (0.2,) * 3)
     loader = data.DataLoader(images, 2, transform=normalize, device="cpu")
@@ -127,7 +127,7 @@ def test_a_model_for_other_classes_than_the_data_sets_is_refused_before_it_learn
     assert trainer.step == 0
 
 
-def test_batches_on_another_device_than_the_model_are_refused(gpu):
+def test_batches_on_a_different_device_from_the_model_are_refused(gpu):
     model = network()
     there = IMAGES.to(gpu)
     for batch, what in (((there, LABELS.to(gpu)), "images"), ((IMAGES, LABELS.to(gpu)), "labels")):
@@ -137,7 +137,7 @@ def test_batches_on_another_device_than_the_model_are_refused(gpu):
         refuses(lambda batch=batch: train.evaluate(model, [batch]), DeviceMismatch, words)
 
 
-def test_labels_past_the_outputs_are_found_by_evaluate_on_a_gpu_too(gpu):
+def test_evaluate_refuses_labels_past_the_outputs_on_a_gpu_too(gpu):
     model = network().to(gpu)
     batch = IMAGES.to(gpu), labels(0, 3, 2, 0).to(gpu)
     refuses(lambda: train.evaluate(model, [batch]), ArgumentError, "labels must be in 0..2")

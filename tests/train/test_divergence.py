@@ -1,4 +1,4 @@
-"""Numbers that are no longer finite: when training stops, what it says, and what it leaves."""
+"""Divergence: when training stops, the message, and the state it leaves."""
 
 import gc
 import weakref
@@ -28,7 +28,7 @@ def network():
 
 
 def build(lr=0.01, callbacks=(), model=None, device="cpu", test=True, **options):
-    """A Trainer on drawn shapes whose learning rate is lr, or lr(step)."""
+    """A Trainer on synthetic images whose learning rate is lr, or lr(step)."""
     gpucnn.manual_seed(0)
     model = (model or network()).to(device)
     images = data.Synthetic(n=8 * STEPS)
@@ -52,7 +52,7 @@ def state(trainer):
 
 
 class Keep(train.Callback):
-    """The batch, the state and the step of every step that was finished."""
+    """Record the model's state before the first step and after every step."""
 
     def __init__(self):
         self.states = []
@@ -79,7 +79,7 @@ def test_training_stops_at_the_first_step_whose_loss_is_not_finite_before_its_up
     trainer.train_step = watched
     with pytest.raises(DivergenceError) as caught:
         trainer.fit(2)
-    # By hand: the losses of all batches from the states before them.
+    # The expected losses: each batch's, computed with the state before its step.
     losses = []
     with gpucnn.no_grad(), np.errstate(all="ignore"):
         for before, (images, labels) in zip(keep.states, batches, strict=True):
@@ -106,7 +106,7 @@ def test_training_stops_at_the_first_step_whose_loss_is_not_finite_before_its_up
     assert "lower learning rate" in lines[2]
 
 
-def test_a_step_is_counted_over_all_epochs_and_the_schedulers_rate_is_named():
+def test_the_message_counts_steps_over_all_epochs_and_gives_the_schedulers_rate():
     trainer = build(lr=at(STEPS, 1e20))
     with pytest.raises(DivergenceError, match=rf"^epoch 2, step {STEPS + 2}: .* rate of 0\.01\n"):
         trainer.fit(2)
@@ -114,7 +114,7 @@ def test_a_step_is_counted_over_all_epochs_and_the_schedulers_rate_is_named():
 
 def test_the_first_module_in_the_order_of_the_forward_pass_is_named():
     class Backwards(nn.Module):
-        """Its layers are assigned in another order than they run."""
+        """Its layers run in a different order from their assignment."""
 
         def __init__(self):
             self.last = nn.Linear(20, 10)
@@ -132,7 +132,7 @@ def test_the_first_module_in_the_order_of_the_forward_pass_is_named():
         trainer.fit(1)
 
 
-def test_values_computed_outside_of_layers_are_laid_to_the_module_around_them():
+def test_values_computed_outside_layers_are_attributed_to_the_enclosing_module():
     class Overflowing(nn.Module):
         def __init__(self):
             self.body = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
@@ -152,16 +152,16 @@ def test_images_that_are_not_finite_are_named():
         trainer.fit(1)
 
 
-def test_a_loss_function_that_gives_nan_of_finite_outputs_is_named():
+def test_a_loss_function_that_returns_nan_for_finite_outputs_is_named():
     trainer = build(loss=lambda logits, labels: ops.sum(logits) * float("nan"))
     with pytest.raises(DivergenceError, match="every layer is finite: check the loss function"):
         trainer.fit(1)
 
 
-# --- in the last step, which no loss comes after ---
+# --- in the last step, after which no loss is computed ---
 
 
-def test_an_update_that_overflows_in_the_last_step_of_an_epoch_is_noticed(tmp_path):
+def test_an_update_that_overflows_in_the_last_step_of_an_epoch_is_detected(tmp_path):
     callbacks = [train.Checkpoints(tmp_path)]
     trainer = build(lr=at(2 * STEPS - 1, 1e39), callbacks=callbacks, test=False)
     with pytest.raises(DivergenceError, match=rf"epoch 2, step {2 * STEPS}: training has diverged"):
@@ -172,7 +172,7 @@ def test_an_update_that_overflows_in_the_last_step_of_an_epoch_is_noticed(tmp_pa
         assert all(np.isfinite(array).all() for array in checkpoint.tensors.values())
 
 
-def test_finite_parameters_whose_test_loss_is_not_are_noticed_and_not_written(tmp_path):
+def test_a_test_loss_that_is_not_finite_is_detected_and_nothing_is_written(tmp_path):
     callbacks = [train.Checkpoints(tmp_path)]
     trainer = build(lr=at(2 * STEPS - 1, 1e25), callbacks=callbacks)
     with pytest.raises(DivergenceError, match=r"epoch 2, step 8: the test loss is nan\n  layer \d"):
@@ -196,7 +196,7 @@ def test_checkpoints_after_every_step_are_all_finite(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["parameter", "statistic", "velocity"])
-def test_saving_refuses_what_is_not_finite_and_leaves_the_file_as_it_was(what, tmp_path):
+def test_saving_refuses_values_that_are_not_finite_and_keeps_the_file(what, tmp_path):
     trainer = build(model=nn.Sequential(nn.Flatten(), nn.Linear(3072, 10), nn.BatchNorm1d(10)))
     trainer.optimizer = optim.SGD(trainer.model.parameters(), 0.01, momentum=0.9)
     path = tmp_path / "a.safetensors"
@@ -219,7 +219,7 @@ def test_saving_refuses_what_is_not_finite_and_leaves_the_file_as_it_was(what, t
     assert path.read_bytes() == before
 
 
-def test_a_mask_of_infinities_is_no_divergence(tmp_path):
+def test_a_mask_of_infinities_is_not_divergence(tmp_path):
     model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
     model.mask = gpucnn.tensor(np.full((10, 10), -np.inf, np.float32))
     trainer = build(model=model)
@@ -240,10 +240,10 @@ def test_a_run_that_diverged_resumes_from_its_checkpoint_at_a_lower_rate(tmp_pat
     assert all(np.array_equal(expected[name], array) for name, array in state(trainer).items())
 
 
-# --- what looking for the layer leaves behind ---
+# --- tracing restores the state ---
 
 
-def test_looking_for_the_layer_leaves_statistics_generators_and_gradients_as_they_were(rng):
+def test_tracing_does_not_change_statistics_generators_or_gradients(rng):
     own = np.random.default_rng(3)
     model = nn.Sequential(
         nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Dropout(0.5, own), nn.Linear(6, 2)
@@ -270,7 +270,7 @@ def test_an_error_calls_on_error_and_closes_the_bar(capsys):
     with pytest.raises(DivergenceError):
         trainer.fit(1)
     assert heard == [2]
-    assert capsys.readouterr().err.endswith("\r")  # the bar's line is empty again
+    assert capsys.readouterr().err.endswith("\r")  # the bar has been erased
 
 
 # --- on a GPU: as soon as the loss has arrived ---
@@ -297,7 +297,7 @@ def test_a_trainers_step_does_not_wait_for_its_loss(compiler):
 
 @pytest.fixture
 def late(compiler, monkeypatch):
-    """The simulator as a device that is far behind: no event has passed before a wait for it."""
+    """Simulate a device that is far behind: an event is done only after a wait for it."""
     passed = weakref.WeakSet()
     event = Device.parse("cudasim").xp.cuda.Event
     synchronize = event.synchronize
@@ -310,7 +310,7 @@ def late(compiler, monkeypatch):
     monkeypatch.setattr(event, "done", property(lambda self: self in passed))
 
 
-def test_a_loss_that_arrives_late_is_noticed_at_the_end_of_the_epoch_with_its_step(late):
+def test_a_loss_that_arrives_late_is_reported_at_the_end_of_the_epoch_with_its_step(late):
     keep = Keep()
     trainer = build(lr=at(0, 1e20), callbacks=[keep], device="cudasim", test=False)
     with pytest.raises(DivergenceError, match=r"^epoch 1, step 2: the loss is nan"):
@@ -318,7 +318,7 @@ def test_a_loss_that_arrives_late_is_noticed_at_the_end_of_the_epoch_with_its_st
     assert trainer.step == STEPS
 
 
-def test_a_loss_that_arrives_late_is_noticed_before_a_checkpoint_is_written(late, tmp_path):
+def test_a_loss_that_arrives_late_is_detected_before_a_checkpoint_is_written(late, tmp_path):
     callbacks = [train.Checkpoints(tmp_path, every=3)]
     trainer = build(lr=at(0, 1e20), callbacks=callbacks, device="cudasim")
     with pytest.raises(DivergenceError, match=r"^epoch 1, step 2: the loss is nan"):
@@ -351,8 +351,8 @@ def test_at_most_64_losses_are_pending(late):
     assert len(watch._free) + len(watch._sent) == 64
 
 
-def test_a_watch_that_is_dropped_waits_for_what_is_still_being_copied(late):
-    gc.collect()  # those of other tests
+def test_a_deleted_watch_waits_for_pending_copies(late):
+    gc.collect()  # watches of other tests
     cuda = Device.parse("cudasim").xp.cuda
     watch = LossWatch()
     watch.add(Device.parse("cudasim").xp.asarray(np.float32(1)), 0, 0.1)

@@ -1,4 +1,4 @@
-"""A user's training script on train.script; the examples' tests are in tests/examples."""
+"""A user's training script built on train.script; tests/examples tests the examples."""
 
 import csv
 import errno
@@ -19,7 +19,7 @@ NAMES = tuple("0123456789")
 
 
 def my_script(name="my_script", classes=NAMES):
-    """(main, what each run saw): a small network on noise, by a script of that name."""
+    """(main, [what each run saw]) of a script that trains a small network on noise."""
     seen = []
 
     def command_line():
@@ -61,7 +61,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _without_curves(monkeypatch, request):
-    """Pictures take most of the time."""
+    """Drawing would take most of the time."""
     if "curves" not in request.node.name:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
 
@@ -76,7 +76,7 @@ def same_bits(one, other):
 
 
 def stop_at(step, monkeypatch):
-    """A context in which Ctrl-C comes after so many steps."""
+    """A context in which SIGINT arrives after `step` steps."""
     train_step = train.Trainer.train_step
 
     def interrupted(self, images, labels):
@@ -118,7 +118,7 @@ def test_a_users_script_resumes_to_the_bits_of_a_run_never_stopped(step, monkeyp
     assert rows[0] == rows[1]
 
 
-def test_stopped_before_anything_could_be_saved_it_does_not_name_a_file(monkeypatch, capsys):
+def test_a_run_stopped_before_the_first_save_names_no_file(monkeypatch, capsys):
     main, _ = my_script()
 
     def stopped_twice(self, images, labels):
@@ -129,7 +129,7 @@ def test_stopped_before_anything_could_be_saved_it_does_not_name_a_file(monkeypa
     assert "stopped in epoch 1, after step 0; nothing was saved" in capsys.readouterr().err
 
 
-def test_exact_computes_plain_sums_is_kept_by_resume_and_ends_with_the_run(capsys):
+def test_exact_is_restored_by_resume_and_reset_after_the_run(capsys):
     main, seen = my_script()
     assert main("--out", "exact", "--exact") == 0
     assert gpucnn.get_conv_algorithm() == "auto"
@@ -213,7 +213,7 @@ def test_a_run_is_not_resumed_with_data_of_other_classes(capsys):
     assert "the run has the classes 0, 1, 2" in capsys.readouterr().err
 
 
-def test_a_missing_data_folder_is_named_and_not_made(capsys):
+def test_a_missing_data_folder_is_named_and_not_created(capsys):
     main, seen = my_script()
     assert main("--data", "mispelt") == 2
     assert "--data: mispelt does not exist\n  correct the name" in capsys.readouterr().err
@@ -221,27 +221,27 @@ def test_a_missing_data_folder_is_named_and_not_made(capsys):
     assert list(Path().iterdir()) == []
 
 
-def test_a_diverging_run_ends_in_its_message_alone(capfd):
+def test_a_diverging_run_prints_only_its_message(capfd):
     main, _ = my_script()
     assert main("--out", "run", "--lr", "1e30", "--schedule", "constant", "--quiet") == 2
     err = capfd.readouterr().err
     assert err.startswith("error: ")
     assert "learning rate" in err
-    assert len(err.splitlines()) <= 3  # and none of NumPy's about each overflow
+    assert len(err.splitlines()) <= 3  # without NumPy's overflow warnings
 
 
 # --- files that cannot be written ---
 
 
 def full_disk(name, out):
-    """Makes what is written under `name` meet a full disk, which /dev/full is."""
+    """Make writes of the file `name` fail as on a full disk, by a link to /dev/full."""
     Path(out).mkdir()
     Path(out, f".{name}.part").symlink_to("/dev/full")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("name", ["config.json", "metrics.csv", "curves.png"])
-def test_a_full_disk_is_one_line_that_names_the_file_and_the_way_on(name, capsys):
+def test_a_full_disk_is_a_one_line_error_with_the_file_and_the_remedy(name, capsys):
     if name == "curves.png":
         pytest.importorskip("matplotlib", reason="draws")
     main, _ = my_script()
@@ -259,7 +259,7 @@ def test_a_full_disk_is_one_line_that_names_the_file_and_the_way_on(name, capsys
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "curves.png"])
-def test_what_the_last_epoch_could_not_write_a_resume_writes(name):
+def test_a_resume_writes_what_the_last_epoch_could_not(name):
     if name == "curves.png":
         pytest.importorskip("matplotlib", reason="draws")
     main, _ = my_script()
@@ -270,7 +270,7 @@ def test_what_the_last_epoch_could_not_write_a_resume_writes(name):
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.csv", "best.safetensors", "curves.png"])
-def test_a_folder_in_the_place_of_a_file_is_named(name, capsys):
+def test_a_folder_in_place_of_a_file_is_named(name, capsys):
     if name == "curves.png":
         pytest.importorskip("matplotlib", reason="draws")
     main, _ = my_script()
@@ -290,14 +290,14 @@ def test_a_read_only_folder_is_named(capsys, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)  # a mode would not stop root
+    monkeypatch.setattr(Path, "open", refuse)  # root ignores file modes
     assert main("--resume", "--out", "run", "--quiet") == 2
     err = capsys.readouterr().err
     assert f"{Path('run/config.json')} cannot be written (Permission denied)" in err
     assert "make that folder writable, or choose another" in err
 
 
-def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_last_one_whole(monkeypatch, capsys):
+def test_a_checkpoint_that_does_not_fit_on_the_disk_keeps_the_previous_one(monkeypatch, capsys):
     main, _ = my_script()
     assert main("--out", "whole", "--quiet") == 0
     fsync = os.fsync

@@ -13,7 +13,7 @@ from gpucnn.optim import lr_scheduler
 
 
 def build(seed=0, n=60, batch_size=8, p=0.3, callbacks=(), own_generator=False):
-    """A small network with dropout and batch normalisation, and a Trainer on drawn shapes."""
+    """A small network with dropout and batch normalisation, and a Trainer on synthetic images."""
     gpucnn.manual_seed(seed)
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, stride=2),
@@ -77,7 +77,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits_as_one_that_was_not(
         first.fit(3)
     assert first.step == stop
     first.callbacks = []
-    first.fit(3)  # in the same process, it goes on as well
+    first.fit(3)  # continues in the same process
     second = build(seed=99, own_generator=own_generator)  # everything comes from the checkpoint
     second.resume(tmp_path / "last.safetensors")
     assert second.step == stop
@@ -89,7 +89,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits_as_one_that_was_not(
 
 
 class Clock:
-    """Time that passes in steps alone: ten seconds in each."""
+    """A clock that advances only in training steps, by ten seconds each."""
 
     def __init__(self, monkeypatch):
         self.now = 500.0
@@ -110,7 +110,7 @@ class Clock:
 
 
 @pytest.mark.parametrize("later", ["from the checkpoint", "in the same process"])
-def test_the_time_of_an_epoch_leaves_out_the_pause_before_its_resume(later, tmp_path, monkeypatch):
+def test_the_time_of_an_epoch_excludes_the_pause_before_a_resume(later, tmp_path, monkeypatch):
     clock = Clock(monkeypatch)
     trainer = clock.follow(build(callbacks=[train.Checkpoints(tmp_path), StopAt(3)]))
     with pytest.raises(KeyboardInterrupt):
@@ -125,7 +125,7 @@ def test_the_time_of_an_epoch_leaves_out_the_pause_before_its_resume(later, tmp_
     assert [row["images_per_second"] for row in rows] == [60 / 80, 60 / 80]
 
 
-def test_every_epoch_trains_in_training_mode_whatever_the_model_was_left_in():
+def test_every_epoch_trains_in_training_mode_whatever_the_models_mode():
     modes = []
 
     class Look(train.Callback):
@@ -141,7 +141,7 @@ def test_every_epoch_trains_in_training_mode_whatever_the_model_was_left_in():
     assert modes == [{True}] * 6
 
 
-def test_training_learns_and_the_history_tells(tmp_path):
+def test_training_learns_and_the_history_records_it(tmp_path):
     trainer = build(n=40, p=0.0, callbacks=[train.MetricsFile(tmp_path / "metrics.csv")])
     trainer.scheduler, trainer.optimizer.lr = None, 0.02
     history = trainer.fit(25)
@@ -199,7 +199,7 @@ def test_evaluation_records_nothing_and_keeps_modes_and_statistics():
     assert result.accuracy == pytest.approx(result.per_class.mean())
 
 
-def test_evaluation_by_hand():
+def test_evaluation_equals_values_computed_by_hand():
     class Fixed(nn.Module):
         def forward(self, x):
             return x
@@ -238,7 +238,7 @@ def test_checkpoints_every_n_steps(tmp_path):
     assert steps == [0, 0, 3, 3, 3, 6, 6, 6]
 
 
-def test_the_trainer_works_in_a_thread_that_cannot_take_signals():
+def test_the_trainer_works_outside_the_main_thread():
     trainer = build(n=16)
     thread = threading.Thread(target=trainer.fit, args=(1,))
     thread.start()
@@ -253,7 +253,7 @@ def test_resuming_with_another_optimizer_or_generators_is_refused(tmp_path):
     other.optimizer = optim.Adam(other.model.parameters())
     with pytest.raises(CheckpointError, match="trained with SGD, the trainer has Adam"):
         other.resume(path)
-    with pytest.raises(CheckpointError, match="generators are not the run's"):
+    with pytest.raises(CheckpointError, match="generators differ from the run's"):
         build(own_generator=True).resume(path)
     with pytest.raises(CheckpointError, match="batch_size"):
         build(batch_size=4).resume(path)
@@ -327,7 +327,7 @@ def test_a_file_with_a_model_only_cannot_be_resumed_from(tmp_path):
     path = tmp_path / "model.safetensors"
     trainer = build()
     train.write_checkpoint(path, {f"model.{k}": v for k, v in parameters(trainer).items()}, {})
-    with pytest.raises(CheckpointError, match="may hold a model only"):
+    with pytest.raises(CheckpointError, match="may hold only a model"):
         trainer.resume(path)
 
 
