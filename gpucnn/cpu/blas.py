@@ -1,7 +1,7 @@
-"""BLAS: batched matrix products in blocks that it multiplies in place, and its threads.
+"""BLAS: batched products in blocks small enough to skip packing, and thread control.
 
 For a large product OpenBLAS first packs both matrices: it copies them into the order in which its
-kernels read them.  On processors with AVX-512 it skips that for small matrices that are not
+kernels read them.  On processors with AVX-512 it skips packing for small matrices that are not
 transposed.  Splitting a large product into such blocks took 0.87 to 0.91 of the time for matrices
 that exceed the cache, provided that rows start on cache lines: see memory.empty.
 """
@@ -15,8 +15,9 @@ from threadpoolctl import ThreadpoolController, threadpool_info
 
 from gpucnn.device import Array
 
-# OpenBLAS's names of the processors that have such kernels, and the most multiplications in a small
-# product: see its interface/gemm.c and kernel/x86_64/sgemm_small_kernel_permit_skylakex.c.
+# OpenBLAS's names of the processors for which it has kernels without packing, and the largest
+# product, in multiplications, that those compute: see OpenBLAS's interface/gemm.c and
+# kernel/x86_64/sgemm_small_kernel_permit_skylakex.c.
 _IN_PLACE = {"SkylakeX", "Cooperlake", "SapphireRapids"}
 _MOST = 100**3
 
@@ -49,8 +50,8 @@ def multiply(a: Array, b: Array, out: Array) -> None:
 def multiply_transposed(a: Array, b: Array, out: Array) -> None:
     """Set out[i] (rows, columns) to a[i] (depth, rows) transposed times b[i] (depth, columns).
 
-    Split into blocks too if they divide rows and columns: 0.8 of the time for matrices that fit in
-    the cache, no gain or a loss for larger ones.
+    Also splits into blocks if they divide rows and columns.  That took 0.8 of the time for matrices
+    that fit in the cache, and gained nothing or lost for larger ones.
     """
     stack, depth, columns = b.shape
     width = panel_width(depth, columns)
@@ -63,14 +64,14 @@ def multiply_transposed(a: Array, b: Array, out: Array) -> None:
 
 
 def _block_rows(depth: int, width: int) -> int:
-    """The number of rows that makes a small block of `width` columns; 0 if none does."""
+    """The largest number of rows that makes a small block of `width` columns, or 0."""
     if width > max(_COLUMNS):
         return 0
     return next((rows for rows in _ROWS if rows * width * depth <= _MOST), 0)
 
 
 def _split(size: int, step: int) -> list[tuple[slice, int]]:
-    """range(size) as one slice of whole blocks and one of the rest, each with its block size."""
+    """range(size) as a slice of whole blocks and a slice of the rest, each with its block size."""
     whole = size // step * step
     parts = [(slice(0, whole), step), (slice(whole, size), size - whole)]
     return [(part, height) for part, height in parts if part.start < part.stop]
@@ -127,12 +128,12 @@ class _SingleThreadedBlas:
 
 
 def single_threaded_blas() -> _SingleThreadedBlas:
-    """Limit BLAS to one thread inside the block: how it splits work may change the last bits."""
+    """Limit BLAS to one thread inside the block, because how it splits work can change bits."""
     return _SingleThreadedBlas()
 
 
 def reset() -> None:
-    """Forget callers and lock, for the child of a fork: their threads do not exist there."""
+    """Reset the state in a forked child, where the threads that hold it do not exist."""
     global _blas
     _blas = _Blas()
 

@@ -1,11 +1,11 @@
 """Worker threads: `parallel(function, pieces)` calls function(piece) for every piece.
 
 `set_num_threads` sets the number of threads, including the caller's.  NumPy releases the
-interpreter lock in copies, ufuncs and BLAS, so Python threads do run at once.  Two rules give the
+interpreter lock in copies, ufuncs and BLAS, so Python threads run in parallel.  Two rules give the
 same bits for any number of threads: pieces are split by the shape of the data, never by the number
 of threads, and each piece writes its own memory.
 
-BLAS is limited to one thread meanwhile: N workers with N BLAS threads each would compete for the
+Meanwhile BLAS is limited to one thread: N workers with N BLAS threads each would compete for the
 cores.
 """
 
@@ -117,7 +117,7 @@ _local = threading.local()  # .busy: `parallel` runs in this thread, without hel
 
 
 class _Job:
-    """One call of `parallel`: its pieces, and a queue with None or an exception for each done."""
+    """One call of `parallel`: its pieces, and a queue of results, each None or an exception."""
 
     def __init__(self, function: Callable[[Any], object], pieces: list[Any]) -> None:
         self.function = function
@@ -144,7 +144,7 @@ class _Job:
     def lead(self) -> None:
         """Run pieces in the calling thread, then wait for those that helpers took.
 
-        A helper that got no core in time took none, and is not waited for.
+        A helper that was not scheduled in time took none, and is not waited for.
         """
         taken_by_others = self.count  # not len(todo): helpers may have started before this line
         first_error: BaseException | None = None

@@ -1,6 +1,6 @@
 """Convolution with any array module: windows as rows by as_strided (im2col), then matmul.
 
-Float64 and float16 on a GPU run here, and empty images on NumPy.
+It serves float64 and float16 on a GPU, and empty images on NumPy.
 """
 
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ def unfused(dy: Array, y: Array | None, pooled: SavedMax | None) -> Array:
 
 def _filters(weight: Array, g: Geometry) -> Array:
     """The filters as (groups, OC / groups, KH * KW * C / groups)."""
-    weight = array_module(weight).ascontiguousarray(weight)  # NumPy 2.0 passes no others to BLAS
+    weight = array_module(weight).ascontiguousarray(weight)  # NumPy 2.0 passes only these to BLAS
     return weight.reshape(g.groups, weight.shape[0] // g.groups, weight[0].size)
 
 
