@@ -115,7 +115,7 @@ def test_a_mistake_ends_in_a_clear_error(mistake):
     assert words in str(caught.value)
 
 
-def test_there_are_forty_of_them():
+def test_at_least_forty_mistakes_are_covered():
     assert len(MISTAKES) >= 40
 
 

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_info
 
 from gpucnn.cpu import blas, empty, parallel, single_threaded_blas
 
-# rows, depth, columns: smaller than a block, whole blocks, blocks and a rest; panels of 64, of 32
+# rows, depth, columns: less than a block, whole blocks, blocks and a remainder; panels of 64, of 32
 # and of all columns; too deep for any block
 SMALL = [(1, 3, 5), (16, 20, 64), (128, 64, 192), (77, 300, 96), (130, 976, 64), (40, 977, 32)]
 SHAPES = [*SMALL, (77, 300, 130), (40, 1954, 32)]
@@ -29,9 +29,7 @@ def _in_panels(b):
 @pytest.mark.parametrize(("rows", "depth", "columns"), SHAPES)
 def test_blocks_cover_the_product(monkeypatch, rng, rows, depth, columns, in_place):
     monkeypatch.setattr(blas, "_blas_multiplies_in_place", lambda: in_place)
-    a = empty((3, rows + 1, depth), np.float32)[
-        :, :rows
-    ]  # a row apart, as Winograd's positions are
+    a = empty((3, rows + 1, depth), np.float32)[:, :rows]  # padded, as in Winograd
     b = rng.standard_normal((3, depth, columns), np.float32)
     a[...] = rng.standard_normal(a.shape)
     out = np.full((3, rows + 1, columns), np.nan, np.float32)
@@ -67,9 +65,7 @@ def test_blocks_cover_the_product_with_a_transposed_matrix(
     monkeypatch, rng, rows, depth, columns, in_place
 ):
     monkeypatch.setattr(blas, "_blas_multiplies_in_place", lambda: in_place)
-    a = empty((3, depth + 1, rows), np.float32)[
-        :, :depth
-    ]  # a row apart, as Winograd's positions are
+    a = empty((3, depth + 1, rows), np.float32)[:, :depth]  # padded, as in Winograd
     b = empty((3, depth + 1, columns), np.float32)[:, :depth]
     a[...], b[...] = rng.standard_normal(a.shape), rng.standard_normal(b.shape)
     out = np.full((3, rows, columns), np.nan, np.float32)

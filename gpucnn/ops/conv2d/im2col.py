@@ -231,8 +231,8 @@ def _backward_input(dy: Array, weight: Array, g: Geometry, epilogue: Epilogue) -
 class _Columns:
     """Builds the columns (groups, P, K) of each band of rows in each chunk of images.
 
-    Planar columns are (1, P, K + 1), the last column all ones.  The P pixels of a band are sorted by
-    offset inside a pooling window of `window` pixels; a band consists of whole rows of windows.
+    Planar columns are (1, P, K + 1), the last column all ones.  The P pixels of a band are sorted
+    by offset inside a pooling window of `window` pixels; a band consists of whole rows of windows.
     """
 
     def __init__(self, g: Geometry, oc: int, dtype: np.dtype[Any], window: tuple[int, int]) -> None:

@@ -165,7 +165,7 @@ class SavedWinograd:
             np.matmul(kg.T, du.transpose(1, 0, 2), out=dweight[filters])
 
         def narrow() -> None:
-            """Process runs of parts in the order of the images, each in one thread with its own sum."""
+            """Process each run of parts in one thread, in image order, with its own sum."""
             parts = tiles.parts(slice(0, g.n), oc)
             runs = [parts[i::_SUM_PARTS] for i in range(min(_SUM_PARTS, len(parts)))]
             dus = empty((len(runs) if needs[1] else 0, n2, oc, g.c), dy.dtype)
