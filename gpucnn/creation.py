@@ -23,8 +23,8 @@ def tensor(
 ) -> Tensor:
     """Create a Tensor from an array, a number or nested lists.
 
-    Shares the array's memory if device and dtype allow.  So it does for other libraries' arrays
-    with __dlpack__ or __cuda_array_interface__ (PyTorch, Numba); see from_dlpack for their errors.
+    Shares the array's memory if device and dtype allow.  This includes other libraries' arrays with
+    __dlpack__ or __cuda_array_interface__ (PyTorch, Numba); see from_dlpack for their errors.
     device is "auto", "cpu", "cuda", "cuda:N" or a Device.  By default an array on a GPU stays
     there, and anything else goes to the device of the innermost `with gpucnn.device(...)`, or to
     the CPU outside of one.  By default an array keeps its dtype, and Python floats become float32.

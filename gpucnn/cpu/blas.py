@@ -15,11 +15,11 @@ from threadpoolctl import ThreadpoolController, threadpool_info
 
 from gpucnn.device import Array
 
-# OpenBLAS's names of the processors for which it has kernels without packing, and the largest
-# product, in multiplications, that those compute: see OpenBLAS's interface/gemm.c and
+# OpenBLAS's names of the processors for which it has small-matrix kernels, which do not pack, and
+# the largest product, in multiplications, that those compute: see OpenBLAS's interface/gemm.c and
 # kernel/x86_64/sgemm_small_kernel_permit_skylakex.c.
-_IN_PLACE = {"SkylakeX", "Cooperlake", "SapphireRapids"}
-_MOST = 100**3
+_SMALL_KERNEL_CPUS = {"SkylakeX", "Cooperlake", "SapphireRapids"}
+_MAX_SMALL_PRODUCT = 100**3
 
 # Rows of a block and columns of a panel, best first: multiples of the kernels' register tiles.
 _ROWS, _COLUMNS = (64, 32, 16), (64, 32)
@@ -27,7 +27,7 @@ _ROWS, _COLUMNS = (64, 32, 16), (64, 32)
 
 def panel_width(depth: int, columns: int) -> int:
     """The number of columns for a panel of the right matrix, a divisor of `columns`."""
-    if _blas_multiplies_in_place():
+    if _blas_has_small_kernels():
         for width in _COLUMNS:
             if columns % width == 0 and _block_rows(depth, width):
                 return width
@@ -40,7 +40,7 @@ def multiply(a: Array, b: Array, out: Array) -> None:
     b is stored in panels of `panel_width` columns: (stack, panels, depth, width).
     """
     stack, panels, depth, width = b.shape
-    small = _block_rows(depth, width) if _blas_multiplies_in_place() else 0
+    small = _block_rows(depth, width) if _blas_has_small_kernels() else 0
     for rows, height in _split(a.shape[1], small or a.shape[1]):
         left = a[:, rows].reshape(stack, -1, 1, height, depth)
         target = out[:, rows].reshape(stack, -1, height, panels, width)
@@ -55,7 +55,7 @@ def multiply_transposed(a: Array, b: Array, out: Array) -> None:
     """
     stack, depth, columns = b.shape
     width = panel_width(depth, columns)
-    small = _block_rows(depth, width) if _blas_multiplies_in_place() else 0
+    small = _block_rows(depth, width) if _blas_has_small_kernels() else 0
     height = next((h for h in range(small, 15, -8) if a.shape[2] % h == 0), a.shape[2])
     left = a.reshape(stack, depth, -1, 1, height).transpose(0, 2, 3, 4, 1)
     right = b.reshape(stack, depth, 1, -1, width).transpose(0, 2, 3, 1, 4)
@@ -67,7 +67,7 @@ def _block_rows(depth: int, width: int) -> int:
     """The largest number of rows that makes a small block of `width` columns, or 0."""
     if width > max(_COLUMNS):
         return 0
-    return next((rows for rows in _ROWS if rows * width * depth <= _MOST), 0)
+    return next((rows for rows in _ROWS if rows * width * depth <= _MAX_SMALL_PRODUCT), 0)
 
 
 def _split(size: int, step: int) -> list[tuple[slice, int]]:
@@ -78,8 +78,8 @@ def _split(size: int, step: int) -> list[tuple[slice, int]]:
 
 
 @cache
-def _blas_multiplies_in_place() -> bool:
-    return any(library.get("architecture") in _IN_PLACE for library in threadpool_info())
+def _blas_has_small_kernels() -> bool:
+    return any(library.get("architecture") in _SMALL_KERNEL_CPUS for library in threadpool_info())
 
 
 # --- threads ---
@@ -128,7 +128,7 @@ class _SingleThreadedBlas:
 
 
 def single_threaded_blas() -> _SingleThreadedBlas:
-    """Limit BLAS to one thread inside the block, because how it splits work can change bits."""
+    """Limit BLAS to one thread inside the block: its way of splitting can change the last bits."""
     return _SingleThreadedBlas()
 
 

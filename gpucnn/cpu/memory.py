@@ -16,7 +16,7 @@ import numpy as np
 
 _CACHE_LINE = 64  # bytes
 _NOTHING = np.empty(0, np.uint8)
-_MOST_VIEWS = 1000  # cached views of buffers: images of many sizes would add views without limit
+_MAX_VIEWS = 1000  # cached views of buffers: images of many sizes would add views without limit
 _local = threading.local()  # .buffers: this thread's scratch
 
 
@@ -50,7 +50,7 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, An
         if buffers.memory.get(name, _NOTHING).size < size:
             buffers.drop(name)  # first, so that the new buffer may reuse its memory
             buffers.memory[name] = empty((size,), np.uint8)
-        if len(buffers.views) >= _MOST_VIEWS:
+        if len(buffers.views) >= _MAX_VIEWS:
             buffers.views.clear()
         view = buffers.views[key] = buffers.memory[name][:size].view(dtype).reshape(shape)
     return view

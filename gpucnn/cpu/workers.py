@@ -32,7 +32,7 @@ Work = tuple[Callable[[Any], object], Iterable[Any]]  # a function and its piece
 # Elements in a ufunc's buffers inside a piece.  NumPy copies operands that are strided or of
 # another dtype through them.  At its default of 8192 they exceed the first-level cache, and NumPy
 # copies runs of 2048 elements or more too: maxima over such runs took 1.6 times as long.
-_BUFFER = 2048
+_UFUNC_BUFFER = 2048
 
 
 def usable_cores() -> int:
@@ -71,7 +71,7 @@ def parallel(function: Callable[[_Piece], object], pieces: Iterable[_Piece]) -> 
         for piece in work:
             function(piece)
         return
-    before = np.setbufsize(_BUFFER)
+    before = np.setbufsize(_UFUNC_BUFFER)
     try:
         with single_threaded_blas():
             if len(work) < 2:
@@ -213,7 +213,7 @@ class _Pool:
 
 def _serve(jobs: "SimpleQueue[_Job | None]") -> None:
     _local.busy = True
-    np.setbufsize(_BUFFER)
+    np.setbufsize(_UFUNC_BUFFER)
     while (job := jobs.get()) is not None:
         job.help()
         del job  # free its arrays now, not at the next job

@@ -18,7 +18,7 @@ def adaptive_avg_pool2d(x: Tensor, size: tuple[int, int]) -> Tensor:
 
     size is (OH, OW).  Window i covers rows floor(i H / OH) to ceil((i + 1) H / OH) - 1; columns
     likewise.  Neighbours overlap where OH does not divide H.  An infinity or a NaN affects only the
-    windows that contain it.  An x that already has that size is returned itself.
+    windows that contain it.  If x already has that size, x itself is returned.
 
     Raises ShapeError unless x is images of at least one pixel, ArgumentError for a size below 1.
     """

@@ -280,7 +280,7 @@ def _scale_shift_numpy(x: Array, scale: Array, shift: Array) -> Array:
     return y.reshape(x.shape)
 
 
-# --- CUDA: float32 launches kernels/batch_norm.cu, float64 uses the functions above for any array
+# --- CUDA: kernels/batch_norm.cu for float32, the functions for any array module for float64 ---
 
 _SPLIT = 512  # the fewest rows in a partial sum
 

@@ -25,10 +25,10 @@ def _in_panels(b):
     return panels
 
 
-@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("small_kernels", [False, True])
 @pytest.mark.parametrize(("rows", "depth", "columns"), SHAPES)
-def test_blocks_cover_the_product(monkeypatch, rng, rows, depth, columns, in_place):
-    monkeypatch.setattr(blas, "_blas_multiplies_in_place", lambda: in_place)
+def test_blocks_cover_the_product(monkeypatch, rng, rows, depth, columns, small_kernels):
+    monkeypatch.setattr(blas, "_blas_has_small_kernels", lambda: small_kernels)
     a = empty((3, rows + 1, depth), np.float32)[:, :rows]  # padded, as in Winograd
     b = rng.standard_normal((3, depth, columns), np.float32)
     a[...] = rng.standard_normal(a.shape)
@@ -41,7 +41,7 @@ def test_blocks_cover_the_product(monkeypatch, rng, rows, depth, columns, in_pla
 
 @pytest.mark.parametrize(("rows", "depth", "columns"), SMALL)
 def test_blocks_are_small_enough_for_blas(monkeypatch, rows, depth, columns):
-    monkeypatch.setattr(blas, "_blas_multiplies_in_place", lambda: True)
+    monkeypatch.setattr(blas, "_blas_has_small_kernels", lambda: True)
     blocks = []
     matmul = np.matmul
 
@@ -59,12 +59,12 @@ def test_blocks_are_small_enough_for_blas(monkeypatch, rows, depth, columns):
     assert max(blocks) <= 100**3
 
 
-@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("small_kernels", [False, True])
 @pytest.mark.parametrize(("rows", "depth", "columns"), [(192, 256, 64), (80, 30, 96), (7, 300, 5)])
 def test_blocks_cover_the_product_with_a_transposed_matrix(
-    monkeypatch, rng, rows, depth, columns, in_place
+    monkeypatch, rng, rows, depth, columns, small_kernels
 ):
-    monkeypatch.setattr(blas, "_blas_multiplies_in_place", lambda: in_place)
+    monkeypatch.setattr(blas, "_blas_has_small_kernels", lambda: small_kernels)
     a = empty((3, depth + 1, rows), np.float32)[:, :depth]  # padded, as in Winograd
     b = empty((3, depth + 1, columns), np.float32)[:, :depth]
     a[...], b[...] = rng.standard_normal(a.shape), rng.standard_normal(b.shape)

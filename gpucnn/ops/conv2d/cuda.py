@@ -22,7 +22,7 @@ from gpucnn.ops.pool2d.portable import SavedMax
 
 _FEW = 512  # kernels/conv2d_forward.cu: FEW_K
 _MIN_CHANNELS = 8  # channels or filters of a group: with fewer, a tile's 64 columns are mostly idle
-_QUADS = 2**32  # floats: half of what 31-bit offsets in float4 reach; the rest is for padding
+_MAX_VECTOR_FLOATS = 2**32  # half of what 31-bit offsets in float4 reach: the rest is for padding
 _BLOCKS = 512  # the target of split sums: a few blocks for each multiprocessor of a large GPU
 _MIN_SPLIT = 256  # the fewest pixels that a split of grad_weight sums
 
@@ -230,7 +230,7 @@ def _loads(a: Array, b: Array, *counts: int) -> str:
     """How a kernel reads a and b: "vector" (16 bytes a load) if possible, else "scalar"."""
     whole = all(count % 4 == 0 for count in counts)
     aligned = a.data.ptr % 16 == 0 and b.data.ptr % 16 == 0
-    in_reach = max(a.size, b.size) <= _QUADS
+    in_reach = max(a.size, b.size) <= _MAX_VECTOR_FLOATS
     return "vector" if whole and aligned and in_reach else "scalar"
 
 

@@ -164,7 +164,7 @@ class SavedWinograd:
             assert dweight is not None
             np.matmul(kg.T, du.transpose(1, 0, 2), out=dweight[filters])
 
-        def narrow() -> None:
+        def backward_narrow() -> None:
             """Process each run of parts in one thread, in image order, with its own sum."""
             parts = tiles.parts(slice(0, g.n), oc)
             runs = [parts[i::_SUM_PARTS] for i in range(min(_SUM_PARTS, len(parts)))]
@@ -199,7 +199,7 @@ class SavedWinograd:
                     lambda f: transform_filters_back(f, dus[:, :, f].sum(axis=0)), spans(oc, 64)
                 )
 
-        def wide(images: slice, du: Array) -> None:
+        def backward_wide(images: slice, du: Array) -> None:
             """Set dx[images] from dy[images], and add these images' share to du and dbias."""
             rows, parts = tiles.rows(images), tiles.parts(images, oc)
             v_span = v[:, rows]
@@ -238,9 +238,9 @@ class SavedWinograd:
 
         if tiles.narrow:
             parallel_all(*todo)
-            narrow()
+            backward_narrow()
         else:
             du = by_position((n2 if needs[1] else 0, oc, g.c), dy.dtype)
             for images in tiles.spans():
-                wide(images, du)
+                backward_wide(images, du)
         return dx, None if dweight is None else dweight.reshape(weight.shape), dbias

@@ -83,11 +83,11 @@ def by_position(shape: tuple[int, ...], dtype: Any, name: str | None = None) -> 
 def _at_edges(
     g: Geometry, m: int, dtype: Any
 ) -> list[tuple[slice, Array, tuple[slice, slice], Array]]:
-    """For each tile of an image, what transforms its pixels in place:
+    """For each tile of an image, (seen, kb_seen, (rows, columns), kb_own) to transform it in place.
 
-    the pixels from its first on the image to its last, as a slice in row order, and KB for all of
-    those, (n * n, pixels); its rows and columns on the image, and KB for just its own pixels,
-    (n * n, rows * columns).
+    seen is a slice in row order, from the tile's first pixel on the image to its last; kb_seen is
+    KB for these pixels, (n * n, pixels).  rows and columns are those of the tile on the image;
+    kb_own is KB for just the tile's own pixels, (n * n, rows * columns).
     """
     n = m + g.kh - 1
     kb = kronecker(m, g.kh, dtype)[2].reshape(n * n, n, n)

@@ -355,7 +355,7 @@ def avg_backward(dy: Array, g: Geometry, area: tuple[bool, int, int]) -> Array:
 
 
 def _pixels(x: Array, g: Geometry, area: tuple[bool, int, int]) -> Array:
-    """portable.pixels, as one number if all means are over the same number of pixels."""
+    """portable.pixels, or a single number if all means are over the same number of pixels."""
     pixels = portable.pixels(x, g, area)
     return pixels.flat[0] if pixels.size and (pixels == pixels.flat[0]).all() else pixels
 
