@@ -184,7 +184,7 @@ class _CrossEntropy(Function):
 def _forward_array(
     logits: Array, labels: Array, smoothing: float, class_weights: Array | None, needed: bool
 ) -> tuple[Array, "_LogProbabilities"]:
-    """The loss of logits (rows, classes) for labels (rows,), and what backward needs."""
+    """The loss of logits (rows, classes) for labels (rows,), and the state for backward."""
     xp = array_module(logits)
     classes = logits.shape[1]
     log_p = _log_softmax(logits, axis=1)

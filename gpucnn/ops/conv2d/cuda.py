@@ -37,7 +37,7 @@ def forward(
     pool: Geometry | None = None,
     cache: Cache | None = None,
 ) -> tuple[Array, Saved | None]:
-    """y, and what backward needs; None if no gradient is needed.  Nothing is cached."""
+    """y and the state for backward, None if no gradient is needed.  Nothing is cached."""
     if not takes("conv2d", x):
         return portable.forward(x, weight, bias, g, needs, relu, pool)
     xp = array_module(x)

@@ -24,7 +24,7 @@ def forward(
     pool: Geometry | None = None,
     cache: Cache | None = None,
 ) -> tuple[Array, Saved | None]:
-    """y, and what backward needs; None if no gradient is needed.  Nothing is cached."""
+    """y and the state for backward, None if no gradient is needed.  Nothing is cached."""
     columns = _columns(x, g)
     y = columns @ _filters(weight, g).transpose(0, 2, 1)
     y = y.transpose(1, 0, 2).reshape(g.n, g.oh, g.ow, weight.shape[0])

@@ -20,12 +20,12 @@ from gpucnn.ops.geometry import Geometry
 _POINTS = {4: (0.0, 1.0, -1.0), 6: (0.0, 0.75, -0.75, 1.5, -1.5)}
 
 # Bytes that fit a core's own cache.  A part's tiles are gathered and transformed while they are in
-# it.  Half of this would serve one thread as well, but two threads then lose 7 % of a step to each
-# other: between its NumPy calls each needs the interpreter's lock.
+# it.  With half of this one thread is as fast, but two threads lose 7 % of a step: between NumPy
+# calls they compete for the interpreter lock.
 _CACHE_BYTES = 1 << 21
 
-# Bytes of a narrow layer's part.  With parts that fit the cache, whose operations are a quarter as
-# long, one thread gains nothing, and two lose 4 % of a step to that lock.
+# Bytes of a narrow layer's part.  Parts that fit the cache have operations a quarter as long: one
+# thread gains nothing, and two lose 4 % of a step to that lock.
 _NARROW_BYTES = 1 << 23
 
 # Tiles in one round of products: enough for BLAS to run at full speed, few enough to bound the

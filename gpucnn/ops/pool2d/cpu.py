@@ -65,7 +65,7 @@ def _disjoint(g: Geometry) -> bool:
 
 
 def max_forward(x: Array, g: Geometry, keep: bool) -> tuple[Array, portable.SavedMax | None]:
-    """y (N, OH, OW, C) and, with `keep`, what backward needs."""
+    """y (N, OH, OW, C) and, with `keep`, the state for backward."""
     if max(g.kh, g.kw) > 255 or (g.kh * g.kw > 255 and not _disjoint(g)):
         return portable.max_forward(x, g, keep)  # winners here are bytes
     if not keep:

@@ -27,7 +27,7 @@ def _launch(kernel: str, g: Geometry, size: int, *args: Any) -> None:
 
 
 def max_forward(x: Array, g: Geometry, keep: bool) -> tuple[Array, portable.SavedMax | None]:
-    """y (N, OH, OW, C) and, with `keep`, what backward needs."""
+    """y (N, OH, OW, C) and, with `keep`, the state for backward."""
     if not _takes(x, g):
         return portable.max_forward(x, g, keep)
     xp = array_module(x)
