@@ -33,7 +33,7 @@ def non_negative_float(text: str) -> float:
 
 
 def output_folder(path: str | Path) -> Path:
-    """Create the folder of --out, with parents, unless it exists; ArgumentError if that fails."""
+    """Create the --out folder and its parents if missing; ArgumentError if that fails."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def output_folder(path: str | Path) -> Path:
 
 
 def exit_status(run: Callable[[], object]) -> int:
-    """Call `run`: 0 on success, 2 after a GpucnnError, whose text is printed, 130 after Ctrl-C."""
+    """Call `run`; return 0, or 2 after printing a GpucnnError, or 130 after Ctrl-C."""
     try:
         run()
     except GpucnnError as error:

@@ -1,9 +1,9 @@
 """Reverse-mode differentiation, define by run: recording the graph and walking it backward.
 
 Each call of a Function computes an array and, if an input requires a gradient, stores itself as
-the result's node.  `backward` visits the nodes newest first, passes each the gradient of its
-result, and adds the gradients that it returns to those of its inputs.  A node's saved arrays are
-freed as soon as it has been visited.
+the result's node.  `backward` visits the nodes newest first.  It passes each node the gradient of
+its result, and adds the gradients that the node returns to those of its inputs.  A node's saved
+arrays are freed as soon as it has been visited.
 """
 
 import heapq
@@ -78,11 +78,11 @@ class Function:
 
     Inputs are Tensors, Python numbers or None; forward gets arrays, numbers and None.
     `self.needs` says for each input whether its gradient is needed (all False: nothing is
-    recorded).  backward must not change dy.  It returns gradients of the shape, dtype and device of
-    their inputs, None for an input without one; anything else is an error that names the op.
+    recorded).  backward must not change dy.  Each gradient has the shape, dtype and device of its
+    input, or is None for an input without one; anything else is an error that names the op.
 
     forward stores what backward needs in `self.saved`: a tuple of arrays, or, if the op has
-    several engines, an object of the engine that ran, whose own `backward` computes the gradients.
+    several engines, an object from the engine that ran, with a `backward` of its own.
     `saved_arrays` finds the arrays in either.  Where `self.last_use` is true, backward may
     overwrite the saved arrays: the graph is not kept.
     """
@@ -186,7 +186,7 @@ def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = F
         with working_on(root.device):
             _walk(root, gradient, retain_graph)
     except OutOfMemory as error:
-        traceback.clear_frames(error.__traceback__)  # free their arrays: a handler may need memory
+        traceback.clear_frames(error.__traceback__)  # free their arrays for the handler
         raise
 
 
@@ -291,9 +291,9 @@ def _fits(dx: Any, x: Array) -> bool:
 
 
 def check_gradient(where: str, dx: Any, x: Array) -> None:
-    """Raise unless dx is an array of x's device, shape and dtype.
+    """Raise unless dx is an array with x's device, shape and dtype.
 
-    Raises GraphError, DeviceMismatch, ShapeError or DtypeError in the name of `where`.
+    Raises GraphError, DeviceMismatch, ShapeError or DtypeError; the message begins with `where`.
     """
     if _fits(dx, x):
         return
@@ -336,7 +336,7 @@ def _separate(node: Function, gradients: list[Array | None], dy: Array) -> None:
 
 
 def saved_arrays(node: Function) -> Iterator[Array]:
-    """The arrays in `node.saved`, also inside containers and objects that know their backward."""
+    """The arrays in `node.saved`, including those inside containers and engines' objects."""
     waiting = [node.saved]
     seen: set[int] = set()  # objects may refer to each other
     while waiting:
@@ -355,8 +355,8 @@ def saved_arrays(node: Function) -> Iterator[Array]:
 def _overlaps(x: Array, others: list[Array | None]) -> bool:
     """Whether x may share memory with one of the others.
 
-    Views of one array do where their addresses meet.  Most arrays have different owners, which
-    is cheaper to compare.
+    Views of one array do if their address ranges overlap.  Owners are compared first: that is
+    cheaper, and most arrays have different ones.
     """
     owner, kind = _owner(x), type(x)
     for other in others:
@@ -367,7 +367,7 @@ def _overlaps(x: Array, others: list[Array | None]) -> bool:
 
 
 def _owner(x: Array) -> Array:
-    """The array that x is a view of, x itself if it is none."""
+    """The array that x is a view of, or x itself if it is not a view."""
     while isinstance(x.base, type(x)):
         x = x.base
     return x
@@ -387,7 +387,7 @@ def _check_usable(node: Function) -> None:
 
 
 def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:
-    """Sum dy down to `shape`, which broadcasting expanded to dy's."""
+    """Sum dy over the axes that broadcasting added or expanded, back to `shape`."""
     if dy.shape == shape:
         return dy
     extra = dy.ndim - len(shape)

@@ -1,8 +1,8 @@
 """The checkpoint file format: models and training runs in safetensors files.
 
 Arrays are named model.<parameter or buffer> and optimizer.<state>.  The header entry "gpucnn" is
-JSON: the format's number, the model's name and configuration, and whatever the writer adds.  A file
-gets its name only once it is complete.
+JSON: the format number, the model's name and configuration, and whatever the writer adds.  Files
+are written atomically.
 """
 
 import json
@@ -32,12 +32,12 @@ FORMAT = 2  # raise it when a name or the meaning of an entry changes
 class Checkpoint:
     """A checkpoint file in memory."""
 
-    path: Path  # where it was read from, for errors
+    path: Path  # of the file, for errors
     tensors: dict[str, np.ndarray[Any, Any]]
     info: dict[str, Any]  # the JSON of the header
 
     def part(self, prefix: str) -> dict[str, np.ndarray[Any, Any]]:
-        """The tensors under `prefix`, without it: part("model") is a state for load_state_dict."""
+        """The tensors under `prefix`, with it removed: load_state_dict accepts part("model")."""
         start = prefix + "."
         return {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
 
@@ -68,15 +68,15 @@ class Checkpoint:
         return entry["name"], config
 
     def build_model(self, device: str | Device | None = None) -> Module:
-        """Build the model by its name and load its weights; in evaluation mode, on `device`.
+        """Build the named model on `device`, load its weights, and set evaluation mode.
 
         Raises CheckpointError if the file does not name a model of gpucnn.models, or its arrays do
         not fit that model.
         """
         name, config = self.model_config()
         try:
-            # Its own generator: the weights it draws are overwritten, and must cost the default
-            # generator no random number.
+            # A separate generator: the weights that it draws are overwritten, and the default
+            # generator must not advance.
             model = models.build(name, generator=np.random.default_rng(0), **config)
             model.load_state_dict(self.part("model"))
         except (ArgumentError, CheckpointError, TypeError) as error:
@@ -89,7 +89,7 @@ class Checkpoint:
 def write_checkpoint(path: str | Path, tensors: dict[str, Array], info: dict[str, Any]) -> None:
     """Write `tensors`, from any device, and `info`, plain JSON data, to `path` atomically.
 
-    Raises OutputError if that fails; an existing file of that name is untouched then.
+    Raises OutputError on failure, and leaves an existing file of that name untouched.
     """
     host = {name: np.asarray(to_host(x), order="C") for name, x in tensors.items()}
     write_whole(
@@ -98,9 +98,9 @@ def write_checkpoint(path: str | Path, tensors: dict[str, Array], info: dict[str
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a file of write_checkpoint.
+    """Read a file that write_checkpoint wrote.
 
-    Raises CheckpointError, naming the file, if it is missing, damaged, of another format, or not
+    Raises CheckpointError, naming the file, if it is missing, damaged, in another format, or not
     written by gpucnn.
     """
     path = Path(path)
@@ -150,9 +150,9 @@ def save(
     Without them the file holds the state only, for `load(path, model)`.  classes are the names of
     the outputs, and normalize is the normalisation of the training images; predict uses both.
 
-    Raises ArgumentError if name is not in models.BY_NAME; if models.build(name, **config) has other
-    layers than `model`, or tensors of other names, shapes or dtypes; and if config or classes are
-    not plain JSON data.  Raises OutputError if the file cannot be written.
+    Raises ArgumentError if name is not in models.BY_NAME; if the layers of models.build(name,
+    **config), or the names, shapes or dtypes of its tensors, differ from those of `model`; and if
+    config or classes are not plain JSON data.  Raises OutputError if the file cannot be written.
     """
     if not isinstance(model, Module):
         raise ArgumentError(f"save: expected a Module to save, got {kind(model)}")
@@ -220,7 +220,7 @@ def load(path: str | Path, model: _Own, device: str | Device | None = None) -> _
 
 
 def load(path: str | Path, model: Any = None, device: str | Device | None = None) -> Any:
-    """Load a model, in evaluation mode, from a file of `save` or of a training run.
+    """Load a model, in evaluation mode, from a file written by `save` or by a training run.
 
         model = gpucnn.load("best.safetensors", device="cuda")
         mine = gpucnn.load("mine.safetensors", MyNetwork())
@@ -228,11 +228,11 @@ def load(path: str | Path, model: Any = None, device: str | Device | None = None
     Without `model`, build the network that the file names, on `device`; None means the device of an
     enclosing `with gpucnn.device(...)`, or the CPU.  With `model`, copy the weights into it, move
     it to `device` unless that is None, and return it.  load(path, "cuda") names a device too.
-    Loading executes nothing from the file.
+    Loading never executes code from the file.
 
     Raises CheckpointError if the file is missing, damaged or without a model, or if its arrays do
-    not fit the model.  The given model is unchanged then, and the error lists missing and
-    unexpected names and different shapes.
+    not fit the model.  The error then lists missing and unexpected names and different shapes, and
+    the given model is unchanged.
     """
     if isinstance(model, str | Device):  # load(path, device)
         model, device = None, model

@@ -23,14 +23,14 @@ def tensor(
 ) -> Tensor:
     """Create a Tensor from an array, a number or nested lists.
 
-    Shares the array's memory if device and dtype allow, also that of other libraries' arrays with
+    Shares the array's memory if device and dtype allow.  This includes other libraries' arrays with
     __dlpack__ or __cuda_array_interface__ (PyTorch, Numba); see from_dlpack for their errors.
     device is "auto", "cpu", "cuda", "cuda:N" or a Device.  By default an array on a GPU stays
     there, and anything else goes to the device of the innermost `with gpucnn.device(...)`, or to
     the CPU outside of one.  By default an array keeps its dtype, and Python floats become float32.
 
-    Raises DtypeError for values that are not numbers or if integers are to require a gradient,
-    ShapeError for ragged lists, DeviceError for a device that cannot be used.
+    Raises DtypeError for values that are not numbers, or for integers with requires_grad;
+    ShapeError for ragged lists; DeviceError for a device that cannot be used.
     """
     array = _array(array)
     if dtype is not None:
@@ -53,8 +53,8 @@ def from_dlpack(x: Any) -> Tensor:
     """Create a Tensor that shares the memory of x, an array of any library with DLPack support.
 
     x is on the CPU or a CUDA device.  Nothing is copied: shape, strides, dtype and device are x's.
-    So is whether it is writable, except that NumPy 2.0 imports every array as read-only and cannot
-    export a read-only one.
+    The tensor is writable if x is, except that NumPy 2.0 imports every array as read-only and
+    cannot export a read-only one.
     Raises ArgumentError if x does not support DLPack; DeviceError or DtypeError for a device or
     dtype that gpucnn does not support (bfloat16, complex); GraphError if x requires a gradient in
     its own library.

@@ -11,15 +11,15 @@ gpucnn.cudasim replaces CuPy and runs the same kernels on the CPU's cores.
 `with gpucnn.device("cuda:1"):` sets the default device of a block.  That function shadows this
 module as an attribute of the package; `from gpucnn.device import Device` still imports the module.
 
-CuPy's current device need not be that of a tensor.  CuPy then rejects the array, or uses the
-current device's stream, which is not ordered with the array's.  Hence one rule:
+CuPy's current device may differ from a tensor's.  CuPy then rejects the array, or uses the current
+device's stream, which is not ordered with the array's.  Hence one rule:
 
     Code that allocates, computes with or copies an array does so inside `with working_on(device)`,
     where device is the array's.
 
-Ops, backward, optimizers, modules, loaders and `inspect` follow it, so every public function works
-on cuda:1 while cuda:0 is current, on cuda:1's current stream.  Entering the block again for the
-same device costs almost nothing.
+Ops, backward, optimizers, modules, loaders and `inspect` follow it.  So every public function works
+for tensors on cuda:1 while cuda:0 is current, and uses cuda:1's current stream.  Re-entering the
+block for the same device costs almost nothing.
 """
 
 import os
@@ -111,8 +111,8 @@ def device(spec: "str | Device | None") -> Iterator[Device]:
             x = gpucnn.tensor(images)            # and so is x
 
     It applies to tensors created from host data, new parameters and data.DataLoader, unless they
-    are given a device.  Arrays that are on a GPU stay there.  The device is also CuPy's current
-    one.  Blocks nest.  Raises DeviceError as Device.parse does.
+    are given a device.  Arrays on a GPU stay there.  The device also becomes CuPy's current one.
+    Blocks nest.  Raises DeviceError as Device.parse does.
     """
     chosen = Device.parse(spec)
     outer = default_device()

@@ -31,9 +31,9 @@ def supports_dlpack(x: Any) -> bool:
 def array_from_dlpack(what: str, x: Any) -> Array:
     """A NumPy or CuPy array that shares x's memory; x itself if it is one.
 
-    Raises, in the name of `what`, ArgumentError if x does not support DLPack, DeviceError or
-    DtypeError for a device or dtype that gpucnn does not support, and GraphError if x requires a
-    gradient in its own library.
+    Raises ArgumentError if x does not support DLPack, DeviceError or DtypeError for a device or
+    dtype that gpucnn does not support, and GraphError if x requires a gradient in its own library.
+    The message begins with `what`.
     """
     try:
         array_module(x)

@@ -79,7 +79,7 @@ class ArgumentError(GpucnnError, ValueError):
 
 
 class DataError(GpucnnError, ValueError):
-    """A data file that is missing, damaged or of another format than its name says."""
+    """A data file that is missing, damaged or not in the format that its name implies."""
 
 
 class CheckpointError(GpucnnError, ValueError):

@@ -21,7 +21,7 @@ class ModuleContext:
     model: Any  # the outermost module that is running
     layer: Any  # the innermost one
     images: int  # in the model's batch; 0 if unknown
-    used: int  # bytes in use on the device when the model was called, without the batch
+    used: int  # bytes in use on the device before the model was called, not counting the batch
 
     def __str__(self) -> str:
         names = (name for name, module in self.model.named_modules() if module is self.layer)
@@ -53,7 +53,7 @@ def explain(
 
     The estimate assumes that memory in use before the model was called stays in use, that each
     parameter gets a gradient in training, and that the rest, including the failed allocation, is
-    proportional to the number of images.  It cannot include the layers that did not run.
+    proportional to the number of images.  It does not include layers that have not run yet.
     """
     if error.where:
         return  # explained by an op inside this one

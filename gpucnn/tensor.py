@@ -36,12 +36,12 @@ class Tensor:
     """An array that remembers how it was computed.
 
     data           the NumPy or CuPy array
-    grad           an array of the same shape and dtype in memory of its own, or None
+    grad           an array of the same shape and dtype, in its own memory, or None
     requires_grad  whether operations on this tensor are recorded
 
     Create one with `gpucnn.tensor`.  Images are (N, H, W, C).  Operators broadcast as in NumPy and
-    take tensors, arrays and Python numbers.  They raise DtypeError for two dtypes: nothing is
-    promoted.
+    take tensors, arrays and Python numbers.  They never promote: operands of different dtypes raise
+    DtypeError.
     """
 
     __slots__ = (
@@ -67,7 +67,7 @@ class Tensor:
         self._version = 0  # counts changes of the array, which invalidate graphs
         self._cache: dict[Any, Any] | None = None  # see `cache`
 
-    # --- its array ---
+    # --- the array ---
 
     @property
     def data(self) -> Array:
@@ -87,14 +87,14 @@ class Tensor:
         self._changed()
 
     def _changed(self) -> None:
-        """Note that the array was replaced or written."""
+        """Invalidate graphs and caches after the array was replaced or written."""
         self._version += 1
         self._cache = None
 
     def cache(self) -> dict[Any, Any]:
         """A dict for what ops compute from the array, dropped when the array changes.
 
-        A result of the old array that is stored after the change lands in the dropped dict.
+        An op that was running during the change stores its outdated result in the dropped dict.
         """
         cache = self._cache
         if cache is None:
@@ -222,8 +222,8 @@ class Tensor:
     def requires_grad_(self, requires_grad: bool = True) -> "Tensor":
         """Set `requires_grad` and return the tensor itself.
 
-        Raises DtypeError if a tensor of integers is to require a gradient; GraphError if the
-        result of a recorded operation is not to: detach() gives a tensor that does not.
+        Raises DtypeError for True on a tensor of integers, and GraphError for False on the result
+        of a recorded operation: use detach() instead.
         """
         if requires_grad and self.dtype.kind != "f":
             raise DtypeError(
@@ -335,7 +335,7 @@ class Tensor:
         """The sum over `axis`: one axis, a tuple of axes, or None for all.
 
         Reduced axes stay with size 1 if keepdims is set.  float16 is accumulated in float32.
-        Raises ArgumentError for an axis out of range or named twice.
+        Raises ArgumentError for an axis that is out of range or repeated.
         """
         return ops.sum(self, axis, keepdims)
 
@@ -382,5 +382,5 @@ class Tensor:
         return ops.relu(self)
 
     def astype(self, dtype: Any) -> "Tensor":
-        """The tensor converted to dtype, itself if it has it; the gradient is converted back."""
+        """The tensor converted to dtype, or itself if it has it; the gradient is converted back."""
         return ops.astype(self, dtype)

@@ -62,7 +62,7 @@ def conv2d_loops(
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
 ) -> Array:
-    """ops.conv2d by its definition in float64: y (N, OH, OW, OC).
+    """ops.conv2d computed from its definition, in float64: y (N, OH, OW, OC).
 
     x is (N, H, W, C), weight (OC, KH, KW, C / groups), bias (OC,);
     padding is ((top, bottom), (left, right)) in pixels.
@@ -89,7 +89,7 @@ def max_pool2d_loops(
     padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
     dy: Array | None = None,
 ) -> tuple[Array, Array]:
-    """ops.max_pool2d by its definition: y (N, OH, OW, C), and dx for dy, ones if None.
+    """ops.max_pool2d computed from its definition: y (N, OH, OW, C), and dx for dy (None: ones).
 
     The first of equal values in row order takes the gradient.
     """
@@ -116,7 +116,7 @@ def avg_pool2d_loops(
     count_include_pad: bool = True,
     dy: Array | None = None,
 ) -> tuple[Array, Array]:
-    """ops.avg_pool2d by its definition: y (N, OH, OW, C), and dx for dy, ones if None."""
+    """ops.avg_pool2d computed from its definition: y (N, OH, OW, C), and dx for dy (None: ones)."""
     (top, _), (left, _) = padding
     _, h, w, _ = x.shape
     y, dx = _pooled(x, kernel_size, stride, padding), np.zeros(x.shape)

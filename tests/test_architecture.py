@@ -36,7 +36,7 @@ SOURCES = {".py", ".cu", ".cuh", ".cpp", ".h"}
 # The modules that may import by a computed name.
 DYNAMIC = {"gpucnn.commands.check.child"}
 SHARED_BY_OPS = {"geometry"}  # the public modules of gpucnn.ops that define no op
-SETTINGS = {"get_conv_algorithm", "set_conv_algorithm"}  # what gpucnn.ops exports beside ops
+SETTINGS = {"get_conv_algorithm", "set_conv_algorithm"}  # what gpucnn.ops exports besides ops
 
 
 def modules(root):
@@ -200,7 +200,7 @@ def test_a_private_file_of_ops_is_shared_by_several_ops(graph):
     assert [name for name, ops in users.items() if len(ops) < 2] == []
 
 
-# --- the checks detect what they are for ---
+# --- the checks detect violations ---
 
 
 def tree(root, **files):

@@ -54,7 +54,7 @@ def test_a_write_that_fails_is_named_and_leaves_the_old_file_and_nothing_else(
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
-def test_a_stop_in_the_middle_of_a_write_stays_a_stop(tmp_path, monkeypatch):
+def test_ctrl_c_during_a_write_propagates_and_leaves_no_file(tmp_path, monkeypatch):
     def stopped(_):
         raise KeyboardInterrupt
 
@@ -64,7 +64,7 @@ def test_a_stop_in_the_middle_of_a_write_stays_a_stop(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_in_the_way_or_none_at_all_is_told(tmp_path):
+def test_a_folder_of_that_name_or_a_missing_folder_is_an_output_error(tmp_path):
     (tmp_path / "a.safetensors").mkdir()
     with pytest.raises(OutputError, match=r"a\.safetensors cannot be written \(Is a dir"):
         write_checkpoint(tmp_path / "a.safetensors", TENSORS, {})
@@ -98,7 +98,7 @@ def test_a_file_of_another_format_is_refused_with_both_numbers(other, tmp_path):
     )
 
 
-def test_a_missing_and_a_foreign_file_are_told_apart(tmp_path):
+def test_a_missing_and_a_foreign_file_have_different_errors(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         read_checkpoint(tmp_path / "none")
     save_file({"w": np.ones(2)}, tmp_path / "other.safetensors")

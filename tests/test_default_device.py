@@ -111,7 +111,7 @@ def test_the_module_device_can_still_be_imported():
 
 @pytest.fixture
 def cupy(monkeypatch):
-    """A fake CuPy; .current[-1] is its current device, and arrays know their device."""
+    """A fake CuPy with two GPUs; .current[-1] is its current device."""
     fake = types.SimpleNamespace(current=[0], ndarray=type("ndarray", (), {}))
 
     fake.cuda = types.SimpleNamespace(
@@ -137,7 +137,7 @@ def test_cupys_current_device_follows(cupy):
     assert cupy.current == [0]
 
 
-def test_an_op_works_on_its_tensors_device_whatever_the_current_one_is(cupy):
+def test_an_op_works_on_its_tensors_device_even_if_another_one_is_current(cupy):
     class Where(gpucnn.autograd.Function):
         name = "where"
 

@@ -11,7 +11,7 @@ from gpucnn.errors import DeviceError, DeviceMismatch
 
 
 @pytest.fixture(autouse=True)
-def _auto_is_not_told_what_to_take(monkeypatch):
+def _without_the_environment_variable(monkeypatch):
     monkeypatch.delenv("GPUCNN_DEVICE", raising=False)
 
 

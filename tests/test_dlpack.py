@@ -1,4 +1,4 @@
-"""Memory shared with other libraries: NumPy, PyTorch and, by way of a fake, CuPy."""
+"""Memory shared with other libraries: NumPy, PyTorch and a fake CuPy."""
 
 import operator
 import sys
@@ -218,7 +218,7 @@ def test_an_export_waits_for_a_pending_copy():
     np.testing.assert_array_equal(np.from_dlpack(gpucnn.tensor(x)), VALUES[1])
 
 
-def test_an_array_on_a_device_is_no_numpy_array_without_a_copy():
+def test_an_array_on_a_device_becomes_a_numpy_array_only_by_a_copy():
     t = gpucnn.tensor(VALUES, device="cudasim")
     np.testing.assert_array_equal(np.asarray(t), VALUES)
     with pytest.raises(ValueError, match="on cudasim has no NumPy array without a copy"):
@@ -248,7 +248,7 @@ class FakeCupyArray:
 
 @pytest.fixture
 def cupy(monkeypatch):
-    """A fake CuPy with two GPUs; .current is the current device."""
+    """A fake CuPy with two GPUs; .current[-1] is its current device."""
     fake = types.SimpleNamespace(ndarray=FakeCupyArray, current=[0])
 
     runtime = types.SimpleNamespace(
@@ -325,7 +325,7 @@ def test_a_tensor_on_a_gpu_exports_cupys_interfaces(cupy):
 
 def test_cupy_has_every_name_that_gpucnn_uses():
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
-    cupys_alone = """
+    only_in_cupy = """
         from_dlpack ndarray.__cuda_array_interface__ cuda.runtime.pointerGetAttributes
     """.split()
     names = """
@@ -339,5 +339,5 @@ def test_cupy_has_every_name_that_gpucnn_uses():
     """.split()
     for name in names:
         assert operator.attrgetter(name)(cudasim)
-    for name in names + cupys_alone:
+    for name in names + only_in_cupy:
         assert operator.attrgetter(name)(cupy)

@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ say is true where it can be checked."""
+"""The README and the pages of docs/, as far as a test can check them."""
 
 import re
 import runpy
@@ -60,7 +60,7 @@ def test_every_name_of_the_package_that_a_page_uses_exists(page):
             resolve_name(name if name.startswith("gpucnn.") else f"gpucnn.{name}")
 
 
-def test_what_the_page_for_pytorch_users_calls_the_same_has_that_name_here():
+def test_names_that_the_page_for_pytorch_users_calls_the_same_exist():
     model = nn.Linear(1, 1)
     owners = {
         "nn": nn,
@@ -88,7 +88,7 @@ def test_the_programs_of_a_page_run(page):
         exec(compile(program, page, "exec"), names)
 
 
-def test_the_conversion_of_weights_that_a_page_shows_gives_pytorchs_outputs(rng):
+def test_the_weight_conversion_that_a_page_shows_gives_pytorchs_outputs(rng):
     torch = pytest.importorskip("torch")
     names: dict = {}
     for program in blocks(FROM_PYTORCH, "python"):

@@ -17,7 +17,7 @@ DTYPES = pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 
 
 @DTYPES
-def test_a_scalar_that_an_op_made_may_be_used_twice(dtype, device):
+def test_a_scalar_result_may_be_used_twice(dtype, device):
     x = leaf([1.0, 2.0], device, dtype)
     s = x.sum()
     (s * s).backward()
@@ -60,7 +60,7 @@ def test_a_scalars_gradient_may_be_given_as_a_numpy_scalar():
 
 
 class Same(Function):
-    """Returns the gradient that it got, or what `change` makes of it, for each of its inputs."""
+    """Returns change(self, dy), by default dy itself, for each of its inputs."""
 
     name = "same"
 
@@ -188,7 +188,7 @@ def test_a_leaf_that_is_the_root_keeps_a_copy_of_the_gradient_it_is_given(device
     assert host(x.grad).tolist() == [3, 4]
 
 
-def test_an_optimizers_or_users_change_of_one_gradient_leaves_the_other_alone():
+def test_changing_one_gradient_in_place_does_not_change_another():
     a, b = leaf([1.0], "cpu"), leaf([1.0], "cpu")
     (a + b).sum().backward()
     a.grad *= 10
@@ -297,7 +297,7 @@ def test_a_gradient_on_another_device_is_an_error_that_names_the_op(gpu):
         Op()(x).sum().backward()
 
 
-def test_none_for_an_input_and_anything_for_one_that_needs_no_gradient_are_fine():
+def test_backward_may_return_none_and_anything_for_an_input_without_gradient():
     class Op(Function):
         def forward(self, a, b, c):
             return a + b + c
@@ -319,7 +319,7 @@ def test_none_for_an_input_and_anything_for_one_that_needs_no_gradient_are_fine(
         (np.ones((2, 1), np.float32), ShapeError, r"expected a gradient of shape \(2,\)"),
     ],
 )
-def test_a_gradient_to_start_from_must_be_like_the_tensor(given, error, match):
+def test_a_given_gradient_must_match_the_tensor(given, error, match):
     x = leaf([1.0, 2.0], "cpu", np.float32)
     for y in (x, x * 2.0):
         with pytest.raises(error, match=match):

@@ -70,8 +70,8 @@ MISTAKES = {
     "padding by a name that is not one": (
         lambda: ops.conv2d(IMAGES, FILTERS, padding="full"), ArgumentError, "'full' is unknown"),
     "padding of three numbers": (
-        lambda: ops.conv2d(IMAGES, FILTERS, padding=(1, 1, 1)), ArgumentError, "int or two"),
-    "half a pixel": (lambda: ops.max_pool2d(IMAGES, 2.5), ArgumentError, "int or two"),
+        lambda: ops.conv2d(IMAGES, FILTERS, padding=(1, 1, 1)), ArgumentError, "a pair of ints"),
+    "half a pixel": (lambda: ops.max_pool2d(IMAGES, 2.5), ArgumentError, "a pair of ints"),
     "groups that do not divide the channels": (
         lambda: nn.Conv2d(3, 4, 3, groups=2), ArgumentError, "must divide"),
     "dropout of everything": (lambda: ops.dropout(IMAGES, 1.0), ArgumentError, "[0, 1)"),
@@ -115,7 +115,7 @@ def test_a_mistake_ends_in_a_clear_error(mistake):
     assert words in str(caught.value)
 
 
-def test_there_are_forty_of_them():
+def test_at_least_forty_mistakes_are_covered():
     assert len(MISTAKES) >= 40
 
 

@@ -33,7 +33,7 @@ def test_a_saved_model_is_rebuilt_from_its_file_alone(name, config, tmp_path):
     assert np.array_equal(before, after)
 
 
-def test_running_statistics_come_back_and_evaluation_gives_the_same_bits(tmp_path, rng):
+def test_running_statistics_are_restored_and_evaluation_gives_the_same_bits(tmp_path, rng):
     model = models.resnet18_cifar(classes=4)
     x = gpucnn.tensor(rng.standard_normal((2, 32, 32, 3), dtype=np.float32))
     model(x)  # moves the running statistics
@@ -65,7 +65,7 @@ def test_classes_and_normalisation_are_kept(tmp_path):
     assert info["model"] == {"name": "lenet5", "config": {"classes": 2}}
 
 
-def test_saving_refuses_what_could_not_be_loaded(tmp_path):
+def test_saving_refuses_a_file_that_could_not_be_loaded(tmp_path):
     model = models.lenet5()
     with pytest.raises(ArgumentError, match="'lenet6' is unknown"):
         gpucnn.save(tmp_path / "x", model, "lenet6")
@@ -158,7 +158,7 @@ def test_an_outline_has_the_modules_shapes_and_dtypes_of_the_model_and_draws_not
     ]
 
 
-def test_an_outline_takes_nothing_of_a_devices_memory(device):
+def test_an_outline_is_on_the_cpu_inside_a_device_block(device):
     with gpucnn.device(device):
         outline = registry.outline("lenet5")
     assert {str(p.device) for p in outline.parameters()} == {"cpu"}
@@ -169,7 +169,7 @@ def test_an_outline_takes_no_memory():
     assert huge.parameters()[0].shape == (300_000, 300_000)
 
 
-# --- models of one's own ---
+# --- custom models ---
 
 
 class Own(nn.Module):
@@ -186,7 +186,7 @@ class Own(nn.Module):
         return (self.branches[0](x) + self.branches[1](x)) * self.temperature
 
 
-def test_a_model_of_ones_own_comes_back_into_one_like_it(tmp_path, rng):
+def test_a_custom_model_loads_into_another_of_its_class(tmp_path, rng):
     model = Own()
     x = gpucnn.tensor(rng.standard_normal((6, 4), dtype=np.float32))
     model(x)  # moves the running statistics
@@ -199,7 +199,7 @@ def test_a_model_of_ones_own_comes_back_into_one_like_it(tmp_path, rng):
     assert np.array_equal(other(x).numpy(), model.eval()(x).numpy())
 
 
-def test_a_file_of_a_model_of_ones_own_keeps_classes_and_normalisation(tmp_path):
+def test_a_file_of_a_custom_model_keeps_classes_and_normalisation(tmp_path):
     path = tmp_path / "own.safetensors"
     gpucnn.save(path, Own(), classes=("a", "b", "c"), normalize=data.Normalize((0.5,), (0.2,)))
     info = read_checkpoint(path).info

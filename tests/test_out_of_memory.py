@@ -27,8 +27,8 @@ def compiler():
 
 
 @pytest.fixture
-def device_of(monkeypatch):
-    """device_of(size): limits the device to `size` bytes more than are in use now."""
+def limit_memory(monkeypatch):
+    """Call limit_memory(size) to limit the device to `size` bytes more than are in use."""
 
     def limit(size):
         gc.collect()
@@ -79,11 +79,11 @@ def error_of(model, n):
 
 
 @pytest.mark.parametrize("limit", ["the device's memory", "the pool's limit"])
-def test_memory_that_the_pool_caches_is_freed_and_the_op_succeeds(device_of, limit):
+def test_memory_that_the_pool_caches_is_freed_and_the_op_succeeds(limit_memory, limit):
     if limit == "the device's memory":
-        device_of(2**20)
+        limit_memory(2**20)
     else:  # here CuPy's pool itself fails at once
-        device_of(2**30)
+        limit_memory(2**30)
         POOL.set_limit(POOL.used_bytes() + 2**20)
     x = gpucnn.tensor(np.ones(2**16, np.float32), device="cudasim")
     del x
@@ -97,9 +97,9 @@ def size(n):
     return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB"
 
 
-def test_the_error_names_layer_op_bytes_and_the_batch_that_would_fit(device_of):
+def test_the_error_names_layer_op_bytes_and_the_batch_that_would_fit(limit_memory):
     model = network()
-    device_of(3 * 2**20)
+    limit_memory(3 * 2**20)
     error = error_of(model, 64)
     assert error.where == "conv2d in layer 1.layers.2 (Conv2d)"
     assert error.requested == 64 * 16 * 16 * 64 * 4
@@ -115,9 +115,9 @@ def test_the_error_names_layer_op_bytes_and_the_batch_that_would_fit(device_of):
     assert isinstance(error, gpucnn.GpucnnError)
 
 
-def test_the_batch_that_the_error_names_gets_past_that_layer(device_of):
+def test_the_batch_that_the_error_names_gets_past_that_layer(limit_memory):
     model = network()
-    device_of(3 * 2**20)
+    limit_memory(3 * 2**20)
     with gpucnn.no_grad():
         fits = error_of(model, 64).batch_size
         assert fits > 20
@@ -125,11 +125,11 @@ def test_the_batch_that_the_error_names_gets_past_that_layer(device_of):
     assert y.shape == (fits, 4)
 
 
-def test_in_training_the_estimate_leaves_room_for_the_parameters_gradients(device_of):
+def test_in_training_the_estimate_leaves_room_for_the_parameters_gradients(limit_memory):
     model = nn.Sequential(nn.Flatten(), nn.Linear(16 * 16 * 3, 256), nn.Linear(256, 256)).to(
         "cudasim"
     )
-    device_of(2**20 + 200_000)
+    limit_memory(2**20 + 200_000)
     trained = error_of(model, 256).batch_size
     with gpucnn.no_grad():
         applied = error_of(model, 256).batch_size
@@ -138,11 +138,11 @@ def test_in_training_the_estimate_leaves_room_for_the_parameters_gradients(devic
     assert trained < 0.3 * applied
 
 
-def test_a_gradient_that_does_not_fit_names_the_layer_of_its_op(device_of):
+def test_a_gradient_that_does_not_fit_names_the_layer_of_its_op(limit_memory):
     model = network()
     x = gpucnn.tensor(images(16), device="cudasim")
     loss = model(x).sum()
-    device_of(2**20 + 100_000)
+    limit_memory(2**20 + 100_000)
     with pytest.raises(gpucnn.OutOfMemory) as caught:
         loss.backward()
     error = caught.value
@@ -151,22 +151,22 @@ def test_a_gradient_that_does_not_fit_names_the_layer_of_its_op(device_of):
     assert error.images == 16
 
 
-def test_a_fused_convolution_that_does_not_fit_is_named_itself(device_of):
+def test_a_fused_convolution_that_does_not_fit_is_named_itself(limit_memory):
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.MaxPool2d(2)).to("cudasim")
-    device_of(2**20)
+    limit_memory(2**20)
     assert error_of(model, 64).where == "conv2d in layer 0 (Conv2d)"
 
 
-def test_no_image_fits_where_the_layer_is_too_large_for_one(device_of):
+def test_no_image_fits_where_the_layer_is_too_large_for_one(limit_memory):
     model = network()
-    device_of(40_000)
+    limit_memory(40_000)
     with pytest.raises(gpucnn.OutOfMemory, match=r"not even one image would fit"), gpucnn.no_grad():
         model(gpucnn.tensor(images(1), device="cudasim"))
 
 
-def test_outside_of_a_model_the_error_names_only_the_op(device_of):
+def test_outside_of_a_model_the_error_names_only_the_op(limit_memory):
     x = gpucnn.tensor(np.ones(1024, np.float32), device="cudasim")
-    device_of(100)
+    limit_memory(100)
     with pytest.raises(
         gpucnn.OutOfMemory, match=r"^exp: cannot allocate 4.0 KiB on cudasim"
     ) as caught:
@@ -179,12 +179,12 @@ def test_outside_of_a_model_the_error_names_only_the_op(device_of):
         gpucnn.tensor(np.ones(100_000), device="cudasim")
 
 
-def test_training_continues_with_a_smaller_batch_and_no_memory_leaks(device_of):
+def test_training_continues_with_a_smaller_batch_and_no_memory_leaks(limit_memory):
     model = network()
     optimizer = optim.SGD(model.parameters(), 0.01)
     step(model, optimizer, 2)
     optimizer.zero_grad()
-    device_of(3 * 2**20)
+    limit_memory(3 * 2**20)
     gc.collect()
     gc.disable()  # reference counts must free everything
     try:
@@ -199,9 +199,9 @@ def test_training_continues_with_a_smaller_batch_and_no_memory_leaks(device_of):
         gc.enable()
 
 
-def test_a_handler_may_retry_at_once(device_of):
+def test_a_handler_may_retry_at_once(limit_memory):
     model = network()
-    device_of(3 * 2**20)
+    limit_memory(3 * 2**20)
     x = gpucnn.tensor(images(64), device="cudasim")
     with gpucnn.no_grad():
         try:
@@ -211,7 +211,7 @@ def test_a_handler_may_retry_at_once(device_of):
     assert np.isfinite(y.numpy()).all()
 
 
-def test_a_batch_that_does_not_fit_is_an_error_of_the_loader(device_of):
+def test_a_batch_that_does_not_fit_is_an_error_of_the_loader(limit_memory):
     class Items:
         def __len__(self):
             return 8
@@ -220,12 +220,12 @@ def test_a_batch_that_does_not_fit_is_an_error_of_the_loader(device_of):
             return np.zeros((64, 64, 3), np.uint8), 0
 
     loader = DataLoader(Items(), 4, device="cudasim")
-    device_of(20_000)
+    limit_memory(20_000)
     with pytest.raises(gpucnn.OutOfMemory, match=r"^the next batch: cannot allocate 48.0 KiB"):
         next(iter(loader))
 
 
-def test_the_trainer_raises_the_error_and_can_be_used_again(device_of):
+def test_the_trainer_raises_the_error_and_can_be_used_again(limit_memory):
     class Items:
         def __len__(self):
             return 64
@@ -241,7 +241,7 @@ def test_the_trainer_raises_the_error_and_can_be_used_again(device_of):
 
     model = network()
     trainer = train.Trainer(model, optim.SGD(model.parameters(), 0.01), loader(64))
-    device_of(3 * 2**20)
+    limit_memory(3 * 2**20)
     with pytest.raises(gpucnn.OutOfMemory, match=r"layer 1.layers.2"):
         trainer.fit(1)
     trainer.loader = loader(4)
@@ -249,12 +249,12 @@ def test_the_trainer_raises_the_error_and_can_be_used_again(device_of):
     assert trainer.step == 16
 
 
-def test_dropout_draws_once_even_if_its_allocation_is_retried(device_of):
+def test_dropout_draws_once_even_if_its_allocation_is_retried(limit_memory):
     x = np.ones(2**15, np.float32)
     results = []
     for full in (False, True):
         gpucnn.manual_seed(4)
-        device_of(2**30)
+        limit_memory(2**30)
         on_device = gpucnn.tensor(x, device="cudasim")
         if full:
             POOL.set_limit(POOL.total_bytes() + 2**18)

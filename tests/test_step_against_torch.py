@@ -1,4 +1,4 @@
-"""A whole training step beside PyTorch's, in float64."""
+"""A whole training step against PyTorch's, in float64."""
 
 import numpy as np
 import pytest

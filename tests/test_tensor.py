@@ -71,7 +71,7 @@ def test_requires_grad_sets_the_flag_of_a_leaf_and_returns_the_tensor():
     assert gpucnn.tensor([1, 2]).requires_grad_(False).dtype == np.int64
 
 
-def test_requires_grad_refuses_integers_and_to_freeze_the_result_of_an_op():
+def test_requires_grad_refuses_integers_and_freezing_the_result_of_an_op():
     with pytest.raises(DtypeError, match="requires_grad_: only floating-point"):
         gpucnn.tensor([1, 2]).requires_grad_()
     y = gpucnn.tensor([1.0], requires_grad=True) * 2
@@ -100,7 +100,7 @@ def test_setting_data_invalidates_graphs_recorded_before():
     assert x.grad.tolist() == [10]
 
 
-def test_data_may_be_updated_by_an_operator_which_counts_as_setting_it():
+def test_updating_data_with_an_operator_counts_as_setting_it():
     x = gpucnn.tensor([3.0], requires_grad=True)
     y, array = x * x, x.data
     x.data -= np.float32(1)

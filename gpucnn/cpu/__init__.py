@@ -1,6 +1,6 @@
 """Support for the ops on the CPU: worker threads, memory and BLAS.
 
-Counterpart of gpucnn.cuda.  NumPy computes; this package splits the work over threads, reuses
+The counterpart of gpucnn.cuda.  NumPy computes; this package splits the work over threads, reuses
 buffers and controls BLAS's own threads.
 """
 

@@ -1,7 +1,7 @@
-"""BLAS: batched matrix products in blocks that it multiplies in place, and its threads.
+"""BLAS: batched products in blocks small enough to skip packing, and thread control.
 
 For a large product OpenBLAS first packs both matrices: it copies them into the order in which its
-kernels read them.  On processors with AVX-512 it skips that for small matrices that are not
+kernels read them.  On processors with AVX-512 it skips packing for small matrices that are not
 transposed.  Splitting a large product into such blocks took 0.87 to 0.91 of the time for matrices
 that exceed the cache, provided that rows start on cache lines: see memory.empty.
 """
@@ -15,10 +15,11 @@ from threadpoolctl import ThreadpoolController, threadpool_info
 
 from gpucnn.device import Array
 
-# OpenBLAS's names of the processors that have such kernels, and the most multiplications in a small
-# product: see its interface/gemm.c and kernel/x86_64/sgemm_small_kernel_permit_skylakex.c.
-_IN_PLACE = {"SkylakeX", "Cooperlake", "SapphireRapids"}
-_MOST = 100**3
+# OpenBLAS's names of the processors for which it has small-matrix kernels, which do not pack, and
+# the largest product, in multiplications, that those compute: see OpenBLAS's interface/gemm.c and
+# kernel/x86_64/sgemm_small_kernel_permit_skylakex.c.
+_SMALL_KERNEL_CPUS = {"SkylakeX", "Cooperlake", "SapphireRapids"}
+_MAX_SMALL_PRODUCT = 100**3
 
 # Rows of a block and columns of a panel, best first: multiples of the kernels' register tiles.
 _ROWS, _COLUMNS = (64, 32, 16), (64, 32)
@@ -26,7 +27,7 @@ _ROWS, _COLUMNS = (64, 32, 16), (64, 32)
 
 def panel_width(depth: int, columns: int) -> int:
     """The number of columns for a panel of the right matrix, a divisor of `columns`."""
-    if _blas_multiplies_in_place():
+    if _blas_has_small_kernels():
         for width in _COLUMNS:
             if columns % width == 0 and _block_rows(depth, width):
                 return width
@@ -39,7 +40,7 @@ def multiply(a: Array, b: Array, out: Array) -> None:
     b is stored in panels of `panel_width` columns: (stack, panels, depth, width).
     """
     stack, panels, depth, width = b.shape
-    small = _block_rows(depth, width) if _blas_multiplies_in_place() else 0
+    small = _block_rows(depth, width) if _blas_has_small_kernels() else 0
     for rows, height in _split(a.shape[1], small or a.shape[1]):
         left = a[:, rows].reshape(stack, -1, 1, height, depth)
         target = out[:, rows].reshape(stack, -1, height, panels, width)
@@ -49,12 +50,12 @@ def multiply(a: Array, b: Array, out: Array) -> None:
 def multiply_transposed(a: Array, b: Array, out: Array) -> None:
     """Set out[i] (rows, columns) to a[i] (depth, rows) transposed times b[i] (depth, columns).
 
-    Split into blocks too if they divide rows and columns: 0.8 of the time for matrices that fit in
-    the cache, no gain or a loss for larger ones.
+    Also splits into blocks if they divide rows and columns.  That took 0.8 of the time for matrices
+    that fit in the cache, and gained nothing or lost for larger ones.
     """
     stack, depth, columns = b.shape
     width = panel_width(depth, columns)
-    small = _block_rows(depth, width) if _blas_multiplies_in_place() else 0
+    small = _block_rows(depth, width) if _blas_has_small_kernels() else 0
     height = next((h for h in range(small, 15, -8) if a.shape[2] % h == 0), a.shape[2])
     left = a.reshape(stack, depth, -1, 1, height).transpose(0, 2, 3, 4, 1)
     right = b.reshape(stack, depth, 1, -1, width).transpose(0, 2, 3, 1, 4)
@@ -63,22 +64,22 @@ def multiply_transposed(a: Array, b: Array, out: Array) -> None:
 
 
 def _block_rows(depth: int, width: int) -> int:
-    """The number of rows that makes a small block of `width` columns; 0 if none does."""
+    """The largest number of rows that makes a small block of `width` columns, or 0."""
     if width > max(_COLUMNS):
         return 0
-    return next((rows for rows in _ROWS if rows * width * depth <= _MOST), 0)
+    return next((rows for rows in _ROWS if rows * width * depth <= _MAX_SMALL_PRODUCT), 0)
 
 
 def _split(size: int, step: int) -> list[tuple[slice, int]]:
-    """range(size) as one slice of whole blocks and one of the rest, each with its block size."""
+    """range(size) as a slice of whole blocks and a slice of the rest, each with its block size."""
     whole = size // step * step
     parts = [(slice(0, whole), step), (slice(whole, size), size - whole)]
     return [(part, height) for part, height in parts if part.start < part.stop]
 
 
 @cache
-def _blas_multiplies_in_place() -> bool:
-    return any(library.get("architecture") in _IN_PLACE for library in threadpool_info())
+def _blas_has_small_kernels() -> bool:
+    return any(library.get("architecture") in _SMALL_KERNEL_CPUS for library in threadpool_info())
 
 
 # --- threads ---
@@ -127,12 +128,12 @@ class _SingleThreadedBlas:
 
 
 def single_threaded_blas() -> _SingleThreadedBlas:
-    """Limit BLAS to one thread inside the block: how it splits work may change the last bits."""
+    """Limit BLAS to one thread inside the block: its way of splitting can change the last bits."""
     return _SingleThreadedBlas()
 
 
 def reset() -> None:
-    """Forget callers and lock, for the child of a fork: their threads do not exist there."""
+    """Reset the state in a forked child, where the threads that hold it do not exist."""
     global _blas
     _blas = _Blas()
 

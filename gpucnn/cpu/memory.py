@@ -1,7 +1,7 @@
 """CPU memory: aligned arrays, scratch buffers, and glibc's allocator.
 
-By default glibc returns every freed array of more than 128 KiB to the system, and the next one of
-that size costs a page fault, with zeroing, for each 4 KiB.  A training step frees and allocates the
+By default glibc returns every freed array of more than 128 KiB to the system.  The next one of that
+size then costs a page fault, with zeroing, for each 4 KiB.  A training step frees and allocates the
 same sizes over and over, which took up to a tenth of its time.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 _CACHE_LINE = 64  # bytes
 _NOTHING = np.empty(0, np.uint8)
-_MOST_VIEWS = 1000  # cached views of buffers: images of ever new sizes would add without limit
+_MAX_VIEWS = 1000  # cached views of buffers: images of many sizes would add views without limit
 _local = threading.local()  # .buffers: this thread's scratch
 
 
@@ -50,7 +50,7 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, An
         if buffers.memory.get(name, _NOTHING).size < size:
             buffers.drop(name)  # first, so that the new buffer may reuse its memory
             buffers.memory[name] = empty((size,), np.uint8)
-        if len(buffers.views) >= _MOST_VIEWS:
+        if len(buffers.views) >= _MAX_VIEWS:
             buffers.views.clear()
         view = buffers.views[key] = buffers.memory[name][:size].view(dtype).reshape(shape)
     return view
@@ -62,7 +62,7 @@ def scratch_bytes() -> int:
 
 
 class _Buffers:
-    """A thread's buffers by name, and the views of them that were asked for.
+    """A thread's buffers by name, and a cache of their views.
 
     Creating a view costs more than some operations on it.
     """
@@ -91,7 +91,7 @@ _LARGEST = 2**31 - 1  # mallopt takes an int
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep freed memory; False if it refuses or the C library is another one.
+    """Make glibc keep freed memory; False if it refuses or libc is not glibc.
 
     MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_ in the environment takes precedence.
     """
@@ -103,10 +103,10 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """Return all free memory to the system; False if there is none or libc is not glibc.
+    """Return all free memory to the system; False if it had none or libc is not glibc.
 
-    Called when setting up is done: the memory that it freed has sizes that a training step does not
-    allocate.  For alexnet_keras in batches of 8 that was 126 MiB of 1,176.
+    Called after setup, which frees blocks of sizes that a training step does not allocate.  For
+    alexnet_keras in batches of 8 they were 126 MiB of 1,176.
     """
     libc = _glibc()
     return libc is not None and libc.malloc_trim(0) == 1

@@ -1,11 +1,11 @@
 """Worker threads: `parallel(function, pieces)` calls function(piece) for every piece.
 
 `set_num_threads` sets the number of threads, including the caller's.  NumPy releases the
-interpreter lock in copies, ufuncs and BLAS, so Python threads do run at once.  Two rules give the
+interpreter lock in copies, ufuncs and BLAS, so Python threads run in parallel.  Two rules give the
 same bits for any number of threads: pieces are split by the shape of the data, never by the number
 of threads, and each piece writes its own memory.
 
-BLAS is limited to one thread meanwhile: N workers with N BLAS threads each would compete for the
+Meanwhile BLAS is limited to one thread: N workers with N BLAS threads each would compete for the
 cores.
 """
 
@@ -32,7 +32,7 @@ Work = tuple[Callable[[Any], object], Iterable[Any]]  # a function and its piece
 # Elements in a ufunc's buffers inside a piece.  NumPy copies operands that are strided or of
 # another dtype through them.  At its default of 8192 they exceed the first-level cache, and NumPy
 # copies runs of 2048 elements or more too: maxima over such runs took 1.6 times as long.
-_BUFFER = 2048
+_UFUNC_BUFFER = 2048
 
 
 def usable_cores() -> int:
@@ -71,7 +71,7 @@ def parallel(function: Callable[[_Piece], object], pieces: Iterable[_Piece]) -> 
         for piece in work:
             function(piece)
         return
-    before = np.setbufsize(_BUFFER)
+    before = np.setbufsize(_UFUNC_BUFFER)
     try:
         with single_threaded_blas():
             if len(work) < 2:
@@ -117,7 +117,7 @@ _local = threading.local()  # .busy: `parallel` runs in this thread, without hel
 
 
 class _Job:
-    """One call of `parallel`: its pieces, and a queue with None or an exception for each done."""
+    """One call of `parallel`: its pieces, and a queue of results, each None or an exception."""
 
     def __init__(self, function: Callable[[Any], object], pieces: list[Any]) -> None:
         self.function = function
@@ -144,7 +144,7 @@ class _Job:
     def lead(self) -> None:
         """Run pieces in the calling thread, then wait for those that helpers took.
 
-        A helper that got no core in time took none, and is not waited for.
+        A helper that was not scheduled in time took none, and is not waited for.
         """
         taken_by_others = self.count  # not len(todo): helpers may have started before this line
         first_error: BaseException | None = None
@@ -213,7 +213,7 @@ class _Pool:
 
 def _serve(jobs: "SimpleQueue[_Job | None]") -> None:
     _local.busy = True
-    np.setbufsize(_BUFFER)
+    np.setbufsize(_UFUNC_BUFFER)
     while (job := jobs.get()) is not None:
         job.help()
         del job  # free its arrays now, not at the next job

@@ -1,8 +1,8 @@
 """ONNX export: translate the tape of one forward pass.
 
 The model runs once on zeros.  The tape then holds every op with its inputs and settings, and each
-becomes one or more ONNX nodes.  So any forward method can be exported that uses the ops in _OPS and
-does not branch on values.
+becomes one or more ONNX nodes.  So any forward method that uses only the ops in _OPS, and does not
+branch on values, can be exported.
 
 ONNX images are (N, C, H, W).  A value keeps the layout in which it was computed, and is transposed
 only for an op that needs the other one.  A convolutional network thus starts with one Transpose
@@ -235,7 +235,7 @@ def _max_pool2d(graph: _Graph, node: Any) -> tuple[str, str]:
 
 def _avg_pool2d(graph: _Graph, node: Any) -> tuple[str, str]:
     g, (count_include_pad, bottom, right) = node.geometry, node.area
-    ceil = (g.bottom, g.right) != (bottom, right)  # ceil_mode made the last window hang over
+    ceil = (g.bottom, g.right) != (bottom, right)  # ceil_mode let the last window extend
     if count_include_pad and ceil and g.padded and (g.top or g.left or bottom or right):
         raise ArgumentError(
             "export_onnx: ONNX has no avg_pool2d with padding, ceil_mode and count_include_pad\n"
@@ -285,7 +285,7 @@ def _local_response_norm(graph: _Graph, node: Any) -> tuple[str, str]:
     if x.ndim != 4 or size % 2 == 0:
         raise ArgumentError(
             f"export_onnx: local_response_norm of shape {x.shape} over {size} channels; "
-            "ONNX has it for images and agrees for odd sizes alone"
+            "ONNX has it only for images and agrees only for odd sizes"
         )
     return "nchw", graph.add(  # ONNX divides alpha by size
         "LRN", [graph.get(x, "nchw")], size=size, alpha=alpha * size, beta=beta, bias=k

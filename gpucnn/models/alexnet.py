@@ -176,7 +176,7 @@ def alexnet_cifar10(
 def alexnet_cifar10_bn(
     classes: int = 10, channels: int = 3, generator: np.random.Generator | None = None
 ) -> nn.Sequential:
-    """alexnet_cifar10 with batch normalisation after each convolution, which has no bias then.
+    """alexnet_cifar10 with batch normalisation after each convolution, which then has no bias.
 
     Source: Ioffe and Szegedy 2015, section 3.2.
     """

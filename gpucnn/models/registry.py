@@ -50,8 +50,8 @@ def build(name: str, **config: Any) -> Module:
 def outline(name: str, **config: Any) -> Module:
     """The model that `build` makes, on the CPU, with zeros for weights that take no memory.
 
-    It shows modules, names, shapes and dtypes at no cost and without drawing random numbers; it is
-    of no other use.  Raises ArgumentError as build does.
+    Use it only to look up modules, names, shapes and dtypes.  It costs nothing and draws no random
+    numbers.  Raises ArgumentError as build does.
     """
     with device("cpu"):
         return build(name, generator=_Undrawn(), **config)
@@ -71,7 +71,7 @@ class _Undrawn(np.random.Generator):
 
 
 class _Zeros(np.ndarray[Any, Any]):
-    """Zeros of any shape in the memory of one; arithmetic with them returns such zeros."""
+    """Zeros of any shape in the memory of one element; arithmetic returns such zeros again."""
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         return _zeros(np.broadcast_shapes(*map(np.shape, inputs)), self.dtype)

@@ -36,7 +36,7 @@ class HookHandle:
 def observe(observer: Observer) -> Iterator[None]:
     """Call `observer(module, args, output)` after the forward pass of every module in the block.
 
-    It sees the output that the module's own hooks left, and what it returns is ignored.
+    It sees the output after the module's own hooks, and its return value is ignored.
     """
     observers.append(observer)
     try:

@@ -1,8 +1,8 @@
 """Weight initialisers.  Each is called as `init(shape, generator)` and returns a float32 array.
 
 Shapes are (OC, KH, KW, C) for filters and (OUT, IN) for linear layers.  The first axis counts
-outputs: fan-in is the product of the other axes, and fan-out is OC * KH * KW, or OUT.  Those that
-need a fan raise ArgumentError for a shape of fewer than two axes or with a zero in it.
+outputs: fan-in is the product of the other axes, and fan-out is OC * KH * KW, or OUT.  The
+initialisers that need a fan raise ArgumentError for a shape with fewer than two axes or a zero.
 """
 
 import math

@@ -29,17 +29,16 @@ class Conv2d(Module):
     """Convolution (cross-correlation) of images: ops.conv2d.
 
     (N, H, W, in_channels) to (N, OH, OW, out_channels), with
-    OH = (H + top + bottom - dilation * (KH - 1) - 1) // stride + 1 and OW alike.  kernel_size,
+    OH = (H + top + bottom - dilation * (KH - 1) - 1) // stride + 1, and OW likewise.  kernel_size,
     stride and dilation are an int or a pair (vertical, horizontal), in pixels.  padding is an int,
-    a pair, ((top, bottom), (left, right)), "valid" (none), or "same", which makes OH the ratio
-    H / stride, rounded up.
+    a pair, ((top, bottom), (left, right)), "valid" (none), or "same": OH is H / stride, rounded up.
 
     weight is (out_channels, KH, KW, in_channels / groups).  bias is (out_channels,), or None with
     bias=False.  weight_init and bias_init are called with a shape and a generator; generator None
     means the default one.
 
     Raises ArgumentError for sizes below 1, or if groups does not divide both channel counts; when
-    called, ShapeError for images with other channels or too small for the kernel.
+    called, ShapeError for images with another number of channels or too small for the kernel.
     """
 
     def __init__(
@@ -156,8 +155,8 @@ class MaxPool2d(_Pool2d):
     instead with ceil_mode.  kernel_size and stride are an int or a pair (vertical, horizontal), in
     pixels; stride None means kernel_size.  padding is as for Conv2d and never wins.
 
-    Raises ShapeError, when called, if a window is larger than the padded image or sees padding
-    alone.
+    Raises ShapeError, when called, if a window is larger than the padded image or sees only
+    padding.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -168,7 +167,7 @@ class AvgPool2d(_Pool2d):
     """The mean of each window: ops.avg_pool2d.
 
     Shapes, sizes and errors are those of MaxPool2d.  Padding counts as zeros; with
-    count_include_pad=False the mean is over the pixels of the image alone.
+    count_include_pad=False the mean is only over pixels of the image.
     """
 
     def __init__(

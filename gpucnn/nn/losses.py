@@ -10,7 +10,7 @@ from gpucnn.tensor import Tensor
 class CrossEntropyLoss(Module):
     """The mean of -log softmax(logits)[target], in nats: ops.cross_entropy.
 
-    logits is (..., K), target (...) integers in 0..K-1.  weight (K,) weighs each example by its
+    logits is (..., K), target (...) integers in 0..K-1.  weight (K,) weights each example by its
     label.  label_smoothing in [0, 1) spreads that part of each target evenly over the classes.
 
     Raises, when called, ShapeError, DtypeError or ArgumentError as the op does.

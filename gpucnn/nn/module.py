@@ -112,7 +112,7 @@ class Module:
     def _own_parts(self) -> "Iterator[tuple[str, Module | Tensor]]":
         """(name, part) of each direct part, in the order of assignment."""
         for name, value in vars(self).items():
-            if name != "_forward_hooks":  # a hook may be a module, and is no part of this one
+            if name != "_forward_hooks":  # a hook may be a module, but is not a part
                 yield from _parts(name, value)
 
     def named_children(self) -> "Iterator[tuple[str, Module]]":
@@ -130,7 +130,7 @@ class Module:
     ) -> "Iterator[tuple[str, Module]]":
         """(dotted name, module) of this module, called `prefix`, and of all below it.
 
-        A shared module comes once, under its first name; with remove_duplicate=False it comes
+        A shared module appears once, under its first name; with remove_duplicate=False it appears
         under each of its names.
         """
         return _once(self._walk(prefix)) if remove_duplicate else self._walk(prefix)
@@ -231,7 +231,7 @@ class Module:
 
     @contextmanager
     def evaluating(self) -> Iterator[Self]:
-        """Evaluation mode inside the block; afterwards each module has its previous mode again."""
+        """Set evaluation mode inside the block, then restore each module's previous mode."""
         modes = [(module, module.training) for module in self.modules()]
         try:
             yield self.eval()

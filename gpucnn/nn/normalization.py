@@ -51,9 +51,9 @@ class BatchNorm2d(_BatchNorm):
     """Batch normalisation of images, channel by channel: ops.batch_norm.
 
     (N, H, W, C) to the same shape, with C = num_features.  In training each channel gets mean 0 and
-    variance 1 over the batch, and the running statistics move:
+    variance 1 over the batch, and the running statistics are updated:
     running = (1 - momentum) * running + momentum * batch.  In evaluation mode the running
-    statistics take the batch's place.  Then weight scales each channel and bias is added.
+    statistics replace the batch's.  Then weight scales each channel and bias is added.
 
     weight, bias, running_mean and running_var are (C,); they start at 1, 0, 0 and 1.
 
@@ -69,7 +69,7 @@ class BatchNorm2d(_BatchNorm):
 class BatchNorm1d(_BatchNorm):
     """Batch normalisation of vectors (N, C) or sequences (N, L, C), channel by channel.
 
-    The same as BatchNorm2d but for the shape.
+    The same as BatchNorm2d except for the shape.
     """
 
     _shapes: ClassVar[dict[int, str]] = {2: "vectors (N, C)", 3: "sequences (N, L, C)"}
@@ -80,7 +80,7 @@ class LocalResponseNorm(Module):
     """Each value damped by its neighbours in `size` channels: ops.local_response_norm.
 
     y = x / (k + alpha * sum of squares of the neighbours) ** beta, (..., C) to the same shape.
-    alpha is not divided by size as it is in PyTorch: pass PyTorch's alpha / size.
+    Unlike PyTorch's, alpha is not divided by size: pass PyTorch's alpha / size.
 
     Raises ArgumentError for a size below 1; when called, for k <= 0.
     Source: Krizhevsky et al. 2012, section 3.3, whose constants are the defaults.

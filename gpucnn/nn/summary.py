@@ -112,7 +112,7 @@ def summary(model: Module, input_shape: tuple[int, ...]) -> Summary:
 
 
 def device_and_dtype(model: Module) -> tuple[Device, Any]:
-    """Device and dtype of the model's parameters, which its input needs too; else CPU, float32."""
+    """Device and dtype that the model's input needs: its parameters', or CPU and float32."""
     for parameter in model.parameters():
         return parameter.device, parameter.dtype
     return CPU, np.float32

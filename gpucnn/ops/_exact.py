@@ -1,4 +1,4 @@
-"""Helpers for exact zeros beside infinities, and for float16 beyond its range."""
+"""Exact zeros next to infinities, and float16 values computed in float32."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ _INTEGERS = {2: np.int16, 4: np.int32, 8: np.int64}  # by the size of an element
 def select(values: Array, kept: Array, out: Array) -> None:
     """Set out to `values` where `kept` (bool) is true, else to 0; NumPy arrays only.
 
-    Multiplies the bits as integers by 1 or 0, as fast as floats: an infinity or NaN that is not
-    kept gives 0, where inf * 0 would be NaN.
+    Multiplies the bits, as integers, by 1 or 0.  That is as fast as a product of floats, and gives
+    0 for a masked infinity, where inf * 0 would be NaN.
     """
     np.multiply(bits(values), kept, out=bits(out))
 
@@ -34,7 +34,7 @@ def widened(x: Array) -> Array:
 
 
 def narrowed(y: Array, dtype: Any) -> Array:
-    """y rounded to `dtype`, y itself if it has it; values beyond its range become infinite."""
+    """y rounded to `dtype`, or y itself if it has it; values out of range become infinite."""
     if y.dtype == dtype:
         return y
     with np.errstate(over="ignore"):
@@ -42,5 +42,5 @@ def narrowed(y: Array, dtype: Any) -> Array:
 
 
 def total(x: Array, axes: int | tuple[int, ...]) -> Array:
-    """The sum over these axes, accumulated in float32 for float16."""
+    """The sum over `axes`, accumulated in float32 for float16."""
     return narrowed(x.sum(axis=axes, dtype=wide(x.dtype)), x.dtype)

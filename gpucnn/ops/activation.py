@@ -17,8 +17,8 @@ from gpucnn.tensor import Tensor
 def sigmoid(x: Any) -> Tensor:
     """1 / (1 + e**-x), element by element; y has x's shape and dtype.
 
-    Never overflows, and is accurate wherever the result is not 0.  So is the gradient,
-    dy * e**-x / (1 + e**-x)**2: it is computed from x, because 1 - y cancels where y is close to 1.
+    Never overflows, and is accurate wherever the result is not 0.  The gradient is as accurate:
+    dy * e**-x / (1 + e**-x)**2, computed from x because 1 - y cancels where y is close to 1.
     Raises DtypeError unless x is floating-point.
     """
     return _Sigmoid()(float_tensor("sigmoid", x))
@@ -83,7 +83,7 @@ class _Tanh(_Smooth):
 
 
 def _sigmoid(xp: Any, x: Array) -> Array:
-    """1 / (1 + e**-x) by way of e**-|x|, which never overflows and keeps small results accurate."""
+    """1 / (1 + e**-x), from e**-|x|, which never overflows and keeps small results accurate."""
     small = xp.exp(-abs(x))
     return _rise(xp, x, small) / (1 + small)
 

@@ -14,11 +14,11 @@ Windows = list[slice]  # of pixels along one axis, one for each output
 
 
 def adaptive_avg_pool2d(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The mean of each of OH x OW windows that cover the image: (N, H, W, C) -> (N, OH, OW, C).
+    """The means of OH x OW windows that cover the image: (N, H, W, C) -> (N, OH, OW, C).
 
     size is (OH, OW).  Window i covers rows floor(i H / OH) to ceil((i + 1) H / OH) - 1; columns
     likewise.  Neighbours overlap where OH does not divide H.  An infinity or a NaN affects only the
-    windows that contain it.  If x has that size already, x itself is returned.
+    windows that contain it.  If x already has that size, x itself is returned.
 
     Raises ShapeError unless x is images of at least one pixel, ArgumentError for a size below 1.
     """
@@ -42,7 +42,7 @@ def _windows(size: int, outputs: int) -> Windows:
 class _AdaptiveAvgPool2d(Function):
     """Sum the rows of each window, then its columns.
 
-    It sums slices, because a product with a matrix of zeros and ones would turn infinity into NaN.
+    Sums slices, because a product with a matrix of zeros and ones would turn infinity into NaN.
     """
 
     name = "adaptive_avg_pool2d"

@@ -165,7 +165,7 @@ _BLOCK = 1 << 16  # elements
 
 
 class _Blocks:
-    """x (..., C) as rows of several pixels each: ufuncs are slow on rows of C elements alone."""
+    """x (..., C) as rows of several pixels each, because ufuncs are slow on rows of only C."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         channels = max(shape[-1], 1)
@@ -280,15 +280,15 @@ def _scale_shift_numpy(x: Array, scale: Array, shift: Array) -> Array:
     return y.reshape(x.shape)
 
 
-# --- CUDA: float32 launches kernels/batch_norm.cu, float64 takes the form for any array module ---
+# --- CUDA: kernels/batch_norm.cu for float32, the functions for any array module for float64 ---
 
-_SPLIT = 512  # rows that a partial sum covers at least
+_SPLIT = 512  # the fewest rows in a partial sum
 
 
 def _partial_sums(what: str, rows: int, channels: int, *inputs: Array) -> Array:
     """Launch kernel batch_norm_`what`, which reduces the rows of its inputs to (splits, 2, C).
 
-    The number of splits depends on the shape alone, so a result has the same bits on every GPU.
+    The number of splits depends only on the shape, so a result has the same bits on every GPU.
     """
     splits = max(1, min(rows // _SPLIT, 128))
     part = array_module(inputs[0]).empty((splits, 2, channels), np.float32)

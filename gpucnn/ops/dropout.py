@@ -42,7 +42,7 @@ class _Dropout(Function):
     name = "dropout"
 
     def __init__(self, p: float, generator: np.random.Generator) -> None:
-        self.threshold = round(p * 65536)  # an element whose 16 random bits are below is dropped
+        self.threshold = round(p * 65536)  # drop an element whose 16 random bits are below
         self.generator = generator
 
     def forward(self, x: Array) -> Array:
@@ -79,8 +79,8 @@ def _forward_array(x: Array, threshold: int, generator: np.random.Generator) -> 
 def _draw(x: Array, threshold: int, generator: np.random.Generator) -> Array:
     """True for each element of x to keep, on the CPU.
 
-    A 64-bit number gives four draws of 16 bits.  NumPy keeps no half of a 64-bit number for the
-    next call, so a GPU can start at any of them.
+    A 64-bit number gives four draws of 16 bits.  NumPy never keeps half of a 64-bit number for the
+    next call, so the GPU's kernel can start at any of these numbers.
     """
     draws = generator.integers(2**64 - 1, size=ceil_div(x.size, 4), dtype=np.uint64, endpoint=True)
     keep = draws.astype("<u8", copy=False).view("<u2")[: x.size] >= threshold
@@ -117,7 +117,7 @@ def _forward_numpy(x: Array, threshold: int, generator: np.random.Generator) -> 
 
 @dataclass(eq=False)
 class _PhiloxMask:
-    """A mask that the kernel draws from a state of the generator: no memory."""
+    """A mask that the kernel draws again from the generator's state, so it takes no memory."""
 
     state: tuple[int, ...]  # as `_skip` returns it
     threshold: int
@@ -144,7 +144,7 @@ class _PhiloxMask:
 def _forward_cuda(
     x: Array, threshold: int, generator: np.random.Generator
 ) -> tuple[Array, _Mask | _PhiloxMask]:
-    """Only Philox's numbers can be computed in any order: other generators draw on the CPU."""
+    """Only Philox can compute its numbers in any order; other generators draw on the CPU."""
     if not takes("dropout", x) or not isinstance(generator.bit_generator, np.random.Philox):
         return _forward_array(x, threshold, generator)
     mask = _PhiloxMask(_skip(generator.bit_generator, ceil_div(x.size, 4)), threshold)
@@ -154,7 +154,7 @@ def _forward_cuda(
 def _skip(philox: np.random.Philox, count: int) -> tuple[int, ...]:
     """Advance philox by `count` 64-bit numbers without drawing them.
 
-    Returns its state before, as kernels/dropout.cu takes it: counter (4), key (2), and how many of
+    Returns the state before, as kernels/dropout.cu takes it: counter (4), key (2), and how many of
     the counter's four numbers were used.
     """
     state: Any = philox.state

@@ -1,8 +1,8 @@
 """Arithmetic, powers, exp, log, sqrt and where, element by element, with broadcasting.
 
 Operands are tensors, arrays or Python numbers; shapes broadcast as in NumPy, and the gradient of
-a broadcast operand is summed back to its shape.  Two operands must have one dtype.  Nothing is
-promoted: a stray float64 would halve the speed of every op after it.
+a broadcast operand is summed back to its shape.  Both operands must have the same dtype.
+Nothing is promoted: a stray float64 would halve the speed of every op after it.
 """
 
 from typing import Any
@@ -43,7 +43,7 @@ def multiply(a: Any, b: Any) -> Tensor:
 
 
 def divide(a: Any, b: Any) -> Tensor:
-    """a / b, broadcast; a division by 0 is infinite or NaN, as in NumPy.
+    """a / b, broadcast; division by 0 gives infinity or NaN, as in NumPy.
 
     Raises DtypeError for integers or if the dtypes differ, ShapeError if the shapes do not
     broadcast.
@@ -60,7 +60,7 @@ def power(x: Any, exponent: int | float) -> Tensor:
 
     The gradient is dy * exponent * x ** (exponent - 1), and 0 everywhere for exponent 0.  At x = 0
     the factor is 1 for exponent 1, 0 for larger exponents and infinite for smaller ones.  A
-    negative x to a fractional exponent is NaN.  All as in PyTorch, on every device.
+    negative x to a fractional exponent is NaN.  Every device agrees with PyTorch.
 
     Raises ArgumentError unless exponent is a number, DtypeError unless x is floating-point.
     """
@@ -109,12 +109,12 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
 
 
 def as_tensor(x: Any) -> Tensor:
-    """x itself if it is a Tensor, else a new Tensor of it."""
+    """x itself if it is a Tensor, else gpucnn.tensor(x)."""
     return x if isinstance(x, Tensor) else tensor(x)
 
 
 def _operands(op: str, a: Any, b: Any) -> tuple[Value, Value]:
-    """a and b as tensors or Python numbers, at least one a tensor, checked to fit together."""
+    """a and b, checked, as tensors or Python numbers; at least one is a tensor."""
     a, b = (x.item() if isinstance(x, np.generic) else x for x in (a, b))
     a, b = (x if isinstance(x, int | float) else as_tensor(x) for x in (a, b))
     if isinstance(a, Tensor) and isinstance(b, Tensor):
@@ -140,14 +140,14 @@ def _operands(op: str, a: Any, b: Any) -> tuple[Value, Value]:
 
 
 def float_tensor(op: str, x: Any) -> Tensor:
-    """x as a Tensor; DtypeError in the name of `op` unless it is floating-point."""
+    """x as a Tensor; DtypeError, naming `op`, unless it is floating-point."""
     checked = as_tensor(x)
     require_float(op, checked)
     return checked
 
 
 def require_float(op: str, x: Tensor) -> None:
-    """Raise DtypeError in the name of `op` unless x is floating-point."""
+    """Raise DtypeError, naming `op`, unless x is floating-point."""
     if x.dtype.kind != "f":
         raise DtypeError(
             f"{op}: expected floating-point values, got {x.dtype}\n  convert: x.astype('float32')"

@@ -17,8 +17,8 @@ class Geometry:
     """How windows of (kh, kw) pixels slide over padded images (n, h, w, c).
 
     Output pixel (i, j) sees input rows i * stride_h - top + r * dilation_h for r in 0..kh-1;
-    columns likewise.  All fields are ints, in pixels but for n, c and groups; the struct is passed
-    to CUDA kernels by value (Geometry in kernels/common.cuh).
+    columns likewise.  All fields are ints, in pixels except for n, c and groups.  The struct is
+    passed to CUDA kernels by value (Geometry in kernels/common.cuh).
     """
 
     n: int
@@ -89,7 +89,7 @@ class Geometry:
 def _pair(op: str, what: str, value: Size, least: int) -> tuple[int, int]:
     pair = (value, value) if _is_int(value) else value
     if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(map(_is_int, pair))):
-        raise ArgumentError(f"{op}: {what} must be an int or two, got {value!r}")
+        raise ArgumentError(f"{op}: {what} must be an int or a pair of ints, got {value!r}")
     first, second = (int(v) for v in pair)  # type: ignore[arg-type]  # checked by _is_int
     if min(first, second) < least:
         raise ArgumentError(f"{op}: {what} must be at least {least}, got {value!r}")

@@ -81,8 +81,8 @@ def _backward_array(dy: Array, x: Array, weight: Array, needs: tuple[bool, ...])
     return dx, dweight, dbias
 
 
-# --- NumPy: products cut into pieces by shape alone, so that every number of threads gives the
-# same bits; BLAS's own cutting depends on the number of its threads ---
+# --- NumPy: products split only by shape, so that any number of threads gives the same bits; how
+# BLAS splits one depends on its number of threads ---
 
 # Rows and columns of one piece: enough for BLAS to run at full speed.  The weight's gradient, a
 # product over few images, is faster in long rows.

@@ -11,8 +11,8 @@ from gpucnn.tensor import Tensor
 def mse_loss(x: Any, target: Any) -> Tensor:
     """The mean of (x - target)**2 over all elements: a scalar.
 
-    x and target have one shape and one floating-point dtype; either may require a gradient.
-    Raises ShapeError if the shapes differ, where NumPy would broadcast; DtypeError.
+    x and target have the same shape and floating-point dtype; either may require a gradient.
+    Raises ShapeError if the shapes differ (nothing is broadcast), DtypeError.
     """
     x, target = as_tensor(x), as_tensor(target)
     if x.shape != target.shape:

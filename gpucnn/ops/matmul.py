@@ -72,11 +72,11 @@ def _product_array(a: Array, b: Array) -> Array:
     return a @ b
 
 
-# --- NumPy: products split by shape, so that any number of threads gives the same bits; how BLAS
-# splits one depends on its number of threads ---
+# --- NumPy: products split only by shape, so that any number of threads gives the same bits; how
+# BLAS splits one depends on its number of threads ---
 
-_PIECE = (512, 512)  # rows and columns of a piece: BLAS multiplies those at full speed
-_WORK = 1 << 20  # multiplications in a piece of a stack: worth a thread
+_PIECE = (512, 512)  # rows and columns of a piece: enough for BLAS to run at full speed
+_WORK = 1 << 20  # multiplications in a piece of a stack: enough to occupy a thread
 
 
 def _product_numpy(a: Array, b: Array) -> Array:

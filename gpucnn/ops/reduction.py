@@ -1,7 +1,7 @@
 """Reductions over axes: sum, mean, var, max and min.
 
 axis is one axis, several or None for all; negative axes count from the end.  Reduced axes vanish,
-or stay with size 1 if keepdims is set.  An axis out of range or named twice raises ArgumentError.
+or stay with size 1 if keepdims is set.  An axis out of range or repeated raises ArgumentError.
 """
 
 import math
@@ -30,7 +30,7 @@ def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The mean over `axis`; that of float16 is finite even where the sum is not.
+    """The mean over `axis`; for float16 it is finite even where the sum is not.
 
     Raises ShapeError for no elements, DtypeError unless x is floating-point.
     """

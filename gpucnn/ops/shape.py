@@ -97,9 +97,9 @@ def getitem(x: Any, index: Any) -> Tensor:
     """x[index] with integers, slices, None, Ellipsis, integer and boolean arrays, as in NumPy.
 
     The result is contiguous.  The gradients of an element that is picked several times are
-    summed in an order that depends on the index alone: the same bits every time, on a GPU too.
-    There the backward pass sorts index arrays on the host, which synchronises if they are on the
-    GPU; integers and slices never do.
+    summed in an order that depends only on the index: the same bits every time, on a GPU too.
+    On a GPU the backward pass sorts index arrays on the host, which synchronises if they are on the
+    GPU; integers and slices never synchronise.
 
     Raises ShapeError for an index out of range.
     """
@@ -112,7 +112,7 @@ def getitem(x: Any, index: Any) -> Tensor:
 
 
 def astype(x: Any, dtype: Any) -> Tensor:
-    """x converted to dtype, x itself if it has it; the gradient is converted back to x's."""
+    """x converted to dtype, or x itself if it has it; the gradient is converted back."""
     x = as_tensor(x)
     return x if x.dtype == dtype else _AsType(dtype)(x)
 
@@ -166,7 +166,7 @@ class _Transpose(Function):
 
     def forward(self, x: Array) -> Array:
         y = x.transpose(self.axes)
-        return array_module(x).ascontiguousarray(y).reshape(y.shape)  # it made () into (1,)
+        return array_module(x).ascontiguousarray(y).reshape(y.shape)  # undo () -> (1,)
 
     def backward(self, dy: Array) -> Array:
         dx = dy.transpose(sorted(range(len(self.axes)), key=self.axes.__getitem__))
@@ -224,7 +224,7 @@ class _GetItem(Function):
             y = x[self.index]
         except IndexError as error:
             raise ShapeError(f"getitem: {error}; x has shape {x.shape}") from None
-        return array_module(x).ascontiguousarray(y).reshape(y.shape)  # it made () into (1,)
+        return array_module(x).ascontiguousarray(y).reshape(y.shape)  # undo () -> (1,)
 
     def backward(self, dy: Array) -> Array:
         xp = array_module(dy)
@@ -240,7 +240,7 @@ class _GetItem(Function):
         return dx
 
 
-# --- add.at on a GPU: CuPy's adds atomically, in no fixed order; this sums pairs instead ---
+# --- add.at on a GPU: CuPy's version adds atomically, in no fixed order; this sums pairs ---
 
 _PLAIN = int | np.integer | slice | type(None) | type(Ellipsis)
 
@@ -273,7 +273,7 @@ def _add_at(dx: Array, rows: Any, dy: Array) -> None:
     """Add dy (n, trailing) to dx[rows], where dx is 0; rows (n,) is on the host.
 
     The rows of dy are sorted by target, and those of one target are summed in pairs until one is
-    left: log2 of the largest count rounds.
+    left, which takes log2(largest count) rounds.
     """
     xp = array_module(dx)
     order = np.argsort(rows, kind="stable")

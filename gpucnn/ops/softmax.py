@@ -51,8 +51,8 @@ def cross_entropy(
 
     Raises ShapeError if shapes do not fit or there is no example; DtypeError for logits that are
     not floating-point or labels that are not integers; ArgumentError for label_smoothing or a
-    label out of range.  Labels on a GPU are not checked, which would stall every step: one out of
-    range makes the loss NaN.
+    label out of range.  Labels on a GPU are not checked, because that would stall every step; one
+    out of range makes the loss NaN.
     Source: Szegedy et al. 2016, section 7 (label smoothing).
     """
     logits = _checked("cross_entropy", logits, -1)
@@ -184,7 +184,7 @@ class _CrossEntropy(Function):
 def _forward_array(
     logits: Array, labels: Array, smoothing: float, class_weights: Array | None, needed: bool
 ) -> tuple[Array, "_LogProbabilities"]:
-    """The loss of logits (rows, classes) for labels (rows,), and what backward needs."""
+    """The loss of logits (rows, classes) for labels (rows,), and the state for backward."""
     xp = array_module(logits)
     classes = logits.shape[1]
     log_p = _log_softmax(logits, axis=1)
@@ -209,7 +209,7 @@ class _LogProbabilities:
     labels: Array  # (rows,)
     smoothing: float
     class_weights: Array | None  # (classes,)
-    weights: Array | None  # (rows,): of each row's label
+    weights: Array | None  # (rows,): the weight of each row's label
     total: Any  # the sum of the weights: a number, or an array ()
 
     @_quiet

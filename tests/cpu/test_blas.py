@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_info
 
 from gpucnn.cpu import blas, empty, parallel, single_threaded_blas
 
-# rows, depth, columns: smaller than a block, whole blocks, blocks and a rest; panels of 64, of 32
+# rows, depth, columns: less than a block, whole blocks, blocks and a remainder; panels of 64, of 32
 # and of all columns; too deep for any block
 SMALL = [(1, 3, 5), (16, 20, 64), (128, 64, 192), (77, 300, 96), (130, 976, 64), (40, 977, 32)]
 SHAPES = [*SMALL, (77, 300, 130), (40, 1954, 32)]
@@ -25,13 +25,11 @@ def _in_panels(b):
     return panels
 
 
-@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("small_kernels", [False, True])
 @pytest.mark.parametrize(("rows", "depth", "columns"), SHAPES)
-def test_blocks_cover_the_product(monkeypatch, rng, rows, depth, columns, in_place):
-    monkeypatch.setattr(blas, "_blas_multiplies_in_place", lambda: in_place)
-    a = empty((3, rows + 1, depth), np.float32)[
-        :, :rows
-    ]  # a row apart, as Winograd's positions are
+def test_blocks_cover_the_product(monkeypatch, rng, rows, depth, columns, small_kernels):
+    monkeypatch.setattr(blas, "_blas_has_small_kernels", lambda: small_kernels)
+    a = empty((3, rows + 1, depth), np.float32)[:, :rows]  # padded, as in Winograd
     b = rng.standard_normal((3, depth, columns), np.float32)
     a[...] = rng.standard_normal(a.shape)
     out = np.full((3, rows + 1, columns), np.nan, np.float32)
@@ -43,7 +41,7 @@ def test_blocks_cover_the_product(monkeypatch, rng, rows, depth, columns, in_pla
 
 @pytest.mark.parametrize(("rows", "depth", "columns"), SMALL)
 def test_blocks_are_small_enough_for_blas(monkeypatch, rows, depth, columns):
-    monkeypatch.setattr(blas, "_blas_multiplies_in_place", lambda: True)
+    monkeypatch.setattr(blas, "_blas_has_small_kernels", lambda: True)
     blocks = []
     matmul = np.matmul
 
@@ -61,15 +59,13 @@ def test_blocks_are_small_enough_for_blas(monkeypatch, rows, depth, columns):
     assert max(blocks) <= 100**3
 
 
-@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("small_kernels", [False, True])
 @pytest.mark.parametrize(("rows", "depth", "columns"), [(192, 256, 64), (80, 30, 96), (7, 300, 5)])
 def test_blocks_cover_the_product_with_a_transposed_matrix(
-    monkeypatch, rng, rows, depth, columns, in_place
+    monkeypatch, rng, rows, depth, columns, small_kernels
 ):
-    monkeypatch.setattr(blas, "_blas_multiplies_in_place", lambda: in_place)
-    a = empty((3, depth + 1, rows), np.float32)[
-        :, :depth
-    ]  # a row apart, as Winograd's positions are
+    monkeypatch.setattr(blas, "_blas_has_small_kernels", lambda: small_kernels)
+    a = empty((3, depth + 1, rows), np.float32)[:, :depth]  # padded, as in Winograd
     b = empty((3, depth + 1, columns), np.float32)[:, :depth]
     a[...], b[...] = rng.standard_normal(a.shape), rng.standard_normal(b.shape)
     out = np.full((3, rows, columns), np.nan, np.float32)

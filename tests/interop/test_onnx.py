@@ -146,7 +146,7 @@ class Constant(nn.Module):
     [
         (Slice(), "cannot translate the op 'getitem'"),
         (Constant(), "does not depend on its input"),
-        (nn.LocalResponseNorm(4), "odd sizes alone"),
+        (nn.LocalResponseNorm(4), "only for odd sizes"),
         (nn.AvgPool2d(3, 2, padding=1, ceil_mode=True), "ONNX has no avg_pool2d"),
     ],
 )

@@ -22,13 +22,13 @@ COUNTS = [  # model, configuration, all parameters, those not trained
 
 
 @pytest.mark.parametrize(("name", "config", "count", "fixed"), COUNTS)
-def test_parameters_are_counted_to_the_last_one(name, config, count, fixed):
+def test_parameter_counts_are_exact(name, config, count, fixed):
     model = models.build(name, **config)
     assert sum(array.size for array in model.state_dict().values()) == count
     assert sum(buffer.size for _, buffer in model.named_buffers()) == fixed
 
 
-def test_the_docstring_table_tells_the_same_counts():
+def test_the_docstring_table_has_the_same_counts():
     table = sys.modules["gpucnn.models.alexnet"].__doc__
     for name, config, count, _ in COUNTS:
         call = f"`{name}({', '.join(f'{k}={v}' for k, v in config.items())})`".replace("()", "")

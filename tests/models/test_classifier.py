@@ -43,7 +43,7 @@ def test_probabilities_are_softmax_of_the_model_on_normalised_pixels(checkpoint,
     assert classifier.guesses(tmp_path / "a.png", top=1) == guesses[:1]
 
 
-def test_pictures_are_scaled_by_their_shorter_side_and_cut_in_the_middle(checkpoint, tmp_path):
+def test_pictures_are_scaled_by_their_shorter_side_and_cropped_at_the_centre(checkpoint, tmp_path):
     pixels = np.zeros((56, 112, 3), np.uint8)
     pixels[:, 28:84] = 255  # the middle square
     image = Classifier(checkpoint).read(picture(tmp_path / "wide.png", pixels))
@@ -51,7 +51,7 @@ def test_pictures_are_scaled_by_their_shorter_side_and_cut_in_the_middle(checkpo
     assert (image[:, 2:-2] == 255).all()
 
 
-def test_a_picture_lying_on_its_side_is_turned_upright(checkpoint, tmp_path):
+def test_a_picture_with_an_exif_rotation_is_turned_upright(checkpoint, tmp_path):
     pixels = np.zeros((28, 28, 3), np.uint8)
     pixels[:14] = 255
     exif = Image.Exif()
@@ -80,21 +80,21 @@ def test_a_model_of_grey_images_gets_grey_ones(tmp_path, rng):
     assert set(classifier.classes) == {f"class {i}" for i in range(10)}
 
 
-def test_names_given_replace_those_in_the_file_and_must_be_as_many(checkpoint):
+def test_given_class_names_replace_those_in_the_file_and_must_match_in_number(checkpoint):
     assert Classifier(checkpoint, classes=list("xyz")).classes == ("x", "y", "z")
     with pytest.raises(ArgumentError, match="2 class names for a model with 3 outputs"):
         Classifier(checkpoint, classes=["x", "y"])
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n broken"])
-def test_what_is_not_an_image_is_a_data_error_that_names_it(content, checkpoint, tmp_path):
+def test_a_file_that_is_not_an_image_is_a_data_error_that_names_it(content, checkpoint, tmp_path):
     path = tmp_path / "bad.png"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"bad\.png: not a readable image"):
         Classifier(checkpoint).guesses(path)
 
 
-def test_a_missing_image_is_said_to_be_missing(checkpoint, tmp_path):
+def test_a_missing_image_is_reported_as_missing(checkpoint, tmp_path):
     with pytest.raises(DataError, match=r"none\.png: there is no such file"):
         Classifier(checkpoint).guesses(tmp_path / "none.png")
 
@@ -109,7 +109,7 @@ def test_a_damaged_normalisation_is_a_checkpoint_error(normalize, tmp_path):
         Classifier(path)
 
 
-def test_a_model_of_vectors_or_of_two_channels_cannot_look_at_files(tmp_path):
+def test_a_model_of_vectors_or_of_two_channels_cannot_classify_files(tmp_path):
     path = tmp_path / "x.safetensors"
     gpucnn.save(path, models.mlp([4, 6, 1]), "mlp", {"sizes": [4, 6, 1]})
     with pytest.raises(CheckpointError, match=r"mlp takes examples of shape \(4,\)"):
@@ -119,7 +119,7 @@ def test_a_model_of_vectors_or_of_two_channels_cannot_look_at_files(tmp_path):
         Classifier(path)
 
 
-def test_a_model_of_ones_own_cannot_be_rebuilt_to_look_at_files(tmp_path, capsys):
+def test_a_custom_model_cannot_be_rebuilt_to_classify_files(tmp_path, capsys):
     path = tmp_path / "own.safetensors"
     gpucnn.save(path, nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
     with pytest.raises(CheckpointError, match="a model of your own, Sequential"):

@@ -30,7 +30,7 @@ def test_a_model_gives_logits_and_every_parameter_gets_a_gradient(name, device, 
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_the_logits_of_a_gpu_are_the_cpus(name, gpu, conv_algorithm, rng):
+def test_logits_on_a_gpu_equal_those_on_the_cpu(name, gpu, conv_algorithm, rng):
     conv_algorithm("exact")  # Winograd's own rounding on the CPU would add to the kernels'
     x, model = images(name, rng), models.build(name, classes=7).eval()
     with gpucnn.no_grad():
@@ -46,7 +46,7 @@ def test_channels_may_be_other_than_usual(name, rng):
 
 
 @pytest.mark.parametrize("name", ["cuda_convnet_18pct", "lenet5"])
-def test_the_same_generator_gives_the_same_weights_and_leaves_the_default_one_alone(name):
+def test_the_same_generator_gives_the_same_weights_without_advancing_the_default_one(name):
     before = gpucnn.default_generator().bit_generator.state["state"]["counter"].copy()
     one, other = (
         models.build(name, generator=np.random.default_rng(5)).state_dict() for _ in range(2)
@@ -56,7 +56,7 @@ def test_the_same_generator_gives_the_same_weights_and_leaves_the_default_one_al
     assert np.array_equal(before, after)
 
 
-def test_every_model_takes_plain_configuration_a_generator_and_says_what_it_is():
+def test_every_model_has_plain_configuration_a_generator_and_a_docstring():
     for name, builder in models.BY_NAME.items():
         parameters = inspect.signature(builder).parameters
         assert parameters["generator"].default is None, name
@@ -75,7 +75,7 @@ def test_input_shape_follows_the_configuration(name):
     assert models.input_shape("mlp", sizes=[4, 6, 1]) == (4,)
 
 
-def test_unknown_names_and_configurations_are_refused_with_what_is_known():
+def test_the_errors_for_unknown_names_and_configurations_list_the_known_ones():
     with pytest.raises(ArgumentError, match=r"'alexnot' is unknown; expected one of alexnet, "):
         models.build("alexnot")
     with pytest.raises(ArgumentError, match=r"alexnet\(classes"):
@@ -152,7 +152,7 @@ def test_resnet18_has_the_parameters_and_stages_of_its_source():
     assert sum(b.size for _, b in model.named_buffers()) == 9_600
     summary = nn.summary(model, (32, 32, 3))
     convolutions = [layer for layer in summary.layers if layer.layer.startswith("Conv2d")]
-    assert len(convolutions) == 17 + 3  # and the dense layer makes 18; three shortcuts project
+    assert len(convolutions) == 17 + 3  # three in shortcuts; the dense layer is the 18th
     assert convolutions[-1].output_shape == (4, 4, 512)
 
 

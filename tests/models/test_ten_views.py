@@ -33,7 +33,7 @@ def test_the_result_is_the_logarithm_of_the_mean_of_ten_softmaxes(model, device,
     assert np.allclose(shares.sum(axis=1), 1)
 
 
-def test_evaluate_takes_it_for_a_model(rng):
+def test_evaluate_accepts_ten_views_as_a_model(rng):
     model = nn.Sequential(nn.Flatten(), nn.Linear(4 * 4 * 2, 3, generator=rng))
     images = rng.integers(256, size=(5, 6, 6, 2), dtype=np.uint8)
     dataset = data.Dataset(images, np.array([0, 1, 2, 0, 1]), ("a", "b", "c"))

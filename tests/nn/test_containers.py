@@ -18,7 +18,7 @@ def test_sequential_is_indexed_and_sliced():
     assert list(model[1:]) == layers[1:]
 
 
-def test_what_is_appended_to_a_sequential_runs_last_and_is_found():
+def test_a_layer_appended_to_a_sequential_runs_last_and_is_found():
     model = nn.Sequential(nn.Flatten())
     assert model.append(nn.Linear(4, 2)) is model
     assert model(gpucnn.tensor(np.ones((3, 2, 2), np.float32))).shape == (3, 2)
@@ -26,12 +26,12 @@ def test_what_is_appended_to_a_sequential_runs_last_and_is_found():
 
 
 @pytest.mark.parametrize("wrong", [[nn.ReLU()], ops.relu, nn.ReLU, None])
-def test_a_sequential_of_what_is_no_module_is_refused(wrong):
+def test_a_sequential_refuses_anything_but_modules(wrong):
     with pytest.raises(ArgumentError, match=r"Sequential: expected modules, layer 1 is a \w+\n"):
         nn.Sequential(nn.ReLU(), wrong)
 
 
-def test_what_a_subclass_of_sequential_has_beside_its_layers_is_found():
+def test_other_parts_of_a_sequential_subclass_are_found():
     class Net(nn.Sequential):
         def __init__(self):
             super().__init__(nn.Linear(2, 2, bias=False))
@@ -98,7 +98,7 @@ def test_a_module_list_is_changed_like_a_list():
         (lambda m: nn.ModuleList(nn.ReLU()), "expected a list of modules, got a ReLU"),
     ],
 )
-def test_a_module_list_takes_modules_alone_and_a_refused_change_leaves_it_alone(change, message):
+def test_a_module_list_refuses_anything_but_modules_and_stays_unchanged(change, message):
     modules = nn.ModuleList([nn.Tanh()])
     with pytest.raises(ArgumentError, match=f"ModuleList: .*{message}"):
         change(modules)

@@ -1,4 +1,4 @@
-"""Forward hooks of one module, and what a Sequential does not fuse because of them."""
+"""Forward hooks of one module, which also keep a Sequential from fusing that module."""
 
 import copy
 
@@ -13,7 +13,7 @@ def ones(*shape):
     return gpucnn.tensor(np.ones(shape, np.float32))
 
 
-def test_a_hook_gets_module_inputs_and_output_and_leaves_the_output_alone_if_it_returns_none():
+def test_a_hook_gets_module_inputs_and_output_and_keeps_the_output_by_returning_none():
     layer, x, seen = nn.Linear(2, 3), ones(1, 2), []
     layer.register_forward_hook(lambda *given: seen.append(given))
     y = layer(x)
@@ -30,7 +30,7 @@ def test_hooks_run_in_order_and_each_may_replace_the_output():
     assert layer(ones(1, 2)).numpy().tolist() == [[6, 6]]
 
 
-def test_an_observer_sees_what_the_hooks_left():
+def test_an_observer_sees_the_output_after_the_hooks():
     layer, seen = nn.ReLU(), []
     layer.register_forward_hook(lambda module, args, output: output + 1.0)
     with nn.observe(lambda module, args, output: seen.append(output.item())):
@@ -81,7 +81,7 @@ def test_a_hook_belongs_to_one_module_and_a_copy_has_hooks_of_its_own():
     assert calls == [1]
 
 
-def test_a_module_that_is_a_hook_is_no_part_of_the_hooked_one():
+def test_a_module_used_as_a_hook_is_not_a_part_of_the_hooked_module():
     class Probe(nn.Module):
         def __init__(self):
             self.gain = nn.Parameter(np.ones(1, np.float32))

@@ -1,4 +1,4 @@
-"""Initialisers beside their formulas and beside torch.nn.init."""
+"""Initialisers against their formulas and torch.nn.init."""
 
 import numpy as np
 import pytest

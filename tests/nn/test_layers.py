@@ -33,7 +33,7 @@ LAYERS = [
 
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda v: getattr(type(v), "__name__", ""))
-def test_a_layer_gives_its_shape_and_in_float32_what_it_gives_on_the_cpu_in_float64(
+def test_a_layer_has_its_shape_and_in_float32_agrees_with_float64_on_the_cpu(
     layer, shape, device, rng
 ):
     values = rng.standard_normal(IMAGES, dtype=np.float32)
@@ -69,7 +69,7 @@ def test_losses_are_modules_too(device, rng):
     assert nn.MSELoss()(y, target).item() == 2
 
 
-def test_a_small_network_passes_gradcheck_whole(device, rng):
+def test_a_small_network_passes_gradcheck(device, rng):
     model = nn.Sequential(
         nn.Conv2d(2, 3, 3, padding=1),
         nn.BatchNorm2d(3),
@@ -83,7 +83,7 @@ def test_a_small_network_passes_gradcheck_whole(device, rng):
     def run(x, *values):
         for name, value in zip(names, values, strict=True):
             owner, attribute = model[int(name.split(".")[0])], name.split(".")[1]
-            delattr(owner, attribute)  # or a tensor that is no parameter could not take its place
+            delattr(owner, attribute)  # a tensor that is not a parameter may not replace one
             setattr(owner, attribute, value)
         return model(x)
 
@@ -108,7 +108,7 @@ def test_settings_out_of_range_are_refused_when_the_layer_is_built(build, messag
         build()
 
 
-def test_a_layer_for_other_channels_says_which_it_was_given(device):
+def test_the_error_for_other_channels_names_their_number(device):
     with pytest.raises(ShapeError, match="3 channels"):
         nn.Conv2d(16, 32, 3).to(device)(tensor(np.zeros((1, 8, 8, 3), np.float32), device))
 

@@ -43,7 +43,7 @@ def test_a_shared_parameter_is_listed_once():
     assert len(nn.Sequential(layer, layer).parameters()) == 2
 
 
-def test_a_state_goes_into_another_model_and_makes_it_equal(device, rng):
+def test_loading_a_state_makes_another_model_equal(device, rng):
     x = tensor(rng.random((2, 5, 5, 3)).astype(np.float32), device)
     one, other = Block().to(device), Block().to(device)
     one(x)  # moves the running statistics
@@ -101,7 +101,7 @@ def test_astype_converts_parameters_and_buffers():
     assert {v.dtype for v in block.state_dict().values()} == {np.dtype(np.float64)}
 
 
-def test_what_a_convolution_does_for_the_layers_after_it_changes_no_bit(rng):
+def test_fusing_the_layers_after_a_convolution_changes_no_bit(rng):
     layers = [
         nn.Conv2d(3, 8, 3, padding=1),
         nn.ReLU(),
@@ -131,7 +131,7 @@ def test_what_a_convolution_does_for_the_layers_after_it_changes_no_bit(rng):
         np.testing.assert_array_equal(inside, apart)
 
 
-def test_an_observer_sees_the_convolution_and_the_relu_apart(rng):
+def test_an_observer_sees_the_convolution_and_the_relu_separately(rng):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     outputs = []
     with nn.observe(lambda module, inputs, output: outputs.append(output.data)):

@@ -55,7 +55,7 @@ def test_parameters_and_buffers_are_found_in_lists_tuples_and_dicts_however_nest
     assert set(model.state_dict()) == {*PARAMETERS, "mean", "gains.1.0"}
 
 
-def test_what_is_put_into_a_list_later_is_found():
+def test_parts_added_to_a_list_later_are_found():
     model = Everywhere()
     model.late.append(nn.Linear(2, 2, bias=False))
     model.late += [nn.Parameter(np.ones(2, np.float32))]
@@ -82,14 +82,14 @@ def test_every_part_is_moved_converted_loaded_trained_and_switched(device, rng):
     assert np.array_equal(host(model.mean), state["mean"])
 
 
-def test_a_saved_state_of_every_part_goes_into_a_model_built_anew():
+def test_a_saved_state_of_every_part_loads_into_a_new_model():
     one, other = Everywhere(), Everywhere()
     other.load_state_dict(one.state_dict())
     x = gpucnn.tensor(np.ones((2, 3), np.float32))
     assert np.array_equal(one.eval()(x).data, other.eval()(x).data)
 
 
-def test_a_state_that_is_loaded_between_forward_and_backward_is_found(device):
+def test_loading_a_state_between_forward_and_backward_is_an_error(device):
     model = nn.Linear(2, 2).to(device)
     y = (model(tensor(np.ones((1, 2)), device, np.float32)) ** 2).sum()
     model.load_state_dict(model.state_dict())
@@ -128,7 +128,7 @@ def test_a_set_of_modules_is_refused_and_a_deque_is_not():
             model.parameters()
 
 
-# --- what takes a parameter's place ---
+# --- replacing a parameter or a buffer ---
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_an_array_in_place_of_a_buffer_is_refused():
     assert norm.state_dict()["running_mean"].tolist() == [1, 2, 3]
 
 
-def test_the_ways_out_work_and_what_is_a_parameter_may_take_its_place():
+def test_the_suggested_remedies_work_and_a_parameter_may_replace_a_parameter():
     layer = nn.Linear(2, 2)
     layer.weight.data[...] = np.eye(2)
     layer.bias = nn.Parameter(np.zeros(2, np.float32))

@@ -16,14 +16,14 @@ def test_the_summary_of_alexnet_cifar10_counts_by_hand():
     assert "7,506,762" in str(summary)
 
 
-def test_running_statistics_are_counted_and_said_not_to_be_trained():
+def test_running_statistics_are_counted_and_reported_as_not_trained():
     summary = nn.summary(models.alexnet_cifar10_bn(), (32, 32, 3))
     assert summary.trainable == 7_506_762 + 64 + 192 + 384 + 256 + 256
     assert summary.parameters - summary.trainable == 2 * (64 + 192 + 384 + 256 + 256)
     assert "2,304 of the parameters are not trained" in str(summary)
 
 
-def test_a_summary_leaves_mode_statistics_and_generators_alone():
+def test_a_summary_does_not_change_mode_statistics_or_generators():
     model = models.alexnet_cifar10_bn()
     before = gpucnn.default_generator().bit_generator.state["state"]["counter"].copy()
     mean = model[1].running_mean.data.copy()

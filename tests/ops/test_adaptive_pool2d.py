@@ -21,7 +21,7 @@ def by_loops(x, oh, ow):
 
 @pytest.mark.parametrize("image", [(13, 7), (3, 20), (12, 6), (1, 1)])
 @in_both_dtypes
-def test_windows_cover_the_image_as_plain_loops_find_them(image, dtype, device, rng):
+def test_means_equal_those_of_plain_loops(image, dtype, device, rng):
     x = rng.standard_normal((2, *image, 3)).astype(dtype)
     y = ops.adaptive_avg_pool2d(tensor(x, device), (6, 4))
     assert y.dtype == dtype
@@ -71,7 +71,7 @@ def test_means_of_float16_are_finite_where_the_sums_are_not(device):
         assert dx.dtype == y.dtype == np.float16
 
 
-def test_an_image_of_that_size_comes_back_itself(device, rng):
+def test_an_image_of_the_target_size_is_returned_itself(device, rng):
     x = tensor(rng.standard_normal((2, 6, 6, 3), dtype=np.float32), device)
     assert ops.adaptive_avg_pool2d(x, (6, 6)) is x
 
@@ -81,7 +81,7 @@ def test_gradients_match_finite_differences(device, rng):
     gradcheck(lambda x: ops.adaptive_avg_pool2d(x, (2, 3)), x, device=device)
 
 
-def test_what_is_not_an_image_or_a_size_is_refused():
+def test_bad_shapes_and_sizes_are_refused():
     with pytest.raises(ShapeError, match="expected images"):
         ops.adaptive_avg_pool2d(gpucnn.tensor([1.0]), (2, 2))
     with pytest.raises(ArgumentError, match="at least 1"):

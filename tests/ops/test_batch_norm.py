@@ -40,7 +40,7 @@ def test_training_normalises_by_the_batch(shape, dtype, device):
 
 
 @in_both_dtypes
-def test_evaluation_uses_the_running_estimates_and_leaves_them(dtype, device):
+def test_evaluation_uses_the_running_estimates_and_keeps_them(dtype, device):
     x, weight, bias, mean, var = draw((4, 3, 2, 5), dtype)
     *inputs, running_mean, running_var = (tensor(a, device) for a in (x, weight, bias, mean, var))
     y = batch_norm(*inputs, running_mean.data, running_var.data, False)

@@ -87,7 +87,7 @@ def generators(counter: int) -> list[np.random.Generator]:
 
 # The second counter carries into its highest word after a few draws, the third wraps to zero.
 @pytest.mark.parametrize("counter", [0, (1 << 192) - 2, (1 << 256) - 2])
-def test_a_gpus_masks_equal_the_cpus_whatever_was_drawn_before(counter, gpu):
+def test_masks_on_a_gpu_equal_those_on_the_cpu_after_any_earlier_draws(counter, gpu):
     mine, theirs = generators(counter)
     for number, size in enumerate((1, 3, 4, 5, 16, 2, 63, 64, 65, 8, 4097, 7)):
         x = np.ones(size, np.float32)

@@ -21,7 +21,7 @@ def rows(size, k, stride, padding, dilation=1, ceil_mode=False):
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("dilation", [1, 2])
-def test_same_gives_one_output_a_stride_and_puts_the_odd_zero_last(size, k, stride, dilation):
+def test_same_gives_one_output_per_stride_and_puts_the_odd_zero_last(size, k, stride, dilation):
     oh, top, bottom = rows(size, k, stride, "same", dilation)
     needed = max((oh - 1) * stride + (k - 1) * dilation + 1 - size, 0)
     assert oh == ceil_div(size, stride)

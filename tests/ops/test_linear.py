@@ -104,7 +104,7 @@ def test_dtype_memory_order_and_threads_change_nothing(dtype, threads):
 
 
 @in_both_dtypes
-def test_the_bits_do_not_depend_on_the_number_of_blas_own_threads(dtype, threads):
+def test_the_bits_do_not_depend_on_the_number_of_blas_threads(dtype, threads):
     arrays = [rng.standard_normal(s).astype(dtype) for s in ((301, 517), (623, 517), (623,))]
     dy, found = rng.standard_normal((301, 623)).astype(dtype), []
     for ours, of_blas in [(1, 1), (1, 2), (2, 3), (4, 4)]:

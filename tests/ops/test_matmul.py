@@ -50,7 +50,7 @@ def test_gradients_match_finite_differences(shapes, device, rng):
     ids=str,
 )
 @in_both_dtypes
-def test_the_bits_do_not_depend_on_the_number_of_threads_gpucnns_or_blas(
+def test_the_bits_do_not_depend_on_the_number_of_threads_of_gpucnn_or_blas(
     shapes, dtype, threads, rng
 ):
     a, b = (rng.standard_normal(shape).astype(dtype) for shape in shapes)

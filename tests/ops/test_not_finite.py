@@ -33,7 +33,7 @@ POOLS = [
 
 
 def max_pool2d(x, pool):
-    """ops.max_pool2d as `pool` asks for it."""
+    """ops.max_pool2d with the arguments in `pool`."""
     return ops.max_pool2d(x, pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode)
 
 

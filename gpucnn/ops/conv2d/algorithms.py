@@ -1,4 +1,4 @@
-"""Which engine computes a convolution on the CPU: a setting of the process, and a written rule."""
+"""The choice of a convolution's engine on the CPU: a process-wide setting and a written rule."""
 
 from gpucnn.errors import ArgumentError
 from gpucnn.integers import ceil_div
@@ -14,10 +14,10 @@ _TILES = {3: (4, 2), 5: (2,)}  # Winograd's tile sizes by filter size
 
 
 def set_conv_algorithm(name: str) -> None:
-    """Set how conv2d computes, for the whole process.
+    """Set the algorithm of conv2d, for the whole process.
 
     "auto"      the fastest for the shape; choose_algorithm states the rule
-    "winograd"  Winograd wherever it applies, however small the image or few the channels
+    "winograd"  Winograd wherever it applies, even for small images or few channels
     "exact"     one matrix product over windows copied out of the image (im2col).  Its float32
                 error is that of the plain sum: 5e-7 of the largest value over 384 channels,
                 against 5e-6 with Winograd
@@ -34,11 +34,11 @@ def set_conv_algorithm(name: str) -> None:
     5 x 5; s = 7.2e-7 for tiles of 2 x 2 with filters of 3 x 3.  That is 3 a 2**-24.  The transforms
     magnify a pixel on its way to a result by at most a = 36 or 4, and each of three steps (the
     image's transform, the sum over channels, the result's transform) rounds once.  The worst of
-    random extreme inputs reached a third of the bound.  An infinity or a NaN makes NaN of every
-    result of the tiles that see it: up to 64 for each filter of 3 x 3, against 9 with the plain
+    random extreme inputs reached a third of the bound.  An infinity or a NaN turns every result of
+    the tiles that see it into NaN: up to 64 for each filter of 3 x 3, compared with 9 for the plain
     sum.
 
-    Raises ArgumentError for another name.
+    Raises ArgumentError for an unknown name.
     """
     global _algorithm
     if name not in _ALGORITHMS:
@@ -56,19 +56,19 @@ def get_conv_algorithm() -> str:
 def choose_algorithm(g: Geometry, filters: int, training: bool = True) -> Engine:
     """The engine for a convolution to `filters` channels on the CPU.
 
-    "winograd" takes Winograd's cheapest tile where there is one; "exact" and "plain" take im2col.
-    The rest of this text is the rule of "auto".
+    "winograd" uses Winograd's cheapest tile where one exists; "exact" and "plain" use im2col.  The
+    rest of this docstring is the rule of "auto".
 
     Winograd's F(m x m, r x r) needs stride 1 and square filters: tiles of m = 4 or 2 for r = 3,
-    m = 2 for r = 5.  A tile costs (m + r - 1)**2 multiplications, the plain sum r * r a pixel.
+    m = 2 for r = 5.  A tile costs (m + r - 1)**2 multiplications, the plain sum r * r per pixel.
     Dilation d splits an image into d * d images of every d-th pixel, and each is tiled on its own.
     The tile size with the fewest multiplications for this image wins, the larger one on a tie.
 
-    im2col is taken instead unless Winograd saves a third of the multiplications, and if a group has
+    im2col is used instead unless Winograd saves a third of the multiplications, and if a group has
     fewer than 16 channels or filters, where the transforms would cost more than the products.
 
     Without `training`, 1.5 times the multiplications of the filters' transform are added to
-    Winograd's: a single small image does not make up for reading the transformed filters, even
+    Winograd's: for a single small image, reading the transformed filters does not pay off, even
     from the cache.
     """
     if _algorithm in ("exact", "plain"):
@@ -87,7 +87,7 @@ def choose_algorithm(g: Geometry, filters: int, training: bool = True) -> Engine
 
 
 def _cheapest_tile(g: Geometry) -> tuple[int, int]:
-    """Winograd's tile size for this geometry, 0 for none, and its multiplications an image."""
+    """Winograd's tile size for this geometry, 0 for none, and its multiplications per image."""
     best, least = 0, 0
     for m in _TILES.get(g.kh, ()) if g.stride_h == g.stride_w == 1 and g.kh == g.kw else ():
         down, across = ceil_div(g.oh, m * g.dilation_h), ceil_div(g.ow, m * g.dilation_w)

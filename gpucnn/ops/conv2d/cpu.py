@@ -20,7 +20,7 @@ def forward(
     pool: Geometry | None = None,
     cache: Cache | None = None,
 ) -> tuple[Array, Saved | None]:
-    """y, and what backward needs; None if no gradient is needed."""
+    """y and the state for backward, None if no gradient is needed."""
     x, weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
     if x.size == 0:
         return portable.forward(x, weight, bias, g, needs, relu, pool)

@@ -1,6 +1,6 @@
 """Convolution on a GPU: which kernel computes a geometry, and its launch.
 
-The kernels are explained where they are: start with kernels/conv2d_plain.cu, then
+Each kernel is explained in its own file: start with kernels/conv2d_plain.cu, then
 conv2d_forward.cu, conv2d_grad_input.cu and conv2d_grad_weight.cu.
 """
 
@@ -22,9 +22,9 @@ from gpucnn.ops.pool2d.portable import SavedMax
 
 _FEW = 512  # kernels/conv2d_forward.cu: FEW_K
 _MIN_CHANNELS = 8  # channels or filters of a group: with fewer, a tile's 64 columns are mostly idle
-_QUADS = 2**32  # floats within reach of 31-bit offsets in float4, with as much again for padding
-_BLOCKS = 512  # a few for each multiprocessor of a large GPU: the target of split sums
-_MIN_SPLIT = 256  # pixels summed by one split of grad_weight, at least
+_MAX_VECTOR_FLOATS = 2**32  # half of what 31-bit offsets in float4 reach: the rest is for padding
+_BLOCKS = 512  # the target of split sums: a few blocks for each multiprocessor of a large GPU
+_MIN_SPLIT = 256  # the fewest pixels that a split of grad_weight sums
 
 
 def forward(
@@ -37,7 +37,7 @@ def forward(
     pool: Geometry | None = None,
     cache: Cache | None = None,
 ) -> tuple[Array, Saved | None]:
-    """y, and what backward needs; None if no gradient is needed.  Nothing is cached."""
+    """y and the state for backward, None if no gradient is needed.  Nothing is cached."""
     if not takes("conv2d", x):
         return portable.forward(x, weight, bias, g, needs, relu, pool)
     xp = array_module(x)
@@ -146,7 +146,7 @@ def grad_input(dy: Array, weight: Array, g: Geometry) -> Array:
 
 
 def grad_weight(x: Array, dy: Array, g: Geometry, bias: bool) -> tuple[Array, Array | None]:
-    """dweight (OC, KH, KW, C / groups) and, with `bias`, dbias (OC,): two parts of one array."""
+    """dweight (OC, KH, KW, C / groups) and, with `bias`, dbias (OC,): views of one array."""
     xp, oc = array_module(x), dy.shape[3]
     channels, filters = g.c // g.groups, oc // g.groups
     depth = g.kh * g.kw * channels  # floats in a filter
@@ -227,10 +227,10 @@ def _tiled(g: Geometry, oc: int) -> bool:
 
 
 def _loads(a: Array, b: Array, *counts: int) -> str:
-    """How a kernel reads a and b: "vector", 16 bytes a load, where alignment and sizes allow."""
+    """How a kernel reads a and b: "vector" (16 bytes a load) if possible, else "scalar"."""
     whole = all(count % 4 == 0 for count in counts)
     aligned = a.data.ptr % 16 == 0 and b.data.ptr % 16 == 0
-    in_reach = max(a.size, b.size) <= _QUADS
+    in_reach = max(a.size, b.size) <= _MAX_VECTOR_FLOATS
     return "vector" if whole and aligned and in_reach else "scalar"
 
 

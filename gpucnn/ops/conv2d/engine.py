@@ -1,4 +1,4 @@
-"""What an engine of conv2d on NumPy must offer, and what every forward pass leaves behind."""
+"""The interfaces of conv2d's engines on NumPy, and of the state that a forward pass saves."""
 
 from typing import Any, Protocol, TypeAlias
 

@@ -4,12 +4,12 @@ An engine computes the convolution part by part (a few images).  It writes each 
 `output_buffer` and passes it to `finish`; in the backward pass `gradient` returns the gradient of
 the same part.  A result that is pooled is never stored in memory as a whole.
 
-Where pooling windows lie side by side, an engine can pool before it lays its result out as images:
-it sorts the values by their offset inside the window, and compares all values of one offset, which
-are long runs in memory, with those of another; images have runs of only OC numbers.  It asks for
-that with `fuse_pool` first; `output_buffer`, `finish` and `gradient` then mean the pooled result.
-An engine that copies its result to its place in the images clips it during that copy; it claims the
-ReLU with `fuse_relu` first.
+Where pooling windows lie side by side, an engine can pool before it arranges its result as images.
+It sorts the values by their offset inside the window, and compares all values at one offset with
+those at another.  These are long runs in memory, while images have runs of only OC numbers.  Such
+an engine calls `fuse_pool` first; `output_buffer`, `finish` and `gradient` then refer to the pooled
+result.  An engine that copies its result into the images can apply the ReLU during that copy; it
+calls `fuse_relu` first.
 """
 
 from dataclasses import replace
@@ -26,7 +26,7 @@ from gpucnn.ops.pool2d.portable import SavedMax
 
 
 class Epilogue:
-    """Every method may run in any thread."""
+    """The epilogue of one convolution.  Its methods may be called from any thread."""
 
     def __init__(self, g: Geometry, oc: int, dtype: Any, relu: bool, pool: Geometry | None) -> None:
         """For the convolution g to OC channels; `pool` is the geometry of the pooling, if any."""
@@ -34,7 +34,7 @@ class Epilogue:
         self.relu, self.pool = relu, pool
         self.clips = relu  # until an engine claims the ReLU
         self.pool_by_offset: MaxPoolByOffset | None = None  # the pooling once an engine claims it
-        self.pool_window = 1, 1  # of that pooling
+        self.pool_window = 1, 1  # the window of that pooling
         height, width = (g.oh, g.ow) if pool is None else (pool.oh, pool.ow)
         self.y: Array = empty((g.n, height, width, oc), dtype)
         self.pooled: dict[int, SavedMax | None] = {}  # by the first image of a part
@@ -71,7 +71,7 @@ class Epilogue:
         if self.pool is not None:
             pool = replace(self.pool, n=len(part))
             y[...], self.pooled[images.start] = max_forward(part, pool, keep)
-        if self.clips:  # commutes with the pooling, after which fewer elements are left
+        if self.clips:  # after pooling, which it commutes with: fewer elements are left
             np.clip(y, 0, np.inf, out=y)
 
     def result(self) -> Array:

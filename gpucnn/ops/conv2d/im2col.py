@@ -5,10 +5,10 @@
     dweight = dy^T columns      (OC, K)
     dcolumns = dy weight        (P, K): dx is the sum of its rows, each added back to its window
 
-The columns of a whole batch would be KH * KW times the image.  They are made for a band of a few
+The columns of a whole batch would be KH * KW times the image.  They are built for a band of a few
 rows or images at a time, which is still in cache when the product reads it.
 
-With few channels a window has no long runs to copy.  Then the columns are made transposed, (K, P),
+With few channels a window has no long runs to copy.  Then the columns are built transposed, (K, P),
 from planes (C, H, W): each row is long runs of one shifted plane.  A last row of ones turns the
 bias into one more weight: with so few multiplications for each result, adding the bias separately
 would take half as long as the product.
@@ -118,7 +118,7 @@ def _convolve(
 def _blocks(rows: Array) -> list[Array]:
     """Views of rows (M, X): (M // 256, 256, X) and (1, M % 256, X).
 
-    BLAS multiplies so few rows of few columns without copying them first, in 0.75 of the time.
+    BLAS multiplies so few rows and columns without packing them, in 0.75 of the time.
     """
     whole = len(rows) // 256 * 256
     found = [rows[:whole].reshape(-1, 256, rows.shape[1])] if whole else []
@@ -229,10 +229,10 @@ def _backward_input(dy: Array, weight: Array, g: Geometry, epilogue: Epilogue) -
 
 
 class _Columns:
-    """Makes columns (groups, P, K) for each chunk of images, and in it for each band of rows.
+    """Builds the columns (groups, P, K) of each band of rows in each chunk of images.
 
-    Planar columns are (1, P, K + 1), the last one 1.  The P pixels of a band are sorted by their
-    offset inside a pooling window of `window` pixels; a band consists of whole rows of windows.
+    Planar columns are (1, P, K + 1), the last column all ones.  The P pixels of a band are sorted
+    by offset inside a pooling window of `window` pixels; a band consists of whole rows of windows.
     """
 
     def __init__(self, g: Geometry, oc: int, dtype: np.dtype[Any], window: tuple[int, int]) -> None:

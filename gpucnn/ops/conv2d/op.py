@@ -1,4 +1,4 @@
-"""conv2d: its contract, its checks, and its node of the autograd tape.
+"""conv2d: its contract, its checks, and its autograd Function.
 
 As usual in deep learning this is a cross-correlation: filters are not flipped.
 """

@@ -1,6 +1,6 @@
 """Convolution with any array module: windows as rows by as_strided (im2col), then matmul.
 
-Float64 and float16 on a GPU run here, and empty images on NumPy.
+It serves float64 and float16 on a GPU, and empty images on NumPy.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ def forward(
     pool: Geometry | None = None,
     cache: Cache | None = None,
 ) -> tuple[Array, Saved | None]:
-    """y, and what backward needs; None if no gradient is needed.  Nothing is cached."""
+    """y and the state for backward, None if no gradient is needed.  Nothing is cached."""
     columns = _columns(x, g)
     y = columns @ _filters(weight, g).transpose(0, 2, 1)
     y = y.transpose(1, 0, 2).reshape(g.n, g.oh, g.ow, weight.shape[0])
@@ -70,7 +70,7 @@ def unfused(dy: Array, y: Array | None, pooled: SavedMax | None) -> Array:
 
 def _filters(weight: Array, g: Geometry) -> Array:
     """The filters as (groups, OC / groups, KH * KW * C / groups)."""
-    weight = array_module(weight).ascontiguousarray(weight)  # NumPy 2.0 passes no others to BLAS
+    weight = array_module(weight).ascontiguousarray(weight)  # NumPy 2.0 passes only these to BLAS
     return weight.reshape(g.groups, weight.shape[0] // g.groups, weight[0].size)
 
 

@@ -1,9 +1,8 @@
 """Winograd for dilated or grouped filters, on NumPy: space to batch, then a dense convolution.
 
-With dilation d a filter sees every d-th row and column, and so do its neighbours d pixels away: the
-pixels with the same row and column modulo d form a phase, and results form phases too.  So each
-image is split into its d * d phases, which are images of their own for a dense convolution (d = 2,
-one row of x):
+With dilation d, the pixels of one window have the same row and the same column modulo d.  Such
+pixels form a phase, and the results computed from them form one too.  So each image is split into
+its d * d phases, and a dense convolution treats them as images (d = 2, one row of x):
 
     a b c d e f g h      ->      a c e g      and      b d f h
 

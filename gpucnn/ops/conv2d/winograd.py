@@ -4,8 +4,8 @@ An m x m tile of the result depends on an n x n tile of the image, n = m + r - 1
 
     y = AT [ (G weight GT) * (BT d B) ] A          (* element by element)
 
-so that a filter costs n * n multiplications a tile where the plain sum needs m * m * r * r: 36
-instead of 144 for m = 4, r = 3.  Summed over channels, each of the n * n positions is one matrix
+so that a filter costs n * n multiplications per tile, and the plain sum m * m * r * r: 36 instead
+of 144 for m = 4, r = 3.  Summed over channels, each of the n * n positions is one matrix
 product.  All three transforms are linear, so both 1-D passes are one matrix, and the backward pass
 is the exact adjoint: every matrix transposed, in the opposite order.
 
@@ -14,8 +14,8 @@ is the exact adjoint: every matrix transposed, in the opposite order.
     M[p] = V[p] U[p]^T  for every position p: (tiles, OC)
     y = KA M        (tiles, m * m, OC)    KA = kron(AT, AT)   (m * m, n * n)
 
-A transform is one product for each tile, and writes directly to where the products of each
-position read: BLAS accepts rows of C at any constant stride, so no tile is transposed in memory,
+A transform is one product for each tile, and writes its result directly where the products of each
+position read it: BLAS accepts rows of C at any constant stride, so no tile is transposed in memory,
 and V, U and M are contiguous where most of the time goes.  The filters are transposed before their
 transform: then both V U^T in the forward pass and dM U in the backward pass are products of
 matrices without a transpose, which cpu/blas.py speeds up.
@@ -164,8 +164,8 @@ class SavedWinograd:
             assert dweight is not None
             np.matmul(kg.T, du.transpose(1, 0, 2), out=dweight[filters])
 
-        def narrow() -> None:
-            """Runs of parts: one thread each, in the order of the images, with its own sum."""
+        def backward_narrow() -> None:
+            """Process each run of parts in one thread, in image order, with its own sum."""
             parts = tiles.parts(slice(0, g.n), oc)
             runs = [parts[i::_SUM_PARTS] for i in range(min(_SUM_PARTS, len(parts)))]
             dus = empty((len(runs) if needs[1] else 0, n2, oc, g.c), dy.dtype)
@@ -199,7 +199,7 @@ class SavedWinograd:
                     lambda f: transform_filters_back(f, dus[:, :, f].sum(axis=0)), spans(oc, 64)
                 )
 
-        def wide(images: slice, du: Array) -> None:
+        def backward_wide(images: slice, du: Array) -> None:
             """Set dx[images] from dy[images], and add these images' share to du and dbias."""
             rows, parts = tiles.rows(images), tiles.parts(images, oc)
             v_span = v[:, rows]
@@ -238,9 +238,9 @@ class SavedWinograd:
 
         if tiles.narrow:
             parallel_all(*todo)
-            narrow()
+            backward_narrow()
         else:
             du = by_position((n2 if needs[1] else 0, oc, g.c), dy.dtype)
             for images in tiles.spans():
-                wide(images, du)
+                backward_wide(images, du)
         return dx, None if dweight is None else dweight.reshape(weight.shape), dbias

@@ -1,9 +1,9 @@
 """Winograd's transform of the filters, U = KG weight, on NumPy: winograd.py has the formulas.
 
-In inference the filters are nearly always those of the last call, and transforming them takes most
-of the time if images are few.  So their transforms are cached, from the second call on, in the
-cache of the weight's tensor, which drops them when the weight changes.  They take (n / r)**2 times
-the filters' memory: four times with tiles of 4 x 4.
+In inference the filters rarely change between calls, and for few images transforming them takes
+most of the time.  So the transformed filters are cached, from the second call on, in the cache of
+the weight's tensor, which drops them when the weight changes.  They take (n / r)**2 times the
+filters' memory: four times with tiles of 4 x 4.
 """
 
 from typing import Any
@@ -43,7 +43,7 @@ def transposed(weight: Array, kg: Array) -> tuple[Array, Work]:
 
 
 def _in_panels(positions: int, rows: int, columns: int, dtype: Any) -> Array:
-    """Memory for matrices as blas.multiply wants them: (positions, panels, rows, panel width)."""
+    """Memory in blas.multiply's layout: (positions, panels, rows, panel width)."""
     width = blas.panel_width(rows, columns)
     panels = columns // width
     memory = by_position((positions, panels * rows, width), dtype)
@@ -58,7 +58,7 @@ def _to_panels(kg: Array, filters: Array, u: Array) -> None:
 
 
 def cached(weight: Array, kg: Array, cache: Cache | None) -> Array:
-    """U^T, computed; from `cache` if this weight was transformed twice before."""
+    """U^T: from `cache` if this weight was transformed twice before, else computed."""
     key = _key(kg)
     u_t = None if cache is None else cache.get(key)
     if u_t is None:
@@ -76,5 +76,5 @@ def forget(cache: Cache | None, kg: Array) -> None:
 
 
 def _key(kg: Array) -> tuple[str, int, int]:
-    """Of the tile size: 4 x 4 results and filters of 3 x 3 make n * n = 36 from r * r = 9."""
+    """The cache's key: (36, 9) for tiles of 4 x 4 and filters of 3 x 3, (n * n, r * r)."""
     return "winograd filters", *kg.shape

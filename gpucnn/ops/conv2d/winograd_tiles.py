@@ -20,12 +20,12 @@ from gpucnn.ops.geometry import Geometry
 _POINTS = {4: (0.0, 1.0, -1.0), 6: (0.0, 0.75, -0.75, 1.5, -1.5)}
 
 # Bytes that fit a core's own cache.  A part's tiles are gathered and transformed while they are in
-# it.  Half of this would serve one thread as well, but two threads then lose 7 % of a step to each
-# other: between its NumPy calls each needs the interpreter's lock.
+# it.  With half of this one thread is as fast, but two threads lose 7 % of a step: between NumPy
+# calls they compete for the interpreter lock.
 _CACHE_BYTES = 1 << 21
 
-# Bytes of a narrow layer's part.  With parts that fit the cache, whose operations are a quarter as
-# long, one thread gains nothing, and two lose 4 % of a step to that lock.
+# Bytes of a narrow layer's part.  Parts that fit the cache have operations a quarter as long: one
+# thread gains nothing, and two lose 4 % of a step to that lock.
 _NARROW_BYTES = 1 << 23
 
 # Tiles in one round of products: enough for BLAS to run at full speed, few enough to bound the
@@ -83,11 +83,11 @@ def by_position(shape: tuple[int, ...], dtype: Any, name: str | None = None) -> 
 def _at_edges(
     g: Geometry, m: int, dtype: Any
 ) -> list[tuple[slice, Array, tuple[slice, slice], Array]]:
-    """For each tile of an image, what transforms its pixels in place:
+    """For each tile of an image, (seen, kb_seen, (rows, columns), kb_own) to transform it in place.
 
-    the pixels from its first on the image to its last, as a slice in row order, and KB for all of
-    those, (n * n, pixels); its rows and columns on the image, and KB for just its own pixels,
-    (n * n, rows * columns).
+    seen is a slice in row order, from the tile's first pixel on the image to its last; kb_seen is
+    KB for these pixels, (n * n, pixels).  rows and columns are those of the tile on the image;
+    kb_own is KB for just the tile's own pixels, (n * n, rows * columns).
     """
     n = m + g.kh - 1
     kb = kronecker(m, g.kh, dtype)[2].reshape(n * n, n, n)

@@ -1,4 +1,4 @@
-"""Pooling on NumPy: along the columns of a window, then along its rows, chunk by chunk of images.
+"""Pooling on NumPy: along the columns of a window, then along its rows, in chunks of images.
 
 Where windows are disjoint, backward goes in the opposite order: rows first, whose runs are long,
 then columns.  Where they overlap, it adds each gradient at the index of its winner.
@@ -65,7 +65,7 @@ def _disjoint(g: Geometry) -> bool:
 
 
 def max_forward(x: Array, g: Geometry, keep: bool) -> tuple[Array, portable.SavedMax | None]:
-    """y (N, OH, OW, C) and, with `keep`, what backward needs."""
+    """y (N, OH, OW, C) and, with `keep`, the state for backward."""
     if max(g.kh, g.kw) > 255 or (g.kh * g.kw > 255 and not _disjoint(g)):
         return portable.max_forward(x, g, keep)  # winners here are bytes
     if not keep:
@@ -174,7 +174,7 @@ def _unusual(y: Array) -> bool:
 
 
 def _exact_winners(x: Array, g: Geometry, chunk: slice) -> Array:
-    """The offset of each window's winner, with the portable half's rules for NaN and -infinity."""
+    """The offset of each window's winner, by portable.py's rules for NaN and -infinity."""
     part = replace(g, n=chunk.stop - chunk.start)
     padded = _padded_chunk(x, g, chunk, -np.inf)
     candidates = [padded[:, rows, columns] for rows, columns in portable.offsets(g)]
@@ -203,7 +203,7 @@ def _join(column: Array, row: Array, into: Array, g: Geometry) -> None:
 
 def _to_winner(d: Array, winner: Array, parts: list[Array]) -> None:
     """The adjoint of _largest: copy d to the part that won, and zero the others."""
-    product = scratch("pool product", d.shape, d.dtype)  # contiguous: ufuncs cast runs slowly
+    product = scratch("pool product", d.shape, d.dtype)  # contiguous: casting short runs is slow
     if len(parts) == 2:
         if parts[1].flags.c_contiguous:
             product = parts[1]
@@ -355,7 +355,7 @@ def avg_backward(dy: Array, g: Geometry, area: tuple[bool, int, int]) -> Array:
 
 
 def _pixels(x: Array, g: Geometry, area: tuple[bool, int, int]) -> Array:
-    """portable.pixels, as one number if all means are over the same number of pixels."""
+    """portable.pixels, or a single number if all means are over the same number of pixels."""
     pixels = portable.pixels(x, g, area)
     return pixels.flat[0] if pixels.size and (pixels == pixels.flat[0]).all() else pixels
 

@@ -17,7 +17,7 @@ _GRID_ROWS = 65535  # CUDA's limit; the kernels loop over further images
 
 
 def _takes(x: Array, g: Geometry) -> bool:
-    """Whether the kernels take this: float32, and offsets inside an image fit 31 bits."""
+    """Whether the kernels support x: float32, and offsets inside an image fit 31 bits."""
     return takes("pool2d", x) and max(g.h * g.w, g.oh * g.ow) * g.c < 2**31
 
 
@@ -27,7 +27,7 @@ def _launch(kernel: str, g: Geometry, size: int, *args: Any) -> None:
 
 
 def max_forward(x: Array, g: Geometry, keep: bool) -> tuple[Array, portable.SavedMax | None]:
-    """y (N, OH, OW, C) and, with `keep`, what backward needs."""
+    """y (N, OH, OW, C) and, with `keep`, the state for backward."""
     if not _takes(x, g):
         return portable.max_forward(x, g, keep)
     xp = array_module(x)

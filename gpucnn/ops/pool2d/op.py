@@ -42,7 +42,7 @@ def max_pool2d(
     kernel_size.  Padding is -infinity, so it never wins.  With ceil_mode the last window may extend
     past the edge.
 
-    On a tie the first element in row order takes the gradient.  In a window of -infinity alone that
+    On a tie the first element in row order takes the gradient.  In a window of only -infinity that
     is the first pixel on the image.  A NaN wins over every number; of several, the last in row
     order takes the gradient, as in PyTorch.
 
@@ -63,8 +63,8 @@ def avg_pool2d(
     """The mean of each window.
 
     x is (N, H, W, C); the result is (N, OH, OW, C) with OH and OW as in max_pool2d.  Padding is
-    zero; with count_include_pad it counts as pixels of the mean, without it the mean is over pixels
-    of the image alone.  What ceil_mode adds beyond the padding never counts.  float16 is summed in
+    zero; with count_include_pad it counts as pixels of the mean, without it the mean is only over
+    pixels of the image.  What ceil_mode adds beyond the padding never counts.  float16 is summed in
     float32.
 
     Raises ShapeError if a window is larger than the padded image, or sees only padding.
@@ -106,7 +106,7 @@ def _geometry(
     last_row, last_column = (g.oh - 1) * g.stride_h - g.top, (g.ow - 1) * g.stride_w - g.left
     if g.top >= g.kh or g.left >= g.kw or last_row >= g.h or last_column >= g.w:
         raise ShapeError(
-            f"{op}: a window of {g.kh} x {g.kw} pixels sees padding alone\n"
+            f"{op}: a window of {g.kh} x {g.kw} pixels sees only padding\n"
             f"  x {shape}, padding {((g.top, g.bottom), (g.left, g.right))}; "
             "pad by less than the window"
         )

@@ -1,6 +1,6 @@
 """Pooling with any array module: one pass over the image for each offset inside the window.
 
-It serves float64 and float16 on a GPU, and windows too large for the other halves.
+It serves float64 and float16 on a GPU, and windows too large for cpu.py and cuda.py.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class SavedMax(Protocol):
 
 
 def max_forward(x: Array, g: Geometry, keep: bool) -> tuple[Array, SavedMax | None]:
-    """y (N, OH, OW, C) and, with `keep`, what backward needs."""
+    """y (N, OH, OW, C) and, with `keep`, the state for backward."""
     padded = _padded(x, g, -array_module(x).inf)
     y, winner = largest([padded[:, rows, columns] for rows, columns in offsets(g)], first(x, g))
     return y, _SavedWinners(winner, g) if keep else None

@@ -1,4 +1,4 @@
-"""Tests of the convolution leave its algorithm and the number of threads as they were."""
+"""Restores the convolution algorithm and the number of threads after each test."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Convolutions that the tests compute, by keyword, and the engines that compute them."""
+"""The convolutions that the tests compute, and the engines that compute them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -81,8 +81,8 @@ CONVOLUTIONS = [
         n=2, h=12, w=10, c=3, oc=2, kernel_size=5, padding=((1, 0), (0, 0)), dilation=(2, 1)
     ),
 ]  # fmt: skip
-# Transformed filters that outgrow a core's cache, in large images and in small ones; tiles that see
-# no pixel.
+# Transformed filters larger than a core's cache, for large images and small ones; tiles outside the
+# image.
 WIDE = [
     Convolution(n=3, h=12, w=10, c=128, oc=128),
     Convolution(n=20, h=8, w=8, c=96, oc=96),
@@ -103,7 +103,7 @@ every_engine = pytest.mark.parametrize(("device", "engine"), ENGINES)
 
 
 def use(engine: str, request: pytest.FixtureRequest) -> None:
-    """Let conv2d take this engine.  "tiled": the GPU's tiles for shapes too small for them."""
+    """Make conv2d use this engine; "tiled" means the GPU's tiled kernels even for small shapes."""
     if engine == "tiled":
         request.getfixturevalue("tiles_for_all")
     gpucnn.set_conv_algorithm("auto" if engine == "tiled" else engine)

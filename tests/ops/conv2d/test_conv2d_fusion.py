@@ -1,4 +1,4 @@
-"""ReLU and max pooling fused into conv2d, against the same ops one by one."""
+"""ReLU and max pooling fused into conv2d, against separate ops."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ POOLS = [
 
 
 def max_pool2d(y, pool):
-    """ops.max_pool2d as `pool` asks for it."""
+    """ops.max_pool2d with the arguments in `pool`."""
     return ops.max_pool2d(y, pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode)
 
 

@@ -17,7 +17,7 @@ from gpucnn.ops.conv2d.winograd import Winograd
         (Convolution(n=128, h=8, w=8, c=384, oc=256), Winograd(4)),
         (Convolution(n=8, h=13, w=13, c=256, oc=384), Winograd(4)),
         (Convolution(n=8, h=2, w=2, c=64, oc=64), Winograd(2)),
-        # the filter's centre alone: nothing to save
+        # only the filter's centre is on the image: nothing to save
         (Convolution(n=8, h=1, w=1, c=64, oc=64), Im2col()),
         (Convolution(n=8, h=27, w=27, c=96, oc=256, kernel_size=5, padding=2), Winograd(2)),
         (Convolution(n=128, h=32, w=32, c=3, oc=64), Im2col()),  # few channels
@@ -73,7 +73,7 @@ def test_auto_without_gradients_leaves_few_small_images_to_im2col(images, side, 
         ("plain", Im2col(), Im2col()),
     ],
 )
-def test_a_name_means_its_engine_for_few_channels_too(name, dense, strided):
+def test_a_named_engine_is_used_even_for_few_channels(name, dense, strided):
     gpucnn.set_conv_algorithm(name)
     assert choose_algorithm(Convolution(n=1, h=8, w=8, c=1, oc=1).geometry, 1) == dense
     assert choose_algorithm(Convolution(n=1, h=8, w=8, c=1, oc=1, stride=2).geometry, 1) == strided

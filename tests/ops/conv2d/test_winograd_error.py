@@ -1,4 +1,4 @@
-"""What one extreme pixel does to Winograd's convolution: the bound of set_conv_algorithm."""
+"""Winograd's error near extreme pixels, against the bound that set_conv_algorithm states."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from gpucnn import ops
 from gpucnn.ops.conv2d.algorithms import _TILES
 from gpucnn.ops.conv2d.winograd_tiles import transforms
 
-# tile, filter size, the share that the docstring states, image size
+# tile, filter size, the factor s that the docstring states, image size
 CASES = [(4, 3, 6.5e-6, 12), (2, 3, 7.2e-7, 6), (2, 5, 6.5e-6, 6)]
 
 
@@ -30,17 +30,19 @@ def largest_in_tiles(x, m, r):
     return found
 
 
-@pytest.mark.parametrize(("m", "r", "share", "size"), CASES)
-def test_the_share_is_three_roundings_of_what_the_transforms_magnify(m, r, share, size):
+@pytest.mark.parametrize(("m", "r", "factor", "size"), CASES)
+def test_the_factor_is_three_roundings_times_the_magnification_of_the_transforms(
+    m, r, factor, size
+):
     ka, kg, kb = (np.abs(np.kron(k, k)) for k in transforms(m, r))
     magnified = np.einsum("op,pt,pq->otq", ka, kg, kb).max()  # from pixel to result
-    assert 3 * magnified * 2.0**-24 == pytest.approx(share, rel=0.01)
+    assert 3 * magnified * 2.0**-24 == pytest.approx(factor, rel=0.01)
 
 
 @pytest.mark.parametrize("channels", [1, 16, 96])
-@pytest.mark.parametrize(("m", "r", "share", "size"), CASES)
-def test_extreme_pixels_cost_their_tiles_no_more_than_the_stated_share(
-    m, r, share, size, channels, conv_algorithm, monkeypatch, rng
+@pytest.mark.parametrize(("m", "r", "factor", "size"), CASES)
+def test_the_error_near_extreme_pixels_stays_below_the_stated_bound(
+    m, r, factor, size, channels, conv_algorithm, monkeypatch, rng
 ):
     monkeypatch.setitem(_TILES, r, (m,))
     worst, beside = 0.0, 0.0
@@ -57,19 +59,19 @@ def test_extreme_pixels_cost_their_tiles_no_more_than_the_stated_share(
             scale = largest_in_tiles(x, m, r) @ np.abs(weight).sum(axis=(1, 2)).T.astype(float)
             worst = max(worst, (error / scale).max())
             beside = max(beside, (error / np.abs(exact).clip(1e-3)).max())
-    assert share / 30 < worst <= share
-    if m == 4:  # whose transforms round: relative to the result the error has no bound
+    assert factor / 30 < worst <= factor
+    if m == 4:  # relative to the result, the error has no bound: these transforms round
         assert beside > 1
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # from inf * 0 in BLAS
 @pytest.mark.parametrize("value", [np.inf, np.nan])
-@pytest.mark.parametrize(("m", "r", "share", "size"), CASES)
-def test_a_pixel_that_is_not_finite_makes_nan_of_its_tiles_and_of_no_others(
-    m, r, share, size, value, conv_algorithm, monkeypatch, rng
+@pytest.mark.parametrize(("m", "r", "factor", "size"), CASES)
+def test_a_pixel_that_is_not_finite_turns_only_its_tiles_into_nan(
+    m, r, factor, size, value, conv_algorithm, monkeypatch, rng
 ):
     monkeypatch.setitem(_TILES, r, (m,))
-    size = 5 * m  # more than two tiles a side, which are gathered
+    size = 5 * m  # more than two tiles a side, so that tiles are gathered
     x, weight = rng.standard_normal((1, size, size, 16)), rng.standard_normal((8, r, r, 16))
     x[0, 2 * m, 2 * m, 3] = value
     y = convolve(x, weight, "winograd", conv_algorithm)

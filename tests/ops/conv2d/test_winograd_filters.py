@@ -38,7 +38,7 @@ def _infer(x, weight, calls=1):
         return [ops.conv2d(x, weight, padding=1).data for _ in range(calls)]
 
 
-def test_filters_that_stay_are_transformed_twice_at_most(rng, count):
+def test_unchanged_filters_are_transformed_at_most_twice(rng, count):
     x, weight = _draw(rng)
     results = _infer(x, weight, 4)
     assert count() == 2  # the second result is cached
@@ -79,7 +79,7 @@ def test_a_changed_weight_is_transformed_again(write, rng, count):
         np.testing.assert_array_equal(result, fresh)
 
 
-def test_an_array_that_was_written_gives_fresh_results_in_a_new_tensor(rng):
+def test_a_new_tensor_of_a_changed_array_gives_fresh_results(rng):
     x, weight = _draw(rng)
     array = weight.data.copy()
     _infer(x, tensor(array), 3)
@@ -115,9 +115,9 @@ def test_the_result_of_an_op_is_not_cached(rng, count):
     assert not doubled.cache()
 
 
-def test_tiles_of_two_sizes_have_transforms_of_their_own(rng, count):
+def test_tiles_of_two_sizes_are_cached_separately(rng, count):
     x, weight = _draw(rng)
-    small = tensor(x.data[:, :2, :2].copy())  # one tile of 2 x 2, the others are of 4 x 4
+    small = tensor(x.data[:, :2, :2].copy())  # one tile of 2 x 2; x has tiles of 4 x 4
     for _ in range(4):
         _infer(x, weight)
         _infer(small, weight)
