@@ -1,4 +1,4 @@
-"""`gpucnn doctor`: what this machine can run gpucnn on, and how to fix what it cannot."""
+"""`gpucnn doctor`: which devices work on this machine, and how to fix those that do not."""
 
 import argparse
 import importlib
@@ -31,7 +31,7 @@ def add_parser(commands: Commands) -> None:
         "doctor",
         help="diagnose this machine: CuPy, driver, compilers, data",
         description="Inspect CuPy, the driver, NVRTC, the C++ compiler for cudasim and the data, "
-        "and print a remedy for each problem.  Exit status 1 if something is broken.",
+        "and print a remedy for each problem.  The exit status is 1 if something is broken.",
     )
     parser.set_defaults(run=run)
 
@@ -173,7 +173,7 @@ def _cupy_compiler(cupy: Any, capabilities: list[int]) -> Finding:
             continue
         found = f"NVRTC {version} does not compile for cuda:{index}, sm_{capability}"
         if capability > supported[0]:
-            return Finding("fault", what, f"{found}, which is newer", _newest_cupy())
+            return Finding("fault", what, f"{found}, a newer GPU", _upgrade_cupy())
         remedy = _MEANWHILE if capability < _OLDEST_CAPABILITY else _reinstall("cuda12")
         return Finding("fault", what, f"{found}; the oldest supported is sm_{supported[0]}", remedy)
     return Finding(
@@ -195,13 +195,13 @@ def _reinstall(extra: str) -> str:
     return f'pip uninstall -y {names}, then pip install "gpucnn[{extra}]"'
 
 
-def _newest_cupy() -> str:
+def _upgrade_cupy() -> str:
     name = next(iter(cupy_distributions()), "cupy").split()[0]
-    return f'the newest CuPy: pip install --upgrade "{name}[ctk]"'
+    return f'upgrade CuPy: pip install --upgrade "{name}[ctk]"'
 
 
 def _dotted(version: int) -> str:
-    """CUDA's 13010 as "13.1"."""
+    """Format CUDA's version number: 13010 becomes "13.1"."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
@@ -215,13 +215,13 @@ def _nvrtc() -> Finding:
 
 
 def _compiler() -> Finding:
-    from gpucnn.cudasim import compiler  # only `doctor` imports the simulator here
+    from gpucnn.cudasim import compiler  # here: other commands do not import the simulator
 
     return _unless_missing("compiler for cudasim", lambda: ", ".join(compiler.compiler()))
 
 
 def _unless_missing(what: str, inspect: Callable[[], str]) -> Finding:
-    """What `inspect` returns, or what its DeviceError says is missing."""
+    """Finding "ok" with the result of `inspect`, or "missing" with the text of its DeviceError."""
     try:
         return Finding("ok", what, inspect())
     except DeviceError as error:
