@@ -37,7 +37,7 @@ def of_model(
 
     "batch" crops, flips and normalises a batch; "training" is forward, softmax cross-entropy,
     backward and SGD with momentum and weight decay; "inference" is a forward pass in evaluation
-    mode.  Labels cycle through the classes: 0, 1, 2, ...  Dropout has a generator of its own with a
+    mode.  Labels cycle through the classes: 0, 1, 2, ...  Dropout has its own generator with a
     fixed seed, so the default generator does not advance.  run=True also runs the launches on
     `device`.
 

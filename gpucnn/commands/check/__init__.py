@@ -4,9 +4,9 @@
     gpucnn check --device cuda --quick      1 to 2 minutes
     gpucnn check --device cudasim --quick   the same, on any CPU with a C++ compiler
 
-Nine parts run one after the other, each in a process of its own with a time limit (runner.py).  A
-part reports each finding at once (part.py), and each finding is written at once to DIR/report.md
-and DIR/report.json (report.py), so that even a killed run leaves a report.  docs/check.md explains
+Nine parts run one after the other, each in its own process with a time limit (runner.py).  A part
+reports each finding at once (part.py), and each finding is written at once to DIR/report.md and
+DIR/report.json (report.py), so that even a killed run leaves a report.  docs/check.md explains
 the report.
 """
 

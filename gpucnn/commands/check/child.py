@@ -1,4 +1,4 @@
-"""Run one part of a check in a process of its own.
+"""Run one part of a check in its own process.
 
     python -m gpucnn.commands.check.child MODULE TASK     TASK is a JSON object: the fields of Task
 

@@ -1,4 +1,4 @@
-"""Run the parts of a check, each in a process of its own, and write their findings as they come.
+"""Run the parts of a check, each in its own process, and write their findings as they arrive.
 
 If a process crashes or hangs, another continues after the case at fault.  At its time limit a part
 is killed, with every process that it started.
