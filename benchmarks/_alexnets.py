@@ -1,4 +1,4 @@
-"""The AlexNets of the benchmarks: lists of layers, and modules of gpucnn or PyTorch."""
+"""The AlexNets of the benchmarks, as lists of layers and as modules of gpucnn or PyTorch."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def keras_layers() -> list[tuple[Any, ...]]:
         ("norm", 384),
         ("conv", 384, 256, 3, 1, 1),
         ("norm", 256),
-        ("pool", 2, 2, True),  # ceil_mode: the 14th row and column are padding
+        ("pool", 2, 2, True),  # ceil_mode: 13 x 13 becomes 7 x 7
         ("flatten",),
         ("linear", 7 * 7 * 256, 4096),
         ("dropout", 0.4),

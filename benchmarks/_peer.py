@@ -1,4 +1,4 @@
-"""Run the sides of a benchmark in turn, each in processes of its own.
+"""Run the sides of a benchmark (gpucnn and its peers) in turn, each run in its own process.
 
 Two frameworks in one process would share threads, caches and the allocator, and the speed of a
 shared machine changes from minute to minute.  So each round runs every side once, and the result
@@ -37,10 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
         "--clock",
         choices=("wall", "cpu"),
         default="wall",
-        help="cpu: time of the process, for a machine in other use (default: wall)",
+        help="cpu: CPU time of the process, for a busy machine (default: wall)",
     )
     parser.add_argument(
-        "--rounds", type=int, default=rounds, help=f"runs of every side (default: {rounds})"
+        "--rounds", type=int, default=rounds, help=f"runs of each side (default: {rounds})"
     )
     parser.add_argument(
         "--repeats", type=int, default=5, help="calls timed in each process (default: 5)"
@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
 def environment(blas: str) -> dict[str, str]:
     """The environment of a child process.
 
-    blas "unset" clears the OpenBLAS variables, "as set" keeps them; any other word is the core type
-    that OpenBLAS must use.
+    blas "unset" clears the OpenBLAS variables, "as set" keeps them; any other value is the core
+    type that OpenBLAS must use, such as "Haswell".
     """
     env = dict(os.environ)
     if blas != "as set":
@@ -80,7 +80,7 @@ def run_child(script: str, side: str, task: dict[str, Any], blas: str = "unset")
 def interleave(
     script: str, sides: list[str], task: dict[str, Any], rounds: int, blas: str = "unset"
 ) -> dict[str, list[dict[str, Any]]]:
-    """`rounds` reports of each side; the sides run in turn."""
+    """Return `rounds` reports of each side; the sides run in turn."""
     reports: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side in sides:
@@ -105,7 +105,7 @@ def ratio(
 def seconds(
     step: Callable[[], object], repeats: int, clock: str = "wall", warm_up: int = 2
 ) -> float:
-    """The median time of one call.
+    """The median time of one call, in seconds.
 
     clock is "wall", or "cpu": the CPU time of this process, which other processes distort less.
     With one thread on an idle machine the two are equal.
@@ -129,7 +129,7 @@ def forward_and_both(
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     """Two steps of either framework: forward without gradients, and forward with backward."""
 
-    def alone() -> None:
+    def forward_only() -> None:
         with no_grad():
             forward()
 
@@ -138,7 +138,7 @@ def forward_and_both(
             tensor.grad = None
         forward().backward(dy)
 
-    return alone, both
+    return forward_only, both
 
 
 def peak_memory() -> float:

@@ -2,8 +2,8 @@
 
     python benchmarks/conv_accuracy.py --data DIR       Winograd and the plain sum, three seeds each
 
-DIR contains CIFAR-10.  Every run is examples/train_alexnet_cifar10.py with its own defaults, on the
-first 10,000 images of each split, in a process of its own; runs differ only in the seed and in
+DIR contains CIFAR-10.  Every run is examples/train_alexnet_cifar10.py with its defaults, in its own
+process, on the first 10,000 images of each split; runs differ only in the seed and in
 set_conv_algorithm.  The table lists the test accuracy after the last epoch.  The algorithms are
 equally good if their means differ by less than the seeds do.
 """

@@ -154,9 +154,9 @@ def torch_steps(
 
 
 def child(side: str, task: dict[str, Any]) -> dict[str, float]:
-    alone, both = gpucnn_steps(task) if side == OWN else torch_steps(task, side == PEERS[0])
+    forward_only, both = gpucnn_steps(task) if side == OWN else torch_steps(task, side == PEERS[0])
     return {
-        "forward": seconds(alone, task["repeats"], task["clock"]),
+        "forward": seconds(forward_only, task["repeats"], task["clock"]),
         "both": seconds(both, task["repeats"], task["clock"]),
     }
 

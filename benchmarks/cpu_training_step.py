@@ -1,10 +1,10 @@
 """Time a training step on the CPU, and compare it with PyTorch in both of its layouts.
 
     python benchmarks/cpu_training_step.py                 the table: batch, threads, BLAS
-    python benchmarks/cpu_training_step.py --model keras   the lecture's AlexNet, 227 x 227, batch 8
+    python benchmarks/cpu_training_step.py --model keras   alexnet_keras, 227 x 227, batch 8
     python benchmarks/cpu_training_step.py --growth        time against batch size and image side
     python benchmarks/cpu_training_step.py --overhead      autograd against the bare arithmetic
-    python benchmarks/cpu_training_step.py --epoch DIR     one epoch of CIFAR-10, which is in DIR
+    python benchmarks/cpu_training_step.py --epoch DIR     one epoch of the CIFAR-10 in DIR
 
 A step is forward, softmax cross-entropy, backward, and SGD with momentum and weight decay.  The
 ratio is gpucnn's time over that of PyTorch's faster layout, the median over rounds.  Without
@@ -161,10 +161,10 @@ def bare_step(task: dict[str, Any]) -> Callable[[], object]:
             convolved = Geometry.of("conv2d", shape, (sizes[2], sizes[2]), *sizes[3:])
             shape = (batch, convolved.oh, convolved.ow, sizes[1])
             plan.append((partial(_Conv2d, convolved, True, None), weights))
-        elif kind == "pool":  # the convolution before it does it too, as in nn.Sequential
-            v = Geometry.of("pool", shape, *sizes, 0)
-            shape = (batch, v.oh, v.ow, shape[3])
-            plan[-1] = partial(_Conv2d, convolved, True, v), plan[-1][1]
+        elif kind == "pool":  # fused into the preceding convolution, as in nn.Sequential
+            pooled = Geometry.of("pool", shape, *sizes, 0)
+            shape = (batch, pooled.oh, pooled.ow, shape[3])
+            plan[-1] = partial(_Conv2d, convolved, True, pooled), plan[-1][1]
         elif kind == "flatten":
             plan.append((partial(_Reshape, (batch, -1)), ()))
         elif kind == "dropout":
@@ -280,7 +280,7 @@ def growth(arguments: argparse.Namespace) -> None:
     rows = [(batch, 32) for batch in (32, 64, 128, 256, 512, 1024)]
     rows += [(batch, side) for side, batch in ((16, 128), (32, 128), (64, 32), (128, 8))]
     base = None
-    print("| batch | side | step, ms | us an image | time over linear |")
+    print("| batch | side | step, ms | us per image | time over linear |")
     print("|---|---|---|---|---|")
     for batch, side in rows:
         task = step_task(arguments, side=side, batch=batch, threads=arguments.threads[0])
@@ -323,7 +323,7 @@ def overhead(arguments: argparse.Namespace) -> None:
 
 
 def epoch(arguments: argparse.Namespace) -> None:
-    print("| threads | side | epoch, s | images a second |\n|---|---|---|---|")
+    print("| threads | side | epoch, s | images/s |\n|---|---|---|---|")
     for threads in arguments.threads:
         task = {
             "model": "cifar10",
@@ -352,9 +352,13 @@ def main() -> None:
         default=["unset", "Haswell"],
         help='OpenBLAS variables: "unset", "as set", or a core type such as Haswell',
     )
-    parser.add_argument("--growth", action="store_true")
-    parser.add_argument("--overhead", action="store_true")
-    parser.add_argument("--epoch", metavar="DIR", help="the folder of CIFAR-10")
+    parser.add_argument(
+        "--growth", action="store_true", help="time against batch size and image side"
+    )
+    parser.add_argument(
+        "--overhead", action="store_true", help="autograd against the bare arithmetic"
+    )
+    parser.add_argument("--epoch", metavar="DIR", help="time one epoch of the CIFAR-10 in DIR")
     arguments = parser.parse_args()
     keras = arguments.model == "keras"
     arguments.batch = arguments.batch or ([8] if keras else [32, 128, 512])

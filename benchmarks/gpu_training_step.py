@@ -7,11 +7,11 @@ A step is forward, softmax cross-entropy, backward, and SGD with momentum and we
 time is measured between two events on the device's stream, the median over `--repeats` steps in
 each process, then over `--rounds` rounds of all sides in turn.  It includes the time that the
 device waits for Python.  gpucnn computes in float32; PyTorch runs in both of its layouts, with TF32
-off (the same arithmetic) and on, and cuDNN chooses its algorithms by trial.  Memory is the peak
-size of the memory pool.
+off (the same arithmetic) and on, and cuDNN benchmarks its algorithms.  Memory is the peak size of
+the memory pool.
 
-The time of a layer is the device's alone: `--repeats` calls are queued while a kernel spins, and
-then run without gaps.  Events around single calls would measure Python's launch time
+The time of a layer excludes the host: `--repeats` calls are queued while a kernel spins, and then
+run without gaps.  Events around single calls would measure Python's launch time
 (gpucnn/commands/check/measure.py).  Times on the simulator say nothing about a GPU.
 """
 
@@ -88,8 +88,8 @@ def layers(task: dict[str, Any]) -> list[tuple[str, float, float, float, int]]:
     """One row per convolution and dense layer.
 
     A row is the name, the milliseconds of forward and backward, the multiply-adds of the forward
-    pass, and the multiply-adds of the backward pass as a multiple of those: 1 without the gradient
-    of the images, else 2.
+    pass, and the ratio of backward to forward multiply-adds: 1 for the first layer, which needs no
+    gradient of the images, else 2.
     """
     device, model, images, _ = prepare(task)
     calls: list[tuple[nn.Module, gpucnn.Tensor, gpucnn.Tensor]] = []
@@ -192,7 +192,7 @@ def torch_milliseconds(step: Callable[[], object], repeats: int) -> float:
 
 
 def peers(device: Device) -> list[str]:
-    """The sides of PyTorch, if it sees the GPU, which a process of its own tests."""
+    """PyTorch's sides; [] if it is missing or sees no GPU, which a separate process tests."""
     if device.kind != "cuda" or importlib.util.find_spec("torch") is None:
         return []
     program = "import torch; print(torch.cuda.is_available())"

@@ -1,13 +1,13 @@
-"""Measure the Python time of one training step on a GPU: what the host does meanwhile.
+"""Measure the time that Python takes to queue one training step on a GPU.
 
     python benchmarks/host_overhead.py                    alexnet_cifar10, batch 128
     python benchmarks/host_overhead.py --model resnet18_cifar --steps 500
 
-A step that takes longer on the device keeps the device busy; a shorter one waits for Python.  The
+If a step takes the device longer, the device is always busy; if not, it waits for Python.  The
 step runs on the simulated device, whose launches, memory fills, sums and matrix products are
-replaced: they return at once, with uninitialised memory.  So this needs neither a compiler nor a
-GPU.  The time is that of gpucnn's own Python and of the simulator's arrays, which are Python where
-CuPy's are C.  CuPy's own time for a launch or an array operation is not included.
+replaced by functions that return at once.  So this needs neither a compiler nor a GPU.  The time is
+that of gpucnn's own Python and of the simulator's arrays, which are Python where CuPy's are C.
+CuPy's own time for a launch or an array operation is not included.
 """
 
 import argparse
@@ -35,7 +35,7 @@ DEVICE = Device("cudasim")  # Device.parse("cudasim") would require a compiler
 
 @contextmanager
 def idle_device() -> Iterator[None]:
-    """Replace what the simulated device computes by functions that return at once."""
+    """Replace the simulated device's computations by functions that return at once."""
 
     def launch(*args: Any, **options: Any) -> None:  # a mock would keep the arguments alive
         pass
@@ -108,7 +108,7 @@ def where_it_goes(step: Callable[[], None], steps: int) -> None:
     """Print the time of each op, forward and backward, and the share of the launches."""
     clock = Clock()
     launch = clock.wrap(cuda.launch, "all launches")
-    # launch_elementwise calls the launcher's own name.
+    # launch_elementwise calls `launch` by its name in launcher.
     patches = [mock.patch.object(module, "launch", launch) for module in (cuda, launcher)]
     patches += [mock.patch.object(Function, "__call__", clock.wrap(Function.__call__))]
     for op in Function.__subclasses__():

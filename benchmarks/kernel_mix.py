@@ -1,8 +1,8 @@
-"""The instruction mix of the convolution kernels' main loops, compared with CUTLASS's.
+"""Print the instruction mix of the convolution kernels' main loops, and of CUTLASS's.
 
     pip install "gpucnn[nvrtc]"                         no GPU is needed
     pip install nvidia-cutlass==4.2.* nvidia-cuda-{cccl,runtime,crt}==13.0.*       for the peer
-    python benchmarks/kernel_mix.py [ARCHITECTURE ...]  80 and 90 unless given
+    python benchmarks/kernel_mix.py [ARCHITECTURE ...]  default: 80 90
 
 A float32 loop is bound by instruction issue, so its share of multiply-adds is the highest share of
 peak that it can reach.  `cover` is the number of multiply-adds between a load from global memory

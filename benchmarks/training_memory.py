@@ -2,8 +2,8 @@
 
     python benchmarks/training_memory.py
 
-The measured figure is the peak resident set size over five steps of SGD with momentum, in a process
-of its own, minus the resident set size before the model was built.  Another network has been
+The measured figure is the peak resident set size over five steps of SGD with momentum, in its own
+process, minus the resident set size before the model was built.  Another network has been
 trained and dropped by then: the code of NumPy and BLAS and BLAS's per-thread buffers are already
 resident.  Linux only: the figures come from /proc.
 """

@@ -53,19 +53,19 @@ def nvrtc_library() -> None:
 
 @pytest.fixture(params=[CPU, CUDASIM, CUDA])
 def device(request: pytest.FixtureRequest) -> str:
-    """The name of each device in turn."""
+    """The name of a device: each in turn."""
     return str(request.param)
 
 
 @pytest.fixture(params=[CUDASIM, CUDA])
 def gpu(request: pytest.FixtureRequest) -> str:
-    """The name of each device that runs kernels, in turn."""
+    """The name of a device that runs kernels: each in turn."""
     return str(request.param)
 
 
 @pytest.fixture
 def current(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Make the test's device CuPy's current one, for tests that compute with raw arrays."""
+    """Make the test's device CuPy's current device, for tests that compute with raw arrays."""
     name = next(name for name in ("device", "gpu") if name in request.fixturenames)
     device = Device.parse(request.getfixturevalue(name))
     with nullcontext() if device.kind == "cpu" else device.xp.cuda.Device(device.index):

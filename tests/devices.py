@@ -1,7 +1,7 @@
 """Helpers for tests that run on every device: tensors on it, results from it, tolerances.
 
 A test with the `device` fixture (conftest.py) runs on each device.  On a GPU, float32 runs the
-kernels and float64 the ops' generic form for any array module.
+kernels, and float64 runs the ops' generic NumPy-style code.
 
 GPUCNN_TEST_CUDA=cuda:1 runs the `gpu` tests on that GPU while CuPy's current device is cuda:0.
 """
@@ -33,7 +33,7 @@ def place(name: str) -> Any:
 __all__ = ["error_beside_cpu", "host", "relative"]  # shared with `gpucnn check`
 
 CPU, CUDASIM, CUDA = map(place, ("cpu", "cudasim", GPU))
-SECOND_CUDA = place("cuda:1")  # whatever GPUCNN_TEST_CUDA says
+SECOND_CUDA = place("cuda:1")  # regardless of GPUCNN_TEST_CUDA
 
 
 in_both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -64,7 +64,7 @@ def results(y: gpucnn.Tensor, dy: Any, *leaves: gpucnn.Tensor) -> list[np.ndarra
 
 
 def assert_close(actual: Any, expected: Any, bound: float | None = None) -> None:
-    """Assert that the two agree within `bound`, by default that of actual's dtype."""
+    """Assert that actual and expected agree within `bound` (default: BOUNDS of actual's dtype)."""
     actual = host(actual)
     error = relative(actual, expected)
     bound = BOUNDS[actual.dtype] if bound is None else bound

@@ -1,4 +1,4 @@
-"""Stand-ins for parts of cupy.cuda: the current device, and a device with a clock of its own."""
+"""Stand-ins for parts of cupy.cuda: the current device, and a device with a simulated clock."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -21,7 +21,7 @@ def device_class(current: list[int]) -> type:
 
 
 class TimedDevice:
-    """A gpucnn Device, its CuPy and the stream in one, with a clock that the subclass defines."""
+    """A gpucnn Device, its CuPy and its stream in one; subclasses define the clock."""
 
     kind, index = "cuda", 0
 
@@ -31,20 +31,20 @@ class TimedDevice:
     # --- what a subclass defines ---
 
     def record(self) -> float:
-        """An event was recorded; the time in milliseconds at which it will have passed."""
+        """Record an event; return the time at which it passes, in milliseconds."""
         raise NotImplementedError
 
     def has_passed(self, time: float) -> bool:
         raise NotImplementedError
 
     def wait_until(self, time: float) -> None:
-        """The host waits for an event."""
+        """Make the host wait for an event."""
 
     def synchronize(self) -> None:
-        """The host waits for the stream."""
+        """Make the host wait for the stream."""
 
     def spin(self, grid: Any, block: Any, arguments: Any) -> None:
-        """The kernel of measure.Spin was launched."""
+        """Launch the kernel of measure.Spin."""
         raise NotImplementedError
 
     # --- what measure.py calls ---

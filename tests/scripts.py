@@ -1,4 +1,4 @@
-"""Load a script of examples/ or benchmarks/ as a module, and run command lines that must fail."""
+"""Load scripts of examples/ and benchmarks/ as modules, and run command lines that must fail."""
 
 import importlib.util
 import sys
@@ -10,7 +10,7 @@ import pytest
 
 
 def load_script(path: Path) -> ModuleType:
-    """Import the script at `path`; a script finds its module in sys.modules, as dataclasses do."""
+    """Import the script at `path`; meanwhile it is in sys.modules, where dataclasses look it up."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -27,7 +27,7 @@ def assert_refused(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> str:
-    """main(arguments) ends with status 2 and `message` on standard error, which is returned."""
+    """Assert that main exits with status 2 and prints `message` to standard error; return that."""
     status: object
     try:
         status = main(arguments)

@@ -1,7 +1,7 @@
 """The command line: `gpucnn COMMAND`.
 
-Each command is one file or one folder: its parser (`add_parser`), `run`, and the work that `run`
-does.
+Each command is a file or folder with `add_parser` and `run`.  launches.py and kernel_export.py hold
+work that several commands share.
 """
 
 import argparse

@@ -31,7 +31,7 @@ def add_model(parser: argparse.ArgumentParser, prefix: str = "") -> None:
 def model_and_batch(arguments: argparse.Namespace) -> tuple[str, int]:
     """The values of --model and --batch, or their defaults.
 
-    argparse leaves None for a flag that was not given, so that a command can tell.
+    The parser's own default is None, so that a command can tell whether a flag was given.
     """
     return arguments.model or "alexnet_cifar10", arguments.batch or 128
 

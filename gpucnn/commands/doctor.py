@@ -1,4 +1,4 @@
-"""`gpucnn doctor`: what this machine can run gpucnn on, and how to fix what it cannot."""
+"""`gpucnn doctor`: which devices work on this machine, and how to fix those that do not."""
 
 import argparse
 import importlib
@@ -23,7 +23,7 @@ from gpucnn.errors import DeviceError
 
 _OLDEST_CUPY = 14
 _OLDEST_CAPABILITY = 50  # compute capability times ten; the oldest that NVRTC 12 supports
-_MEANWHILE = "use --device cpu or cudasim meanwhile"
+_OTHER_DEVICES = "use --device cpu or cudasim"
 
 
 def add_parser(commands: Commands) -> None:
@@ -31,7 +31,7 @@ def add_parser(commands: Commands) -> None:
         "doctor",
         help="diagnose this machine: CuPy, driver, compilers, data",
         description="Inspect CuPy, the driver, NVRTC, the C++ compiler for cudasim and the data, "
-        "and print a remedy for each problem.  Exit status 1 if something is broken.",
+        "and print a remedy for each problem.  The exit status is 1 if something is broken.",
     )
     parser.set_defaults(run=run)
 
@@ -117,7 +117,7 @@ def _cuda() -> list[Finding]:
         device = Device.parse("cuda")
     except DeviceError as error:
         if not cupy_distributions():
-            return [Finding("missing", "GPU", str(error).splitlines()[0], _MEANWHILE)]
+            return [Finding("missing", "GPU", str(error).splitlines()[0], _OTHER_DEVICES)]
         return [Finding("fault", "GPU", str(error).splitlines()[0], _remedy_without_gpu())]
     runtime = device.xp.cuda.runtime
     properties = [runtime.getDeviceProperties(i) for i in range(runtime.getDeviceCount())]
@@ -140,17 +140,17 @@ def _remedy_without_gpu() -> str:
 
         runtime = cupy.cuda.runtime
         driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
-    except Exception:  # CuPy does not load, or raises a class of its own
-        return _MEANWHILE
+    except Exception:  # CuPy does not load, or raises its own classes
+        return _OTHER_DEVICES
     if driver == 0:
-        return f"install NVIDIA's driver; {_MEANWHILE}"
+        return f"install NVIDIA's driver, or {_OTHER_DEVICES}"
     if driver // 1000 < needed // 1000:
         older_cupy = "" if needed < 13000 or driver < 12000 else _reinstall("cuda12") + ", or "
         return (
             f"the driver is for CUDA {_dotted(driver)}, CuPy for CUDA {_dotted(needed)}: "
-            f"{older_cupy}install a newer driver; {_MEANWHILE}"
+            f"{older_cupy}install a newer driver, or {_OTHER_DEVICES}"
         )
-    return _MEANWHILE
+    return _OTHER_DEVICES
 
 
 def _cupy_compiler(cupy: Any, capabilities: list[int]) -> Finding:
@@ -160,7 +160,7 @@ def _cupy_compiler(cupy: Any, capabilities: list[int]) -> Finding:
     try:
         version = ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
         supported = sorted(cupy.cuda.nvrtc.getSupportedArchs())
-    except Exception as error:  # CuPy's loader raises classes of its own
+    except Exception as error:  # CuPy's loader raises its own classes
         reason = " ".join(str(error).split())
         return Finding("fault", what, f"NVRTC cannot be loaded ({reason})", reinstall)
     if not _has_headers():
@@ -173,8 +173,8 @@ def _cupy_compiler(cupy: Any, capabilities: list[int]) -> Finding:
             continue
         found = f"NVRTC {version} does not compile for cuda:{index}, sm_{capability}"
         if capability > supported[0]:
-            return Finding("fault", what, f"{found}, which is newer", _newest_cupy())
-        remedy = _MEANWHILE if capability < _OLDEST_CAPABILITY else _reinstall("cuda12")
+            return Finding("fault", what, f"{found}, a newer GPU", _upgrade_cupy())
+        remedy = _OTHER_DEVICES if capability < _OLDEST_CAPABILITY else _reinstall("cuda12")
         return Finding("fault", what, f"{found}; the oldest supported is sm_{supported[0]}", remedy)
     return Finding(
         "ok", what, f"NVRTC {version}, compiles for sm_{supported[0]} to sm_{supported[-1]}"
@@ -195,13 +195,13 @@ def _reinstall(extra: str) -> str:
     return f'pip uninstall -y {names}, then pip install "gpucnn[{extra}]"'
 
 
-def _newest_cupy() -> str:
+def _upgrade_cupy() -> str:
     name = next(iter(cupy_distributions()), "cupy").split()[0]
-    return f'the newest CuPy: pip install --upgrade "{name}[ctk]"'
+    return f'upgrade CuPy: pip install --upgrade "{name}[ctk]"'
 
 
 def _dotted(version: int) -> str:
-    """CUDA's 13010 as "13.1"."""
+    """Format CUDA's version number: 13010 becomes "13.1"."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
@@ -215,13 +215,13 @@ def _nvrtc() -> Finding:
 
 
 def _compiler() -> Finding:
-    from gpucnn.cudasim import compiler  # only `doctor` imports the simulator here
+    from gpucnn.cudasim import compiler  # here: other commands do not import the simulator
 
     return _unless_missing("compiler for cudasim", lambda: ", ".join(compiler.compiler()))
 
 
 def _unless_missing(what: str, inspect: Callable[[], str]) -> Finding:
-    """What `inspect` returns, or what its DeviceError says is missing."""
+    """Finding "ok" with the result of `inspect`, or "missing" with the text of its DeviceError."""
     try:
         return Finding("ok", what, inspect())
     except DeviceError as error:

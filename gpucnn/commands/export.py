@@ -18,7 +18,9 @@ def add_parser(commands: Commands) -> None:
         "file's metadata.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as best.safetensors")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a checkpoint, such as best.safetensors"
+    )
     parser.add_argument("target", metavar="TARGET", help="the .onnx file to write")
 
 

@@ -1,8 +1,8 @@
 """Write the kernels that a model trains with as files, for `gpucnn kernels --export`.
 
-    DIR/manifest.json            all of the below, and every launch with its grid and arguments
-    DIR/source/pool2d.cu         complete: NVRTC needs no other file
-    DIR/sm_80/pool2d.ptx         compiled from it for one architecture
+    DIR/manifest.json            lists the other files, and every launch with grid and arguments
+    DIR/source/pool2d.cu         with its headers inlined: NVRTC needs no other file
+    DIR/sm_80/pool2d.ptx         the same, compiled for one architecture
     DIR/sm_80/pool2d.cubin       for cuModuleLoad
 
 Each entry of the manifest is one kernel.  Each of its `launches` has a `number`, which counts the
@@ -131,7 +131,7 @@ def _complete_or_nothing(target: Path) -> Iterator[Path]:
 
 
 def _stem(specialisation: Specialisation) -> str:
-    """The name of its files without extension: pool2d, or pool2d-NAME=VALUE with a define."""
+    """The file name without extension: pool2d, or pool2d-NAME=VALUE with a define."""
     file, defines = specialisation
     name = launches.specialisation_name((file.removesuffix(".cu"), defines), "-")
     return name.replace("/", "_")

@@ -18,10 +18,12 @@ def add_parser(commands: Commands) -> None:
         help="list the CUDA kernels, or export them",
         description="List the CUDA kernels: name, source file and line, and the modules that "
         "launch each.  --export writes the kernels that a model trains with as files: source, PTX, "
-        "cubin, and a manifest with every launch.  It needs NVRTC, but no GPU.",
+        "cubin, and a manifest with every launch.  --export needs NVRTC, but no GPU.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("--export", metavar="DIR", help="write them to DIR, which is new or empty")
+    parser.add_argument(
+        "--export", metavar="DIR", help="write the kernels to DIR, a new or empty folder"
+    )
     parser.add_argument(
         "--arch",
         type=_architecture,

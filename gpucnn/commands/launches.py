@@ -1,8 +1,8 @@
-"""Record the kernels that a model launches: `gpucnn warmup`, `kernels --export` and `check` use it.
+"""Record the kernel launches of a model, for `gpucnn warmup`, `kernels --export` and `check`.
 
 One batch, one training step and one inference are recorded, not run: shapes alone determine the
-launches.  On the simulated device this needs neither a GPU nor a compiler; on a GPU it imports
-nothing of the simulator.
+launches.  On the simulated device this needs neither a GPU nor a compiler; on a GPU it does not
+import the simulator.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def of_model(
 
     "batch" crops, flips and normalises a batch; "training" is forward, softmax cross-entropy,
     backward and SGD with momentum and weight decay; "inference" is a forward pass in evaluation
-    mode.  Labels cycle through the classes: 0, 1, 2, ...  Dropout has a generator of its own with a
+    mode.  Labels cycle through the classes: 0, 1, 2, ...  Dropout has its own generator with a
     fixed seed, so the default generator does not advance.  run=True also runs the launches on
     `device`.
 
@@ -95,7 +95,7 @@ def _phases(
 
 
 def _recorded(step: Callable[[], object], run: bool) -> list[Launch]:
-    # Without running, results are uninitialised memory: NumPy must not warn about it.
+    # Results that no kernel wrote are uninitialised: NumPy must not warn about them.
     with cuda.record_launches(run) as launches, np.errstate(all="ignore"):
         step()
     return launches

@@ -20,7 +20,9 @@ def add_parser(commands: Commands) -> None:
         description="Print the most probable classes of each image, with bars.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as best.safetensors")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a checkpoint, such as best.safetensors"
+    )
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="an image file")
     parser.add_argument(
         "--top", type=positive_int, default=5, metavar="N", help="classes to print (default: 5)"
@@ -30,7 +32,9 @@ def add_parser(commands: Commands) -> None:
         metavar="FILE",
         help="class names, one per line (default: those in the checkpoint)",
     )
-    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument(
+        "--device", default="cpu", help="auto, cpu, cuda, cuda:N or cudasim (default: cpu)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in arguments.images:
         try:
             text = bars(classifier.guesses(path, arguments.top))
-        except DataError as error:  # go on with the other files
+        except DataError as error:  # continue with the other files
             print(f"error: {error}", file=sys.stderr)
             status = 2
             continue
@@ -61,10 +65,10 @@ def _lines(path: Path) -> list[str]:
 
 
 def bars(guesses: Sequence[Guess], width: int = 40, encoding: str | None = None) -> str:
-    """One line for each guess: name, percentage, and a bar of up to `width` characters.
+    """One line per guess: name, percentage, and a bar of up to `width` characters.
 
-    encoding is that of the output stream, by default standard output's.  Bars are drawn with block
-    characters where the encoding has them, with number signs elsewhere.
+    encoding is that of the output stream; None means standard output's.  Bars are block characters
+    if the encoding has them, else number signs.
     """
     try:
         (_EIGHTHS + "█").encode(encoding or sys.stdout.encoding or "ascii")

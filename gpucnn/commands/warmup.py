@@ -1,7 +1,7 @@
 """`gpucnn warmup`: compile the kernels of a model before its first step needs them.
 
-CuPy and the simulator cache compiled kernels in a folder of the user's.  A specialisation counts as
-compiled if it adds a file to that folder, else as cached.
+CuPy and the simulator cache compiled kernels in a folder.  A specialisation (a file and its
+defines) counts as compiled if it adds a file to that folder, else as cached.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def add_parser(commands: Commands) -> None:
         "warmup",
         help="compile a model's kernels ahead of time",
         description="Compile the kernels that training and inference of a model launch, and cache "
-        "them on disk: the first step then does not wait for the compiler.",
+        "them on disk, so that the first step does not wait for the compiler.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cudasim (default: cuda)")
@@ -53,8 +53,8 @@ def warm_up(
 ) -> tuple[Timed, Timed]:
     """Compile what training and inference of `model` launch on `device` with `batch` images.
 
-    Returns two lists of (name, seconds): what was compiled, and what was cached already.  progress
-    wraps the list of kernels to compile, as tqdm does.  On cuda, recording the launches also makes
+    Returns two lists of (name, seconds): what was compiled, and what was already cached.  progress
+    wraps the list of files to compile, as tqdm does.  On cuda, recording the launches also makes
     CuPy compile its own kernels, for sums and the like; they are the first entry.
 
     Raises DeviceError for a device that cannot be used; ArgumentError for the CPU, for an unknown

@@ -1,4 +1,4 @@
-"""The GPU benchmark: the time of a layer excludes the time that Python takes to launch it."""
+"""The GPU benchmark: the time of a layer excludes Python's time to launch it."""
 
 import time
 from pathlib import Path
@@ -27,7 +27,7 @@ class SlowHost(TimedDevice):
     def __init__(self):
         super().__init__()
         self.host = 0.0  # the host's clock, in milliseconds
-        self.busy = 0.0  # the device works until then
+        self.busy = 0.0  # the time at which the device becomes idle
 
     def record(self):
         return max(self.busy, self.host)
@@ -52,7 +52,7 @@ class SlowHost(TimedDevice):
         self.run(1.0)
 
 
-def test_a_layers_time_is_the_devices_and_not_pythons(benchmark, monkeypatch):
+def test_the_time_of_a_layer_excludes_pythons_time_to_launch_it(benchmark, monkeypatch):
     device = SlowHost()
     monkeypatch.setattr(time, "perf_counter", lambda: device.host / 1e3)
     spin = Spin(device)
@@ -61,8 +61,7 @@ def test_a_layers_time_is_the_devices_and_not_pythons(benchmark, monkeypatch):
 
 
 @pytest.mark.usefixtures("compiler")
-def test_the_layers_are_timed_in_that_way(benchmark, monkeypatch):
-    """Every figure of the table comes from `queued`."""
+def test_every_time_in_the_table_of_layers_comes_from_queued(benchmark, monkeypatch):
     calls = []
     monkeypatch.setattr(benchmark, "queued", lambda step, repeats, spin: calls.append(1) or 2.0)
     task = {"device": "cudasim", "batch": 1, "repeats": 1}

@@ -1,4 +1,4 @@
-"""The benchmark of Python's time runs without a compiler, and its table adds up."""
+"""The benchmark of the host's time runs without a compiler, and its table adds up."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "host_overhead.py"
 
 
-def test_it_needs_neither_gpu_nor_compiler_and_says_where_the_time_goes():
+def test_it_runs_without_gpu_and_compiler_and_its_table_adds_up():
     command = [sys.executable, str(SCRIPT), "--batch", "2", "--steps", "3"]
     environment = {**os.environ, "CXX": "", "PATH": "/nowhere"}
     done = subprocess.run(

@@ -12,7 +12,7 @@ from gpucnn.errors import DeviceError
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(monkeypatch, tmp_path):
+def _empty_data_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("GPUCNN_DATA", str(tmp_path))
 
 
@@ -28,7 +28,7 @@ def finding(what):
     return next(f for f in doctor.examine() if f.what == what)
 
 
-def test_two_cupys_at_once_are_a_fault_with_the_command_that_mends_it(monkeypatch, capsys):
+def test_two_cupy_distributions_are_a_fault_with_the_command_that_fixes_it(monkeypatch, capsys):
     installed(monkeypatch, "cupy-cuda12x", "cupy-cuda13x")
     cupy = finding("CuPy")
     assert cupy.state == "fault"
@@ -38,7 +38,7 @@ def test_two_cupys_at_once_are_a_fault_with_the_command_that_mends_it(monkeypatc
     assert "FAULT    CuPy" in capsys.readouterr().out
 
 
-def test_one_cupy_is_fine_and_one_without_a_driver_is_a_fault_of_the_gpu(monkeypatch):
+def test_a_missing_driver_is_a_fault_of_the_gpu_not_of_cupy(monkeypatch):
     installed(monkeypatch, "cupy-cuda12x")
     assert finding("CuPy").state == "ok"
     assert finding("GPU").state == "fault"
@@ -59,7 +59,7 @@ def test_a_cupy_that_is_too_old_or_for_other_gpus_is_a_fault(monkeypatch, name, 
     assert cupy.remedy.startswith(f'pip uninstall -y {name}, then pip install "gpucnn[cuda12]"')
 
 
-# --- with CuPy: what its runtime and its NVRTC say ---
+# --- with CuPy: what its runtime and its NVRTC report ---
 
 
 class DynamicLibNotFoundError(RuntimeError):
@@ -101,7 +101,7 @@ def test_a_gpu_that_works_is_named_with_its_driver_and_compiler(cupy):
 
 
 OLDER = 'pip uninstall -y cupy-cuda13x, then pip install "gpucnn[cuda12]"'
-NEWER = 'the newest CuPy: pip install --upgrade "cupy-cuda13x[ctk]"'
+NEWER = 'upgrade CuPy: pip install --upgrade "cupy-cuda13x[ctk]"'
 
 
 @pytest.mark.parametrize(
@@ -109,15 +109,15 @@ NEWER = 'the newest CuPy: pip install --upgrade "cupy-cuda13x[ctk]"'
     [
         ((7, 0), (13, 0), NVRTC_13, OLDER),
         ((6, 1), (13, 0), NVRTC_13, OLDER),
-        ((3, 7), (12, 8), NVRTC_12, "use --device cpu or cudasim meanwhile"),
+        ((3, 7), (12, 8), NVRTC_12, "use --device cpu or cudasim"),
         ((13, 0), (13, 0), NVRTC_13, NEWER),
         ((10, 3), (12, 8), NVRTC_12, NEWER),
         ((7, 0), (12, 8), NVRTC_12, None),
-        ((12, 1), (12, 8), NVRTC_12, None),  # runs what is made for sm_120
+        ((12, 1), (12, 8), NVRTC_12, None),  # runs code for sm_120
         ((7, 5), (13, 0), NVRTC_13, None),
     ],
 )
-def test_a_gpu_that_nvrtc_does_not_compile_for_comes_with_the_cupy_that_does(
+def test_a_gpu_that_nvrtc_does_not_support_comes_with_the_cupy_that_does(
     cupy, capability, version, known, remedy
 ):
     cupy.properties["major"], cupy.properties["minor"] = capability
@@ -131,7 +131,7 @@ def test_a_gpu_that_nvrtc_does_not_compile_for_comes_with_the_cupy_that_does(
     assert f"does not compile for cuda:0, sm_{capability[0]}{capability[1]}" in found.found
 
 
-def test_a_cupy_without_nvrtc_or_headers_is_a_fault_with_the_extras(cupy):
+def test_a_cupy_without_nvrtc_or_headers_is_a_fault_and_the_extra_is_named(cupy):
     cupy.pathfinder.find_nvidia_header_directory = lambda name: None
     found = finding("CuPy's compiler")
     assert (found.state, found.found) == (
@@ -160,10 +160,10 @@ def test_a_cupy_without_nvrtc_or_headers_is_a_fault_with_the_extras(cupy):
         ),
         (11080, "the driver is for CUDA 11.8, CuPy for CUDA 13.0: install a newer driver"),
         (0, "install NVIDIA's driver"),
-        (13010, "use --device cpu or cudasim meanwhile"),  # another fault, which GPU names
+        (13010, "use --device cpu or cudasim"),  # new enough: another fault
     ],
 )
-def test_a_driver_that_is_older_than_cupys_cuda_is_named_with_both_ways_out(cupy, driver, remedy):
+def test_a_driver_older_than_cupys_cuda_is_named_with_both_remedies(cupy, driver, remedy):
     def fail():
         raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
 
@@ -175,7 +175,7 @@ def test_a_driver_that_is_older_than_cupys_cuda_is_named_with_both_ways_out(cupy
     assert found.remedy.startswith(remedy)
 
 
-def test_without_cupy_everything_else_is_still_looked_at_and_nothing_is_broken(monkeypatch, capsys):
+def test_without_cupy_everything_else_is_examined_and_nothing_is_a_fault(monkeypatch, capsys):
     installed(monkeypatch)
     assert finding("CuPy").state == finding("GPU").state == "missing"
     assert cli.main(["doctor"]) == 0
@@ -188,7 +188,7 @@ def test_without_cupy_everything_else_is_still_looked_at_and_nothing_is_broken(m
             assert lines[i + 1].strip().startswith("->"), line
 
 
-def test_a_missing_compiler_comes_with_the_way_to_get_one(monkeypatch):
+def test_a_missing_compiler_comes_with_the_command_that_installs_one(monkeypatch):
     def none():
         raise DeviceError("device cudasim needs a C++17 compiler\n  install one (apt install g++)")
 
@@ -203,7 +203,7 @@ def test_the_data_folder_is_named(tmp_path):
     assert str(tmp_path) in found.found
 
 
-def test_a_data_folder_that_does_not_exist_is_no_place_for_a_download(monkeypatch, tmp_path):
+def test_a_data_folder_that_does_not_exist_is_named_with_a_remedy(monkeypatch, tmp_path):
     monkeypatch.setenv("GPUCNN_DATA", str(tmp_path / "misspelt"))
     found = finding("CIFAR-10")
     assert found.found == f"GPUCNN_DATA: {tmp_path / 'misspelt'} does not exist"

@@ -1,4 +1,4 @@
-"""Exported kernels: NVIDIA's tools read the files, and the launches can be repeated from them."""
+"""Exported kernels: NVIDIA's tools read the files, and the launches can be replayed from them."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def output(*command):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_source_and_options_are_all_it_takes_to_make_the_rest_again(exported, manifest):
+def test_source_and_options_suffice_to_recompile_every_kernel(exported, manifest):
     compiled = {}
     for entry in manifest["entries"]:
         source = (exported / entry["source"]).read_text()
@@ -134,7 +134,7 @@ def test_the_manifest_has_the_launches_of_a_real_step_in_their_order(manifest, r
     assert manifest["launches"] == {"batch": 1, "training": len(real) - 1}
 
 
-def test_an_export_repeats_itself_and_leaves_the_default_generator_alone():
+def test_recording_is_repeatable_and_does_not_advance_the_default_generator():
     def numbers():
         made = launches.of_model("alexnet_cifar10", BATCH, ("training",))["training"]
         return [[v for v in launch.values if isinstance(v, np.generic)] for launch in made]
@@ -147,7 +147,7 @@ def test_an_export_repeats_itself_and_leaves_the_default_generator_alone():
     assert numbers() == first
 
 
-def test_a_batch_of_128_makes_the_same_launches_as_the_smaller_one_of_these_tests():
+def test_a_batch_of_128_makes_as_many_launches_as_the_small_batch_of_these_tests():
     counts = [
         len(launches.of_model("alexnet_cifar10", batch, ("training",))["training"])
         for batch in (BATCH, 128)
@@ -156,7 +156,7 @@ def test_a_batch_of_128_makes_the_same_launches_as_the_smaller_one_of_these_test
 
 
 class Replay:
-    """Runs launches from exported files alone: cubins on a GPU, sources on the simulator."""
+    """Replays launches from the exported files only: cubins on a GPU, sources on the simulator."""
 
     def __init__(self, folder, manifest, target):
         self.folder, self.xp = folder, target.xp
@@ -217,9 +217,7 @@ def replay(exported, manifest, target):
         yield Replay(exported, manifest, target)
 
 
-def test_each_launch_repeated_from_the_files_gives_the_frameworks_own_bits(
-    replay, manifest, target, real
-):
+def test_each_launch_replayed_from_the_files_gives_the_same_bits(replay, manifest, target, real):
     for (entry, launch), (*_, before, after) in zip(in_order(manifest), real, strict=True):
         values = [replay.value(argument) for argument in launch["arguments"]]
         for argument, value, was in zip(launch["arguments"], values, before, strict=True):
@@ -236,7 +234,7 @@ def test_each_launch_repeated_from_the_files_gives_the_frameworks_own_bits(
                 assert same(value.get(), expected, target), (launch["number"], entry["name"])
 
 
-def test_a_wrong_number_in_the_manifest_would_be_noticed(replay, manifest, target, real):
+def test_a_wrong_number_in_the_manifest_is_detected(replay, manifest, target, real):
     entry, launch = next(pair for pair in in_order(manifest) if pair[0]["name"] == "relu_forward")
     *_, before, after = real[launch["number"]]
     for size, equal in ((launch["arguments"][-1]["value"], True), (5, False)):
@@ -249,7 +247,7 @@ def test_a_wrong_number_in_the_manifest_would_be_noticed(replay, manifest, targe
 
 
 def same(ours, theirs, target):
-    """Bit-identical; on a GPU within 1e-6, as CuPy's NVRTC may be another version than ours.
+    """Whether they are bit-identical; on a GPU within 1e-6, as CuPy may use another NVRTC.
 
     Elements that no kernel writes may be NaN in both.
     """
@@ -264,9 +262,9 @@ def same(ours, theirs, target):
     return np.abs(ours - theirs).max(initial=0) <= 1e-6 * np.abs(theirs).max(initial=0)
 
 
-def test_the_launches_in_a_row_from_the_manifest_alone_compute_finite_numbers(replay, manifest):
+def test_replaying_all_launches_from_the_manifest_gives_finite_numbers(replay, manifest):
     rng = np.random.default_rng(1)
-    for buffer in replay.buffers:  # any numbers, as in an empty allocation
+    for buffer in replay.buffers:  # arbitrary, like uninitialised memory
         numbers = rng.standard_normal(ceil_div(buffer.size, 4), np.float32) * np.float32(0.01)
         buffer.set(numbers.view(np.uint8)[: buffer.size])
     for entry, launch in in_order(manifest):

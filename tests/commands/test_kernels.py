@@ -1,4 +1,4 @@
-"""gpucnn kernels: the table, and an export that is complete or leaves nothing behind."""
+"""gpucnn kernels: the table, and an export that completes or leaves nothing behind."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 
 
 @pytest.mark.usefixtures("nvrtc_library")
-def test_an_unknown_architecture_is_refused_with_those_that_are_known(tmp_path, capsys):
+def test_an_unknown_architecture_is_refused_and_the_known_ones_are_listed(tmp_path, capsys):
     folder = tmp_path / "kernels"
     assert cli.main(["kernels", "--export", str(folder), "--arch", "80", "13"]) == 2
     error = capsys.readouterr().err
@@ -54,7 +54,7 @@ def test_an_unknown_architecture_is_refused_with_those_that_are_known(tmp_path, 
 
 
 @pytest.mark.parametrize("flags", ["--arch 90", "--model lenet5", "--batch 4"])
-def test_flags_that_nothing_would_read_are_refused(flags, capsys):
+def test_flags_of_export_are_refused_without_it(flags, capsys):
     assert cli.main(["kernels", *flags.split()]) == 2
     assert "--arch, --model and --batch need --export DIR" in capsys.readouterr().err
 
@@ -66,7 +66,9 @@ def test_an_unknown_model_leaves_no_folder(tmp_path):
     assert not (tmp_path / "a" / "kernels").exists()
 
 
-def test_without_nvrtc_the_way_out_is_named_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+def test_without_nvrtc_the_error_names_the_remedy_and_nothing_is_written(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
     for function in (nvrtc._library, nvrtc.architectures):
         function.cache_clear()
@@ -84,7 +86,7 @@ def test_without_nvrtc_the_way_out_is_named_and_nothing_is_written(tmp_path, mon
 
 @pytest.fixture
 def instant(monkeypatch):
-    """Replace NVRTC by a compiler that takes no time."""
+    """Replace NVRTC with a stand-in that compiles nothing."""
 
     class Usage(dict):
         def __missing__(self, name):
@@ -99,7 +101,7 @@ def instant(monkeypatch):
 @pytest.mark.usefixtures("instant")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
 @pytest.mark.parametrize("there", [False, True])
-def test_a_stop_or_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, error, there):
+def test_an_interrupt_or_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, error, there):
     folder = tmp_path / "kernels"
     if there:
         folder.mkdir()
@@ -151,10 +153,10 @@ def test_a_killed_export_leaves_no_manifest_and_says_what_to_remove(tmp_path, re
 
 
 @pytest.mark.usefixtures("instant")
-def test_a_folder_that_may_not_be_written_is_named(tmp_path, monkeypatch):
+def test_a_folder_without_write_permission_is_named(tmp_path, monkeypatch):
     def refuse(self, *args, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "mkdir", refuse)  # modes do not stop root
+    monkeypatch.setattr(Path, "mkdir", refuse)  # root may write despite file modes
     with pytest.raises(ArgumentError, match=r"kernels cannot be written \(Permission denied\)"):
         export_kernels("lenet5", [80], tmp_path / "kernels", 2)

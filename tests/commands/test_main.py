@@ -1,3 +1,5 @@
+"""The command line: `gpucnn predict`, mistakes, interruption, a closed pipe."""
+
 import subprocess
 import sys
 
@@ -37,14 +39,14 @@ def test_predict_prints_five_bars_for_each_image(checkpoint, image, capsys):
     assert err == ""
 
 
-def test_predict_takes_top_and_names(checkpoint, image, tmp_path, capsys):
+def test_predict_takes_the_number_of_classes_and_their_names(checkpoint, image, tmp_path, capsys):
     (tmp_path / "names").write_text("".join(f"ziffer-{i}\n" for i in range(10)))
     flags = ["--top", "3", "--classes", str(tmp_path / "names")]
     assert main(["predict", *flags, str(checkpoint), str(image)]) == 0
     assert capsys.readouterr().out.count("  ziffer-") == 3
 
 
-def test_predict_goes_on_after_a_bad_image_and_ends_with_status_2(checkpoint, image, capsys):
+def test_predict_continues_after_a_bad_image_and_exits_with_status_2(checkpoint, image, capsys):
     assert main(["predict", str(checkpoint), "none.png", str(image)]) == 2
     out, err = capsys.readouterr()
     assert "error: none.png: there is no such file" in err
@@ -72,12 +74,12 @@ def test_predict_says_when_the_normalisation_is_missing(image, tmp_path, capsys)
         ("", "required: COMMAND"),
     ],
 )
-def test_a_mistake_is_one_clear_text_and_exit_status_2(arguments, message, checkpoint, capsys):
+def test_a_mistake_is_one_message_and_exit_status_2(arguments, message, checkpoint, capsys):
     words = [str(checkpoint) if word == "CHECKPOINT" else word for word in arguments.split()]
     assert_refused(main, words, message, capsys)
 
 
-def test_ctrl_c_ends_with_status_130(checkpoint, monkeypatch):
+def test_ctrl_c_exits_with_status_130(checkpoint, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -91,7 +93,7 @@ def test_the_package_runs_as_a_command(tmp_path):
     assert result.stdout.strip() == f"gpucnn {gpucnn.__version__}"
 
 
-def test_output_that_nobody_reads_to_the_end_is_no_error():
+def test_a_closed_output_pipe_is_not_an_error():
     command = [sys.executable, "-m", "gpucnn", "kernels"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""gpucnn warmup: what it compiles, what it finds cached, and its errors without CUDA."""
+"""gpucnn warmup: what it compiles, what is already cached, and its errors without CUDA."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def compile_now(self):
     cudasim_compiler.compile_kernels(self._code, self._options, None)
 
 
-def test_the_second_time_everything_is_found_compiled(fresh, capsys):
+def test_the_second_time_everything_is_cached(fresh, capsys):
     files = {file for file, _ in launches.specialisations(launches.of_model("alexnet_cifar10", 4))}
     arguments = ["warmup", "--device", "cudasim", "--batch", "4"]
     assert cli.main(arguments) == 0
@@ -57,7 +57,7 @@ def test_the_second_time_everything_is_found_compiled(fresh, capsys):
 
 
 @pytest.mark.usefixtures("compiler")
-def test_after_it_training_and_inference_compile_nothing(monkeypatch, tmp_path):
+def test_after_warmup_training_and_inference_compile_nothing(monkeypatch, tmp_path):
     device = Device("cudasim")
     warmup.warm_up("lenet5", "cudasim", 2)
     compiled = []
@@ -72,7 +72,7 @@ def test_after_it_training_and_inference_compile_nothing(monkeypatch, tmp_path):
     assert compiled == []
 
 
-def test_what_a_batch_a_step_and_an_inference_launch_is_all_in_the_package():
+def test_a_batch_a_step_and_an_inference_launch_only_kernels_of_the_package():
     found = launches.of_model("alexnet_cifar10", 4)
     assert list(found) == ["batch", "training", "inference"]
     assert [launch.kernel.name for launch in found["batch"]] == ["crop_flip_normalize"]
@@ -81,7 +81,7 @@ def test_what_a_batch_a_step_and_an_inference_launch_is_all_in_the_package():
     assert "dropout" not in {launch.kernel.name for launch in found["inference"]}
 
 
-def test_launches_are_found_out_without_a_compiler_and_without_running_any(monkeypatch):
+def test_launches_are_recorded_without_a_compiler_and_without_running(monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("something was compiled or run")
 
@@ -101,7 +101,7 @@ def test_launches_are_found_out_without_a_compiler_and_without_running_any(monke
         ("--device cudasim --batch 0", "expected at least 1, got 0"),
     ],
 )
-def test_what_cannot_be_is_one_clear_text(arguments, message, monkeypatch, capsys):
+def test_an_unusable_device_or_model_is_one_message(arguments, message, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert_refused(cli.main, ["warmup", *arguments.split()], message, capsys)
 
@@ -162,7 +162,7 @@ def cupy(monkeypatch, tmp_path):
     launcher.checked_kernel.cache_clear()
 
 
-def test_on_cuda_cupys_cache_tells_what_is_new_and_recording_fills_it_with_cupys_own(cupy):
+def test_on_cuda_a_kernel_counts_as_compiled_if_it_adds_a_file_to_cupys_cache(cupy):
     compiled, cached = warmup.warm_up("alexnet_cifar10", "cuda", 4)
     names = [name for name, _ in compiled]
     assert names[0] == "CuPy's own kernels"
@@ -182,7 +182,7 @@ from gpucnn.commands import main
 """
 
 
-def test_warming_up_a_gpu_takes_nothing_of_the_simulator(tmp_path):
+def test_warming_up_a_gpu_does_not_import_the_simulator(tmp_path):
     """As on Windows, the simulator's modules cannot be imported."""
     (tmp_path / "cupy.py").write_text("""
 import contextlib, os, types
@@ -239,7 +239,7 @@ def skip_without_cuda():
         pytest.skip(str(error).splitlines()[0])
 
 
-def test_cupy_without_nvrtc_is_told_with_the_way_out(cupy, capsys):
+def test_cupy_without_nvrtc_is_reported_with_the_remedy(cupy, capsys):
     cupy.failure = DynamicLibNotFoundError('Failure finding "libnvrtc.so.12":\n  No such file')
     assert cli.main(["warmup"]) == 2
     error = capsys.readouterr().err
@@ -247,7 +247,7 @@ def test_cupy_without_nvrtc_is_told_with_the_way_out(cupy, capsys):
     assert '\n  install CuPy with both: pip install "gpucnn[cuda12]"' in error
 
 
-def test_cupy_without_cudas_headers_is_told_the_same_way_out(cupy, capsys):
+def test_cupy_without_the_cuda_headers_is_reported_with_the_same_remedy(cupy, capsys):
     cupy.failure = RuntimeError("Failed to find CUDA headers. Please install CUDA toolkit headers")
     assert cli.main(["warmup"]) == 2
     error = capsys.readouterr().err
@@ -256,7 +256,7 @@ def test_cupy_without_cudas_headers_is_told_the_same_way_out(cupy, capsys):
 
 
 @pytest.mark.gpu
-def test_a_real_cupy_that_finds_no_headers_is_told_the_way_out():
+def test_a_real_cupy_without_headers_is_reported_with_the_remedy():
     skip_without_cuda()
     done = run(
         "import sys; from cuda import pathfinder; from gpucnn.commands import main; "
@@ -276,7 +276,7 @@ def test_a_real_cupy_that_finds_no_headers_is_told_the_way_out():
     ],
     ids=["too old", "too new"],
 )
-def test_a_gpu_that_cupys_nvrtc_does_not_know_is_told_who_knows(cupy, capsys, failure):
+def test_a_gpu_that_cupys_nvrtc_does_not_support_is_referred_to_doctor(cupy, capsys, failure):
     cupy.failure = failure
     assert cli.main(["warmup"]) == 2
     error = capsys.readouterr().err
@@ -284,27 +284,27 @@ def test_a_gpu_that_cupys_nvrtc_does_not_know_is_told_who_knows(cupy, capsys, fa
     assert "`gpucnn doctor` says which one does" in error
 
 
-def test_a_kernel_that_cupy_cannot_compile_shows_the_compilers_words(cupy, capsys):
+def test_a_kernel_that_cupy_cannot_compile_shows_the_compilers_message(cupy, capsys):
     cupy.failure = CompileException("pool2d.cu(7): error: nvrtc: nothing")
     assert cli.main(["warmup"]) == 2
     error = capsys.readouterr().err
     assert "kernels/activation.cu does not compile for cuda:0:\npool2d.cu(7)" in error
 
 
-def test_the_first_launch_without_nvrtc_says_the_same(cupy):
+def test_the_first_launch_without_nvrtc_raises_the_same_error(cupy):
     cupy.failure = DynamicLibNotFoundError('Failure finding "libnvrtc.so.12"')
     ready = launcher.checked_kernel("relu_forward", Device("cuda"), ())
     with pytest.raises(DeviceError, match="device cuda:0 needs NVRTC"):
         ready.run((1, 1, 1), (32, 1, 1), 0, ())
 
 
-def test_another_failure_of_cupys_keeps_its_own_type(cupy):
+def test_any_other_exception_of_cupy_keeps_its_type(cupy):
     cupy.failure = MemoryError("out of memory")
     with pytest.raises(MemoryError):
         warmup.warm_up("alexnet_cifar10", "cuda", 4)
 
 
-def test_a_cupy_that_keeps_nothing_makes_warming_up_pointless(cupy, monkeypatch):
+def test_a_cupy_that_caches_only_in_memory_is_refused(cupy, monkeypatch):
     monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "1")
     with pytest.raises(ArgumentError, match="CuPy does not keep compiled kernels\n  unset it"):
         warmup.warm_up("alexnet_cifar10", "cuda", 4)

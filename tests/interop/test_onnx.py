@@ -1,4 +1,4 @@
-"""Every model exported to ONNX and run in onnxruntime: its logits beside ours."""
+"""Every model exported to ONNX and run in onnxruntime gives gpucnn's logits."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def check(model, shape, path, rng, n=3, tolerance=1e-5):
 
 
 def with_statistics(model, rng):
-    """Give the model running statistics and scales as after some training."""
+    """Give the model random running statistics and scales, as if it had been trained."""
     for _, module in model.named_modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             for tensor in (module.running_mean, module.bias):
@@ -45,7 +45,7 @@ def with_statistics(model, rng):
 
 
 @pytest.mark.parametrize("name", [name for name in models.BY_NAME if name not in LARGE])
-def test_onnxruntime_gives_our_logits(name, rng, tmp_path):
+def test_onnxruntime_gives_the_same_logits(name, rng, tmp_path):
     config = CONFIGS.get(name, {})
     model = with_statistics(models.build(name, **config), rng)
     check(model, models.input_shape(name, **config), tmp_path / "model.onnx", rng)
@@ -53,7 +53,7 @@ def test_onnxruntime_gives_our_logits(name, rng, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
-def test_onnxruntime_gives_our_logits_of_the_large_models_too(name, rng, tmp_path):
+def test_onnxruntime_gives_the_same_logits_for_large_models(name, rng, tmp_path):
     model = with_statistics(models.build(name, classes=10), rng)
     check(model, models.input_shape(name), tmp_path / "model.onnx", rng, n=1)
     (tmp_path / "model.onnx").unlink()  # hundreds of megabytes
@@ -98,7 +98,7 @@ def test_every_other_op_agrees_too(rng, tmp_path):
     nn.LocalResponseNorm(3, 0.5, 0.6, 1.5),
     nn.BatchNorm2d(4),
 ], ids=repr)  # fmt: skip
-def test_windows_and_norms_agree_at_the_edges(layer, rng, tmp_path):
+def test_pooling_and_normalisation_agree_at_the_edges(layer, rng, tmp_path):
     check(with_statistics(layer, rng), (8, 10, 4), tmp_path / "model.onnx", rng)
 
 
@@ -107,7 +107,7 @@ def test_batch_norm_of_vectors_agrees(rng, tmp_path):
     check(with_statistics(model, rng), (4,), tmp_path / "model.onnx", rng)
 
 
-def test_images_are_turned_once_at_the_start_and_once_before_the_dense_layers(onnx, tmp_path):
+def test_images_are_transposed_at_the_start_and_before_the_dense_layers_only(onnx, tmp_path):
     export_onnx(models.lenet(), tmp_path / "model.onnx", (28, 28, 1))
     graph = onnx.load(str(tmp_path / "model.onnx")).graph
     assert [node.op_type for node in graph.node] == (
@@ -120,7 +120,7 @@ def test_images_are_turned_once_at_the_start_and_once_before_the_dense_layers(on
     }
 
 
-def test_dropout_and_mode_are_left_alone(onnx, tmp_path):
+def test_export_leaves_the_model_unchanged_and_omits_dropout(onnx, tmp_path):
     model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.BatchNorm1d(3))
     mean = model[2].running_mean.data.copy()
     export_onnx(model, tmp_path / "model.onnx", (4,))
@@ -161,7 +161,7 @@ def test_a_file_that_cannot_be_written_is_named(onnx, tmp_path):
         export_onnx(nn.Linear(4, 3), tmp_path / "none" / "model.onnx", (4,))
 
 
-def test_without_onnx_it_says_what_to_install(monkeypatch, tmp_path):
+def test_without_onnx_the_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(MissingExtra, match=r'needs onnx: pip install "gpucnn\[onnx\]"'):
         export_onnx(nn.Linear(4, 3), tmp_path / "model.onnx", (4,))

@@ -72,10 +72,10 @@ def test_logits_equal_pytorchs_on_random_weights(side, torch, other, ours, rng):
         actual = model(gpucnn.tensor(x)).numpy()
     assert actual.shape == (2, CLASSES)
     assert np.abs(actual - expected).max() < 1e-5
-    assert np.abs(expected).max() > 1e-2  # so that equal means something
+    assert np.abs(expected).max() > 1e-2  # else the comparison would prove nothing
 
 
-def test_the_checkpoint_says_what_prediction_needs(ours):
+def test_the_checkpoint_contains_what_prediction_needs(ours):
     info = read_checkpoint(ours).info
     assert info["model"] == {
         "name": "alexnet_torchvision", "config": {"classes": CLASSES, "channels": 3}
@@ -118,7 +118,9 @@ def test_a_hostile_pickle_is_refused_and_not_run(torch, tmp_path, monkeypatch):
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_without_pytorch_pth_files_get_a_clear_line(tmp_path, monkeypatch):
+def test_without_pytorch_a_pth_file_raises_an_error_that_says_what_to_install(
+    tmp_path, monkeypatch
+):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     (tmp_path / "a.pth").write_bytes(b"x")
     with pytest.raises(MissingExtra, match=r"\.pth files need PyTorch: pip install torch"):
@@ -135,7 +137,7 @@ def small_state():
     return state
 
 
-def test_a_state_dict_of_something_else_is_refused_with_a_list(tmp_path):
+def test_a_state_dict_of_another_model_is_refused_with_a_list_of_differences(tmp_path):
     state = small_state()
     state["classifier.9.weight"] = np.zeros(1, np.float32)
     state["features.3.weight"] = np.zeros((192, 64, 3, 3), np.float32)
@@ -150,7 +152,7 @@ def test_a_state_dict_of_something_else_is_refused_with_a_list(tmp_path):
     assert "features.6.bias: expected 384, got 384 x 1" in text
 
 
-def test_half_precision_and_grey_images_are_carried_over():
+def test_half_precision_and_single_channel_weights_are_converted():
     state = small_state()
     state["features.0.weight"] = np.ones((64, 1, 11, 11), np.float16)
     converted = convert.from_torchvision(state)

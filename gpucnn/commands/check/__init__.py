@@ -1,13 +1,13 @@
 """`gpucnn check`: does gpucnn work on this device, and how fast is it?
 
     gpucnn check --device cuda              about 8 minutes
-    gpucnn check --device cuda --quick      about 1 minute
+    gpucnn check --device cuda --quick      1 to 2 minutes
     gpucnn check --device cudasim --quick   the same, on any CPU with a C++ compiler
 
-Nine parts run one after the other, each in a process of its own with a time limit (runner.py).  A
-part reports each finding at once (part.py), and the findings go straight to DIR/report.md and
-DIR/report.json (report.py): even a run that is killed leaves a report.  docs/check.md says how to
-read a report.
+Nine parts run one after the other, each in its own process with a time limit (runner.py).  A part
+reports each finding at once (part.py), and each finding is written at once to DIR/report.md and
+DIR/report.json (report.py), so that even a killed run leaves a report.  docs/check.md explains
+the report.
 """
 
 import argparse
@@ -38,11 +38,13 @@ def add_parser(commands: Commands) -> None:
         "check",
         help="test an installation and measure its GPU",
         description="Check every kernel against NumPy, run the GPU tests, and measure the device, "
-        "the training step, and PyTorch for comparison.  Exit status 1 if a part failed.",
+        "the training step, and PyTorch for comparison.  The exit status is 1 if a part failed.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cudasim (default: cuda)")
-    parser.add_argument("--quick", action="store_true", help="take one minute instead of eight")
+    parser.add_argument(
+        "--quick", action="store_true", help="run for one to two minutes instead of eight"
+    )
     parser.add_argument(
         "--out",
         default="check",
@@ -60,7 +62,7 @@ def add_parser(commands: Commands) -> None:
         "--limit",
         type=positive_int,
         metavar="SECONDS",
-        help="time limit of each part (default: its own)",
+        help="cap the time limit of each part (default: the part's own limit)",
     )
 
 

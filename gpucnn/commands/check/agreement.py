@@ -27,7 +27,7 @@ _STEP_BOUND = 3e-5  # sums of up to 3456 terms, about sqrt(3456) * 2**-24, throu
 
 
 def examine(reporter: Reporter) -> None:
-    # The CPU's Winograd has rounding errors of its own, which would mask those of the kernels.
+    # On the CPU, Winograd's rounding errors would mask those of the kernels.
     gpucnn.set_conv_algorithm("exact")
     reporter.run("compiling", _compile, reporter)
     _every_kernel(reporter)
@@ -41,7 +41,7 @@ def examine(reporter: Reporter) -> None:
     slowest = 2.0  # seconds to record the launches of a model
     for number, name in enumerate(names):
         if reporter.seconds_left() < 3 * slowest:
-            reporter.note("layers", f"no time left for those of {', '.join(names[number:])}")
+            reporter.note("layers", f"no time left for {', '.join(names[number:])}")
             break
         start = time.perf_counter()
         layers = _layers(name)
@@ -76,7 +76,7 @@ def _compile(reporter: Reporter) -> None:
             first, _, rest = error.partition("\n")
             reporter.fail(f"compiling {file}", first, rest)
     seconds = time.perf_counter() - start
-    reporter.note("compiling", f"{seconds:.1f} s for {len(files)} files, less those in the cache")
+    reporter.note("compiling", f"{seconds:.1f} s for {len(files)} files, cached ones included")
 
 
 def _every_kernel(reporter: Reporter) -> None:
@@ -177,7 +177,7 @@ class _Pace:
         return max(min(int(seconds / rate), 128), 0)
 
     def record(self, work: int, seconds: float) -> None:
-        """Note that a layer of `work` multiply-adds took so many seconds."""
+        """Record that a layer of `work` multiply-adds took `seconds`."""
         self.layers += 1
         if work > 3e7:  # below this, launch overhead dominates
             self._rate = seconds / work
@@ -191,7 +191,7 @@ def _every_layer(
     seen: set[str],
     pace: _Pace,
 ) -> None:
-    """Run each layer of model `name` on random numbers, except those whose like is in `seen`.
+    """Run each layer of model `name` on random numbers, unless `seen` has the same layer and shape.
 
     training_kernels: the kernels that training the model launches.
     """

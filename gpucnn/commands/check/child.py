@@ -1,9 +1,9 @@
-"""Run one part of a check in a process of its own.
+"""Run one part of a check in its own process.
 
     python -m gpucnn.commands.check.child MODULE TASK     TASK is a JSON object: the fields of Task
 
-The part's events go to standard output (part.py); everything else that the part or its kernels
-print goes to standard error.
+The part's events (part.py) go to standard output.  Whatever else the part or its kernels print goes
+to standard error.
 """
 
 import importlib
@@ -19,16 +19,16 @@ from gpucnn.commands.check.part import Reporter, Task
 def main() -> None:
     module, task = sys.argv[1], Task(**json.loads(sys.argv[2]))
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # Python and kernels print to standard error, not among the events
+    os.dup2(2, 1)  # prints of Python and of kernels must not mix with the events
     end_with_parent()
     importlib.import_module(module).examine(Reporter(task, stream))
     stream.flush()
 
 
 def end_with_parent() -> None:
-    """Make this process and its group end when the parent does, however the parent ends.
+    """Kill this process and its group as soon as the parent ends, even if the parent is killed.
 
-    The parent holds the other end of standard input, which closes when it ends.
+    The parent holds the other end of standard input, which closes when the parent ends.
     """
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 

@@ -20,9 +20,7 @@ _RESERVED = 0.35  # share of the time limit that the cold compilation must leave
 def examine(reporter: Reporter) -> None:
     reporter.run("compile times", _compile_times, reporter)
     if reporter.simulated:
-        reporter.skip(
-            "registers and local memory", "a GPU's driver reports them, the simulator cannot"
-        )
+        reporter.skip("registers and local memory", "only the driver of a GPU reports them")
         return
     reporter.run("registers and local memory", _all_resources, reporter)
 
@@ -97,7 +95,7 @@ def _compile(reporter: Reporter, files: list[str], folder: str, share: float) ->
 
 
 def _resources(reporter: Reporter, name: str) -> bool:
-    """Compare what the driver reports of a kernel with its launch bounds; False if nothing."""
+    """Compare the driver's figures for a kernel with its launch bounds; False if it has none."""
     declared = cuda.kernel(name)
     device = reporter.device
     attributes = checked_kernel(name, device, ()).function.attributes
@@ -123,11 +121,12 @@ def _resources(reporter: Reporter, name: str) -> bool:
         row |= {"blocks that fit": blocks, "stated": stated or None}
         if blocks < stated:
             reporter.note(
-                name, f"{blocks} blocks fit on a multiprocessor, its launch bounds state {stated}"
+                name,
+                f"{blocks} blocks fit on a multiprocessor, but its launch bounds state {stated}",
             )
     reporter.row(_TABLE, row)
     if budget and registers > budget:
-        reporter.fail(name, f"{registers} registers, but its launch bounds leave {budget}")
+        reporter.fail(name, f"{registers} registers, but its launch bounds allow {budget}")
     if local:
         reporter.fail(name, f"{local} bytes of local memory per thread: registers spill")
     return True

@@ -43,7 +43,7 @@ def cases(rng: np.random.Generator, gpu: str) -> Iterator[Case]:
 
 @contextmanager
 def every_way(algorithm: str, tile: tuple[int, int] | None = None) -> Iterator[None]:
-    """Force the algorithm, and tiled kernels with split sums even for small shapes."""
+    """Force the algorithm, and use tiled kernels and split sums even for small shapes."""
     before = gpucnn.get_conv_algorithm()
     module: Any = conv2d_cuda
     kept = module._MIN_CHANNELS, module._MIN_SPLIT, module._tile
@@ -160,8 +160,8 @@ def _losses(rng: np.random.Generator, gpu: str) -> Iterator[Case]:
 
 
 def _optimizers(rng: np.random.Generator, gpu: str) -> Iterator[Case]:
-    shapes = [(3, 4), (17,), (300, 5), *[(2,)] * 15]  # more than one launch takes
-    # Away from 0: near it, earlier rounding errors would be large relative to the result.
+    shapes = [(3, 4), (17,), (300, 5), *[(2,)] * 15]  # 18: more than one launch updates
+    # Parameters stay away from 0, where rounding errors would be large relative to the result.
     start = [1 + np.abs(rng.standard_normal(shape, np.float32)) for shape in shapes]
     steps = [[rng.standard_normal(shape, np.float32) for shape in shapes] for _ in range(4)]
     makers: dict[str, Callable[[list[gpucnn.Tensor]], optim.Optimizer]] = {

@@ -41,7 +41,7 @@ class Queued:
 
 
 def milliseconds(step: Callable[[], object], device: Device, repeats: int) -> float:
-    """The median time of one call between two events: host and device together."""
+    """The median time of one call between two events, in milliseconds: host and device together."""
     cuda = device.xp.cuda
     with cuda.Device(device.index):
         step()

@@ -1,9 +1,9 @@
-"""The input of a part of a check, and the events by which it reports its findings.
+"""The input of a part of a check, and the events that report its findings.
 
 Each event is one line on the standard output of the part's process (child.py): a JSON object with
 one key.
 
-    {"begin": CASE}         the case that starts: named if the process crashes or hangs there
+    {"begin": CASE}         the case that starts; reported if the process crashes or hangs in it
     {"finding": {...}}      state, what, found, remedy
     {"row": {...}}          table, cells: one row of a table, by column
     {"headline": TEXT}      for the summary
@@ -24,7 +24,7 @@ from typing import Any, TextIO
 from gpucnn.device import Device
 from gpucnn.errors import GpucnnError
 
-LOST = 3  # exit status: after a fault, this process cannot use the device any more
+LOST = 3  # exit status: after a fault, this process can no longer use the device
 _TRACEBACK_LINES = 12
 
 
@@ -41,7 +41,7 @@ class Task:
 
 
 class Reporter:
-    """Reports the findings of a part, and knows its task and the time left."""
+    """Reports the findings of a part; has its task and the time left."""
 
     def __init__(self, task: Task, stream: TextIO) -> None:
         self.task = task
@@ -61,10 +61,10 @@ class Reporter:
         return self._end - time.monotonic()
 
     def estimated_seconds(self, operations: float) -> float:
-        """A lower bound on the time of so many floating-point operations, in seconds.
+        """A lower bound on the time of `operations` floating-point operations, in seconds.
 
-        It follows from the matrix product that part `machine` measured; 0 if it measured none.  A
-        CuPy that simulates its GPU takes minutes for a step: cases skip what does not fit.
+        It follows from the matrix product that part `machine` measured; 0 if it measured none.
+        Cases skip what would not fit: if CuPy's GPU is simulated, a step takes minutes.
         """
         return float(operations / self.task.facts.get("fp32", float("inf")))
 
@@ -104,8 +104,8 @@ class Reporter:
     def run(self, case: str, examine: Callable[..., object], *args: Any) -> None:
         """Call examine(*args); an exception becomes a finding, and the part continues.
 
-        If the device does not recover from the fault, the process ends.  The parent starts another,
-        which skips the cases up to this one.
+        If the device does not recover from the fault, the process exits, and the parent starts
+        another, which skips the cases up to this one.
         """
         if case in self.task.skip:
             return

@@ -214,7 +214,7 @@ def _times(reporter: Reporter, torch_device: str, modes: tuple[Mode, ...]) -> No
         for mode in modes:
             try:
                 step = torch_step(name, torch_device, mode, _BATCH)
-                for _ in range(4):  # cuDNN tries its algorithms, torch.compile its graphs
+                for _ in range(4):  # cuDNN tries algorithms; torch.compile compiles and captures
                     step()
                 torch.cuda.synchronize()
             except Exception as error:

@@ -84,7 +84,7 @@ def _out_of_memory(reporter: Reporter) -> None:
     except OutOfMemory as error:
         reporter.ok("out of memory", str(error))
     else:
-        reporter.fail("out of memory", f"{_HEADROOM >> 20} MiB held a layer that needs 32")
+        reporter.fail("out of memory", f"a layer that needs 32 MiB fits into {_HEADROOM >> 20} MiB")
     finally:
         pool.set_limit(size=before)
     logits = host(model(gpucnn.tensor(np.zeros((2, 32, 32, 3), np.float32), reporter.device)))
@@ -147,7 +147,7 @@ def _graph(reporter: Reporter) -> None:
     ).to(reporter.device).eval()  # fmt: skip
     images = [rng.standard_normal((4, 16, 16, 3), np.float32) for _ in range(2)]
     x = gpucnn.tensor(images[0], reporter.device)
-    pool = xp.cuda.MemoryPool()  # of its own: nothing else may reuse the captured memory
+    pool = xp.cuda.MemoryPool()  # separate: nothing else may reuse the captured memory
     stream = xp.cuda.Stream(non_blocking=True)
     with gpucnn.no_grad():
         expected = [host(model(gpucnn.tensor(a, reporter.device))) for a in images]

@@ -39,8 +39,8 @@ def examine(reporter: Reporter) -> None:
     with device.xp.cuda.Device(device.index):
         reporter.run("kernels by repetition", _by_repetition, reporter, device)
     if reporter.simulated:
-        reporter.skip("ncu", "for GPUs")
-        reporter.skip("PyTorch's kernels", "for GPUs")
+        reporter.skip("ncu", "for GPUs only")
+        reporter.skip("PyTorch's kernels", "for GPUs only")
         return
     reporter.run("PyTorch's kernels", _torch_kernels, reporter, device)
     path = find_or_skip(reporter, "ncu")
@@ -196,7 +196,9 @@ def _ncu(reporter: Reporter, path: str) -> None:
         reporter.fail("ncu", f"no kernel was profiled, {reason}", done.text.strip()[-1500:])
     else:
         total = sum(row["us"] for row in rows)
-        reporter.ok("ncu", f"{len(rows)} kernels, {total:.0f} us in total, at ncu's clocks")
+        reporter.ok(
+            "ncu", f"{len(rows)} kernels, {total:.0f} us in total, at the clocks that ncu fixes"
+        )
 
 
 def read_ncu(text: str) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
     GPUCNN_CHECK_RESULTS=FILE pytest -p gpucnn.commands.check.pytest_results
 
-pytest itself explains failures only after all tests have run; the part may be ended before that.
+pytest itself explains failures only after all tests have run; the part may be killed before that.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    """Called after set-up, call and tear-down; with pytest-xdist in the controller too."""
+    """Called after set-up, call and tear-down; with pytest-xdist, also in the controller."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
     failed = report.outcome == "failed"

@@ -1,7 +1,7 @@
-"""Run the parts of a check, each in a process of its own, and write their findings as they come.
+"""Run the parts of a check, each in its own process, and write their findings as they arrive.
 
-A process that crashes or hangs is replaced by another, which continues after the case at fault.  A
-part is ended at its time limit, with every process that it started.
+If a process crashes or hangs, another continues after the case at fault.  At its time limit a part
+is killed, with every process that it started.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class Part:
     title: str
     seconds: float
     quick: float  # limit with --quick
-    case: float = 1.0  # the share of the limit that one case may take before it counts as hanging
+    case: float = 1.0  # the share of the limit after which one case counts as hanging
     module: str = ""  # the module with `examine`; default: gpucnn.commands.check.NAME
 
 
@@ -142,8 +142,8 @@ class _PartRunner:
                 event = child.events.get(timeout=max(min(self._seconds_left(), case_end - now), 0))
             except queue.Empty:
                 if self._seconds_left() <= 0:
-                    return f"ended at the part's limit of {self.part_report.limit:.0f} s"
-                return f"hangs: ended after {case_limit:.0f} s"
+                    return f"killed at the part's limit of {self.part_report.limit:.0f} s"
+                return f"hangs: killed after {case_limit:.0f} s"
             while event is not None:
                 if "begin" in event:
                     self.begun.append(event["begin"])

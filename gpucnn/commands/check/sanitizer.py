@@ -14,7 +14,7 @@ _OUTPUT_LINES = 25
 def examine(reporter: Reporter) -> None:
     if reporter.simulated:
         if reporter.task.quick:
-            reporter.skip("compute-sanitizer", "for GPUs; cudasim's own checks run without --quick")
+            reporter.skip("cudasim's checks", "they do not run with --quick")
             return
         for mode in ("address", "race"):
             reporter.run(f"GPUCNN_CUDASIM={mode}", _simulator, reporter, mode)
@@ -38,7 +38,7 @@ def _sanitize(reporter: Reporter, path: str, tool: str, seconds: float) -> None:
     done = output([path, "--tool", tool, "--error-exitcode", "9", *program], seconds)
     summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)", done.text)
     if done.status is not None and summary is None and done.status != 0:
-        reporter.fail(tool, "the tool did not run to completion", _end(done.text))
+        reporter.fail(tool, "the tool did not finish", _end(done.text))
         return
     _judge(reporter, tool, done, bool(summary) and done.status == 0)
 
@@ -49,7 +49,7 @@ def _judge(reporter: Reporter, tool: str, done: Output, clean: bool) -> None:
     if errors or (done.status is not None and not clean):
         reporter.fail(tool, errors[0].strip("= ") if errors else "failed", _end(done.text))
     elif done.status is None:
-        reporter.note(tool, f"no errors in the {cases} cases that there was time for")
+        reporter.note(tool, f"no errors in {cases} cases; there was no time for the others")
     else:
         reporter.ok(tool, f"no errors in {cases} cases")
 

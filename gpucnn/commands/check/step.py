@@ -52,7 +52,7 @@ def examine(reporter: Reporter) -> None:
 
 
 def _first(reporter: Reporter, device: Device, pace: _Pace) -> None:
-    """Time the first step of a process, and one that has nothing left to compile."""
+    """Time the first step of a process, and a second one, with all kernels compiled."""
     name = reporter.task.model
     pace.per_image = reporter.estimated_seconds(training_operations(models.build(name), name))
     if pace.seconds(2) > reporter.seconds_left() / 8:
@@ -67,7 +67,7 @@ def _first(reporter: Reporter, device: Device, pace: _Pace) -> None:
     if not np.isfinite(loss):
         reporter.fail("loss", f"{loss} after two steps on random images")
     pace.per_image = times[1] / 2
-    reporter.ok("first step", f"{times[0]:.2f} s with compiling, the next {times[1]:.3f} s")
+    reporter.ok("first step", f"{times[0]:.2f} s including compilation, the next {times[1]:.3f} s")
 
 
 def _batch_if_it_fits(
@@ -170,7 +170,7 @@ def _epoch(reporter: Reporter, device: Device, pace: _Pace) -> None:
     """Train an epoch of CIFAR-10 or of synthetic images, or as much as the time allows."""
     name = reporter.task.model
     if models.input_shape(name) != (32, 32, 3):
-        reporter.skip("epoch", f"the images are 32 x 32 x 3, {name} takes others")
+        reporter.skip("epoch", f"the images are 32 x 32 x 3; {name} takes another shape")
         return
     batch = _EPOCH_BATCH
     while batch > 1 and pace.seconds(batch) * 8 > reporter.seconds_left():
@@ -178,7 +178,7 @@ def _epoch(reporter: Reporter, device: Device, pace: _Pace) -> None:
     if pace.seconds(batch) * 8 > reporter.seconds_left():
         reporter.skip("epoch", f"a step would take about {pace.seconds(batch):.1f} s here")
         return
-    # Reading or drawing images takes seconds: use few if few can be trained on.
+    # Reading or drawing images takes seconds: do not make more than there is time to train on.
     many = pace.seconds(_DRAWN) < reporter.seconds_left() / 2
     pair, source = (None, "")
     if many and not reporter.task.quick:
@@ -207,7 +207,7 @@ def _epoch(reporter: Reporter, device: Device, pace: _Pace) -> None:
     last = gpucnn.Tensor(losses[-1]).item()
     seconds = time.perf_counter() - start
     if not seen:
-        reporter.note("epoch", "there was time for one step only")
+        reporter.note("epoch", "there was time for only one step")
         return
     if not np.isfinite(last):
         reporter.fail("epoch", f"the loss is {last} after {len(losses)} steps")

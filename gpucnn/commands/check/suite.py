@@ -24,9 +24,7 @@ _QUICK_TESTS = "cudasim and (refuses or devices_do_not_meet or loader)"
 
 def examine(reporter: Reporter) -> None:
     if not (CHECKOUT and (ROOT / "tests").is_dir()):
-        reporter.skip(
-            "tests", "the tests are in a checkout, gpucnn is installed", "clone the repository"
-        )
+        reporter.skip("tests", "only a checkout of gpucnn contains them", "clone the repository")
     elif importlib.util.find_spec("pytest") is None:
         reporter.skip("tests", "pytest is not installed", 'pip install "gpucnn[test]"')
     else:
@@ -62,12 +60,12 @@ def _tests(reporter: Reporter) -> None:
                 time.sleep(0.2)
                 results.read(lines)
             results.read(lines)
-        # The runner kills the process group of this part, and with it tests that still run.
+        # The runner kills the process group of this part, including tests that still run.
         results.close(process.poll(), output.read_text(errors="replace"))
 
 
 class Results:
-    """Reads test results as they appear, and reports each failure at once."""
+    """Reads test results as they arrive, and reports each failure at once."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -95,7 +93,7 @@ class Results:
         )
 
     def close(self, status: int | None, output: str) -> None:
-        """Report the outcome.  status: pytest's, None if it still runs; output: what it printed."""
+        """Report the outcome.  status: pytest's, None if it still runs; output: its output."""
         counts = sorted(self._counts.items())
         outcomes = ", ".join(f"{n} {name}" for name, n in counts) or "none ran"
         if self._failed > _MAX_FAILURES:
@@ -103,7 +101,7 @@ class Results:
         if status is None:
             self._reporter.note(
                 "tests",
-                f"{outcomes}; the time limit came after {self._last}",
+                f"{outcomes}; reached the time limit after {self._last}",
                 "run them separately: pytest -m gpu",
             )
         elif status == 0:

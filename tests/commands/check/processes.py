@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def is_gone(pid: int, within: float = 10.0) -> bool:
-    """Whether the process ends within so many seconds; a zombie counts as ended."""
+    """Whether the process ends within that many seconds; a zombie counts as ended."""
     end = time.monotonic() + within
     while time.monotonic() < end:
         try:

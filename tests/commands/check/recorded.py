@@ -1,4 +1,4 @@
-"""A Reporter whose events are kept, to see what a part reports."""
+"""A Reporter that keeps its events, to test what a part reports."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Every kernel and layer against the CPU: a fault in one is found and named."""
+"""Every kernel and layer is compared with the CPU: a fault is detected and named."""
 
 import pytest
 from recorded import Recorded
@@ -12,7 +12,7 @@ from gpucnn.ops.conv2d import cuda as conv2d_cuda
 
 @pytest.fixture
 def fault(monkeypatch):
-    """A function that puts a fault into the source of a kernel."""
+    """A function that replaces text in the source of a kernel."""
     assemble = compiler.assemble
 
     def forget():
@@ -58,7 +58,7 @@ def test_a_wrong_kernel_fails_its_case_and_no_other(fault):
 
 
 @pytest.mark.usefixtures("compiler", "few")
-def test_a_kernel_that_does_not_compile_is_reported_with_the_compilers_words(fault):
+def test_a_kernel_that_does_not_compile_is_reported_with_the_compilers_message(fault):
     fault("activation.cu", "__global__", "__global__ nonsense")
     recorded = Recorded()
     agreement._every_kernel(recorded.reporter)
@@ -89,7 +89,7 @@ def test_a_layer_that_differs_from_the_cpus_is_named(monkeypatch):
     assert recorded.states() == {"lenet5: ReLU, batch 2": "fail"}
 
 
-def test_the_cases_leave_the_choice_of_kernels_as_it_was():
+def test_every_way_restores_the_choice_of_kernels():
     before = gpucnn.get_conv_algorithm(), vars(conv2d_cuda).copy()
     with kernels.every_way("plain", (128, 128)):
         assert conv2d_cuda._tile(1, 1, 1) == (128, 128)

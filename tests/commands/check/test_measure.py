@@ -1,4 +1,4 @@
-"""Device times are those of work queued behind a spin."""
+"""Device times come from work that is queued behind a spin."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from gpucnn.commands.check import measure
 from gpucnn.device import Device
 
 
-def test_the_operations_of_a_step_are_those_of_its_products():
+def test_the_operations_of_a_step_are_those_of_its_matrix_products():
     model = models.lenet5(generator=np.random.default_rng(0))
     conv1, conv2 = 28 * 28 * 6 * 25, 10 * 10 * 16 * 25 * 6
     dense = 400 * 120 + 120 * 84 + 84 * 10
@@ -19,7 +19,7 @@ def test_the_operations_of_a_step_are_those_of_its_products():
 
 
 class Calls(TimedDevice):
-    """A device that logs its calls; spins end too early until there were `spins_needed` of them."""
+    """A device that logs its calls; each spin before number `spins_needed` ends too early."""
 
     def __init__(self, spins_needed):
         super().__init__()
@@ -41,7 +41,7 @@ class Calls(TimedDevice):
         self.clock += 3.0
 
 
-def test_work_is_queued_behind_a_spin_and_again_behind_a_longer_one_if_it_was_too_short():
+def test_work_is_queued_behind_a_spin_and_again_behind_a_longer_one_if_it_ended_early():
     device = Calls(spins_needed=6)  # 4 of these measure the spin itself
     spin = measure.Spin(device)
     device.log.clear()
@@ -52,7 +52,7 @@ def test_work_is_queued_behind_a_spin_and_again_behind_a_longer_one_if_it_was_to
     assert spin._duration >= 2 * duration
 
 
-def test_a_call_is_the_time_of_many_over_their_number_and_no_more_than_a_queue_holds():
+def test_a_call_is_timed_by_queueing_as_many_as_the_queue_holds():
     device = Calls(spins_needed=0)
     spin = measure.Spin(device)
     device.log.clear()

@@ -1,4 +1,4 @@
-"""ncu and compute-sanitizer: their output decides, and a missing tool has a remedy."""
+"""ncu and compute-sanitizer: their output determines the finding; a missing tool has a remedy."""
 
 import stat
 import sys
@@ -76,14 +76,14 @@ RACES = "========= RACECHECK SUMMARY: {} displayed\n"
         ("========= Error: Target application terminated before the first call\n", 1, "fail"),
     ],
 )
-def test_what_compute_sanitizer_says_decides(text, status, state, tool):
+def test_the_output_of_compute_sanitizer_determines_the_finding(text, status, state, tool):
     tool("compute-sanitizer", text, status)
     recorded = Recorded("cuda")
     sanitizer._sanitize(recorded.reporter, tools.find("compute-sanitizer"), "memcheck", 60)
     assert recorded.states() == {"memcheck": state}
 
 
-def test_a_tool_that_is_missing_is_a_line_that_says_how_to_get_it(monkeypatch, tmp_path):
+def test_a_missing_tool_is_skipped_with_the_command_that_installs_it(monkeypatch, tmp_path):
     monkeypatch.setattr(tools, "find", lambda tool: None)
     recorded = Recorded("cuda")
     sanitizer.examine(recorded.reporter)
@@ -93,7 +93,7 @@ def test_a_tool_that_is_missing_is_a_line_that_says_how_to_get_it(monkeypatch, t
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the tools are shell scripts")
-def test_a_tool_is_ended_at_its_limit_with_what_it_started_and_its_text_is_kept(tmp_path):
+def test_a_tool_is_killed_at_its_limit_with_its_children_and_its_output_is_kept(tmp_path):
     script = (
         "import subprocess, sys, time\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"

@@ -1,4 +1,4 @@
-"""Parts of a check that fail, crash and hang: the run goes on, and the report tells."""
+"""Parts of a check that fail, crash and hang: the run continues, and the report shows it."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def victims(seconds: float, case: float = 1.0) -> runner.Part:
 
 @pytest.fixture
 def pids(tmp_path, monkeypatch):
-    """Where `hangs` writes its number and its child's."""
+    """The file to which `hangs` writes its process ID and its child's."""
     monkeypatch.setenv("PYTHONPATH", str(HERE))
     monkeypatch.setenv("VICTIMS_PIDS", str(tmp_path / "pids"))
     return tmp_path / "pids"
@@ -43,7 +43,7 @@ def states(report):
     return {f["what"]: f["state"] for part in report["parts"] for f in part["findings"]}
 
 
-def test_after_a_case_that_raises_crashes_or_hangs_the_part_goes_on(tmp_path, monkeypatch, pids):
+def test_after_a_case_that_raises_crashes_or_hangs_the_part_continues(tmp_path, monkeypatch, pids):
     cases = "fine raises mistaken crashes hangs last"
     status, report, text = check(tmp_path, monkeypatch, cases, victims(60, case=0.04))
     assert status == 1
@@ -55,33 +55,33 @@ def test_after_a_case_that_raises_crashes_or_hangs_the_part_goes_on(tmp_path, mo
     assert "x has 3 channels\n  → build the layer with in_channels=3" in text
     assert "its process ended with SIGSEGV" in text
     assert "the last words" in text
-    assert "hangs: ended after 2 s" in text
+    assert "hangs: killed after 2 s" in text
     assert report["finished"]
 
 
-def test_a_part_is_ended_at_its_limit_with_all_that_it_started(tmp_path, monkeypatch, pids):
+def test_a_part_is_killed_at_its_limit_with_its_children(tmp_path, monkeypatch, pids):
     status, report, text = check(tmp_path, monkeypatch, "hangs last", victims(4))
     assert status == 1
     assert states(report) == {"before hanging": "ok", "hangs": "fail"}
-    assert "ended at the part's limit of 4 s" in text
+    assert "killed at the part's limit of 4 s" in text
     assert all(is_gone(int(pid)) for pid in pids.read_text().split())
 
 
-def test_to_be_ended_in_a_case_that_may_take_long_is_no_failure(tmp_path, monkeypatch, pids):
+def test_reaching_the_limit_in_an_excused_case_is_not_a_failure(tmp_path, monkeypatch, pids):
     status, report, text = check(tmp_path, monkeypatch, "excused", victims(2))
     assert status == 0
     assert states(report) == {"excused": "note"}
-    assert "ended at the part's limit of 2 s: others take as long" in text
+    assert "killed at the part's limit of 2 s: others take as long" in text
 
 
-def test_a_process_that_is_done_and_does_not_end_is_ended(tmp_path, monkeypatch, pids):
+def test_a_process_that_does_not_exit_after_its_work_is_killed(tmp_path, monkeypatch, pids):
     status, report, text = check(tmp_path, monkeypatch, "lingers", victims(3))
     assert status == 1
     assert states(report) == {"done": "ok", "lingers": "fail"}
     assert "its process finished its work but did not exit" in text
 
 
-def test_a_run_that_is_killed_has_told_what_it_saw_and_leaves_no_process(tmp_path, pids):
+def test_a_killed_run_leaves_its_findings_and_no_process(tmp_path, pids):
     program = (
         "from pathlib import Path; from gpucnn.commands.check import runner; "
         f"runner.run('cudasim', True, 'lenet5', Path({str(tmp_path)!r}), "
@@ -105,7 +105,7 @@ def test_a_run_that_is_killed_has_told_what_it_saw_and_leaves_no_process(tmp_pat
     assert all(is_gone(int(pid)) for pid in pids.read_text().split())
 
 
-def test_the_summary_comes_last_and_is_short_however_much_failed(tmp_path, monkeypatch, pids):
+def test_the_summary_comes_last_and_is_short_however_many_cases_fail(tmp_path, monkeypatch, pids):
     _, report, text = check(tmp_path, monkeypatch, "raises " * 30 + "fine", victims(60))
     summary = report["summary"]
     assert len(summary) <= 20
@@ -114,7 +114,7 @@ def test_the_summary_comes_last_and_is_short_however_much_failed(tmp_path, monke
     assert "and 22 more" in summary[-1]
 
 
-def test_a_bar_in_a_cell_does_not_break_the_table(tmp_path, monkeypatch, pids):
+def test_a_vertical_bar_in_a_cell_is_escaped(tmp_path, monkeypatch, pids):
     status, report, text = check(tmp_path, monkeypatch, "fine", victims(60))
     assert status == 0
     assert "| a \\| b | 1.25 |" in text
@@ -129,7 +129,7 @@ def test_an_earlier_report_is_kept(tmp_path, monkeypatch, pids):
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_the_page_on_reports_has_every_part_in_its_order():
+def test_docs_check_md_explains_every_part_in_order():
     page = (runner.ROOT / "docs" / "check.md").read_text()
     named = re.findall(r"^\*\*(\d) `(\w+)`", page, re.MULTILINE)
     assert named == [(str(i), part.name) for i, part in enumerate(PARTS, 1)]
@@ -148,7 +148,7 @@ def test_the_page_on_reports_has_every_part_in_its_order():
         (["--model", "mlp"], "mlp"),
     ],
 )
-def test_a_mistake_in_the_call_is_one_text_and_status_2(flags, words, tmp_path, capsys):
+def test_a_mistake_on_the_command_line_is_one_message_and_status_2(flags, words, tmp_path, capsys):
     assert main(["check", *flags, "--out", str(tmp_path / "check")]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "check").exists()
@@ -163,7 +163,7 @@ def test_a_device_that_cannot_be_used_fails_the_first_part_and_skips_the_others(
     assert "cuda:97 cannot be used" in capsys.readouterr().out
 
 
-def test_neither_the_working_directory_nor_how_gpucnn_was_found_matters(tmp_path):
+def test_the_parts_import_this_gpucnn_whatever_the_working_directory(tmp_path):
     (tmp_path / "gpucnn").mkdir()
     (tmp_path / "gpucnn" / "__init__.py").write_text("raise SystemExit('the wrong gpucnn')")
     program = (

@@ -16,13 +16,13 @@ RESULTS = [
 ]
 
 
-def test_a_failing_test_is_said_at_once_with_its_reason():
+def test_a_failing_test_is_reported_at_once_with_its_reason():
     recorded = Recorded()
     results = suite.Results(recorded.reporter)
     text = "".join(json.dumps(result) + "\n" for result in RESULTS)
     results.read(io.StringIO(text[:100]))
     assert recorded.all("finding") == []
-    results.read(io.StringIO(text[100:]))  # the rest of a line that was not complete
+    results.read(io.StringIO(text[100:]))  # the rest of the incomplete line
     (finding,) = recorded.all("finding")
     assert (finding["what"], finding["found"]) == ("tests/a.py::test_b[cuda]", "no x")
     assert "assert x" in finding["remedy"]
@@ -35,11 +35,11 @@ def test_a_failing_test_is_said_at_once_with_its_reason():
     ("status", "state", "words"),
     [
         (0, "ok", "1 passed"),
-        (None, "note", "1 passed; the time limit came after tests/a.py::test_a"),
+        (None, "note", "1 passed; reached the time limit after tests/a.py::test_a"),
         (4, "fail", "pytest ended with status 4"),
     ],
 )
-def test_the_end_of_the_tests_is_told(status, state, words):
+def test_the_outcome_of_the_tests_is_reported(status, state, words):
     recorded = Recorded()
     results = suite.Results(recorded.reporter)
     results.read(io.StringIO(json.dumps(RESULTS[0]) + "\n"))

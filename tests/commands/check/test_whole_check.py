@@ -15,7 +15,7 @@ from gpucnn.commands.check import runner
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
-def test_a_quick_run_on_the_simulator_finds_nothing(tmp_path):
+def test_a_quick_run_on_the_simulator_finds_no_fault(tmp_path):
     assert main(["check", "--device", "cudasim", "--quick", "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert [part["state"] for part in report["parts"]].count("ok") == 8
@@ -26,7 +26,7 @@ def test_a_quick_run_on_the_simulator_finds_nothing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_a_wrong_kernel_one_that_does_not_compile_and_a_part_that_hangs_are_reported(tmp_path):
-    """In another checkout on PYTHONPATH, as its user would see them."""
+    """The faults are in a copy of the checkout, which PYTHONPATH selects."""
     root = runner.ROOT
     for folder in ("gpucnn", "kernels"):
         shutil.copytree(root / folder, tmp_path / folder)
@@ -68,5 +68,5 @@ def test_a_wrong_kernel_one_that_does_not_compile_and_a_part_that_hangs_are_repo
     }
     assert "of the largest value" in failed["max_pool2d"]
     assert "nonsense" in failed["relu"]
-    assert "ended" in failed["non-default stream"]
+    assert "killed" in failed["non-default stream"]
     assert report["finished"]
