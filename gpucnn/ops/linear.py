@@ -7,9 +7,9 @@ import numpy as np
 from gpucnn.autograd import Function
 from gpucnn.cpu import empty, parallel, spans
 from gpucnn.device import Array, by_device
-from gpucnn.errors import DtypeError, ShapeError
-from gpucnn.ops._exact import total
-from gpucnn.ops.conv2d.im2col import sum_rows
+from gpucnn.errors import ShapeError
+from gpucnn.ops._checks import check_bias_and_dtypes
+from gpucnn.ops._exact import sum_rows, total
 from gpucnn.tensor import Tensor
 
 Gradients = tuple[Array | None, Array | None, Array | None]
@@ -26,25 +26,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ShapeError(
             f"linear: expected x (..., IN) and weight (OUT, IN), got {x.shape}, {weight.shape}"
         )
-    out, features = weight.shape
+    features = weight.shape[1]
     if x.shape[-1] != features:
         raise ShapeError(
             f"linear: x has {x.shape[-1]} features, weight expects {features}\n"
             f"  x {x.shape}, weight {weight.shape}; "
             f"build the layer with in_features={x.shape[-1]}"
         )
-    if bias is not None and bias.shape != (out,):
-        raise ShapeError(f"linear: expected bias of shape ({out},), got {bias.shape}")
-    if (
-        x.dtype != weight.dtype
-        or (bias is not None and bias.dtype != x.dtype)
-        or x.dtype.kind != "f"
-    ):
-        raise DtypeError(
-            f"linear: x is {x.dtype}, weight is {weight.dtype}, "
-            f"bias is {None if bias is None else bias.dtype}\n"
-            "  expected one floating-point dtype for all; convert with .astype"
-        )
+    check_bias_and_dtypes("linear", x, weight, bias)
     return _Linear()(x, weight, bias)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from gpucnn.autograd import Function
 from gpucnn.device import Array, by_device
-from gpucnn.errors import DtypeError, ShapeError
+from gpucnn.errors import ShapeError
+from gpucnn.ops._checks import check_bias_and_dtypes
 from gpucnn.ops.conv2d import cpu, cuda
 from gpucnn.ops.conv2d.engine import Cache, Gradients
 from gpucnn.ops.geometry import Geometry, Padding, Size
@@ -76,18 +77,7 @@ def _geometry(
             f"  x {x.shape}, weight {weight.shape}, groups {groups}; "
             f"build the layer with in_channels={g.c}"
         )
-    if bias is not None and bias.shape != (oc,):
-        raise ShapeError(f"conv2d: expected bias of shape ({oc},), got {bias.shape}")
-    if (
-        x.dtype != weight.dtype
-        or (bias is not None and bias.dtype != x.dtype)
-        or x.dtype.kind != "f"
-    ):
-        raise DtypeError(
-            f"conv2d: x is {x.dtype}, weight is {weight.dtype}, "
-            f"bias is {None if bias is None else bias.dtype}\n"
-            "  expected one floating-point dtype for all; convert with .astype"
-        )
+    check_bias_and_dtypes("conv2d", x, weight, bias)
     return g
 
 

@@ -36,7 +36,6 @@ from gpucnn.ops import _exact
 from gpucnn.ops.conv2d import winograd_filters
 from gpucnn.ops.conv2d.engine import Cache, Gradients
 from gpucnn.ops.conv2d.fusion import Epilogue
-from gpucnn.ops.conv2d.im2col import add_rows
 from gpucnn.ops.conv2d.winograd_tiles import Tiles, by_position
 from gpucnn.ops.geometry import Geometry
 
@@ -153,7 +152,7 @@ class SavedWinograd:
             """Set dm to dM of these images, and add the sum of their dy to total."""
             dy_tiles = tiles.gather_result(epilogue.gradient(dy, part))
             if dbias is not None:
-                total += add_rows(dy_tiles.reshape(-1, oc))
+                total += _exact.add_rows(dy_tiles.reshape(-1, oc))
             if epilogue.pool_by_offset is not None:
                 pooled = dy_tiles.reshape(len(dy_tiles), -1)
                 dy_tiles = scratch("winograd by offset", (len(pooled), len(ka), oc), dy.dtype)
