@@ -9,6 +9,7 @@ from devices import assert_close, host, in_both_dtypes, leaf, tensor
 
 import gpucnn
 from gpucnn import cuda, nn, optim
+from gpucnn.device import working_on
 from gpucnn.errors import ArgumentError, CheckpointError
 
 SHAPES = [(3, 4), (5,), (300, 7), *[(2,)] * 18]  # 21: a launch takes 16
@@ -85,8 +86,9 @@ def test_a_step_on_a_gpu_launches_a_kernel_for_every_16_parameters_of_a_group(
     kind, gpu, monkeypatch
 ):
     parameters = [leaf(np.ones(2, np.float32), gpu) for _ in range(21)]
-    for p in parameters:
-        p.grad = p.data * 1
+    with working_on(parameters[0].device):
+        for p in parameters:
+            p.grad = p.data * 1
     launch, names = cuda.launch, []
 
     def counted(name, *arguments):

@@ -16,6 +16,7 @@ from conv_cases import (
 from devices import assert_close, host, in_both_dtypes, leaf, results, tensor
 
 import gpucnn
+from gpucnn.device import device_of, working_on
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.ops import MaxPool, conv2d
 from gpucnn.ops.conv2d.op import _forward
@@ -164,7 +165,8 @@ def test_nothing_is_saved_where_no_gradient_is_needed(engine, device, request):
     x, weight, bias = (tensor(a.astype(np.float32), device).data for a in case.draw())
     pool = MaxPool(2).geometry((3, 8, 8, 7))
     for needs in ((False, False, False), (True, True, True)):
-        saved = _forward(x, weight, bias, case.geometry, needs, True, pool, None)[1]
+        with working_on(device_of(x)):
+            saved = _forward(x, weight, bias, case.geometry, needs, True, pool, None)[1]
         assert (saved is not None) == any(needs)
 
 

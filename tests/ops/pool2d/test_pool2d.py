@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpucnn
+from gpucnn.device import device_of, working_on
 from gpucnn.errors import ShapeError
 from gpucnn.ops import avg_pool2d, global_avg_pool2d, max_pool2d
 from gpucnn.ops.geometry import Geometry
@@ -293,7 +294,8 @@ def test_winners_are_saved_only_where_a_gradient_is_needed(kernel_size, device):
     x = tensor(np.ones((1, 4, 300, 1), np.float32), device).data
     g = Geometry.of("pool", x.shape, kernel_size, stride=2)
     for keep in (False, True):
-        assert (max_forward(x, g, keep)[1] is not None) == keep
+        with working_on(device_of(x)):
+            assert (max_forward(x, g, keep)[1] is not None) == keep
 
 
 def test_both_halves_have_the_same_signature():
