@@ -69,10 +69,15 @@ def pixel_layers(model: Module, images: Any) -> list[str]:
 def before_relu(model: Module, images: Any, layer: str) -> str:
     """The layer that ran just before `layer`, if its output has the same shape, else `layer`.
 
-    Gradient ascent on a ReLU's input works where the ReLU outputs zero and has no gradient.
+    Gradient ascent on a ReLU's input works where the ReLU outputs zero and has no gradient.  Raises
+    ArgumentError for a layer that is not part of the model or did not run.
     """
     outputs = activations(model, images)
     names = list(outputs)
+    if layer not in outputs:
+        raise ArgumentError(
+            f"before_relu: layer {layer!r} did not run\n  expected one of {', '.join(names)}"
+        )
     before = names[max(names.index(layer) - 1, 0)]
     return before if outputs[before].shape == outputs[layer].shape else layer
 

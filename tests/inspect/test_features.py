@@ -147,3 +147,5 @@ def test_before_relu_returns_the_layer_before_it_if_the_shapes_match():
     assert inspect.before_relu(model, images, "1") == "0"
     assert inspect.before_relu(model, images, "2") == "2"  # its input has another shape
     assert inspect.before_relu(model, images, "0") == "0"
+    with pytest.raises(ArgumentError, match=r"layer '3' did not run\n  expected one of 0, 1, 2"):
+        inspect.before_relu(model, images, "3")

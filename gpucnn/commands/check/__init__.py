@@ -73,8 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"check: device {arguments.device!r} runs no kernels\n"
             "  expected cuda, cuda:N (N = 0, 1, ...) or cudasim"
         )
-    if len(models.input_shape(arguments.model)) != 3:
-        raise ArgumentError(f"check: model {arguments.model} does not take images")
+    models.input_shape(arguments.model)  # raises for a model that is unknown or needs a config
     names = [part.name for part in PARTS]
     unknown = [name for name in arguments.parts or () if name not in names]
     if unknown:

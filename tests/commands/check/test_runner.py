@@ -145,7 +145,7 @@ def test_docs_check_md_explains_every_part_in_order():
         (["--device", "auto"], "expected cuda, cuda:N"),
         (["--parts", "machine", "nothing"], "there is no part 'nothing'"),
         (["--model", "nothing"], "model 'nothing' is unknown"),
-        (["--model", "mlp"], "mlp"),
+        (["--model", "mlp"], "model mlp cannot be built from {}"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_message_and_status_2(flags, words, tmp_path, capsys):
