@@ -2,15 +2,20 @@
 
     python benchmarks/host_overhead.py                    alexnet_cifar10, batch 128
     python benchmarks/host_overhead.py --model resnet18_cifar --steps 500
+    python benchmarks/host_overhead.py --graph            a Trainer's step, replayed as a graph
 
 If a step takes the device longer, the device is always busy; if not, it waits for Python.  The
 step runs on the simulated device, whose launches, memory fills, sums and matrix products are
 replaced by functions that return at once.  So this needs neither a compiler nor a GPU.  The time is
 that of gpucnn's own Python and of the simulator's arrays, which are Python where CuPy's are C.
 CuPy's own time for a launch or an array operation is not included.
+
+With --graph the step is Trainer.train_step with images that stay on the GPU: checking what the
+graph depends on, drawing, one copy, the launch, and sending the loss back.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from collections import defaultdict
@@ -23,11 +28,13 @@ import numpy as np
 from _peer import machine
 
 import gpucnn
-from gpucnn import cuda, models, ops, optim
+from gpucnn import cuda, data, models, ops, optim, train
 from gpucnn.autograd import Function
 from gpucnn.cuda import launcher
 from gpucnn.cudasim import arrays, memory
+from gpucnn.cudasim.capture import Graph
 from gpucnn.cudasim.module import Function as SimulatedFunction
+from gpucnn.data.on_device import drawn_batch
 from gpucnn.device import Device
 
 DEVICE = Device("cudasim")  # Device.parse("cudasim") would require a compiler
@@ -50,6 +57,7 @@ def idle_device() -> Iterator[None]:
     with (
         memory.unpoisoned(),
         mock.patch.object(SimulatedFunction, "__call__", launch),
+        mock.patch.object(Graph, "launch", launch),
         mock.patch.object(arrays.ndarray, "__matmul__", product),
         mock.patch.object(arrays.ndarray, "__iadd__", lambda a, b: a),
         mock.patch.object(arrays.ndarray, "sum", total),
@@ -69,6 +77,36 @@ def training_step(name: str, batch: int) -> Callable[[], None]:
         optimizer.zero_grad()
         ops.cross_entropy(model(images), labels).backward()
         optimizer.step()
+
+    return step
+
+
+def replayed_step(name: str, batch: int) -> Callable[[], None]:
+    """A step of a Trainer that has captured it."""
+    gpucnn.manual_seed(0)
+    model = models.build(name).to(DEVICE).train()
+    optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4 * batch, *models.input_shape(name)), dtype=np.uint8)
+    dataset = data.Dataset(images, np.zeros(len(images), np.int64), ("one",) * 10)
+    augment = data.Compose(
+        [
+            data.RandomCrop(images.shape[1], 4),
+            data.RandomHorizontalFlip(),
+            data.Normalize((0.5,) * 3, (0.25,) * 3),
+        ]
+    )
+    with mock.patch.object(Device, "parse", lambda spec: spec):  # no compiler
+        loader = data.DataLoader(dataset, batch, transform=augment, device=DEVICE)
+    schedule = optim.lr_scheduler.CosineAnnealingLR(optimizer, 10**6)
+    trainer = train.Trainer(model, optimizer, loader, scheduler=schedule, graph=True)
+    batches = [drawn_batch(*tensors) for tensors in loader]
+    number = itertools.count()
+
+    def step() -> None:
+        batch = batches[next(number) % len(batches)]
+        assert batch is not None
+        trainer.train_step(*batch.tensors())
 
     return step
 
@@ -142,9 +180,11 @@ def main() -> None:
     parser.add_argument("--model", choices=models.BY_NAME, default="alexnet_cifar10")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--graph", action="store_true", help="replay a Trainer's steps as a graph")
     arguments = parser.parse_args()
     with idle_device():
-        step = training_step(arguments.model, arguments.batch)
+        make = replayed_step if arguments.graph else training_step
+        step = make(arguments.model, arguments.batch)
         for _ in range(20):
             step()
         times = milliseconds(step, arguments.steps)
@@ -152,11 +192,12 @@ def main() -> None:
             step()
         print(machine())
         print(
-            f"{arguments.model}, batch {arguments.batch}: {statistics.median(times):.2f} ms of "
-            f"Python per step (minimum {min(times):.2f} of {arguments.steps}), "
+            f"{arguments.model}, batch {arguments.batch}: {statistics.median(times):.3f} ms of "
+            f"Python per step (minimum {min(times):.3f} of {arguments.steps}), "
             f"{sum(launches.values())} launches"
         )
-        where_it_goes(step, arguments.steps)
+        if not arguments.graph:
+            where_it_goes(step, arguments.steps)
 
 
 if __name__ == "__main__":

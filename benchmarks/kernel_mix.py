@@ -1,74 +1,134 @@
-"""Print the instruction mix of the convolution kernels' main loops, and of CUTLASS's.
+"""Print the instruction mix of the products' main loops, and of CUTLASS's.
 
     pip install "gpucnn[nvrtc]"                         no GPU is needed
     pip install nvidia-cutlass==4.2.* nvidia-cuda-{cccl,runtime,crt}==13.0.*       for the peer
-    python benchmarks/kernel_mix.py [ARCHITECTURE ...]  default: 80 90
+    python benchmarks/kernel_mix.py [ARCHITECTURE ...] [--only WORD]   default: 80 90, all kernels
 
-A float32 loop is bound by instruction issue, so its share of multiply-adds is the highest share of
-peak that it can reach.  `cover` is the number of multiply-adds between a load from global memory
-and the use of the loaded values.  Both sides are compiled by the same NVRTC with CuPy's options.
+`share` is the fraction of instructions that are multiply-adds: of a float32 loop, which is bound by
+instruction issue, the highest share of peak that it can reach.  `one warp` is what the loop's
+multiply-adds keep a quarter of a multiprocessor busy, by the sum of the stall counts: below 90 % a
+second warp must hide what is missing (gpucnn/cuda/sass.py).  `cover` is the number of
+multiply-adds between a load from global memory and the use of the loaded values; asynchronous
+copies have none.  `spills` are bytes.  Both sides are compiled by the same NVRTC with CuPy's
+options.
 """
 
+import argparse
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from gpucnn import cuda
 from gpucnn.cuda import nvrtc, sass
+from gpucnn.cuda.declarations import KERNELS
+from gpucnn.cuda.tensor_plan import specialisations
 from gpucnn.errors import GpucnnError
 
-FILES = ("conv2d_forward.cu", "conv2d_grad_input.cu", "conv2d_grad_weight.cu")
+FLOAT32 = ("conv2d_forward.cu", "conv2d_grad_input.cu", "conv2d_grad_weight.cu", "gemm.cu")
 
-# CUTLASS's default for float32 on CUDA cores: 128 x 128 x 8, two stages, channels last.
-CUTLASS = """
+# CUTLASS's defaults, channels last: 128 x 128 x 8 on CUDA cores, two stages; 128 x 128 x 64 bytes
+# on tensor cores.
+CONVOLUTION = """
 #include "cutlass/cutlass.h"
 #include "cutlass/conv/kernel/default_conv2d_{short}.h"
 #include "cutlass/epilogue/thread/linear_combination.h"
 
 using Layout = cutlass::layout::TensorNHWC;
 using Kernel = typename cutlass::conv::kernel::DefaultConv2d{name}<
-    float, Layout, float, Layout, float, Layout, float, cutlass::arch::OpClassSimt,
-    cutlass::arch::Sm80, cutlass::gemm::GemmShape<128, 128, 8>, cutlass::gemm::GemmShape<32, 64, 8>,
-    cutlass::gemm::GemmShape<1, 1, 1>,
-    cutlass::epilogue::thread::LinearCombination<float, 1, float, float>,
-    cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<>, 2, cutlass::arch::OpMultiplyAdd,
-    cutlass::conv::IteratorAlgorithm::kOptimized{unity}>::Kernel;
+    {element}, Layout, {element}, Layout, float, Layout, float, cutlass::arch::OpClass{unit},
+    cutlass::arch::Sm80, cutlass::gemm::GemmShape<128, 128, {k}>,
+    cutlass::gemm::GemmShape<{warp}, 64, {k}>, {instruction},
+    cutlass::epilogue::thread::LinearCombination<float, {vector}, float, float>,
+    cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<>, {stages},
+    cutlass::arch::OpMultiplyAdd, cutlass::conv::IteratorAlgorithm::kOptimized{unity}>::Kernel;
+"""
+GEMM = """
+#include "cutlass/cutlass.h"
+#include "cutlass/gemm/kernel/default_gemm.h"
+#include "cutlass/epilogue/thread/linear_combination.h"
 
+using Kernel = typename cutlass::gemm::kernel::DefaultGemm<
+    {element}, cutlass::layout::RowMajor, {vector_in}, {element}, cutlass::layout::ColumnMajor,
+    {vector_in}, float, cutlass::layout::RowMajor, float, cutlass::arch::OpClass{unit},
+    cutlass::arch::Sm80, cutlass::gemm::GemmShape<128, 128, {k}>,
+    cutlass::gemm::GemmShape<{warp}, 64, {k}>, {instruction},
+    cutlass::epilogue::thread::LinearCombination<float, {vector}, float, float>,
+    cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<>, {stages}, false,
+    cutlass::arch::OpMultiplyAdd>::GemmKernel;
+"""
+ENTRY = """
 extern "C" __global__ __launch_bounds__(Kernel::kThreadCount)
-void cutlass_conv_{short}(__grid_constant__ const typename Kernel::Params params) {{
+void cutlass_{title}(__grid_constant__ const typename Kernel::Params params) {{
     extern __shared__ int shared[];
     Kernel()(params, *reinterpret_cast<typename Kernel::SharedStorage*>(shared));
 }}
 """
+SHAPE = "cutlass::gemm::GemmShape<{}>"
+UNITS = {
+    "f32": {"element": "float", "unit": "Simt", "k": 8, "warp": 32, "stages": 2, "vector": 1,
+            "vector_in": 1, "instruction": SHAPE.format("1, 1, 1")},
+    "tf32": {"element": "cutlass::tfloat32_t", "unit": "TensorOp", "k": 16, "warp": 64, "stages": 4,
+             "vector": 4, "vector_in": 4, "instruction": SHAPE.format("16, 8, 8")},
+    "f16": {"element": "cutlass::half_t", "unit": "TensorOp", "k": 32, "warp": 64, "stages": 5,
+            "vector": 4, "vector_in": 8, "instruction": SHAPE.format("16, 8, 16")},
+}  # fmt: skip
 UNITY = ", cutlass::conv::StrideSupport::kUnity"  # CUTLASS's fastest case
 PEERS = (("fprop", "Fprop", UNITY), ("dgrad", "Dgrad", UNITY), ("wgrad", "Wgrad", ""))
 
 
-def main(arguments: list[str]) -> None:
-    for architecture in map(int, arguments or ["80", "90"]):
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("architectures", nargs="*", type=int, default=[80, 90])
+    parser.add_argument("--only", default="", help="only main loops with this word in the title")
+    arguments = parser.parse_args()
+    for architecture in arguments.architectures:
         print(f"\nsm_{architecture}, NVRTC {nvrtc.version()}")
-        print(f"{'main loop':34} regs  shared  instr  FFMA  share  integer  LDS.128  cover")
-        for file in FILES:
-            show(nvrtc.compile_source(cuda.assemble(file), file, architecture))
+        print(
+            f"{'main loop':50} regs spills  shared  instr  madds  share  one warp  integer  "
+            "shared loads  cover"
+        )
+        for file in FLOAT32:
+            if arguments.only in file and (KERNELS / file).is_file():
+                show("", nvrtc.compile_source(cuda.assemble(file), file, architecture))
+        for case in specialisations():
+            if arguments.only in case.title and case.exists_on(architecture):
+                options = ("-std=c++17", *nvrtc.CUPY_OPTIONS, *case.options)
+                source = cuda.assemble(case.file)
+                binary = nvrtc.compile_source(source, case.file, architecture, options)
+                show(case.title, binary, case.shared_bytes)
         folders = cutlass_folders()
         if folders is None:
             print("CUTLASS is not installed (see the top of this file)")
             continue
+        includes = [f"-I{folder}" for folder in folders]
+        options = ("-std=c++17", *nvrtc.CUPY_OPTIONS, "-default-device", *includes)
+        for title, source in peers():
+            if arguments.only in title and architecture >= 80:
+                show("", nvrtc.compile_source(source, f"{title}.cu", architecture, options))
+
+
+def peers() -> Iterator[tuple[str, str]]:
+    for dtype, unit in UNITS.items():
         for short, name, unity in PEERS:
-            source = CUTLASS.format(short=short, name=name, unity=unity)
-            includes = [f"-I{folder}" for folder in folders]
-            options = ["-std=c++17", *nvrtc.CUPY_OPTIONS, "-default-device", *includes]
-            show(nvrtc.compile_source(source, f"cutlass_{short}.cu", architecture, options))
+            title = f"conv_{short}_{dtype}"
+            source = CONVOLUTION + ENTRY
+            yield title, source.format(short=short, name=name, unity=unity, title=title, **unit)
+        title = f"gemm_{dtype}"
+        yield title, (GEMM + ENTRY).format(title=title, **unit)
 
 
-def show(binary: nvrtc.Binary) -> None:
+def show(title: str, binary: nvrtc.Binary, shared: int = 0) -> None:
     loops = sass.main_loops(binary.cubin)
+    architecture = binary.architecture
     for name, usage in sorted(binary.usage.items()):
         loop = loops[name]
         print(
-            f"{name:34} {usage.registers:4} {usage.shared:7} {len(loop.instructions):6} "
-            f"{loop.multiply_adds:5} {loop.share:6.1%} {loop.integer:8} {loop.count('LDS.128'):8} "
-            f"{loop.cover:6}"
+            f"{title or name:50} {usage.registers:4} {usage.spilled:6} "
+            f"{usage.shared + shared:7} {len(loop.instructions):6} {loop.multiply_adds:6} "
+            f"{loop.share:6.1%} {loop.efficiency(architecture):9.1%} {loop.integer:8} "
+            f"{loop.count('LDS', 'LDSM'):13} {loop.cover:6}",
+            flush=True,
         )
 
 
@@ -90,6 +150,6 @@ def cutlass_folders() -> list[Path] | None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        main()
     except GpucnnError as error:
         sys.exit(str(error))

@@ -9,6 +9,7 @@ resident.  Linux only: the figures come from /proc.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import threading
@@ -21,6 +22,8 @@ from _peer import machine, run_child
 import gpucnn
 from gpucnn import inspect, models, ops, optim
 from gpucnn.cpu import give_back_freed_memory, parallel
+from gpucnn.device import CPU
+from gpucnn.precision import autocast_of
 
 TASKS = (
     {"model": "alexnet_cifar10", "batch": 128},
@@ -28,15 +31,19 @@ TASKS = (
     {"model": "lenet", "batch": 64},
     {"model": "alexnet_keras", "batch": 8},
 )
+PRECISIONS = ("fp32", "bf16")
 
 
-def train(model: gpucnn.nn.Module, shape: tuple[int, ...], batch: int, steps: int) -> None:
+def train(
+    model: gpucnn.nn.Module, shape: tuple[int, ...], batch: int, steps: int, precision: str
+) -> None:
     optimizer = optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
     rng = np.random.default_rng(0)
     x = gpucnn.tensor(rng.standard_normal((batch, *shape), dtype=np.float32))
     labels = rng.integers(0, 10, batch)
     for _ in range(steps):
-        loss = ops.cross_entropy(model(x), labels)
+        with autocast_of(precision, CPU):
+            loss = ops.cross_entropy(model(x), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -53,7 +60,8 @@ def warm_up(threads: int) -> None:
 
     def use() -> None:
         parallel(multiply, range(threads))
-        train(models.build("cuda_convnet_18pct"), (32, 32, 3), 4, 2)
+        for precision in PRECISIONS:
+            train(models.build("cuda_convnet_18pct"), (32, 32, 3), 4, 2, precision)
 
     thread = threading.Thread(target=use)
     thread.start()
@@ -72,14 +80,15 @@ def resident(figure: str) -> float:
 def child(side: str, task: dict[str, Any]) -> float:
     """The measured or predicted MiB."""
     gpucnn.set_num_threads(task["threads"])
-    shape = models.input_shape(task["model"])
+    shape, batch, precision = models.input_shape(task["model"]), task["batch"], task["precision"]
+    model = models.build(task["model"])
     if side == "predicted":
-        memory = inspect.training_memory(models.build(task["model"]), shape, task["batch"])
-        return memory.peak / 2**20
+        return inspect.training_memory(model, shape, batch, precision=precision).peak / 2**20
+    del model
     warm_up(task["threads"])
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    train(models.build(task["model"]), shape, task["batch"], 5)
+    train(models.build(task["model"]), shape, batch, 5, precision)
     return resident("VmHWM") - before
 
 
@@ -92,18 +101,20 @@ def main() -> int:
         print(json.dumps({"MiB": child(side, json.loads(task))}))
         return 0
     print(f"{machine()}\nMiB of a training step\n")
-    print(f"{'model':<20}{'batch':>6}{'threads':>9}{'predicted':>11}{'measured':>10}{'ratio':>7}")
-    for task in TASKS:
-        for threads in (1, 2):
-            sides = ("predicted", "measured")
-            predicted, measured = (
-                run_child(__file__, side, {**task, "threads": threads})["MiB"] for side in sides
-            )
-            print(
-                f"{task['model']:<20}{task['batch']:>6}{threads:>9}{predicted:>11.1f}{measured:>10.1f}"
-                f"{predicted / measured:>7.2f}",
-                flush=True,
-            )
+    print(
+        f"{'model':<20}{'batch':>6}{'precision':>11}{'threads':>9}{'predicted':>11}{'measured':>10}"
+        f"{'ratio':>7}"
+    )
+    for task, precision, threads in itertools.product(TASKS, PRECISIONS, (1, 2)):
+        given = {**task, "precision": precision, "threads": threads}
+        predicted, measured = (
+            run_child(__file__, side, given)["MiB"] for side in ("predicted", "measured")
+        )
+        print(
+            f"{task['model']:<20}{task['batch']:>6}{precision:>11}{threads:>9}{predicted:>11.1f}"
+            f"{measured:>10.1f}{predicted / measured:>7.2f}",
+            flush=True,
+        )
     return 0
 
 

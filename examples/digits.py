@@ -21,7 +21,7 @@ loader = data.DataLoader(training, 32, shuffle=True, transform=normalize, device
 test_loader = data.DataLoader(test, 500, transform=normalize, device="cpu")
 optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 rates = optim.lr_scheduler.TriangularLR(optimizer, total_steps=8 * len(loader))
-trainer = train.Trainer(model, optimizer, loader, test_loader, rates, callbacks=[train.EpochLine()])
+trainer = train.Trainer(model, optimizer, loader, test_loader, rates)
 trainer.fit(epochs=8)
 print(f"{trainer.evaluation.accuracy:.1%} of {len(test)} digits right")
 try:

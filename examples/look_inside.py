@@ -1,30 +1,36 @@
-"""Look inside a trained network: one HTML page from a checkpoint of train_alexnet_cifar10.py.
+"""Look inside a trained network: one HTML page from a checkpoint.
 
     python examples/look_inside.py runs/RUN/best.safetensors   # writes look_inside.html beside it
-    python examples/look_inside.py                             # the newest run's best checkpoint
+    python examples/look_inside.py                             # newest run, else gpucnn's weights
+    python examples/look_inside.py FILE --data photos/test     # on a folder of images per class
 
+It takes runs of the training scripts, and with --data any convolutional network of gpucnn.models.
 The page is self-contained: images are embedded, and light or dark mode follows the system.
 """
 
 import argparse
-import html
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 import gpucnn
 from gpucnn import data, inspect, nn, optim, train
 from gpucnn.arguments import exit_status, positive_int
 from gpucnn.device import Device
-from gpucnn.errors import ArgumentError, DataError, DivergenceError
+from gpucnn.errors import ArgumentError, CheckpointError, DataError, DivergenceError
 from gpucnn.files import write_whole
 from gpucnn.inspect import draw, page
-from gpucnn.train.run_folder import newest_run, read_run
+from gpucnn.inspect.page import Html, element, join
+from gpucnn.train.run_data import load_data, spread
+from gpucnn.train.run_folder import newest_run
 
-SCRIPT = "train_alexnet_cifar10"  # the script that wrote the run
+DEFAULT = gpucnn.weights.DEFAULT
+LARGE = 64  # pixels a side: larger images take long, so fewer are used
 CHANNELS = 32  # feature maps shown per layer
 CLASSES = 20  # synthesize images for at most this many classes
 
@@ -36,20 +42,25 @@ class Subject:
     checkpoint: train.Checkpoint
     model: nn.Module
     classes: list[str]
-    pictures: np.ndarray  # uint8 (N, H, W, C)
-    images: np.ndarray  # the same, normalised
+    pictures: np.ndarray  # uint8 (N, H, W, 3), for the page
+    images: np.ndarray  # (N, H, W, C), the same, normalised
     predictions: inspect.Predictions
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the run; empty if the checkpoint holds only a model."""
+        return self.checkpoint.info.get("settings", {})
+
     def tell(self, i: int) -> str:
-        """The class of image i and, if it differs, the predicted one, as HTML text."""
+        """The class of image i and, if it differs, the predicted one."""
         true, predicted = int(self.predictions.labels[i]), int(self.predictions.predicted[i])
         probability = f"{self.predictions.probabilities[i, predicted]:.0%}"
-        name = html.escape(self.classes[true])
+        name = self.classes[true]
         if true == predicted:
             return f"{name}, {probability}"
-        return f"{name}, taken for {html.escape(self.classes[predicted])}, {probability}"
+        return f"{name}, taken for {self.classes[predicted]}, {probability}"
 
-    def show(self, i: int, caption: str | None = None) -> str:
+    def show(self, i: int, caption: str | None = None) -> Html:
         """Image i above a caption; the default is tell(i)."""
         return page.figure(page.pixels(self.pictures[i], "test image"), caption or self.tell(i))
 
@@ -57,29 +68,30 @@ class Subject:
 # --- the sections ---
 
 
-def head(subject: Subject, path: Path) -> str:
-    info, result = subject.checkpoint.info, subject.predictions.evaluation
-    settings = info["settings"]
+def head(subject: Subject, path: Path) -> Html:
+    info, settings = subject.checkpoint.info, subject.settings
+    result = subject.predictions.evaluation
     facts = {
         "test accuracy": f"{result.accuracy:.1%}",
         "test loss": f"{result.loss:.3f} nats",
         "test images": f"{len(subject.images):,}",
         "parameters": f"{sum(p.size for p in subject.model.parameters()):,}",
-        "epochs, steps": f"{info['epoch']}, {info['step']:,}",
-        "optimizer": f"{settings['optimizer']}, {settings['schedule']}, lr {settings['lr']}",
     }
-    items = "".join(f"<div><dt>{k}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts.items())
-    return (
-        f"<h1>Inside {html.escape(settings['model'])}, trained on {settings['dataset']}</h1>"
-        f'<p class="soft">{html.escape(path.name)}, gpucnn {gpucnn.__version__}</p><dl>{items}</dl>'
-    )
+    if "epoch" in info:
+        facts["epochs, steps"] = f"{info['epoch']}, {info['step']:,}"
+    if "optimizer" in settings:
+        facts["optimizer"] = "{optimizer}, {schedule}, lr {lr}".format(**settings)
+    items = (element("div", element("dt", k), element("dd", value)) for k, value in facts.items())
+    title = f"Inside {info['model']['name']}"
+    if "dataset" in settings:
+        title += f", trained on {settings['dataset']}"
+    source = f"{path.name}, gpucnn {gpucnn.__version__}"
+    return join([element("h1", title), element("p", source, class_="soft"), element("dl", *items)])
 
 
-def judgement(subject: Subject) -> str:
-    history, confusion = (
-        subject.checkpoint.info["history"],
-        subject.predictions.evaluation.confusion,
-    )
+def judgement(subject: Subject) -> Html:
+    history = subject.checkpoint.info.get("history")
+    confusion = subject.predictions.evaluation.confusion
     cards = []
     if history:
         curves = page.chart(
@@ -96,24 +108,21 @@ def judgement(subject: Subject) -> str:
     return page.section("How well it does", text, cards)
 
 
-def mistakes(subject: Subject) -> str:
+def mistakes(subject: Subject) -> Html:
     worst = subject.predictions.worst(24)
     shown = [subject.show(i) for i in worst]
-    text = (
-        "The misclassified test images, those with the least likely true class first."
-        if shown
-        else "The network classifies all of these images correctly."
-    )
-    return page.section(
-        "Worst mistakes", text, [page.card("", page.gallery(shown))] if shown else []
-    )
+    if not shown:
+        return page.section("Worst mistakes", "All of these images are classified correctly.", [])
+    text = "The misclassified test images, those with the least likely true class first."
+    return page.section("Worst mistakes", text, [page.card("", page.gallery(shown))])
 
 
-def architecture(subject: Subject) -> str:
-    settings = subject.checkpoint.info["settings"]
-    states = {"sgd": 1}.get(settings["optimizer"], 2)
-    shape = subject.images.shape[1:]
-    found = inspect.analyze(subject.model, shape, settings["batch_size"], states)
+def architecture(subject: Subject) -> Html:
+    settings = subject.settings
+    states = 1 if settings.get("optimizer", "sgd") == "sgd" else 2
+    shape, batch_size = subject.images.shape[1:], settings.get("batch_size", 128)
+    precision = settings.get("precision")
+    found = inspect.analyze(subject.model, shape, batch_size, states, precision)
     memory = found.memory
     text = (
         f"{found.summary.parameters:,} parameters, {found.summary.trainable:,} of them trainable; "
@@ -130,7 +139,7 @@ def architecture(subject: Subject) -> str:
     return page.section("The network", text, cards)
 
 
-def features(subject: Subject, layers: list[str]) -> str:
+def features(subject: Subject, layers: list[str]) -> Html:
     cards = []
     try:
         filters = inspect.first_layer_filters(subject.model)
@@ -156,7 +165,7 @@ def features(subject: Subject, layers: list[str]) -> str:
     return page.section("Filters and feature maps", text, cards)
 
 
-def where(subject: Subject, layers: list[str]) -> str:
+def where(subject: Subject, layers: list[str]) -> Html:
     chosen = np.unique(
         np.concatenate([subject.predictions.surest(4), subject.predictions.worst(4)])
     )
@@ -187,7 +196,7 @@ def where(subject: Subject, layers: list[str]) -> str:
     return page.section("Where it looks", text, cards)
 
 
-def excitement(subject: Subject, layers: list[str], count: int = 6, k: int = 7) -> str:
+def excitement(subject: Subject, layers: list[str], count: int = 6, k: int = 7) -> Html:
     cards = []
     for name in layers[-1:]:
         every = range(inspect.feature_maps(subject.model, subject.images[:1], name).shape[3])
@@ -214,14 +223,14 @@ def _synthesize(subject: Subject, layer: str, channels: list[int]) -> np.ndarray
     )
 
 
-def dreams(subject: Subject, layers: list[str]) -> str:
+def dreams(subject: Subject, layers: list[str]) -> Html:
     classes = subject.classes[:CLASSES]
     last = [name for name, m in subject.model.named_modules() if isinstance(m, nn.Linear)]
     cards = []
     if last:
         made = _synthesize(subject, last[-1], list(range(len(classes))))
         shown = (
-            page.figure(page.pixels(image, f"synthesized for {name}"), html.escape(name))
+            page.figure(page.pixels(image, f"synthesized for {name}"), name)
             for image, name in zip(made, classes, strict=True)
         )
         cards.append(page.card("An image for each class", page.gallery(shown)))
@@ -238,7 +247,7 @@ def dreams(subject: Subject, layers: list[str]) -> str:
     return page.section("Synthesized images", text, cards)
 
 
-def weights(subject: Subject, ratios: dict[str, list[float]]) -> str:
+def weights(subject: Subject, ratios: dict[str, list[float]]) -> Html:
     spread = page.chart(
         lambda file, theme: inspect.weight_histograms(subject.model, path=file, theme=theme),
         "histograms of the weights",
@@ -265,13 +274,16 @@ def update_ratios(
 ) -> dict[str, list[float]]:
     """Train `model`, a copy, for `steps` more steps; return each weight's update ratios.
 
-    Empty if training diverges, because the ratios are meaningless then.
+    Empty for a checkpoint that is no run of a script, and if training diverges.
     """
     info = checkpoint.info
-    settings = info["settings"]
-    size = min(settings["batch_size"], 64)
+    settings = info.get("settings", {})
+    kinds = {"SGD": optim.SGD, "Adam": optim.Adam, "AdamW": optim.AdamW}
+    kind = kinds.get(info.get("optimizer", {}).get("name"))
+    if kind is None or not {"batch_size", "lr"} <= settings.keys():
+        return {}
+    size = min(settings["batch_size"], 64 if images.images.shape[1] <= LARGE else 8)
     images = images.take(size * steps)
-    kind = {"SGD": optim.SGD, "Adam": optim.Adam, "AdamW": optim.AdamW}[info["optimizer"]["name"]]
     optimizer = kind(model.parameters())
     optimizer.load_state_dict(info["optimizer"] | checkpoint.part("optimizer"))
     optimizer.lr = settings["lr"] / 10  # the peak rate is too high for a trained network
@@ -282,7 +294,7 @@ def update_ratios(
     )
     watch = inspect.UpdateRatios()
     try:
-        train.Trainer(model, optimizer, loader, callbacks=[watch]).fit(1)
+        train.Trainer(model, optimizer, loader, callbacks=[watch], verbose=False).fit(1)
     except DivergenceError:
         return {}
     wanted = {name for name, p in model.named_parameters() if p.ndim >= 2}
@@ -292,75 +304,90 @@ def update_ratios(
 # --- the page ---
 
 
-def load_data(settings: dict[str, Any], root: str | None) -> tuple[data.Dataset, data.Dataset]:
-    """The run's (training set, test set)."""
-    if settings["dataset"] == "synthetic":
-        return data.Synthetic(train=True), data.Synthetic(train=False)
-    pair, reason = data.find_cifar10(root, download=False)
-    if pair is None:
-        raise DataError(f"the run's data set, CIFAR-10, was not found: {reason}")
-    return pair
-
-
-def report(subject: Subject, path: Path, ratios: dict[str, list[float]]) -> str:
+def report(subject: Subject, path: Path, ratios: dict[str, list[float]], bar: Any) -> str:
     layers = inspect.pixel_layers(subject.model, subject.images[:1])
-    parts = [
-        head(subject, path),
-        judgement(subject),
-        mistakes(subject),
-        features(subject, layers),
-        where(subject, layers),
-        excitement(subject, layers),
-        dreams(subject, layers),
-        weights(subject, ratios),
-        architecture(subject),
-    ]
-    title = f"Inside {subject.checkpoint.info['settings']['model']}"
-    return page.document(title, "".join(parts))
+    parts: dict[str, Callable[[], Html]] = {
+        "summary": lambda: head(subject, path),
+        "curves and confusion": lambda: judgement(subject),
+        "mistakes": lambda: mistakes(subject),
+        "features": lambda: features(subject, layers),
+        "saliency": lambda: where(subject, layers),
+        "exciting images": lambda: excitement(subject, layers),
+        "synthesized images": lambda: dreams(subject, layers),
+        "weights": lambda: weights(subject, ratios),
+        "layers": lambda: architecture(subject),
+    }
+    done = []
+    bar.total += len(parts)
+    for name, part in parts.items():
+        bar.set_description_str(name)
+        done.append(part())
+        bar.update()
+    return page.document(f"Inside {subject.checkpoint.info['model']['name']}", join(done))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Look inside a trained network: one HTML page.")
     add = parser.add_argument
-    text = "written by train_alexnet_cifar10.py (default: best.safetensors of the newest run)"
+    text = f"of any convolutional network (default: the newest run's best; without runs {DEFAULT})"
     add("checkpoint", nargs="?", type=Path, help=text)
-    text = "output file (default: look_inside.html beside the checkpoint)"
+    text = "output file (default: look_inside.html beside the run's checkpoint, else here)"
     add("--out", type=Path, metavar="FILE", help=text)
-    text = "number of test images (default: 500)"
-    add("--limit", type=positive_int, metavar="N", default=500, help=text)
+    text = f"number of test images (default: 500, or 100 of more than {LARGE} pixels a side)"
+    add("--limit", type=positive_int, metavar="N", help=text)
     text = "training steps for the update ratios (default: 10)"
     add("--steps", type=positive_int, metavar="N", default=10, help=text)
-    add("--data", metavar="DIR", help="folder with CIFAR-10, as for training")
+    add("--data", metavar="DIR", help="the run's data, or a folder with a directory per class")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: auto)")
     add("--threads", type=positive_int, metavar="N", help="CPU threads (default: all cores)")
     return parser.parse_args(argv)
 
 
+def choose(path: Path | None) -> tuple[Path, train.Checkpoint]:
+    """The checkpoint at `path`; for None the newest run's, else the one that comes with gpucnn."""
+    if path is None:
+        try:
+            return newest_run(None, "best.safetensors")
+        except CheckpointError:
+            path = gpucnn.weights.path(DEFAULT)
+            print(f"runs/ has no run: this is {DEFAULT}, which comes with gpucnn", file=sys.stderr)
+    return path, train.read_checkpoint(path)
+
+
 def run(argv: list[str] | None = None) -> None:
     options = parse_arguments(argv)
-    if options.checkpoint is None:
-        path, checkpoint = newest_run(SCRIPT, "best.safetensors")
-    else:
-        path, checkpoint = options.checkpoint, read_run(options.checkpoint, SCRIPT)
-    out = options.out or path.with_name("look_inside.html")
+    path, checkpoint = choose(options.checkpoint)
+    here = path.parent == gpucnn.weights.path(DEFAULT).parent
+    out = options.out or Path("look_inside.html" if here else path.with_name("look_inside.html"))
     if options.threads is not None:
         gpucnn.set_num_threads(options.threads)
-    device = Device.parse(options.device)
-    training, test = load_data(checkpoint.info["settings"], options.data)
-    classes = checkpoint.info["classes"]
+    info, device = checkpoint.info, Device.parse(options.device)
+    model = gpucnn.load(path, device)
+    if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        raise ArgumentError(
+            f"{path}: {info['model']['name']} has no convolution, so there are no feature maps\n"
+            "  name a checkpoint of a convolutional network"
+        )
+    classes, normalize = info["classes"], data.Normalize(**info["normalize"])
+    training, test = load_data(info, options.data)
     if classes != list(test.classes):
         raise DataError(
             f"{path} has the classes {', '.join(classes)}\n"
-            f"  the data set here has {', '.join(test.classes)}; use the version of gpucnn that "
-            "trained it, or train again"
+            f"  the data here has {', '.join(test.classes)}; name the run's data, or train again"
         )
-    test = test.take(options.limit)
-    model = gpucnn.load(path, device)
-    images = data.Normalize(**checkpoint.info["normalize"])(test.images)
-    predictions = inspect.predict(model, images, test.labels)
-    subject = Subject(checkpoint, model, classes, test.images, images, predictions)
-    ratios = update_ratios(checkpoint, gpucnn.load(path, device), training, options.steps)
-    written = report(subject, path, ratios)
+    large = test.images.shape[1] > LARGE
+    test = spread(test, options.limit or (100 if large else 500))
+    seen = sys.stderr is not None and sys.stderr.isatty()
+    with tqdm(total=2, desc="predictions", leave=False, disable=not seen) as bar:
+        images = normalize(test.images)
+        predictions = inspect.predict(model, images, test.labels, 32 if large else 256)
+        pictures = np.repeat(test.images, 3 if test.images.shape[3] == 1 else 1, axis=3)
+        subject = Subject(checkpoint, model, classes, pictures, images, predictions)
+        bar.update()
+        bar.set_description_str("updates")
+        ratios = update_ratios(checkpoint, gpucnn.load(path, device), training, options.steps)
+        bar.update()
+        written = report(subject, path, ratios, bar)
     write_whole(out, written)
     print(f"{out}: {len(written) / 2**20:.1f} MiB, accuracy {predictions.evaluation.accuracy:.2%}")
 

@@ -63,13 +63,12 @@ def load_data(job: Job) -> tuple[data.Dataset, data.Dataset, str]:
             raise DataError(f"--dataset cifar10: {reason}")
         if pair is None:
             reason = reason.replace("\n", "\n***")
-            print(
+            job.warn(
                 f"*** CIFAR-10 was not found: {reason}\n"
                 "*** Training on the SYNTHETIC set of drawn shapes instead: its accuracy says "
                 "nothing about CIFAR-10.\n"
                 "*** To train on CIFAR-10, put cifar-10-python.tar.gz into that folder (or into "
-                "--data DIR) and run this again.",
-                file=sys.stderr,
+                "--data DIR) and run this again."
             )
         name = "synthetic" if pair is None else "cifar10"
     training, test = pair or (data.Synthetic(train=True), data.Synthetic(train=False))

@@ -8,6 +8,10 @@ of 256 pixels a side, random crops to the network's input (227 or 224), flips, c
 with momentum 0.9 and weight decay 0.0005; the learning rate is divided by 10 after each third of
 the steps (originally, when the validation error stopped improving); the test averages ten views of
 each image.
+
+A checkpoint has 450 to 600 MB.  The run writes one after each epoch, and keeps the last and the
+best: up to 1.2 GB, and up to 1.8 GB during a save.  --keep 2 also keeps the one before the last, in
+case a file is damaged.
 """
 
 import sys
@@ -16,6 +20,7 @@ import warnings
 import numpy as np
 
 from gpucnn import data, models, train
+from gpucnn.arguments import printable
 from gpucnn.errors import ArgumentError, DataError
 from gpucnn.train.script import EXECUTION, Job, Script
 
@@ -33,11 +38,14 @@ def command_line() -> Script:
         schedule="step",
         augment="random crops, flips and colour noise of the training images",
         limit="use N images of each split, spread over the classes",
+        keep=1,  # a file of an AlexNet and its optimizer has 450 to 600 MB
     )
     names = ("alexnet", "alexnet_torchvision", "alexnet_keras")
     script.add("--model", "which AlexNet", "alexnet", choices=names)
     text = "what to do with a damaged image file: stop, or skip it"
     script.add("--on-error", text, "raise", choices=("raise", "skip"))
+    text = "read files outside of the folders that are linked from inside"
+    script.add("--follow-links", text, False, group=EXECUTION, action="store_true")
     for flag, text, shown in (
         ("train", "folder with a directory per class", "that of the resumed run"),
         ("--test", "folder with the same classes to test on", "no test"),
@@ -52,7 +60,10 @@ def command_line() -> Script:
 def pixels_of(folder: data.ImageFolder) -> np.ndarray:
     """Some images of the folder, spread over all classes, in memory."""
     items = map(folder.take(SAMPLE).__getitem__, range(min(SAMPLE, len(folder))))
-    return np.stack([item[0] for item in items if item is not None])
+    pixels = [item[0] for item in items if item is not None]
+    if not pixels:
+        raise DataError(f"{folder.root}: none of {min(SAMPLE, len(folder))} images can be read")
+    return np.stack(pixels)
 
 
 def run(job: Job) -> None:
@@ -62,7 +73,7 @@ def run(job: Job) -> None:
     side = models.input_shape(s.model)[0]
 
     def images(root: str, size: int) -> data.ImageFolder:
-        folder = data.ImageFolder(root, size, s.on_error)
+        folder = data.ImageFolder(root, size, s.on_error, s.follow_links)
         return folder if s.limit is None else folder.take(s.limit)
 
     training = images(s.train, SIDE if s.augment else side)
@@ -108,8 +119,12 @@ def run(job: Job) -> None:
         normalize=normalize,
     )
     if s.test:
-        result = train.evaluate(models.TenViews(model, side), test_loader(SIDE))
-        print(f"test accuracy with ten views {result.accuracy:.2%}")
+        views, tests = models.TenViews(model, side), test_loader(SIDE)
+        if job.comm is not None:
+            tests = tests.part(job.rank, job.comm.size)
+        result = train.evaluate(views, tests, job.comm)
+        if job.rank == 0:
+            print(f"test accuracy with ten views {result.accuracy:.2%}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,5 +132,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    warnings.formatwarning = lambda text, *_, **__: f"warning: {text}\n"  # without the source line
+    # Without the source line; a file's name may hold control characters
+    warnings.formatwarning = lambda text, *_, **__: printable(f"warning: {text}\n")
     sys.exit(main())

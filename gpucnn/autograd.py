@@ -10,17 +10,20 @@ import heapq
 import itertools
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import ContextDecorator
-from types import ModuleType
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from gpucnn.device import CPU, Array, Device, array_module, device_of, working_on
-from gpucnn.errors import DeviceMismatch, DtypeError, GraphError, OutOfMemory, ShapeError
-from gpucnn.out_of_memory import ModuleContext, explain, module_context
+from gpucnn.errors import DeviceMismatch, GraphError, OutOfMemory
+from gpucnn.gradient_checks import check_gradient, fits
+from gpucnn.graph_memory import overlaps, saved_arrays
+from gpucnn.hooks import HookedLeaves
+from gpucnn.out_of_memory import ModuleContext, module_context, raise_out_of_memory
 from gpucnn.tensor import Tensor
+from gpucnn.watching import current_watcher
 
 Operand: TypeAlias = Tensor | int | float | None
 
@@ -47,6 +50,9 @@ class _GradMode(ContextDecorator):
     def __exit__(self, *exc: object) -> Literal[False]:
         _state.enabled = self._outer.pop()
         return False
+
+    def _recreate_cm(self) -> "_GradMode":
+        return _GradMode(self._enabled)  # a decorated function may run in several threads
 
 
 def no_grad() -> _GradMode:
@@ -85,9 +91,22 @@ class Function:
     several engines, an object from the engine that ran, with a `backward` of its own.
     `saved_arrays` finds the arrays in either.  Where `self.last_use` is true, backward may
     overwrite the saved arrays: the graph is not kept.
+
+    A node whose gradient is `mask_scale * (y != 0)` times another array, such as a ReLU's, may set
+    `positive`: its only consumer can then multiply by that in its own kernel.  The consumer's
+    backward asks `self.mask(i)` for the factor of input i, and the producer's backward finds
+    `self.masked` True.  A node whose result is 0 where input 0 is, and else only where backward
+    returns 0, such as a dropout's, may set `keeps_zeros`: it is positive if input 0 is.  Then its
+    backward must call `self.mask(0)`, and if it is masked, add no factor of its own.
     """
 
     name = "function"
+    positive = False
+    keeps_zeros = False
+    mask_scale = 1.0
+    masked = False
+    starts = False  # in backward: dy is the 1 that `backward` of a scalar starts from
+    consumers = 0  # inputs of recorded calls that take the result
     saved: Any = ()  # None once it is freed
     needs: tuple[bool, ...] = ()
     inputs: tuple[Operand, ...] = ()
@@ -109,13 +128,18 @@ class Function:
         try:
             with working_on(device):
                 y = _array(self.forward(*(t._data if isinstance(t, Tensor) else t for t in inputs)))
-        except OutOfMemory as error:
-            explain(error, self.name, module_context(), training=any(self.needs))
-            raise
+        except MemoryError as error:
+            raise_out_of_memory(error, self.name, module_context(), inputs, any(self.needs))
+        watcher = current_watcher()
+        if watcher is not None:
+            watcher.forward(self, inputs, y)
         if not any(self.needs):
             self.saved = None
             return Tensor(y)
         self.inputs = inputs
+        for x in inputs:
+            if isinstance(x, Tensor) and x._node is not None:
+                x._node.consumers += 1
         self.order = next(_order)
         self.context = module_context()
         self._versions = _versions(inputs)
@@ -123,9 +147,41 @@ class Function:
         result._node = self
         return result
 
+    def mask(self, i: int) -> float | None:
+        """The factor by which backward must multiply input i's gradient where input i is not 0.
+
+        Where input i is 0, its gradient must be 0.  None: leave the gradient as it is.  To ask
+        is to promise it; ask in backward only.
+        """
+        x = self.inputs[i]
+        factor = _mask_factor(x)
+        if factor is not None:
+            x._node.masked = True  # type: ignore[union-attr]  # there is a factor, so a node
+        return factor
+
     def _free(self) -> None:
         self.saved = None
         self.inputs = ()
+
+
+def _mask_factor(x: Operand) -> float | None:
+    """The factor that a consumer of x may apply for x's node: see Function.mask."""
+    if not isinstance(x, Tensor) or x._node is None or x._retain or x._node.consumers != 1:
+        return None
+    node: Function = x._node
+    if node.positive:
+        return node.mask_scale
+    inner = _mask_factor(node.inputs[0]) if node.keeps_zeros and node.inputs else None
+    return None if inner is None else inner * node.mask_scale
+
+
+def may_be_masked(x: Tensor) -> bool:
+    """Whether backward may learn from Function.mask that x's gradient needs a factor: on a GPU."""
+    node: Function | None = None if isinstance(x._data, np.ndarray) else x._node
+    while node is not None and node.keeps_zeros and not node.positive and node.inputs:
+        first = node.inputs[0]
+        node = first._node if isinstance(first, Tensor) else None
+    return node is not None and node.positive
 
 
 def _array(y: Array) -> Array:
@@ -158,7 +214,7 @@ def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = F
     gradient is the array to start from, of root's shape, dtype and device; None means 1 and needs
     a root with one element.  Tensors marked by `retain_grad()` get a `.grad` too.  A `.grad` shares
     no memory with gradient, with another `.grad` or with the graph.  The graph is freed during the
-    walk unless retain_graph is set.
+    walk unless retain_graph is set.  A leaf's hooks run as soon as its `.grad` is complete.
 
     Raises GraphError if nothing was recorded, the graph was freed before, or an input has changed
     since it was used; ShapeError, DtypeError or DeviceMismatch if a gradient, passed in or
@@ -169,6 +225,7 @@ def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = F
             "backward: this tensor does not depend on one with requires_grad=True, "
             "or was computed under no_grad()"
         )
+    one = gradient is None
     if gradient is None:
         if root.data.size != 1:
             raise GraphError(
@@ -184,22 +241,30 @@ def backward(root: Tensor, gradient: Array | None = None, retain_graph: bool = F
             gradient = _copy(gradient)
     try:
         with working_on(root.device):
-            _walk(root, gradient, retain_graph)
-    except OutOfMemory as error:
-        traceback.clear_frames(error.__traceback__)  # free their arrays for the handler
+            _walk(root, gradient, retain_graph, one)
+    except BaseException as error:
+        for node in tape(root):  # what is left of the graph may be walked again
+            node.masked = False
+        if isinstance(error, OutOfMemory):
+            traceback.clear_frames(error.__traceback__)  # free their arrays for the handler
         raise
 
 
-def _walk(root: Tensor, gradient: Array, retain_graph: bool) -> None:
-    """Visit every node behind root, newest first."""
+def _walk(root: Tensor, gradient: Array, retain_graph: bool, one: bool) -> None:
+    """Visit every node behind root, newest first; `one`: gradient is 1."""
     gradients: dict[int, Array] = {}  # by id(node): the gradient of the node's result
     results: dict[int, Tensor] = {}  # by id(node): its result, for retain_grad
     queue: list[tuple[int, Function]] = []  # newest node first
+    hooked: HookedLeaves | None = None  # from the first leaf with a hook
 
     def receive(tensor: Tensor, dy: Array) -> None:
+        nonlocal hooked
         node = tensor._node
         if node is None:
             tensor.grad = dy if tensor.grad is None else _sum(tensor.grad, dy)
+            if tensor._hooks:
+                hooked = hooked or HookedLeaves()
+                hooked.reach(tensor)
         elif id(node) in gradients:
             gradients[id(node)] = _sum(gradients[id(node)], dy)
         else:
@@ -209,6 +274,7 @@ def _walk(root: Tensor, gradient: Array, retain_graph: bool) -> None:
 
     receive(root, gradient)
     del gradient
+    watcher = current_watcher()
     while queue:
         node = heapq.heappop(queue)[1]
         dy = gradients.pop(id(node))
@@ -216,11 +282,15 @@ def _walk(root: Tensor, gradient: Array, retain_graph: bool) -> None:
         _check_usable(node)
         inputs = node.inputs
         node.last_use = not retain_graph
+        node.starts = one and tensor is root
         try:
             if tensor._retain:
                 tensor.grad = _copy(dy) if tensor.grad is None else _sum(tensor.grad, dy)
             with working_on(device_of(dy)):
                 input_gradients = _checked(node, node.backward(dy))
+            node.masked = False  # a kept graph may be walked again
+            if watcher is not None:
+                watcher.backward(node, dy, input_gradients)
             _separate(node, input_gradients, dy)
             del dy
             if not retain_graph:
@@ -228,23 +298,41 @@ def _walk(root: Tensor, gradient: Array, retain_graph: bool) -> None:
             for x, dx in zip(inputs, input_gradients, strict=True):
                 if isinstance(x, Tensor) and dx is not None:
                     receive(x, dx)
-        except OutOfMemory as error:
-            explain(error, f"the gradient of {node.name}", node.context, training=True)
-            raise
+            if hooked is not None:
+                finished = hooked.finished(inputs, lambda: _behind(n for _, n in queue))
+        except MemoryError as error:
+            what = f"the gradient of {node.name}"
+            raise_out_of_memory(error, what, node.context, [tensor], training=True)
         del input_gradients, dx, inputs, tensor  # free the last gradients before the next node
+        if hooked is not None:
+            _call_hooks(finished)
+    if hooked is not None:
+        _call_hooks(hooked.rest())
+
+
+def _call_hooks(leaves: list[Tensor]) -> None:
+    for leaf in leaves:
+        with working_on(leaf.device):
+            for hook in tuple(leaf._hooks.values()) if leaf._hooks else ():
+                hook(leaf)
 
 
 def tape(root: Tensor) -> list[Function]:
     """Every recorded operation that `root` depends on, in the order of the backward pass."""
+    return sorted(_behind([root._node]), key=lambda node: -node.order)
+
+
+def _behind(nodes: Iterable[Function | None]) -> list[Function]:
+    """The nodes, and all that they depend on, once each."""
     found: dict[int, Function] = {}
-    waiting = [root._node]
+    waiting = list(nodes)
     while waiting:
         node = waiting.pop()
         if node is None or id(node) in found:
             continue
         found[id(node)] = node
         waiting += [t._node for t in node.inputs if isinstance(t, Tensor)]
-    return sorted(found.values(), key=lambda node: -node.order)
+    return list(found.values())
 
 
 def _sum(a: Array, b: Array) -> Array:
@@ -273,48 +361,11 @@ def _checked(node: Function, returned: Any) -> list[Array | None]:
     for x, needed, dx in zip(node.inputs, node.needs, returned, strict=True):
         if not needed or dx is None or not isinstance(x, Tensor):
             dx = None
-        elif not _fits(dx, x._data):  # first, because building an error text is slow
+        elif not fits(dx, x._data):  # first, because building an error text is slow
             dx = _array(dx)
             check_gradient(f"{node.name}: backward, input {len(gradients)}", dx, x.data)
         gradients.append(dx)
     return gradients
-
-
-def _fits(dx: Any, x: Array) -> bool:
-    """Whether dx matches x; may be False for a matching subclass or NumPy scalar."""
-    return (
-        type(dx) is type(x)
-        and dx.shape == x.shape
-        and dx.dtype == x.dtype
-        and (isinstance(x, np.ndarray) or dx.device.id == x.device.id)
-    )
-
-
-def check_gradient(where: str, dx: Any, x: Array) -> None:
-    """Raise unless dx is an array with x's device, shape and dtype.
-
-    Raises GraphError, DeviceMismatch, ShapeError or DtypeError; the message begins with `where`.
-    """
-    if _fits(dx, x):
-        return
-    try:
-        array_module(dx)
-    except TypeError:
-        raise GraphError(
-            f"{where}: expected a gradient as an array, got {type(dx).__name__}"
-        ) from None
-    if device_of(dx) != device_of(x):
-        raise DeviceMismatch(
-            f"{where}: expected a gradient on {device_of(x)}, the tensor's device, got one on "
-            f"{device_of(dx)}"
-        )
-    if dx.shape != x.shape:
-        raise ShapeError(f"{where}: expected a gradient of shape {x.shape}, got {dx.shape}")
-    if dx.dtype != x.dtype:
-        raise DtypeError(
-            f"{where}: expected a gradient of {x.dtype}, got {dx.dtype}\n"
-            f"  convert it: gradient.astype({str(x.dtype)!r})"
-        )
 
 
 def _separate(node: Function, gradients: list[Array | None], dy: Array) -> None:
@@ -331,46 +382,8 @@ def _separate(node: Function, gradients: list[Array | None], dy: Array) -> None:
         others += [other._data for other in node.inputs if isinstance(other, Tensor)]
         if not node.last_use:
             others += saved_arrays(node)
-        if not dx.flags.c_contiguous or _overlaps(dx, others):
+        if not dx.flags.c_contiguous or overlaps(dx, others):
             gradients[i] = _copy(dx)
-
-
-def saved_arrays(node: Function) -> Iterator[Array]:
-    """The arrays in `node.saved`, including those inside containers and engines' objects."""
-    waiting = [node.saved]
-    seen: set[int] = set()  # objects may refer to each other
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, tuple | list):
-            waiting += value
-        elif isinstance(value, dict):
-            waiting += value.values()
-        elif hasattr(value, "dtype") and hasattr(value, "base"):
-            yield value
-        elif not isinstance(value, type | ModuleType) and id(value) not in seen:
-            seen.add(id(value))
-            waiting.append(value.__getstate__())  # what is in __dict__ and __slots__
-
-
-def _overlaps(x: Array, others: list[Array | None]) -> bool:
-    """Whether x may share memory with one of the others.
-
-    Views of one array do if their address ranges overlap.  Owners are compared first: that is
-    cheaper, and most arrays have different ones.
-    """
-    owner, kind = _owner(x), type(x)
-    for other in others:
-        same = type(other) is kind and _owner(other) is owner
-        if same and array_module(x).may_share_memory(x, other):
-            return True
-    return False
-
-
-def _owner(x: Array) -> Array:
-    """The array that x is a view of, or x itself if it is not a view."""
-    while isinstance(x.base, type(x)):
-        x = x.base
-    return x
 
 
 def _check_usable(node: Function) -> None:
@@ -384,16 +397,3 @@ def _check_usable(node: Function) -> None:
             f"backward: an input of {node.name} was changed in place after it was used "
             "(an optimizer step between forward and backward?)\n  run the forward pass again"
         )
-
-
-def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:
-    """Sum dy over the axes that broadcasting added or expanded, back to `shape`."""
-    if dy.shape == shape:
-        return dy
-    extra = dy.ndim - len(shape)
-    axes = tuple(range(extra)) + tuple(
-        i + extra for i, n in enumerate(shape) if n == 1 and dy.shape[i + extra] != 1
-    )
-    accumulator = np.float32 if dy.dtype == np.float16 else None  # float16 overflows
-    total = dy.sum(axis=axes, keepdims=True, dtype=accumulator)
-    return total.astype(dy.dtype, copy=False).reshape(shape)

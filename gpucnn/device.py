@@ -26,10 +26,11 @@ import os
 import re
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 
@@ -242,8 +243,8 @@ def to_device(x: Array, device: Device) -> Array:
 def working_on(device: Device) -> AbstractContextManager[None]:
     """Make `device` CuPy's current device inside the block: see this module's docstring.
 
-    When memory runs out inside the block, gpucnn frees CuPy's cached blocks and retries; if that
-    fails too, it raises OutOfMemory.
+    When memory runs out inside the block, gpucnn frees CuPy's cached blocks, then the memory of
+    `spares`, and retries; if that fails too, it raises OutOfMemory.
     """
     if device.kind == "cpu" or getattr(_state, "working_on", None) == device:
         return _NOTHING
@@ -251,6 +252,16 @@ def working_on(device: Device) -> AbstractContextManager[None]:
 
 
 _NOTHING = nullcontext()
+
+
+class Spare(Protocol):
+    """Something that holds memory which it can do without, such as a captured step."""
+
+    def give_up(self, device: Device) -> bool:
+        """Free the memory on `device`, on which no more is left; whether there was any."""
+
+
+spares: "weakref.WeakSet[Spare]" = weakref.WeakSet()
 
 
 @contextmanager
@@ -277,10 +288,14 @@ def _retrying(device: Device, allocate: Callable[[int], Any]) -> Callable[[int],
 
     def retrying(size: int) -> Any:
         memory = attempt(size)
-        if memory is None:
-            pool = xp.get_default_memory_pool()
-            pool.free_all_blocks()
-            memory = attempt(size)
+        if memory is not None:
+            return memory
+        pool = xp.get_default_memory_pool()
+        pool.free_all_blocks()
+        memory = attempt(size)
+        for spare in list(spares):
+            if memory is None and spare.give_up(device):
+                memory = attempt(size)
         if memory is None:
             used, limit = pool.used_bytes(), pool.get_limit()
             free = xp.cuda.runtime.memGetInfo()[0] + pool.free_bytes()

@@ -6,6 +6,7 @@ import numpy as np
 
 from gpucnn.device import Array, Device, array_module
 from gpucnn.errors import ArgumentError, DeviceError, DtypeError, GraphError
+from gpucnn.precision import is_floating
 
 # DLDeviceType of dlpack.h
 _HOST = {1: "CPU", 3: "CUDA pinned", 11: "ROCm pinned"}  # NumPy accepts these
@@ -84,6 +85,19 @@ def _take(what: str, take: Any, x: Any) -> Array:
         ) from error
 
 
+def export(array: Array, options: dict[str, Any]) -> Any:
+    """array.__dlpack__ with the options that are not None.
+
+    Raises BufferError, as the protocol wants, for NumPy's bfloat16.
+    """
+    if isinstance(array, np.ndarray) and array.dtype.kind == "V":
+        raise BufferError(
+            "NumPy cannot share bfloat16 with other libraries\n"
+            "  convert the tensor first: x.astype('float32')"
+        )
+    return array.__dlpack__(**{k: v for k, v in options.items() if v is not None})
+
+
 def _is_known(dtype: Any) -> bool:
     """Whether gpucnn supports a dtype of this name; NumPy may know more (ml_dtypes' bfloat16)."""
     try:
@@ -121,6 +135,12 @@ def check_dtype(what: str, array: Array) -> Array:
     return array
 
 
+def is_number(dtype: np.dtype[Any]) -> bool:
+    """Whether gpucnn supports a dtype of NumPy: numbers and bools of up to 8 bytes, bfloat16."""
+    # long double has no kernel
+    return (dtype.kind in "iub" or is_floating(dtype)) and dtype.itemsize <= 8
+
+
 def _check(what: str, dtype: np.dtype[Any]) -> None:
-    if dtype.kind not in "fiub":
+    if not is_number(dtype):
         raise DtypeError(f"{what}: expected numbers, got dtype {dtype}")

@@ -5,11 +5,32 @@ derives from a built-in exception, so `except ValueError` works as usual.  The c
 the message of a GpucnnError and exits with status 2.
 """
 
+import sys
 from typing import Any
+
+# Of `pip install -e`, Python tries the entries of sys.path first.  There, a folder with the
+# package's name, such as the checkout, passes for a package without __init__.py.
+_package = sys.modules[__package__ or "gpucnn"]
+if getattr(_package, "__file__", None) is None:
+    raise ImportError(
+        f"the folder {next(iter(_package.__path__))} hides the package gpucnn: it has the same "
+        "name and lies beside your program\n"
+        "  move the program to another folder, or rename that one, or install gpucnn without -e"
+    )
 
 
 class GpucnnError(Exception):
-    """The base class of all errors below."""
+    """The base class of all errors below.
+
+    A message may quote a file, so one of more than 10,000 characters loses its middle.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) <= 10_000:
+            return text
+        left_out = f"... {len(text) - 10_000:,} characters left out ..."
+        return f"{text[:8000]}\n  {left_out}\n{text[-2000:]}"
 
 
 class ShapeError(GpucnnError, ValueError):
@@ -31,7 +52,8 @@ class DeviceMismatch(DeviceError):
 class OutOfMemory(GpucnnError, MemoryError):
     """A device is out of memory, even after cached blocks were freed.
 
-    requested, used, free   bytes: of the failed allocation, in use and free on the device
+    requested, used, free   bytes: of the failed allocation, in use and free on the device; 0 where
+                            the CPU's are unknown
     device                  its name
     where                   the op and its layer; "" if unknown
     images, batch_size      the batch that did not fit and an estimate of one that would, or None
@@ -45,10 +67,11 @@ class OutOfMemory(GpucnnError, MemoryError):
         self.batch_size: int | None = None
 
     def __str__(self) -> str:
-        text = (
-            f"{self.where or 'an array'}: cannot allocate {_size(self.requested)} on "
-            f"{self.device}: {_size(self.free)} free, {_size(self.used)} in use\n  "
-        )
+        amount = readable_size(self.requested) if self.requested else "memory"
+        text = f"{self.where or 'an array'}: cannot allocate {amount} on {self.device}"
+        if self.used or self.free:
+            text += f": {readable_size(self.free)} free, {readable_size(self.used)} in use"
+        text += "\n  "
         if self.batch_size is None or self.images is None:
             return text + "free arrays that are not needed, or use a smaller model or batch"
         if self.batch_size < 1:
@@ -59,7 +82,8 @@ class OutOfMemory(GpucnnError, MemoryError):
         )
 
 
-def _size(n: int) -> str:
+def readable_size(n: int) -> str:
+    """Format n bytes: "15.8 MiB"."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if n >= factor:
             return f"{n / factor:.1f} {unit}"
@@ -91,7 +115,15 @@ class OutputError(GpucnnError, OSError):
 
 
 class DivergenceError(GpucnnError, ArithmeticError):
-    """Training whose loss is infinite or NaN."""
+    """Training whose loss, gradients or parameters are infinite or NaN."""
+
+
+class DistributedError(GpucnnError, RuntimeError):
+    """Processes of a distributed run that differ, or one that no longer answers."""
+
+
+class TrainingWarning(UserWarning):
+    """A run that goes on although something looks wrong."""
 
 
 class MissingExtra(GpucnnError, ImportError):

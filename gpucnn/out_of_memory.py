@@ -4,12 +4,18 @@ Each thread stores which module it is running, and each recorded op keeps that f
 pass.  Names and sizes are computed only when memory has run out.
 """
 
+import math
 import threading
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
+from gpucnn.cpu.limits import free_memory, memory_in_use
 from gpucnn.device import Device
 from gpucnn.errors import OutOfMemory
+from gpucnn.graph_memory import bytes_behind
 
 _state = threading.local()
 
@@ -46,8 +52,50 @@ def used_bytes(device: Device) -> int:
         return int(device.xp.get_default_memory_pool().used_bytes())
 
 
-def explain(
-    error: OutOfMemory, what: str, at: ModuleContext | None, training: bool = False
+def raise_out_of_memory(
+    error: MemoryError,
+    what: str,
+    at: ModuleContext | None = None,
+    values: Iterable[Any] = (),
+    training: bool = False,
+) -> NoReturn:
+    """Raise `error` as an OutOfMemory that names `what`, its layer and a batch that would fit.
+
+    what is an op or another action, `at` the module that ran it, and `values` are its inputs: on
+    the CPU, the memory behind them is what grows with the batch.  Frames of a MemoryError lose
+    their arrays, so that a handler can allocate.
+    """
+    try:
+        if isinstance(error, OutOfMemory):
+            _explain(error, what, at, values, training)
+            raise error
+        if not type(error).__module__.startswith(("builtins", "numpy")):
+            raise error  # CuPy's, from outside of working_on
+        traceback.clear_frames(error.__traceback__)
+        explained = OutOfMemory(_requested(error), memory_in_use(), free_memory(), "cpu")
+        _explain(explained, what, at, values, training)
+        raise explained from error
+    finally:
+        error = explained = None  # type: ignore[assignment]  # the traceback refers to this frame
+
+
+def _requested(error: MemoryError) -> int:
+    """The bytes of the array that NumPy could not allocate; 0 if another object failed."""
+    shape, dtype = getattr(error, "shape", None), getattr(error, "dtype", None)
+    return 0 if shape is None or dtype is None else math.prod(shape) * int(dtype.itemsize)
+
+
+@contextmanager
+def explaining(what: str) -> Iterator[None]:
+    """Raise a MemoryError in the block as an OutOfMemory that names `what`; also a decorator."""
+    try:
+        yield
+    except MemoryError as error:
+        raise_out_of_memory(error, what)
+
+
+def _explain(
+    error: OutOfMemory, what: str, at: ModuleContext | None, values: Iterable[Any], training: bool
 ) -> None:
     """Add to `error` the op `what`, its layer, and an estimate of the batch size that would fit.
 
@@ -58,10 +106,13 @@ def explain(
     if error.where:
         return  # explained by an op inside this one
     error.where = what if at is None else f"{what} in {at}"
-    if at is None or at.images == 0 or error.used + error.requested <= at.used:
+    if at is None or at.images == 0:
         return
-    available = error.used + error.free - at.used
+    grown = bytes_behind(values) if error.device == "cpu" else error.used - at.used
+    if grown + error.requested <= 0 or error.used == error.free == 0:
+        return
+    available = grown + error.free
     if training:
         available -= sum(p.data.nbytes for p in at.model.parameters() if p.grad is None)
     error.images = at.images
-    error.batch_size = max(available, 0) * at.images // (error.used + error.requested - at.used)
+    error.batch_size = max(available, 0) * at.images // (grown + error.requested)

@@ -2,16 +2,18 @@
 
 Nothing is computed here: operators and methods call gpucnn.ops, and backward calls
 gpucnn.autograd.  Both import Tensor, so gpucnn/__init__.py passes them to `bind` once everything
-is loaded.
+is loaded.  Properties and conversions of the array are in gpucnn/tensor_data.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import numpy as np
-
-from gpucnn.device import Array, Device, device_of, to_host, working_on
-from gpucnn.errors import DtypeError, GraphError, ShapeError
+from gpucnn.device import Array, Device, working_on
+from gpucnn.errors import ArgumentError, DtypeError, GraphError, ShapeError
+from gpucnn.hooks import GradHooks, HookHandle
+from gpucnn.integers import is_int
+from gpucnn.precision import is_floating
+from gpucnn.tensor_data import TensorData, is_operand
 
 Scalar = int | float
 
@@ -32,7 +34,41 @@ def bind(ops_module: Any, autograd_module: Any) -> None:
     ops, autograd = ops_module, autograd_module
 
 
-class Tensor:
+class _Casts:
+    """PyTorch's names for astype.  They are apart because they hide Python's types in a class."""
+
+    __slots__ = ()
+
+    def half(self) -> "Tensor":
+        """float16: astype("float16")."""
+        return ops.astype(self, "float16")
+
+    def bfloat16(self) -> "Tensor":
+        """bfloat16: astype("bfloat16")."""
+        return ops.astype(self, "bfloat16")
+
+    def float(self) -> "Tensor":
+        """float32: astype("float32")."""
+        return ops.astype(self, "float32")
+
+    def double(self) -> "Tensor":
+        """float64: astype("float64")."""
+        return ops.astype(self, "float64")
+
+    def int(self) -> "Tensor":
+        """int32: astype("int32")."""
+        return ops.astype(self, "int32")
+
+    def long(self) -> "Tensor":
+        """int64: astype("int64")."""
+        return ops.astype(self, "int64")
+
+    def bool(self) -> "Tensor":
+        """Whether each element differs from 0: astype("bool")."""
+        return ops.astype(self, "bool")
+
+
+class Tensor(TensorData, _Casts):
     """An array that remembers how it was computed.
 
     data           the NumPy or CuPy array
@@ -41,161 +77,39 @@ class Tensor:
 
     Create one with `gpucnn.tensor`.  Images are (N, H, W, C).  Operators broadcast as in NumPy and
     take tensors, arrays and Python numbers.  They never promote: operands of different dtypes raise
-    DtypeError.
+    DtypeError.  Comparisons, == too, are element by element; a set or dict tells tensors apart by
+    identity.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_cache",
-        "_data",
-        "_node",
-        "_retain",
-        "_version",
-        "grad",
-        "requires_grad",
-    )
-    __array_ufunc__ = None  # NumPy leaves array + tensor to Tensor.__radd__
-
-    grad: Array | None
+    __slots__ = ("__weakref__", "_hooks", "_node", "_retain", "grad", "requires_grad")
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
         self._data = data
-        self.grad = None
+        self.grad: Array | None = None
         self.requires_grad = requires_grad
         self._node: Any = None  # the autograd.Function that computed it
         self._retain = False
-        self._version = 0  # counts changes of the array, which invalidate graphs
-        self._cache: dict[Any, Any] | None = None  # see `cache`
-
-    # --- the array ---
-
-    @property
-    def data(self) -> Array:
-        """The NumPy or CuPy array.  It may be written in place: `t.data[...] = x`.
-
-        Ops cache what they compute from the array, such as a convolution's transformed filters,
-        until `data` is read or set.  Writing to an array that was read earlier is not noticed, so
-        read `data` again for each write.  Setting `data` (`t.data -= x` does too) or an optimizer's
-        step also invalidates every graph recorded before: its backward raises GraphError.
-        """
+        self._hooks: GradHooks | None = None
+        self._version = 0
         self._cache = None
-        return self._data
-
-    @data.setter
-    def data(self, array: Array) -> None:
-        self._data = array
-        self._changed()
-
-    def _changed(self) -> None:
-        """Invalidate graphs and caches after the array was replaced or written."""
-        self._version += 1
-        self._cache = None
-
-    def cache(self) -> dict[Any, Any]:
-        """A dict for what ops compute from the array, dropped when the array changes.
-
-        An op that was running during the change stores its outdated result in the dropped dict.
-        """
-        cache = self._cache
-        if cache is None:
-            cache = self._cache = {}
-        return cache
 
     # --- properties ---
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self._data.shape)
-
-    @property
-    def ndim(self) -> int:
-        return int(self._data.ndim)
-
-    @property
-    def size(self) -> int:
-        return int(self._data.size)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        dtype: np.dtype[Any] = self._data.dtype
-        return dtype
-
-    @property
-    def device(self) -> Device:
-        return device_of(self._data)
 
     @property
     def is_leaf(self) -> bool:
         """Whether no recorded operation computed it; by default only leaves get a `.grad`."""
         return self._node is None
 
-    def __len__(self) -> int:
-        if self.ndim == 0:
-            raise ShapeError("len: a scalar tensor has no length")
-        return self.shape[0]
+    def __iter__(self) -> Iterator["Tensor"]:
+        """The parts along the first axis, in order."""
+        return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        body = np.array2string(self.numpy(), precision=4, separator=", ", threshold=100)
-        notes = [f"shape={self.shape}", str(self.dtype)]
-        if self.device.kind != "cpu":
-            notes.append(f"device={self.device}")
         if self._node is not None:
-            notes.append(f"from={self._node.name}")
-        elif self.requires_grad:
-            notes.append("requires_grad")
-        return f"Tensor({body}, {', '.join(notes)})"
+            return self._described(f"from={self._node.name}")
+        return self._described("requires_grad" if self.requires_grad else "")
 
-    def __bool__(self) -> bool:
-        return bool(self.item())
-
-    # --- conversion ---
-
-    def numpy(self) -> np.ndarray[Any, Any]:
-        """The values as a NumPy array: the tensor's own memory on the CPU, else a copy."""
-        return to_host(self.data)
-
-    def item(self) -> Any:
-        """The only element as a Python number; ShapeError if there is not exactly one."""
-        if self.size != 1:
-            raise ShapeError(f"item: expected one element, got shape {self.shape}")
-        return to_host(self.data).item()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        if copy is False and not isinstance(self.data, np.ndarray):
-            raise ValueError(f"a tensor on {self.device} has no NumPy array without a copy")
-        return np.array(self.numpy(), dtype=dtype, copy=copy)
-
-    # Other libraries can share the tensor's memory, without its graph: torch.from_dlpack(tensor).
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        kind, index = self.data.__dlpack_device__()
-        return int(kind), int(index)
-
-    def __dlpack__(
-        self,
-        *,
-        stream: Any = None,
-        max_version: tuple[int, int] | None = None,
-        dl_device: tuple[int, int] | None = None,
-        copy: bool | None = None,
-    ) -> Any:
-        options = {
-            "stream": stream,
-            "max_version": max_version,
-            "dl_device": dl_device,
-            "copy": copy,
-        }
-        # NumPy 2.0 accepts only `stream`.
-        options = {name: value for name, value in options.items() if value is not None}
-        with working_on(self.device):  # the consumer waits for its current stream
-            return self.data.__dlpack__(**options)
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        """CuPy's interface; AttributeError on the CPU, so hasattr is false there."""
-        with working_on(self.device):  # it names the current stream
-            interface: dict[str, Any] = self.data.__cuda_array_interface__
-        return interface
+    # --- devices ---
 
     def to(self, device: "str | Device") -> "Tensor":
         """This tensor on `device`: itself if it is there, else a copy that passes gradients back.
@@ -203,6 +117,14 @@ class Tensor:
         device is "auto", "cpu", "cuda", "cuda:N" or a Device; DeviceError if it cannot be used.
         """
         return ops.to_device(self, Device.parse(device))
+
+    def cpu(self) -> "Tensor":
+        """This tensor on the CPU: to("cpu")."""
+        return self.to("cpu")
+
+    def cuda(self, index: int = 0) -> "Tensor":
+        """This tensor on CUDA device number `index`: to("cuda:0")."""
+        return self.to(f"cuda:{index}")
 
     def detach(self) -> "Tensor":
         """A tensor that shares this one's memory but not its graph."""
@@ -225,7 +147,7 @@ class Tensor:
         Raises DtypeError for True on a tensor of integers, and GraphError for False on the result
         of a recorded operation: use detach() instead.
         """
-        if requires_grad and self.dtype.kind != "f":
+        if requires_grad and not is_floating(self.dtype):
             raise DtypeError(
                 f"requires_grad_: only floating-point tensors have gradients, got {self.dtype}\n"
                 "  convert the tensor first: x.astype('float32')"
@@ -247,6 +169,21 @@ class Tensor:
             raise GraphError("retain_grad: this tensor does not require a gradient")
         self._retain = not self.is_leaf
         return self
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[["Tensor"], Any]) -> HookHandle:
+        """Call hook(self) in each backward pass that adds to `.grad`, once `.grad` is complete.
+
+        For leaves; the hook runs before the rest of the pass.  Hooks run in the order of
+        registration, and may replace `.grad`.  `handle.remove()` unregisters the hook.
+        Raises GraphError for the result of a recorded operation.
+        """
+        if not self.is_leaf:
+            raise GraphError(
+                f"register_post_accumulate_grad_hook: expected a leaf, got the result of "
+                f"{self._node.name}\n  retain_grad() keeps the gradient of a result"
+            )
+        self._hooks = self._hooks or GradHooks()
+        return HookHandle(self._hooks, hook)
 
     def zero_grad(self) -> None:
         """Set `.grad` to None."""
@@ -290,6 +227,29 @@ class Tensor:
     def __rmatmul__(self, other: Any) -> "Tensor":
         return ops.matmul(other, self)
 
+    def __abs__(self) -> "Tensor":
+        return ops.abs(self)
+
+    def __eq__(self, other: object) -> "Tensor":  # type: ignore[override]  # as in NumPy
+        return ops.eq(self, other) if is_operand(other) else NotImplemented
+
+    def __ne__(self, other: object) -> "Tensor":  # type: ignore[override]
+        return ops.ne(self, other) if is_operand(other) else NotImplemented
+
+    def __lt__(self, other: Any) -> "Tensor":
+        return ops.lt(self, other)
+
+    def __le__(self, other: Any) -> "Tensor":
+        return ops.le(self, other)
+
+    def __gt__(self, other: Any) -> "Tensor":
+        return ops.gt(self, other)
+
+    def __ge__(self, other: Any) -> "Tensor":
+        return ops.ge(self, other)
+
+    __hash__ = object.__hash__
+
     def __getitem__(self, index: Any) -> "Tensor":
         """self[index] as in NumPy, always contiguous: ops.getitem."""
         return ops.getitem(self, index)
@@ -311,6 +271,33 @@ class Tensor:
         return ops.reshape(
             self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
         )
+
+    def view(self, *shape: Any) -> "Tensor":
+        """The same as `reshape`: memory is shared where the tensor is contiguous, else copied."""
+        return self.reshape(*shape)
+
+    def squeeze(self, axis: Any = None) -> "Tensor":
+        """Without the axes `axis` of size 1; None means all of these, others stay: ops.squeeze."""
+        return ops.squeeze(self, axis)
+
+    def unsqueeze(self, axis: int) -> "Tensor":
+        """With a new axis of size 1 at position `axis` of the result: ops.unsqueeze."""
+        return ops.unsqueeze(self, axis)
+
+    def permute(self, *axes: Any) -> "Tensor":
+        """The axes in the order `axes`, contiguous, as `transpose` with all axes."""
+        return ops.transpose(self, axes[0] if len(axes) == 1 and not is_int(axes[0]) else axes)
+
+    def clone(self) -> "Tensor":
+        """A contiguous copy, which passes gradients back: ops.clone."""
+        return ops.clone(self)
+
+    def contiguous(self) -> "Tensor":
+        """The tensor itself if its elements lie in memory in row order, else a copy of it.
+
+        Results of ops are contiguous.
+        """
+        return self if self._data.flags.c_contiguous else ops.clone(self)
 
     def flatten(self) -> "Tensor":
         """(N, ...) as (N, M), in row order.  Raises ShapeError for a scalar."""
@@ -334,7 +321,7 @@ class Tensor:
     def sum(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
         """The sum over `axis`: one axis, a tuple of axes, or None for all.
 
-        Reduced axes stay with size 1 if keepdims is set.  float16 is accumulated in float32.
+        Reduced axes stay with size 1 if keepdims is set.  Half precision is summed in float32.
         Raises ArgumentError for an axis that is out of range or repeated.
         """
         return ops.sum(self, axis, keepdims)
@@ -360,10 +347,24 @@ class Tensor:
     def argmax(self, axis: int | None = None) -> Array:
         """The positions of the largest values as an integer array, which has no gradient.
 
-        axis None takes the position in the flattened tensor; of equal values the first wins.
+        axis None takes the position in the flattened tensor; of equal values the first wins, and
+        a NaN wins over every number.  Raises ShapeError for no elements, ArgumentError unless axis
+        is one of the tensor's.
         """
+        if axis is not None and not (is_int(axis) and -self.ndim <= axis < self.ndim):
+            raise ArgumentError(f"argmax: axis {axis} is not one of shape {self.shape}")
+        if (self.size if axis is None else self.shape[axis]) == 0:
+            raise ShapeError(f"argmax: nothing to compare in shape {self.shape}")
         with working_on(self.device):
             return self.data.argmax(axis=axis)
+
+    def abs(self) -> "Tensor":
+        """|x|, element by element; the gradient at 0 is 0.  Raises DtypeError for bools."""
+        return ops.abs(self)
+
+    def clamp(self, min: Any = None, max: Any = None) -> "Tensor":
+        """x limited to the numbers min and max, of which one may be None: ops.clamp."""
+        return ops.clamp(self, min, max)
 
     def exp(self) -> "Tensor":
         """e**x, element by element.  Raises DtypeError for integers."""
@@ -384,3 +385,15 @@ class Tensor:
     def astype(self, dtype: Any) -> "Tensor":
         """The tensor converted to dtype, or itself if it has it; the gradient is converted back."""
         return ops.astype(self, dtype)
+
+    def sigmoid(self) -> "Tensor":
+        """1 / (1 + e**-x), element by element.  Raises DtypeError for integers."""
+        return ops.sigmoid(self)
+
+    def tanh(self) -> "Tensor":
+        """The hyperbolic tangent, element by element.  Raises DtypeError for integers."""
+        return ops.tanh(self)
+
+    def softmax(self, axis: int = -1) -> "Tensor":
+        """e**x divided by its sum over `axis`: ops.softmax."""
+        return ops.softmax(self, axis)

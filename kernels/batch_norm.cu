@@ -1,138 +1,283 @@
 // Batch normalisation of a (rows, channels) matrix, rows = N * H * W.
 //
-//   y = (x - mean) * scale * gamma + beta        scale = 1 / sqrt(var + eps)
+//   y = (x - mean) * scale * gamma + beta        scale = 1 / sqrt(var + eps); clipped with relu
 //
-// Three launches forward, three backward:
+// Two launches forward, two backward, one in inference:
 //
-//   batch_norm_moments    block -> 32 channels x one split of the rows: mean, squared deviations
-//   batch_norm_combine    thread -> one channel: merges the splits, in order
-//   batch_norm_apply      thread -> one element of y
-//   batch_norm_products   block -> 32 channels x one split: sums of dy and of dy * normalised x
-//   sum_splits            (reduce.cu) adds the splits: dbeta and dgamma
-//   batch_norm_backward   thread -> one element of dx
+//   batch_norm_moments    block -> a tile of channels x one split of the rows: mean and variance;
+//                         the last block of a tile merges the splits and moves the running averages
+//   batch_norm_apply      thread -> N channels of every `step`-th row of y
+//   batch_norm_products   block -> the same tiles: sums of dy and of dy * normalised x
+//   batch_norm_backward   thread -> N channels of every `step`-th row of dx
+//   batch_norm_infer, scale_shift   as batch_norm_apply, with given statistics
 //
-//   x, y, dy, dx   (rows, channels)           mean, var, scale, gamma, beta   (channels)
-//   part           (splits, 2, channels)
+//   x, y, dy, dx   (rows, channels) of type X; written (=)
+//   mean, var, scale, gamma, beta   (channels) float; running averages are updated in place
+//   part           (splits, 2, channels) float: scratch memory
+//   counters       one a tile: 0 before and after
 //
-// All results are written (=).  Blocks of 256 threads, at most 64 registers a thread: 32 warps per
-// multiprocessor.  In the split kernels, warp w of the 8 reads rows w, w + 8, ... of the split; its
-// lanes read 32 adjacent channels.
+//   tile of the split kernels: `width` groups of N channels; thread t has group t % width and the
+//   rows t / width, t / width + lines, ... of the split, lines = 256 / width
+//
+//          group 0  1  2  ...  width - 1            N adjacent channels: LANES (16 bytes), or one
+//   row 0  t =   0  1  2                            where those do not divide the channels
+//   row 1    width  ...
+//
+// Each x is read once.  A thread sums x - k and (x - k)^2 with k its own first value, and moments
+// are merged pairwise, with means relative to row 0: differences stay exact however large the mean.
+// k is one of the values, so what E[x^2] - E[x]^2 cancels is at most what one value contributes,
+// times the thread's rows: the variance has a relative error of at most 2^-22 a row of a thread.
+//
+// Blocks of 256 threads, at most 64 registers a thread: 32 warps per multiprocessor.
+// batch_norm_backward keeps four numbers a channel: at most 80 registers a thread: 24 warps.
 // alexnet_cifar10_bn launches these after each convolution; alexnet_cifar10 has no batch norm.
 
-#include "common.cuh"
+#ifndef X
+#define X float  // or half, bfloat16
+#endif
 
-constexpr int ROWS = 8;  // rows that a block reads at a time: one per warp of 256 threads
+#include "batch_norm_sums.cuh"
 
-// Lane l gets the sum of lane l's value over the block's warps.
-__device__ inline float across_warps(float value, float (&sums)[ROWS][WARP]) {
-    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    __syncthreads();  // the sums of the last call may still be read
-    sums[warp][lane] = value;
-    __syncthreads();
-    float total = 0.0f;
-    for (int i = 0; i < ROWS; ++i) total += sums[i][lane];
-    return total;
+template <int N>
+__device__ inline void moments(const X* x, float* part, unsigned* counters, float* mean, float* var,
+                               float* scale, float* running_mean, float* running_var, int64 rows,
+                               int channels, float eps, float keep, float momentum, float unbiased,
+                               const Divisor& width, Exchange& exchange) {
+    Place at = place<N>(rows, channels, width);
+    Sums<N> mine = {};
+    if (at.exists && at.begin + at.line < at.end) {
+        const X* from = x + (at.begin + at.line) * channels + at.channel;
+        int count = (int)((at.end - at.begin - at.line + at.lines - 1) / at.lines);
+        int64 stride = (int64)at.lines * channels;
+        float k[N];
+        load(from, k);
+#pragma unroll 2
+        for (int row = 1; row < count; ++row) {
+            float v[N];
+            load(from + row * stride, v);
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                float away = v[i] - k[i];
+                mine.a[i] += away;
+                mine.b[i] += away * away;
+            }
+        }
+        mine.count = (float)count;
+        float reference[N];
+        load(x + at.channel, reference);
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            float away = mine.a[i] / mine.count, squares = mine.b[i] - away * mine.a[i];
+            mine.a[i] = (k[i] - reference[i]) + away;
+            mine.b[i] = squares < 0.0f ? 0.0f : squares;  // NaN stays
+        }
+    }
+    if (!merge_all<Moments>(mine, at, part, counters, rows, channels, width.divisor,
+                            exchange))
+        return;
+#pragma unroll 1
+    for (int i = 0; i < N; ++i) {
+        int c = at.channel + i;
+        float average = to_float(x[c]) + mine.a[0], variance = mine.b[0] / mine.count;
+        mean[c] = average;
+        var[c] = variance;
+        scale[c] = 1.0f / sqrtf(variance + eps);
+        if (running_mean) {  // each step is rounded, as on the CPU
+            running_mean[c] =
+                __fadd_rn(__fmul_rn(running_mean[c], keep), __fmul_rn(momentum, average));
+            running_var[c] = __fadd_rn(__fmul_rn(running_var[c], keep),
+                                       __fmul_rn(momentum, __fmul_rn(variance, unbiased)));
+        }
+#pragma unroll
+        for (int j = 1; j < N; ++j) {  // the next channel: registers have no index
+            mine.a[j - 1] = mine.a[j];
+            mine.b[j - 1] = mine.b[j];
+        }
+    }
 }
 
-// Deviations are taken from the split's own mean: E[x^2] - E[x]^2 would lose every digit where
-// the mean is large.  The second pass over the split hits the cache.
-// part[split] = (mean, sum of squared deviations)
+// running_mean and running_var may both be null; keep is 1 - momentum, unbiased rows / (rows - 1).
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void batch_norm_moments(
-    const float* x, float* part, int64 rows, int channels) {
-    __shared__ float sums[ROWS][WARP];
-    int channel = blockIdx.x * WARP + threadIdx.x % WARP;
-    int64 share = (rows + gridDim.y - 1) / gridDim.y;
-    int64 begin = blockIdx.y * share, end = min(begin + share, rows);
-    bool exists = channel < channels;
-    float sum = 0.0f, squares = 0.0f;
-    if (exists)
-        for (int64 row = begin + threadIdx.x / WARP; row < end; row += ROWS)
-            sum += x[row * channels + channel];
-    float mean = across_warps(sum, sums) / (float)max(end - begin, (int64)1);
-    if (exists)
-        for (int64 row = begin + threadIdx.x / WARP; row < end; row += ROWS) {
-            float away = x[row * channels + channel] - mean;
-            squares += away * away;
+    const X* x, float* part, unsigned* counters, float* mean, float* var, float* scale,
+    float* running_mean, float* running_var, int64 rows, int channels, float eps, float keep,
+    float momentum, float unbiased, int vector, Divisor width) {
+    __shared__ Exchange exchange;
+    if (vector)
+        moments<LANES>(x, part, counters, mean, var, scale, running_mean, running_var, rows,
+                       channels, eps, keep, momentum, unbiased, width, exchange);
+    else
+        moments<1>(x, part, counters, mean, var, scale, running_mean, running_var, rows, channels,
+                   eps, keep, momentum, unbiased, width, exchange);
+}
+
+template <int N>
+__device__ inline void products(const X* dy, const X* x, const float* mean, const float* scale,
+                                float* part, unsigned* counters, float* sums, int64 rows,
+                                int channels, const Divisor& width, Exchange& exchange) {
+    Place at = place<N>(rows, channels, width);
+    Sums<N> mine = {};
+    if (at.exists) {
+        float average[N];
+        load(mean + at.channel, average);
+#pragma unroll 2
+        for (int64 row = at.begin + at.line; row < at.end; row += at.lines) {
+            float d[N], v[N];
+            load(dy + row * channels + at.channel, d);
+            load(x + row * channels + at.channel, v);
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                mine.a[i] += d[i];
+                mine.b[i] += d[i] * (v[i] - average[i]);
+            }
         }
-    squares = across_warps(squares, sums);
-    if (threadIdx.x < WARP && exists) {
-        float* to = part + (int64)blockIdx.y * 2 * channels + channel;
-        to[0] = mean;
-        to[channels] = squares;
+        float factor[N];
+        load(scale + at.channel, factor);
+#pragma unroll
+        for (int i = 0; i < N; ++i) mine.b[i] *= factor[i];
     }
-}
-
-// Merges the moments of two samples at a time.  Source: Chan, Golub and LeVeque 1979.
-extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void batch_norm_combine(
-    const float* part, float* mean, float* var, float* scale, int64 rows, int channels, int splits,
-    float eps) {
-    int channel = blockIdx.x * blockDim.x + threadIdx.x;
-    if (channel >= channels) return;
-    int64 share = (rows + splits - 1) / splits;
-    float count = 0.0f, average = 0.0f, squares = 0.0f;
-    for (int split = 0; split < splits; ++split) {
-        int64 begin = split * share, end = min(begin + share, rows);
-        if (end <= begin) break;
-        const float* from = part + (int64)split * 2 * channels + channel;
-        float more = (float)(end - begin), apart = from[0] - average;
-        average += apart * (more / (count + more));
-        squares += from[channels] + apart * apart * (count * (more / (count + more)));
-        count += more;
-    }
-    mean[channel] = average;
-    var[channel] = squares / count;
-    scale[channel] = 1.0f / sqrtf(squares / count + eps);
-}
-
-extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void batch_norm_apply(
-    const float* x, const float* mean, const float* scale, const float* gamma, const float* beta,
-    float* y, int64 size, int channels) {
-    int64 i = global_thread();
-    if (i >= size) return;
-    int c = i % channels;
-    y[i] = (x[i] - mean[c]) * (scale[c] * gamma[c]) + beta[c];
-}
-
-extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void batch_norm_products(
-    const float* dy, const float* x, const float* mean, const float* scale, float* part, int64 rows,
-    int channels) {
-    __shared__ float sums[ROWS][WARP];
-    int channel = blockIdx.x * WARP + threadIdx.x % WARP;
-    int64 share = (rows + gridDim.y - 1) / gridDim.y;
-    int64 begin = blockIdx.y * share, end = min(begin + share, rows);
-    bool exists = channel < channels;
-    float sum = 0.0f, products = 0.0f;
-    if (exists)
-        for (int64 row = begin + threadIdx.x / WARP; row < end; row += ROWS) {
-            int64 i = row * channels + channel;
-            sum += dy[i];
-            products += dy[i] * ((x[i] - mean[channel]) * scale[channel]);
-        }
-    sum = across_warps(sum, sums);
-    products = across_warps(products, sums);
-    if (threadIdx.x < WARP && exists) {
-        float* to = part + (int64)blockIdx.y * 2 * channels + channel;
-        to[0] = sum;
-        to[channels] = products;
-    }
+    if (!merge_all<Totals>(mine, at, part, counters, rows, channels, width.divisor,
+                           exchange))
+        return;
+    store(sums + at.channel, mine.a);
+    store(sums + channels + at.channel, mine.b);
 }
 
 // sums (2, channels): dbeta, then dgamma.
-extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void batch_norm_backward(
-    const float* dy, const float* x, const float* mean, const float* scale, const float* gamma,
-    const float* sums, float* dx, int64 size, int channels, float rows) {
-    int64 i = global_thread();
-    if (i >= size) return;
-    int c = i % channels;
-    float normal = (x[i] - mean[c]) * scale[c];
-    dx[i] = (dy[i] - sums[c] / rows - normal * (sums[channels + c] / rows)) * (scale[c] * gamma[c]);
+extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void batch_norm_products(
+    const X* dy, const X* x, const float* mean, const float* scale, float* part,
+    unsigned* counters, float* sums, int64 rows, int channels, int vector, Divisor width) {
+    __shared__ Exchange exchange;
+    if (vector)
+        products<LANES>(dy, x, mean, scale, part, counters, sums, rows, channels, width, exchange);
+    else
+        products<1>(dy, x, mean, scale, part, counters, sums, rows, channels, width, exchange);
 }
 
-// y = x * scale + shift per channel: inference, where the statistics are constants.
+// --- element by element ---
+
+// The first number of a thread, and where its rows end: those of `at`, `at` + stride, ...
+struct Column {
+    int channel;
+    int64 at, end, stride;
+};
+
+template <int N>
+__device__ inline Column column(int64 rows, int channels, int step, const Divisor& groups) {
+    int index = blockIdx.x * blockDim.x + threadIdx.x, row = divide(index, groups);
+    int channel = (index - row * groups.divisor) * N;
+    int64 end = row < step ? rows * channels : 0;
+    return Column{channel, (int64)row * channels + channel, end, (int64)step * channels};
+}
+
+// y = (x - shift) * factor + offset, clipped at 0 with relu
+template <int N>
+__device__ inline void apply(const X* x, X* y, const float (&shift)[N], const float (&factor)[N],
+                             const float (&offset)[N], bool relu, const Column& mine) {
+#pragma unroll 2
+    for (int64 at = mine.at; at < mine.end; at += mine.stride) {
+        float v[N];
+        load(x + at, v);
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            v[i] = (v[i] - shift[i]) * factor[i] + offset[i];
+            if (relu && v[i] < 0.0f) v[i] = 0.0f;  // NaN passes through
+        }
+        store(y + at, v);
+    }
+}
+
+template <int N>
+__device__ inline void normalize(const X* x, const float* mean, const float* scale,
+                                 const float* gamma, const float* beta, X* y, int64 rows,
+                                 int channels, int step, float eps, bool relu,
+                                 const Divisor& groups) {
+    Column mine = column<N>(rows, channels, step, groups);
+    float average[N], factor[N], weight[N], offset[N];
+    load(mean + mine.channel, average);
+    load(scale + mine.channel, factor);
+    load(gamma + mine.channel, weight);
+    load(beta + mine.channel, offset);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        if (eps >= 0.0f) factor[i] = 1.0f / sqrtf(factor[i] + eps);
+        factor[i] *= weight[i];
+    }
+    apply(x, y, average, factor, offset, relu, mine);
+}
+
+extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void batch_norm_apply(
+    const X* x, const float* mean, const float* scale, const float* gamma, const float* beta, X* y,
+    int64 rows, int channels, int step, int relu, Divisor groups) {
+    if (groups.divisor < channels)
+        normalize<LANES>(x, mean, scale, gamma, beta, y, rows, channels, step, -1.0f, relu, groups);
+    else
+        normalize<1>(x, mean, scale, gamma, beta, y, rows, channels, step, -1.0f, relu, groups);
+}
+
+// Inference: mean and var are the running averages.
+extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void batch_norm_infer(
+    const X* x, const float* mean, const float* var, const float* gamma, const float* beta, X* y,
+    int64 rows, int channels, int step, float eps, int relu, Divisor groups) {
+    if (groups.divisor < channels)
+        normalize<LANES>(x, mean, var, gamma, beta, y, rows, channels, step, eps, relu, groups);
+    else
+        normalize<1>(x, mean, var, gamma, beta, y, rows, channels, step, eps, relu, groups);
+}
+
+template <int N>
+__device__ inline void backward(const X* dy, const X* x, const float* mean, const float* scale,
+                                const float* gamma, const float* sums, X* dx, int64 rows,
+                                int channels, int step, float count, const Divisor& groups) {
+    Column mine = column<N>(rows, channels, step, groups);
+    float average[N], slope[N], offset[N], factor[N];
+    load(mean + mine.channel, average);
+    load(scale + mine.channel, factor);
+    load(sums + mine.channel, offset);
+    load(sums + channels + mine.channel, slope);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        offset[i] /= count;
+        slope[i] = factor[i] * (slope[i] / count);
+        factor[i] *= gamma[mine.channel + i];
+    }
+#pragma unroll 1
+    for (int64 at = mine.at; at < mine.end; at += mine.stride) {
+        float d[N], v[N];
+        load(dy + at, d);
+        load(x + at, v);
+#pragma unroll
+        for (int i = 0; i < N; ++i)
+            d[i] = (d[i] - offset[i] - (v[i] - average[i]) * slope[i]) * factor[i];
+        store(dx + at, d);
+    }
+}
+
+// sums (2, channels) as batch_norm_products wrote them, over `count` values a channel.
+extern "C" __global__ __launch_bounds__(256, 3) wide_offsets void batch_norm_backward(
+    const X* dy, const X* x, const float* mean, const float* scale, const float* gamma,
+    const float* sums, X* dx, int64 rows, int channels, int step, float count, Divisor groups) {
+    if (groups.divisor < channels)
+        backward<LANES>(dy, x, mean, scale, gamma, sums, dx, rows, channels, step, count, groups);
+    else
+        backward<1>(dy, x, mean, scale, gamma, sums, dx, rows, channels, step, count, groups);
+}
+
+template <int N>
+__device__ inline void scale_and_shift(const X* x, const float* scale, const float* shift, X* y,
+                                       int64 rows, int channels, int step, const Divisor& groups) {
+    Column mine = column<N>(rows, channels, step, groups);
+    float zero[N] = {}, factor[N], offset[N];
+    load(scale + mine.channel, factor);
+    load(shift + mine.channel, offset);
+    apply(x, y, zero, factor, offset, false, mine);
+}
+
+// y = x * scale + shift per channel.
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void scale_shift(
-    const float* x, const float* scale, const float* shift, float* y, int64 size, int channels) {
-    int64 i = global_thread();
-    if (i >= size) return;
-    int c = i % channels;
-    y[i] = x[i] * scale[c] + shift[c];
+    const X* x, const float* scale, const float* shift, X* y, int64 rows, int channels, int step,
+    Divisor groups) {
+    if (groups.divisor < channels)
+        scale_and_shift<LANES>(x, scale, shift, y, rows, channels, step, groups);
+    else
+        scale_and_shift<1>(x, scale, shift, y, rows, channels, step, groups);
 }

@@ -5,6 +5,7 @@
 #define GPUCNN_COMMON_CUH
 
 typedef long long int64;      // for offsets into whole arrays: a batch may exceed 2^31 elements
+typedef unsigned char uint8;
 typedef unsigned int uint32;
 typedef unsigned long long uint64;
 

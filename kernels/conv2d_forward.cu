@@ -8,18 +8,21 @@
 //   step    8 of K: 8 channels of one tap.  While a step is multiplied, the next one travels from
 //           global memory through registers into the other shared buffer
 //
-//   x       (N, H, W, C)             one tap of one pixel: `channels` contiguous floats
-//   weight  (OC, KH, KW, channels)   one filter: K contiguous floats
-//   bias    (OC), or null
-//   y       (N, OH, OW, OC)          written (=)
+//   x       (N, H, W, C) IMAGE              one tap of one pixel: `channels` contiguous numbers
+//   weight  (OC, KH, KW, channels) float    one filter: K contiguous numbers
+//   bias    (OC) float, or null
+//   y       (N, OH, OW, OC) ELEMENT         written (=)
 //   channels = C / groups, filters = OC / groups: those of one group
 //
+// IMAGE and ELEMENT are float, half or bfloat16.  Operands have the precision of ELEMENT: floats are
+// rounded to it when they have been loaded.  Sums are float.
+//
 // Three ways to load x and weight:
-//   vector  channels divisible by 4, at most 2^32 floats in x: 16-byte loads
+//   vector  channels divisible by 4, at most 2^32 numbers in x: loads of 4 numbers
 //   scalar  any number of channels; the last step of each tap is padded with zeros to 8
 //   few     K <= 512, taps not padded: for a first layer, whose 3 channels would waste 5 of
 //           8 multiply-adds.  The table then has one entry per element of K
-// All need kh + kw <= 31, and fewer than 2^31 - 128 pixels, floats in an image and floats in
+// All need kh + kw <= 31, and fewer than 2^31 - 128 pixels, numbers in an image and numbers in
 // weight; the plain kernel handles anything larger.
 //
 // 128 x 128: 256 threads, at most 128 registers each: 16 warps per multiprocessor.
@@ -29,33 +32,28 @@
 #include "common.cuh"
 #include "conv2d_gather.cuh"
 #include "gemm_tile.cuh"
+#include "quad_stores.cuh"
+#include "quads.cuh"
+
+#ifndef IMAGE
+#define IMAGE float
+#endif
+#ifndef ELEMENT
+#define ELEMENT float
+#endif
 
 constexpr int FEW_K = 512;          // table entries: 8 KiB, three blocks fit in 64 KiB
 constexpr uint32 NEVER = 1u << 31;  // a bit that no Pixel::on_image has
 
-// Where output pixel m starts to read, and which taps of its window are on the image.
-// first: the unit of the first channel that the thread reads.
-template <bool VECTOR>
-__device__ inline Pixel<VECTOR> input_pixel(int first, int m, int count, const Geometry& g) {
-    int j = m % g.ow, i = m / g.ow % g.oh, n = m / g.ow / g.oh;
-    int row = i * g.stride_h - g.top, column = j * g.stride_w - g.left;
-    uint32 on_image = bits_inside(row, g.dilation_h, g.kh, g.h, 0) |
-                      bits_inside(column, g.dilation_w, g.kw, g.w, g.kh);
-    int64 start = (((int64)n * g.h + row) * g.w + column) * (g.c / UNIT<VECTOR>) + first;
-    bool exists = m < count;  // past the end: an offset that cannot overflow
-    return {(typename Pixel<VECTOR>::Offset)(exists ? start : 0), exists ? on_image : 0};
-}
-
-// c: units per pixel of x; channels: units per tap.
-__device__ inline Tap input_tap(int tap, const Geometry& g, int c, int channels) {
-    int r = tap / g.kw, s = tap % g.kw;
-    return Tap{(r * g.dilation_h * g.w + s * g.dilation_w) * c, tap * channels,
-               tap_bits(r, s, g.kh), channels};
+// What was loaded, as factors.
+template <class E, bool VECTOR>
+__device__ inline float4 operand(const Quad<E, VECTOR>& quad) {
+    return sizeof(E) == sizeof(ELEMENT) ? quad.floats() : rounded<ELEMENT>(quad.floats());
 }
 
 // The epilogue: adds the bias, applies ReLU and stores this thread's 8 x 8 results.
 template <int TM, int TN>
-__device__ inline void write_results(const float (&sum)[8][8], const float* bias, float* y,
+__device__ inline void write_results(const float (&sum)[8][8], const float* bias, ELEMENT* y,
                                      const Geometry& g, int filters, int relu) {
     int pixels = g.n * g.oh * g.ow, oc_count = filters * g.groups;
     int row = blockIdx.x * TM + lane_row<TM, TN>();
@@ -77,51 +75,52 @@ __device__ inline void write_results(const float (&sum)[8][8], const float* bias
             float value = sum[i][j] + offset[j];
             result[j] = relu && value < 0.0f ? 0.0f : value;  // NaN passes through
         }
-        float* to = y + (int64)m * oc_count + blockIdx.z * filters + column;
-        store_quad(to, result, filters - column, vector);
-        store_quad(to + 32, result + 4, filters - column - 32, vector);
+        ELEMENT* to = y + (int64)m * oc_count + blockIdx.z * filters + column;
+        store_elements(to, result, filters - column, vector);
+        store_elements(to + 32, result + 4, filters - column - 32, vector);
     }
 }
 
 template <int TM, int TN, bool VECTOR>
-__device__ inline void forward(const float* x, const float* weight, const float* bias, float* y,
+__device__ inline void forward(const IMAGE* x, const float* weight, const float* bias, ELEMENT* y,
                                const Geometry& g, int channels, int filters, int relu) {
-    using T = Tile<TM, TN>;
+    using Size = Tile<TM, TN>;
     __shared__ SharedTile<TM, TN> tiles[2];
     __shared__ Tap taps[MAX_TAPS];
     constexpr int U = UNIT<VECTOR>;
     int count = g.kh * g.kw, units = channels / U;
-    for (int t = threadIdx.x; t <= count; t += T::THREADS)
+    for (int t = threadIdx.x; t <= count; t += Size::THREADS)
         taps[t] = t < count ? input_tap(t, g, g.c / U, units) : Tap{};
 
     // Two adjacent threads load the 8 channels of one pixel, and of one filter.
     int k = threadIdx.x % 2 * (4 / U), line = threadIdx.x / 2;
-    constexpr int LINES = T::THREADS / 2;
-    Pixel<VECTOR> pixel[T::A_QUADS];
-    int filter[T::B_QUADS];
+    constexpr int LINES = Size::THREADS / 2;
+    Pixel<VECTOR> pixel[Size::A_QUADS];
+    int filter[Size::B_QUADS];
 #pragma unroll
-    for (int q = 0; q < T::A_QUADS; ++q)
+    for (int q = 0; q < Size::A_QUADS; ++q)
         pixel[q] = input_pixel<VECTOR>(blockIdx.z * units + k,
                                        blockIdx.x * TM + line + q * LINES, g.n * g.oh * g.ow, g);
 #pragma unroll
-    for (int q = 0; q < T::B_QUADS; ++q) {
+    for (int q = 0; q < Size::B_QUADS; ++q) {
         int f = min(blockIdx.y * TN + line + q * LINES, filters - 1);  // past the end: any filter
         filter[q] = (blockIdx.z * filters + f) * count * units + k;
     }
 
-    float4 next_a[T::A_QUADS], next_b[T::B_QUADS];
+    Quad<IMAGE, VECTOR> next_a[Size::A_QUADS];
+    Quad<float, VECTOR> next_b[Size::B_QUADS];
     const Tap* tap = taps;  // the next step: 8 channels of this tap, from unit c on
     int c = 0;
     auto load_next = [&] {
         Tap now = *tap;
         int left = (now.channels - k - c) * U;
 #pragma unroll
-        for (int q = 0; q < T::A_QUADS; ++q)
-            next_a[q] = load_quad<VECTOR>(x + (int64)(pixel[q].start + now.pixel + c) * U,
-                                          sees(pixel[q], now) ? left : 0);
+        for (int q = 0; q < Size::A_QUADS; ++q)
+            next_a[q] = next_a[q].load(x + (int64)(pixel[q].start + now.pixel + c) * U,
+                                       sees(pixel[q], now) ? left : 0);
 #pragma unroll
-        for (int q = 0; q < T::B_QUADS; ++q)
-            next_b[q] = load_quad<VECTOR>(weight + (int64)(filter[q] + now.weight + c) * U, left);
+        for (int q = 0; q < Size::B_QUADS; ++q)
+            next_b[q] = next_b[q].load(weight + (int64)(filter[q] + now.weight + c) * U, left);
         c += TILE_K / U;
         if (c >= units) {
             c = 0;
@@ -130,11 +129,11 @@ __device__ inline void forward(const float* x, const float* weight, const float*
     };
     auto store_next = [&](SharedTile<TM, TN>& tile) {
 #pragma unroll
-        for (int q = 0; q < T::A_QUADS; ++q)
-            store_transposed(tile.a, k * U, line + q * LINES, next_a[q]);
+        for (int q = 0; q < Size::A_QUADS; ++q)
+            store_transposed(tile.a, k * U, line + q * LINES, operand(next_a[q]));
 #pragma unroll
-        for (int q = 0; q < T::B_QUADS; ++q)
-            store_transposed(tile.b, k * U, line + q * LINES, next_b[q]);
+        for (int q = 0; q < Size::B_QUADS; ++q)
+            store_transposed(tile.b, k * U, line + q * LINES, operand(next_b[q]));
     };
 
     float sum[8][8] = {};
@@ -144,14 +143,15 @@ __device__ inline void forward(const float* x, const float* weight, const float*
 }
 
 template <int TM, int TN>
-__device__ inline void forward_few(const float* x, const float* weight, const float* bias, float* y,
-                                   const Geometry& g, int channels, int filters, int relu) {
-    using T = Tile<TM, TN>;
+__device__ inline void forward_few(const IMAGE* x, const float* weight, const float* bias,
+                                   ELEMENT* y, const Geometry& g, int channels, int filters,
+                                   int relu) {
+    using Size = Tile<TM, TN>;
     __shared__ SharedTile<TM, TN> tiles[2];
     __shared__ Tap table[FEW_K + TILE_K];
     int depth = g.kh * g.kw * channels;  // K
     int steps = ceil_div(depth, TILE_K);
-    for (int at = threadIdx.x; at < (steps + 1) * TILE_K; at += T::THREADS) {
+    for (int at = threadIdx.x; at < (steps + 1) * TILE_K; at += Size::THREADS) {
         Tap tap = {0, 0, NEVER, 0};  // past the end of K
         if (at < depth) {
             tap = input_tap(at / channels, g, g.c, channels);
@@ -161,43 +161,42 @@ __device__ inline void forward_few(const float* x, const float* weight, const fl
     }
 
     int k = threadIdx.x % 2 * 4, line = threadIdx.x / 2;
-    constexpr int LINES = T::THREADS / 2;
-    Pixel<false> pixel[T::A_QUADS];
-    int filter[T::B_QUADS];
+    constexpr int LINES = Size::THREADS / 2;
+    Pixel<false> pixel[Size::A_QUADS];
+    int filter[Size::B_QUADS];
 #pragma unroll
-    for (int q = 0; q < T::A_QUADS; ++q)
+    for (int q = 0; q < Size::A_QUADS; ++q)
         pixel[q] = input_pixel<false>(blockIdx.z * channels, blockIdx.x * TM + line + q * LINES,
                                       g.n * g.oh * g.ow, g);
 #pragma unroll
-    for (int q = 0; q < T::B_QUADS; ++q) {
+    for (int q = 0; q < Size::B_QUADS; ++q) {
         int f = min(blockIdx.y * TN + line + q * LINES, filters - 1);
         filter[q] = (blockIdx.z * filters + f) * depth;
     }
 
-    float next_a[T::A_QUADS][4];
-    float4 next_b[T::B_QUADS];
+    Quad<IMAGE, false> next_a[Size::A_QUADS];
+    Quad<float, false> next_b[Size::B_QUADS];
     int at = k;  // the next step: at .. at + 3 of K
     auto load_next = [&] {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             Tap now = table[at + i];
 #pragma unroll
-            for (int q = 0; q < T::A_QUADS; ++q)
-                next_a[q][i] = sees(pixel[q], now) ? x[pixel[q].start + now.pixel] : 0.0f;
+            for (int q = 0; q < Size::A_QUADS; ++q)
+                next_a[q].v[i] = sees(pixel[q], now) ? x[pixel[q].start + now.pixel] : IMAGE{};
         }
 #pragma unroll
-        for (int q = 0; q < T::B_QUADS; ++q)
-            next_b[q] = load_quad<false>(weight + (filter[q] + at), depth - at);
+        for (int q = 0; q < Size::B_QUADS; ++q)
+            next_b[q] = next_b[q].load(weight + (filter[q] + at), depth - at);
         at += TILE_K;
     };
     auto store_next = [&](SharedTile<TM, TN>& tile) {
 #pragma unroll
-        for (int q = 0; q < T::A_QUADS; ++q)
-            store_transposed(tile.a, k, line + q * LINES,
-                             make_float4(next_a[q][0], next_a[q][1], next_a[q][2], next_a[q][3]));
+        for (int q = 0; q < Size::A_QUADS; ++q)
+            store_transposed(tile.a, k, line + q * LINES, operand(next_a[q]));
 #pragma unroll
-        for (int q = 0; q < T::B_QUADS; ++q)
-            store_transposed(tile.b, k, line + q * LINES, next_b[q]);
+        for (int q = 0; q < Size::B_QUADS; ++q)
+            store_transposed(tile.b, k, line + q * LINES, operand(next_b[q]));
     };
 
     float sum[8][8] = {};
@@ -207,25 +206,25 @@ __device__ inline void forward_few(const float* x, const float* weight, const fl
 }
 
 extern "C" __global__ __launch_bounds__(256, 2) wide_offsets void conv2d_forward_128x128_vector(
-    const float* x, const float* weight, const float* bias, float* y, Geometry g, int channels,
+    const IMAGE* x, const float* weight, const float* bias, ELEMENT* y, Geometry g, int channels,
     int filters, int relu) {
     forward<128, 128, true>(x, weight, bias, y, g, channels, filters, relu);
 }
 
 extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_forward_128x64_vector(
-    const float* x, const float* weight, const float* bias, float* y, Geometry g, int channels,
+    const IMAGE* x, const float* weight, const float* bias, ELEMENT* y, Geometry g, int channels,
     int filters, int relu) {
     forward<128, 64, true>(x, weight, bias, y, g, channels, filters, relu);
 }
 
 extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_forward_128x64_scalar(
-    const float* x, const float* weight, const float* bias, float* y, Geometry g, int channels,
+    const IMAGE* x, const float* weight, const float* bias, ELEMENT* y, Geometry g, int channels,
     int filters, int relu) {
     forward<128, 64, false>(x, weight, bias, y, g, channels, filters, relu);
 }
 
 extern "C" __global__ __launch_bounds__(128, 3) wide_offsets void conv2d_forward_128x64_few(
-    const float* x, const float* weight, const float* bias, float* y, Geometry g, int channels,
+    const IMAGE* x, const float* weight, const float* bias, ELEMENT* y, Geometry g, int channels,
     int filters, int relu) {
     forward_few<128, 64>(x, weight, bias, y, g, channels, filters, relu);
 }

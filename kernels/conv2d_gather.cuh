@@ -61,4 +61,24 @@ __device__ inline uint32 bits_inside(int start, int step, int count, int size, i
     return bits;
 }
 
+// Where output pixel m starts to read, and which taps of its window are on the image.
+// first: the unit of the first channel that the thread reads.
+template <bool VECTOR>
+__device__ inline Pixel<VECTOR> input_pixel(int first, int m, int count, const Geometry& g) {
+    int j = m % g.ow, i = m / g.ow % g.oh, n = m / g.ow / g.oh;
+    int row = i * g.stride_h - g.top, column = j * g.stride_w - g.left;
+    uint32 on_image = bits_inside(row, g.dilation_h, g.kh, g.h, 0) |
+                      bits_inside(column, g.dilation_w, g.kw, g.w, g.kh);
+    int64 start = (((int64)n * g.h + row) * g.w + column) * (g.c / UNIT<VECTOR>) + first;
+    bool exists = m < count;  // past the end: an offset that cannot overflow
+    return {(typename Pixel<VECTOR>::Offset)(exists ? start : 0), exists ? on_image : 0};
+}
+
+// c: units per pixel of x; channels: units per tap.
+__device__ inline Tap input_tap(int tap, const Geometry& g, int c, int channels) {
+    int r = tap / g.kw, s = tap % g.kw;
+    return Tap{(r * g.dilation_h * g.w + s * g.dilation_w) * c, tap * channels,
+               tap_bits(r, s, g.kh), channels};
+}
+
 #endif

@@ -4,10 +4,15 @@
 //
 //   forward      thread -> y[n, i, j, oc]          loops over a window: KH x KW x C/groups inputs
 //   grad_input   thread -> dx[n, h, w, c]          loops over the outputs that read this input
-//   grad_weight  thread -> dweight[oc, r, s, c]    loops over all N x OH x OW outputs
 //
-//   x, dx  (N, H, W, C)          weight, dweight  (OC, KH, KW, C/groups)
-//   y, dy  (N, OH, OW, OC)       bias             (OC), or null
+// conv2d_grad_weight_plain.cu continues with the gradient of the filters.
+//
+//   x, dx  (N, H, W, C) IMAGE         weight  (OC, KH, KW, C/groups) float
+//   y, dy  (N, OH, OW, OC) ELEMENT    bias    (OC) float, or null
+//   mask   (N, H, W, C) IMAGE, or null: dx = mask_scale * dx where mask is not 0, else 0
+//
+// IMAGE and ELEMENT are float, half or bfloat16.  Factors have the precision of ELEMENT: floats are
+// rounded to it when they have been loaded.  Sums are float.
 //
 // All results are written (=).  Any geometry; 64-bit offsets.  Adjacent threads own adjacent
 // channels, so a warp's accesses are coalesced.  Blocks of 256 threads (any smaller block works),
@@ -16,9 +21,24 @@
 // tile.
 
 #include "common.cuh"
+#include "ptx.cuh"
+
+#ifndef IMAGE
+#define IMAGE float
+#endif
+#ifndef ELEMENT
+#define ELEMENT float
+#endif
+
+// x as a factor: of the precision of ELEMENT.
+template <class E>
+__device__ inline float factor(E x) {
+    float value = to_float(x);
+    return sizeof(E) > sizeof(ELEMENT) ? to_float(from_float<ELEMENT>(value)) : value;
+}
 
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_forward_plain(
-    const float* x, const float* weight, const float* bias, float* y, Geometry g, int oc_count,
+    const IMAGE* x, const float* weight, const float* bias, ELEMENT* y, Geometry g, int oc_count,
     int relu) {
     int64 index = global_thread();
     if (index >= (int64)g.n * g.oh * g.ow * oc_count) return;
@@ -37,17 +57,18 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_forward
         for (int s = 0; s < g.kw; ++s) {
             int column = j * g.stride_w - g.left + s * g.dilation_w;
             if (column < 0 || column >= g.w) continue;
-            const float* pixel_in = x + ((n * g.h + row) * g.w + column) * g.c + first;
+            const IMAGE* pixel_in = x + ((n * g.h + row) * g.w + column) * g.c + first;
             const float* tap = weight + (((int64)oc * g.kh + r) * g.kw + s) * channels;
-            for (int c = 0; c < channels; ++c) sum += pixel_in[c] * tap[c];
+            for (int c = 0; c < channels; ++c) sum += factor(pixel_in[c]) * factor(tap[c]);
         }
     }
     if (bias) sum += bias[oc];
-    y[index] = relu && sum < 0.0f ? 0.0f : sum;  // NaN passes through
+    y[index] = from_float<ELEMENT>(relu && sum < 0.0f ? 0.0f : sum);  // NaN passes through
 }
 
 extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_grad_input_plain(
-    const float* dy, const float* weight, float* dx, Geometry g, int oc_count) {
+    const ELEMENT* dy, const float* weight, const IMAGE* mask, IMAGE* dx, Geometry g, int oc_count,
+    float mask_scale) {
     int64 index = global_thread();
     if (index >= (int64)g.n * g.h * g.w * g.c) return;
     int c = index % g.c;
@@ -67,42 +88,13 @@ extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_grad_in
             int across = column + g.left - s * g.dilation_w;
             if (across < 0 || across % g.stride_w != 0 || across / g.stride_w >= g.ow) continue;
             int64 output = (n * g.oh + up / g.stride_h) * g.ow + across / g.stride_w;
-            const float* pixel_out = dy + output * oc_count + first;
+            const ELEMENT* pixel_out = dy + output * oc_count + first;
             for (int f = 0; f < filters; ++f) {
                 int64 tap = ((int64)(first + f) * g.kh + r) * g.kw + s;
-                sum += pixel_out[f] * weight[tap * channels + c % channels];
+                sum += factor(pixel_out[f]) * factor(weight[tap * channels + c % channels]);
             }
         }
     }
-    dx[index] = sum;
-}
-
-extern "C" __global__ __launch_bounds__(256, 4) wide_offsets void conv2d_grad_weight_plain(
-    const float* x, const float* dy, float* dweight, Geometry g, int oc_count) {
-    int channels = g.c / g.groups;
-    int64 index = global_thread();
-    if (index >= (int64)oc_count * g.kh * g.kw * channels) return;
-    int c = index % channels;
-    int64 tap = index / channels;
-    int s = tap % g.kw;
-    int r = tap / g.kw % g.kh;
-    int oc = tap / g.kw / g.kh;
-
-    int channel = oc / (oc_count / g.groups) * channels + c;
-    float sum = 0.0f;
-    for (int64 n = 0; n < g.n; ++n) {
-        float image = 0.0f;  // sum each image, then the images: short sums lose less to rounding
-        for (int i = 0; i < g.oh; ++i) {
-            int row = i * g.stride_h - g.top + r * g.dilation_h;
-            if (row < 0 || row >= g.h) continue;
-            for (int j = 0; j < g.ow; ++j) {
-                int column = j * g.stride_w - g.left + s * g.dilation_w;
-                if (column < 0 || column >= g.w) continue;
-                image += dy[((n * g.oh + i) * g.ow + j) * oc_count + oc] *
-                         x[((n * g.h + row) * g.w + column) * g.c + channel];
-            }
-        }
-        sum += image;
-    }
-    dweight[index] = sum;
+    if (mask) sum = to_float(mask[index]) == 0.0f ? 0.0f : mask_scale * sum;
+    dx[index] = from_float<IMAGE>(sum);
 }

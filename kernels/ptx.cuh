@@ -54,6 +54,56 @@ __device__ inline unsigned pack(bfloat16 low, bfloat16 high) {
     return (unsigned)high.bits << 16 | low.bits;
 }
 
+// Kernels compiled for several types convert with these.
+__device__ inline float to_float(float x) { return x; }
+
+template <class T>
+__device__ inline T from_float(float x);
+
+template <>
+__device__ inline float from_float<float>(float x) {
+    return x;
+}
+
+template <>
+__device__ inline half from_float<half>(float x) {
+    return to_half(x);
+}
+
+template <>
+__device__ inline bfloat16 from_float<bfloat16>(float x) {
+    return to_bfloat16(x);
+}
+
+// Two floats, rounded, in one register: one instruction from sm_80 on.
+__device__ inline unsigned pack_half(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    unsigned result;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+    return result;
+#else
+    return pack(to_half(low), to_half(high));
+#endif
+}
+
+__device__ inline unsigned pack_bfloat16(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    unsigned result;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+    return result;
+#else
+    return pack(to_bfloat16(low), to_bfloat16(high));
+#endif
+}
+
+// threadIdx.x, read anew.  After a loop that needs all registers: what is computed from threadIdx.x
+// before the loop, and needed again after it, would stay in a register all the while.
+__device__ inline int thread_again() {
+    int result;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(result));
+    return result;
+}
+
 // --- asynchronous copies, global to shared ---
 
 // Starts an asynchronous copy of BYTES (4, 8 or 16) bytes; both addresses are multiples of BYTES.

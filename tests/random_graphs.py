@@ -60,6 +60,10 @@ class Graph:
         self.leaves.append(pair)
         return pair
 
+    def finite(self, shape: tuple[int, ...]) -> Pair:
+        """A leaf of finite numbers, where others may have infinities."""
+        return self.leaf(shape)
+
     def constant(self, numbers: Any) -> Pair:
         numbers = np.asarray(numbers, np.float32)
         return Pair(

@@ -4,11 +4,33 @@ It picks operands and settings, and applies gpucnn's op and PyTorch's.  Where an
 tie, constants first move its operand away from there.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from random_graphs import Graph, Pair, broadcasts
+from random_image_ops import (
+    adaptive_avg_pool2d,
+    avg_pool2d,
+    conv2d,
+    conv_transpose2d,
+    global_avg_pool2d,
+    interpolate,
+    max_pool2d,
+    nchw,
+    nhwc,
+)
+from random_layer_ops import (
+    binary_cross_entropy_with_logits,
+    group_norm,
+    l1_loss,
+    layer_norm,
+    nll_loss,
+    silu,
+    smooth_l1_loss,
+    softplus,
+)
 
 import gpucnn
 from gpucnn import ops
@@ -60,14 +82,6 @@ def _along(f: Any, g: Any) -> Callable[..., Pair]:
     return apply
 
 
-def _nchw(x: Any) -> Any:
-    return x.permute(0, 3, 1, 2)
-
-
-def _nhwc(x: Any) -> Any:
-    return x.permute(0, 2, 3, 1)
-
-
 def _divide(graph: Graph) -> Pair:
     a, b = graph.two()
     if isinstance(b.ours, gpucnn.Tensor):
@@ -107,82 +121,27 @@ def _linear(graph: Graph) -> Pair:
     return Pair(ours, F.linear(x.theirs, w.theirs, None if b is None else b.theirs))
 
 
-def _conv2d(graph: Graph) -> Pair:
-    x = graph.image()
-    _, h, width, c = x.shape
-    groups = graph.settings(1, 1, 2 if c % 2 == 0 else 1)
-    kh, kw = graph.settings(1, 2, 3), graph.settings(1, 3)
-    w = graph.leaf((2 * groups, kh, kw, c // groups))
-    b = graph.leaf(w.shape[:1]) if graph.rng.random() < 0.7 else None
-    stride, padding, dilation = graph.settings(1, 1, 2), graph.settings(1, 2), graph.settings(1, 2)
-    if min(h + 2 * padding - dilation * (kh - 1), width + 2 * padding - dilation * (kw - 1)) < 1:
-        dilation, padding = 1, 2
-    theirs = F.conv2d(
-        _nchw(x.theirs), _nchw(w.theirs), None if b is None else b.theirs, stride, padding,
-        dilation, groups,
-    )  # fmt: skip
-    values = np.sort(theirs.detach().numpy(), axis=None)
-    relu = bool(graph.rng.random() < 0.5 and np.abs(values).min() > 1e-3)
-    apart = np.diff(values).min(initial=1) > 1e-3  # or a pool's choice may be rounding's
-    pool = ops.MaxPool(2, 1, 1) if apart and graph.rng.random() < 0.5 else None
-    theirs = F.relu(theirs) if relu else theirs
-    theirs = theirs if pool is None else F.max_pool2d(theirs, 2, 1, 1)
-    bias = None if b is None else b.ours
-    ours = ops.conv2d(x.ours, w.ours, bias, stride, padding, dilation, groups, relu, pool)
-    return Pair(ours, _nhwc(theirs))
-
-
-def _window(graph: Graph, x: Pair) -> tuple[int, int, int, bool]:
-    """kernel_size, stride, padding and ceil_mode of a pool."""
-    window = min(graph.settings(1, 2, 3), *x.shape[1:3])
-    return window, graph.settings(1, 2), graph.settings(0, window // 2), graph.settings(False, True)
-
-
-def _max_pool2d(graph: Graph) -> Pair:
-    x = graph.apart(graph.image())
-    window, stride, padding, ceil = _window(graph, x)
-    theirs = F.max_pool2d(_nchw(x.theirs), window, stride, padding, ceil_mode=ceil)
-    return Pair(ops.max_pool2d(x.ours, window, stride, padding, ceil), _nhwc(theirs))
-
-
-def _avg_pool2d(graph: Graph) -> Pair:
-    x, count = graph.image(), bool(graph.settings(False, True))
-    window, stride, padding, ceil = _window(graph, x)
-    theirs = F.avg_pool2d(_nchw(x.theirs), window, stride, padding, ceil, count)
-    return Pair(ops.avg_pool2d(x.ours, window, stride, padding, ceil, count), _nhwc(theirs))
-
-
-def _adaptive_avg_pool2d(graph: Graph) -> Pair:
-    x, size = graph.image(), (graph.settings(1, 2, 3), graph.settings(1, 2, 4))
-    theirs = F.adaptive_avg_pool2d(_nchw(x.theirs), size)
-    return Pair(ops.adaptive_avg_pool2d(x.ours, size), _nhwc(theirs))
-
-
-def _global_avg_pool2d(graph: Graph) -> Pair:
-    x = graph.image()
-    return Pair(ops.global_avg_pool2d(x.ours), x.theirs.mean((1, 2)))
-
-
 def _batch_norm(graph: Graph) -> Pair:
-    x = graph.pick(lambda p: p.ndim >= 2)
+    x = graph.pick(lambda p: p.ndim >= 2 and p.shape[-1] > 0)
     channels = x.shape[-1:]
-    weight, bias = graph.leaf(channels), graph.leaf(channels)
+    # With an infinite weight the order of the products decides what is NaN.
+    weight, bias = graph.finite(channels), graph.leaf(channels)
     mean = graph.rng.standard_normal(channels)
     var = graph.rng.uniform(0.5, 2, channels)
     training = x.ours.size >= 2 * channels[0] and bool(graph.settings(False, True))
+    running = [graph.constant(v) for v in (mean, var)]
     ours = ops.batch_norm(
-        x.ours, weight.ours, bias.ours, mean.astype(graph.dtype), var.astype(graph.dtype), training,
-        eps=0.1,
-    )  # fmt: skip
-    rows = x.theirs.reshape(-1, *channels)
-    statistics = [torch.tensor(v.astype(graph.dtype).astype(np.float64)) for v in (mean, var)]
+        x.ours, weight.ours, bias.ours, *(v.ours.data for v in running), training, eps=0.1
+    )
+    rows = x.theirs.reshape(math.prod(x.shape[:-1]), *channels)
+    statistics = [v.theirs.clone() for v in running]
     theirs = F.batch_norm(rows, *statistics, weight.theirs, bias.theirs, training, eps=0.1)
     return Pair(ours, theirs.reshape(x.shape))
 
 
 def _local_response_norm(graph: Graph) -> Pair:
     x, size = graph.rows(), graph.settings(1, 2, 3, 5)
-    channels = x.theirs.reshape(-1, x.shape[-1], 1)
+    channels = x.theirs.reshape(math.prod(x.shape[:-1]), x.shape[-1], 1)
     theirs = F.local_response_norm(channels, size, 0.1 * size, 0.75, 1.0).reshape(x.shape)
     return Pair(ops.local_response_norm(x.ours, size, 0.1, 0.75, 1.0), theirs)
 
@@ -193,7 +152,8 @@ def _dropout(graph: Graph) -> Pair:
         ops.dropout(t, 0.3, True, np.random.default_rng(seed))
         for t in (graph.constant(np.ones(x.shape)).ours, x.ours)
     )
-    return Pair(ours, x.theirs * torch.tensor(mask.numpy().astype(np.float64)))
+    scale = torch.tensor(mask.numpy().astype(np.float64))
+    return Pair(ours, torch.where(scale > 0, x.theirs * scale, 0))
 
 
 def _leaky_relu(graph: Graph) -> Pair:
@@ -202,10 +162,11 @@ def _leaky_relu(graph: Graph) -> Pair:
 
 
 def _softmax_cross_entropy(graph: Graph) -> Pair:
-    x = graph.pick(lambda p: p.ndim >= 2)
+    x = graph.pick(lambda p: p.ndim >= 2 and p.shape[-1] > 0)
     classes = x.shape[-1]
     labels = graph.rng.integers(0, classes, x.shape[:-1])
     smoothing, weights = graph.settings(0.0, 0.2), None
+    reduction = graph.settings("mean", "sum")
     if graph.rng.random() < 0.5:
         weights = graph.rng.uniform(0.5, 2, classes).astype(np.float32)
     theirs = F.cross_entropy(
@@ -213,8 +174,9 @@ def _softmax_cross_entropy(graph: Graph) -> Pair:
         torch.tensor(labels.reshape(-1)),
         None if weights is None else torch.tensor(weights.astype(np.float64)),
         label_smoothing=smoothing,
+        reduction=reduction,
     )
-    return Pair(ops.cross_entropy(x.ours, labels, weights, smoothing), theirs)
+    return Pair(ops.cross_entropy(x.ours, labels, weights, smoothing, reduction), theirs)
 
 
 def _mean_squared_error(graph: Graph) -> Pair:
@@ -227,6 +189,26 @@ def _var(x: Any, dim: Any, keepdim: bool) -> Any:
     return torch.var(x, dim, unbiased=False, keepdim=keepdim)
 
 
+def _extreme(find: str) -> Callable[..., Any]:
+    """torch.amax or amin, where NaNs share the gradient as in torch.max(x): amax's is NaN."""
+
+    def theirs(x: Any, dim: Any, keepdim: bool) -> Any:
+        y = getattr(x, find)(dim=dim, keepdim=True)
+        winners = (x == y) | x.isnan()
+        scale = torch.where((y > 1e300) | (y < -1e300), 2.0**-20, 1.0)  # a tie must not overflow
+        mean = torch.where(winners, x * scale, 0).sum(dim, True) / winners.sum(dim, True) / scale
+        return mean if keepdim else mean.sum(dim)
+
+    return theirs
+
+
+def _gelu(x: Any) -> Any:
+    """PyTorch's, except for its NaN at the infinities."""
+    far = x.abs() > 100
+    near = F.gelu(torch.where(far, 0, x))
+    return torch.where(far, F.relu(x), near)
+
+
 def _reshape(graph: Graph) -> Pair:
     x = graph.pick()
     shapes = [(-1,), (1, -1), (x.ours.size, 1)] + [(2, -1)] * (x.ours.size % 2 == 0)
@@ -236,7 +218,8 @@ def _reshape(graph: Graph) -> Pair:
 
 def _flatten(graph: Graph) -> Pair:
     x = graph.rows()
-    return Pair(ops.flatten(x.ours), x.theirs.reshape(x.shape[0], -1))
+    theirs = x.theirs.reshape(x.shape[0], math.prod(x.shape[1:]))
+    return Pair(ops.flatten(x.ours), theirs)
 
 
 def _transpose(graph: Graph) -> Pair:
@@ -270,21 +253,59 @@ def _pad(graph: Graph) -> Pair:
 
 
 def _getitem(graph: Graph) -> Pair:
+    """Any index of NumPy's: PyTorch picks the same positions of the flattened tensor."""
     x = graph.pick()
     index: list[Any] = [...]
     if x.ndim:
         n = x.shape[0]
-        index = [
-            graph.settings(
-                0, -1, slice(0, None, 2), slice(n - 1, None), None, np.array([0, n - 1, 0]),
-                np.arange(n) % 2 == 0,
-            ),
-            ...,
+        choices: list[Any] = [
+            slice(0, None, 2), slice(n - 1, None), slice(None, None, -1), None,
+            np.arange(n) % 2 == 0,
         ]  # fmt: skip
+        if n:
+            choices += [0, -1, np.array([0, n - 1, 0]), np.array([[0, -1], [-1, 0]])]
+        index = [graph.settings(*choices), ...]
     if x.ndim > 1:
-        index += [graph.settings(0, slice(0, 1), slice(None))]
-    theirs = tuple(torch.tensor(i) if isinstance(i, np.ndarray) else i for i in index)
-    return Pair(ops.getitem(x.ours, tuple(index)), x.theirs[theirs])
+        last = x.shape[-1]
+        index += [graph.settings(slice(0, 1), slice(None), *[0, np.array([last - 1])] * (last > 0))]
+    positions = np.arange(x.ours.size).reshape(x.shape)[tuple(index)]
+    theirs = x.theirs.reshape(-1)[torch.tensor(np.ascontiguousarray(positions).reshape(-1))]
+    return Pair(ops.getitem(x.ours, tuple(index)), theirs.reshape(positions.shape))
+
+
+def _clamp(graph: Graph) -> Pair:
+    x = graph.pick()
+    low, high = graph.settings((-0.5, 0.5), (None, 0.25), (-0.25, None), (0.5, -0.5))
+    return Pair(ops.clamp(x.ours, low, high), torch.clamp(x.theirs, low, high))
+
+
+def _squeeze(graph: Graph) -> Pair:
+    x = graph.pick()
+    y = Pair(x.ours.reshape(1, *x.shape, 1), x.theirs.reshape(1, *x.shape, 1))
+    axis = graph.settings(None, 0, -1, (0, -1), *range(y.ndim))
+    theirs = y.theirs.squeeze() if axis is None else y.theirs.squeeze(axis)
+    return Pair(ops.squeeze(y.ours, axis), theirs)
+
+
+def _unsqueeze(graph: Graph) -> Pair:
+    x = graph.pick()
+    axis = graph.settings(*range(-x.ndim - 1, x.ndim + 1))
+    return Pair(ops.unsqueeze(x.ours, axis), x.theirs.unsqueeze(axis))
+
+
+def _swapaxes(graph: Graph) -> Pair:
+    x = graph.rows()
+    i, j = graph.axis(x), graph.axis(x)
+    return Pair(ops.swapaxes(x.ours, i, j), x.theirs.swapaxes(i, j))
+
+
+def _stack(graph: Graph) -> Pair:
+    a = graph.pick()
+    b = graph.pick(lambda p: p.shape == a.shape)
+    axis = graph.settings(*range(-a.ndim - 1, a.ndim + 1))
+    parts = [a, b, a][: graph.settings(1, 2, 3)]
+    ours = ops.stack([p.ours for p in parts], axis)
+    return Pair(ours, torch.stack([p.theirs for p in parts], axis))
 
 
 def _astype(graph: Graph) -> Pair:
@@ -314,48 +335,65 @@ def _images(f: Callable[..., Any], g: Callable[..., Any]) -> Callable[..., Pair]
 
 
 OPS: dict[str, Callable[[Graph], Pair]] = {
-    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "abs": _like(ops.abs, lambda x: x.abs()),
+    "adaptive_avg_pool2d": adaptive_avg_pool2d,
     "add": _binary(ops.add, lambda a, b: a + b),
     "astype": _astype,
-    "avg_pool2d": _avg_pool2d,
+    "avg_pool2d": avg_pool2d,
     "batch_norm": _batch_norm,
+    "clamp": _clamp,
+    "clone": _like(ops.clone, lambda x: x.clone()),
+    "binary_cross_entropy_with_logits": binary_cross_entropy_with_logits,
     "concatenate": _concatenate,
-    "conv2d": _conv2d,
+    "conv2d": conv2d,
+    "conv_transpose2d": conv_transpose2d,
     "divide": _divide,
     "dropout": _dropout,
     "exp": _like(ops.exp, lambda x: x.exp()),
     "flatten": _flatten,
-    "from_nchw": _images(ops.from_nchw, _nhwc),
-    "gelu": _like(ops.gelu, lambda x: F.gelu(x, approximate="tanh")),
+    "from_nchw": _images(ops.from_nchw, nhwc),
+    "gelu": _like(ops.gelu, _gelu),
     "getitem": _getitem,
-    "global_avg_pool2d": _global_avg_pool2d,
+    "global_avg_pool2d": global_avg_pool2d,
+    "group_norm": group_norm,
+    "interpolate": interpolate,
+    "l1_loss": l1_loss,
+    "layer_norm": layer_norm,
     "leaky_relu": _leaky_relu,
     "linear": _linear,
     "local_response_norm": _local_response_norm,
     "log": _like(ops.log, lambda x: x.log(), "positive"),
     "log_softmax": _along(ops.log_softmax, lambda x, dim: F.log_softmax(x, dim)),
     "matmul": _matmul,
-    "max": _reduce(ops.max, lambda x, **k: x.amax(**k), "apart"),
-    "max_pool2d": _max_pool2d,
+    "max": _reduce(ops.max, _extreme("amax"), "apart"),
+    "max_pool2d": max_pool2d,
     "mean": _reduce(ops.mean, lambda x, **k: x.mean(**k)),
     "mse_loss": _mean_squared_error,
-    "min": _reduce(ops.min, lambda x, **k: x.amin(**k), "apart"),
+    "min": _reduce(ops.min, _extreme("amin"), "apart"),
     "multiply": _binary(ops.multiply, lambda a, b: a * b),
     "negative": _like(ops.negative, lambda x: -x),
+    "nll_loss": nll_loss,
     "pad": _pad,
     "power": _power,
     "relu": _like(ops.relu, lambda x: F.relu(x), "away_from_zero"),
     "reshape": _reshape,
     "sigmoid": _like(ops.sigmoid, lambda x: x.sigmoid()),
+    "silu": silu,
+    "smooth_l1_loss": smooth_l1_loss,
     "softmax": _along(ops.softmax, lambda x, dim: F.softmax(x, dim)),
     "cross_entropy": _softmax_cross_entropy,
+    "softplus": softplus,
     "sqrt": _like(ops.sqrt, lambda x: x.sqrt(), "positive"),
+    "squeeze": _squeeze,
+    "stack": _stack,
     "subtract": _binary(ops.subtract, lambda a, b: a - b),
     "sum": _reduce(ops.sum, lambda x, **k: x.sum(**k)),
+    "swapaxes": _swapaxes,
     "tanh": _like(ops.tanh, lambda x: x.tanh()),
     "to_device": _to_device,
-    "to_nchw": _images(ops.to_nchw, _nchw),
+    "to_nchw": _images(ops.to_nchw, nchw),
     "transpose": _transpose,
+    "unsqueeze": _unsqueeze,
     "var": _reduce(ops.var, _var),
     "where": _where,
 }

@@ -122,7 +122,7 @@ def test_an_array_that_cannot_be_exported_is_an_error_with_the_reason():
 
 @pytest.fixture
 def torch():
-    return pytest.importorskip("torch", reason="PyTorch is not installed")
+    return pytest.importorskip("torch", reason="the oracle is PyTorch")
 
 
 @keeps_permissions
@@ -159,7 +159,7 @@ def test_a_strided_torch_tensor_keeps_its_strides(torch):
 
 
 def test_bfloat16_is_refused_even_if_ml_dtypes_registered_it_with_numpy(torch):
-    pytest.importorskip("ml_dtypes")  # as onnx imports it
+    pytest.importorskip("ml_dtypes", reason="needs ml_dtypes")  # as onnx imports it
     assert np.dtype("bfloat16").itemsize == 2
     with pytest.raises(DtypeError, match=r"Tensor of torch.bfloat16 .*\n  convert it first"):
         gpucnn.from_dlpack(torch.ones(2, dtype=torch.bfloat16))

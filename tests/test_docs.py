@@ -8,16 +8,20 @@ from pkgutil import resolve_name
 
 import numpy as np
 import pytest
+from gpu.public_functions import ARRAYLESS
 from test_architecture import LAYERS
+from test_public_names import NAMES, listed
 
 import gpucnn
 from gpucnn import OutOfMemory, cuda, nn, optim
+from gpucnn.device import choose_device
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")))
+    for path in (*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md")))
+    if DOCS / "_build" not in path.parents
 }
 FROM_PYTORCH = "docs/coming_from_pytorch.md"
 PACKAGES = "gpucnn", "cuda", "data", "inspect", "models", "nn", "ops", "optim", "train"
@@ -82,14 +86,16 @@ def test_names_that_the_page_for_pytorch_users_calls_the_same_exist():
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page != "README.md" and blocks(page, "python")]
 )
-def test_the_programs_of_a_page_run(page):
+def test_the_programs_of_a_page_run(page, monkeypatch):
+    if choose_device()[0].kind == "cudasim":  # "auto" would take minutes there
+        monkeypatch.setenv("GPUCNN_DEVICE", "cpu")
     names: dict = {}
     for program in blocks(page, "python"):
         exec(compile(program, page, "exec"), names)
 
 
 def test_the_weight_conversion_that_a_page_shows_gives_pytorchs_outputs(rng):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
     names: dict = {}
     for program in blocks(FROM_PYTORCH, "python"):
         exec(compile(program, FROM_PYTORCH, "exec"), names)
@@ -125,9 +131,46 @@ def test_the_flags_that_the_pages_show_are_those_of_the_training_script(capsys):
                 assert re.search(rf"(?<![\w-]){word}(?![\w-])", text), (page, word)
 
 
-def test_every_page_is_reached_from_the_readme():
-    for page in DOCS.glob("*.md"):
-        assert f"(docs/{page.name})" in PAGES["README.md"], page.name
+def test_every_page_is_reached_from_the_readme_or_the_front_page_of_the_site():
+    toctrees = "\n".join(PAGES[f"docs/{page}.md"] for page in ("index", "api/index"))
+    for link in PAGES:
+        entry = link.removeprefix("docs/").removesuffix(".md")
+        in_toctree = {entry, entry.removeprefix("api/"), f"{entry}.md"} & set(toctrees.split("\n"))
+        assert (
+            link in ("README.md", "docs/index.md")
+            or f"({link})" in PAGES["README.md"]
+            or (link.startswith("docs/") and in_toctree)
+        ), link
+
+
+def entries():
+    """ "{module}.{name}" for each name in an {api} block, in order."""
+    return [
+        f"{module}.{name}".removeprefix("gpucnn.")
+        for page in (page for page in PAGES if page.startswith("docs/api/"))
+        for module, names in re.findall(
+            r"^```\{api\} ([\w.]+)\n(.*?)^```$", PAGES[page], re.DOTALL | re.MULTILINE
+        )
+        for name in names.split()
+    ]
+
+
+def test_the_reference_has_every_public_name_once():
+    public = {
+        f"{module}.{name}".removeprefix("gpucnn.")
+        for module in (*ARRAYLESS, *NAMES)
+        for name in listed(module)
+    }
+    there = entries()
+    assert {
+        "public, but in no {api} block of docs/api/": sorted(public - set(there)),
+        "in an {api} block, but not public": sorted(set(there) - public),
+        "twice": sorted({name for name in there if there.count(name) > 1}),
+    } == {
+        "public, but in no {api} block of docs/api/": [],
+        "in an {api} block, but not public": [],
+        "twice": [],
+    }
 
 
 def test_the_readme_is_at_most_150_lines():

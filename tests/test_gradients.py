@@ -9,6 +9,7 @@ from gpucnn import autograd, models, ops
 from gpucnn.autograd import Function
 from gpucnn.device import array_module, working_on
 from gpucnn.errors import DeviceMismatch, DtypeError, GraphError, ShapeError
+from gpucnn.graph_memory import saved_arrays
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 
@@ -143,14 +144,14 @@ def test_a_gradient_that_views_an_engines_saved_array_is_a_copy_while_the_graph_
     with working_on(y.device):
         dy = array_module(y.data).ones_like(y.data)
     y.backward(dy, retain_graph=True)
-    (saved,) = autograd.saved_arrays(y._node)
+    (saved,) = saved_arrays(y._node)
     assert not share(x.grad, saved)
     with working_on(x.device):
         x.grad[...] = -1
     x.zero_grad()
     y.backward(dy)
     assert host(x.grad).tolist() == [2, 4]
-    assert list(autograd.saved_arrays(y._node)) == []  # freed with the graph
+    assert list(saved_arrays(y._node)) == []  # freed with the graph
     with pytest.raises(GraphError, match="already freed"):
         y.backward(dy)
 
@@ -334,3 +335,12 @@ def test_an_array_of_a_subclass_may_be_a_gradient(tmp_path):
     x = gpucnn.Tensor(memory, requires_grad=True)
     (x * x + x).sum().backward()
     assert x.grad.tolist() == [1, 1]
+
+
+def test_a_frozen_leaf_keeps_the_gradient_it_has(device):
+    a, b = leaf([2.0], device), leaf([3.0], device)
+    (a * b).sum().backward()
+    a.requires_grad = False
+    (a * b).sum().backward()
+    assert host(a.grad).tolist() == [3]
+    assert host(b.grad).tolist() == [4]

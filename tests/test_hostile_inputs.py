@@ -89,7 +89,7 @@ MISTAKES = {
     "arrays instead of a data set": (
         lambda: list(data.DataLoader(np.zeros((4, 8, 8, 3), np.uint8), 2)), DataError, "expected (image, label)"),
     "lists as a data set": (
-        lambda: data.Dataset([[0]], [0], ("a",)), DtypeError, "images must be an array, got a list of 1"),
+        lambda: data.Dataset([[0]], [0], ("a",)), ShapeError, "expected images (N, H, W, C)"),
     "a label without a class": (
         lambda: data.Dataset(np.zeros((1, 8, 8, 3), np.uint8), np.array([1]), ("a",)), DataError, "not in 0 to 0"),
     "a model saved under another one's name": (

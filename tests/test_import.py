@@ -66,6 +66,22 @@ def test_importing_gpucnn_imports_no_optional_package_and_not_the_simulator(tmp_
     assert (done.stdout.split(), done.stderr, done.returncode) == ([], "", 0)
 
 
+def test_a_folder_with_the_packages_name_beside_the_program_is_named(tmp_path):
+    """As Python finds it where `pip install -e` has added an importer that comes last."""
+    (tmp_path / "gpucnn").mkdir()
+    program = f"""
+import sys
+others, sys.path = sys.path, [{str(tmp_path)!r}]
+import gpucnn
+sys.path = others
+gpucnn.__path__ = [*gpucnn.__path__, {str(Path(gpucnn.__file__).parent)!r}]
+from gpucnn import nn
+"""
+    found = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    assert found.returncode == 1
+    assert f"the folder {tmp_path / 'gpucnn'} hides the package gpucnn" in found.stderr
+
+
 def test_training_on_the_cpu_does_not_import_an_installed_cupy(tmp_path):
     program = (
         "import numpy as np, gpucnn; from gpucnn import models, ops, optim; m = models.lenet5(); "

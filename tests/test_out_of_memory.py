@@ -231,7 +231,9 @@ def test_the_trainer_raises_the_error_and_can_be_used_again(limit_memory):
             return 64
 
         def __getitem__(self, i):
-            return np.full((16, 16, 3), i, np.uint8), i % 4
+            image = np.full((16, 16, 3), i, np.uint8)
+            image[0] = 64 - i
+            return image, i % 4
 
     def as_floats(x, generator):
         return x.astype(np.float32) / 64

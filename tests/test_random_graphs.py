@@ -11,9 +11,15 @@ from random_ops import OPS
 import gpucnn
 from gpucnn import ops
 
-NO_OPS = {  # arguments, settings, and the long name of cross_entropy
+NO_OPS = {  # arguments, settings, the long name of cross_entropy, and comparisons
     "MaxPool",
+    "eq",
+    "ge",
     "get_conv_algorithm",
+    "gt",
+    "le",
+    "lt",
+    "ne",
     "set_conv_algorithm",
     "softmax_cross_entropy",
 }

@@ -4,6 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import gpucnn
 from gpucnn.device import Device, choose_device
 
@@ -14,6 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAM = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
 
 
+@pytest.mark.slow
 def test_the_program_runs_as_printed_and_learns(capsys, monkeypatch):
     if choose_device()[0].kind == "cudasim":  # it would take minutes there
         monkeypatch.setenv("GPUCNN_DEVICE", "cpu")

@@ -66,7 +66,7 @@ def torch_layer(layer: nn.Module):
     elif isinstance(layer, nn.LeakyReLU):
         return t.LeakyReLU(layer.negative_slope)
     elif isinstance(layer, nn.GELU):
-        return t.GELU(approximate="tanh")
+        return t.GELU(layer.approximate)
     elif isinstance(layer, nn.Dropout):
         return t.Identity()
     else:

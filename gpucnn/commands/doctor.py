@@ -19,7 +19,7 @@ from gpucnn.cuda import nvrtc
 from gpucnn.data.dataset import DataNotFound
 from gpucnn.data.download import refuse_missing_folder
 from gpucnn.device import CUPY_INSTALL, Device
-from gpucnn.errors import DeviceError
+from gpucnn.errors import DataError, DeviceError
 
 _OLDEST_CUPY = 14
 _OLDEST_CAPABILITY = 50  # compute capability times ten; the oldest that NVRTC 12 supports
@@ -233,11 +233,11 @@ def _unless_missing(what: str, inspect: Callable[[], str]) -> Finding:
 def _data() -> Finding:
     try:
         refuse_missing_folder(None)
-    except DataNotFound as error:
+        pair, reason = data.find_cifar10(data.default_root(), download=False)
+    except DataError as error:
         found, _, remedy = str(error).partition("\n")
-        return Finding("missing", "CIFAR-10", found, remedy.strip())
-    root = data.default_root()
-    pair, reason = data.find_cifar10(root, download=False)
+        missing = isinstance(error, DataNotFound)
+        return Finding("missing" if missing else "fault", "CIFAR-10", found, remedy.strip())
     if pair is None:
         return Finding(
             "missing",

@@ -6,6 +6,7 @@ import json
 from gpucnn import models
 from gpucnn.checkpoint import read_checkpoint
 from gpucnn.commands.arguments import Commands
+from gpucnn.files import refuse_same_file
 from gpucnn.interop.onnx import export_onnx
 
 
@@ -25,6 +26,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    refuse_same_file("export", arguments.checkpoint, arguments.target)
     checkpoint = read_checkpoint(arguments.checkpoint)
     name, config = checkpoint.model_config()
     shape = models.input_shape(name, **config)

@@ -5,6 +5,8 @@
     DIR/sm_80/pool2d.ptx         the same, compiled for one architecture
     DIR/sm_80/pool2d.cubin       for cuModuleLoad
 
+A file that is compiled with defines has them in its names: gemm-ELEMENT=float-....cu.
+
 Each entry of the manifest is one kernel.  Each of its `launches` has a `number`, which counts the
 launches of the batch and the training step in order, a `grid`, and `arguments` in the order of the
 kernel's parameters:
@@ -17,8 +19,8 @@ kernel's parameters:
 
 An array is C-contiguous and starts `offset` bytes into a buffer.  `buffers` lists the size of each
 buffer in bytes; each is aligned to 256 bytes.  An array contains what earlier launches wrote to its
-buffer.  If none did, an int32 or int64 array has its `values`; other arrays (parameters, images,
-matrix products) may contain any numbers.
+buffer.  If none did, an int32 or int64 array has its `values`.  Arrays of uint32 and uint64 are
+counters and start as zeros.  Others (parameters, images) may contain any numbers.
 """
 
 import bisect

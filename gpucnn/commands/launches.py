@@ -107,7 +107,9 @@ def _load(batch: int, shape: tuple[int, ...], device: Device) -> None:
     dataset = Dataset(images, np.zeros(batch, np.int64), ("one",))
     normalize = Normalize((0.5,) * c, (0.25,) * c)
     transform = Compose([RandomCrop(h, 4), RandomHorizontalFlip(), normalize])
-    next(iter(DataLoader(dataset, batch, transform=transform, prefetch=0, device=device)))
+    loader = DataLoader(dataset, batch, transform=transform, prefetch=0, device=device)
+    images, _ = next(iter(loader))
+    images.data  # noqa: B018  a batch is computed when it is read
 
 
 def _train(model: nn.Module, optimizer: optim.SGD, images: Tensor, labels: Tensor) -> None:

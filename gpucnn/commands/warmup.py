@@ -89,9 +89,9 @@ def warm_up(
 def _cache_folder(device: Device) -> Path:
     """The folder that caches the kernels compiled for `device`."""
     if device.kind == "cudasim":
-        from gpucnn.cudasim import compiler  # Windows has CUDA but no simulator
+        from gpucnn.cudasim import cache  # Windows has CUDA but no simulator
 
-        return compiler.cache_folder()
+        return cache.cache_folder()
     if os.environ.get(_IN_MEMORY, "0") not in ("", "0"):
         raise ArgumentError(
             f"warmup: {_IN_MEMORY} is set, so CuPy does not keep compiled kernels\n  unset it"

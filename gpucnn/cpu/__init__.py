@@ -5,7 +5,14 @@ buffers and controls BLAS's own threads.
 """
 
 from gpucnn.cpu.blas import single_threaded_blas
-from gpucnn.cpu.memory import empty, flat, give_back_freed_memory, scratch, scratch_bytes
+from gpucnn.cpu.memory import (
+    empty,
+    flat,
+    give_back_freed_memory,
+    new_scratch,
+    scratch,
+    scratch_bytes,
+)
 from gpucnn.cpu.workers import (
     Work,
     alone,
@@ -26,6 +33,7 @@ __all__ = [
     "flat",
     "get_num_threads",
     "give_back_freed_memory",
+    "new_scratch",
     "parallel",
     "parallel_all",
     "scratch",

@@ -6,6 +6,7 @@ transposed.  Splitting a large product into such blocks took 0.87 to 0.91 of the
 that exceed the cache, provided that rows start on cache lines: see memory.empty.
 """
 
+import ctypes
 import threading
 from functools import cache
 from typing import Any
@@ -84,6 +85,8 @@ def _blas_has_small_kernels() -> bool:
 
 # --- threads ---
 
+BLAS_BUFFER = 48 << 20  # bytes; OpenBLAS maps 32 MiB for each thread that multiplies
+
 
 class _Blas:
     """Limits every BLAS library of the process to one thread while a caller needs it.
@@ -97,24 +100,27 @@ class _Blas:
         self._found: list[Any] | None = None
         self._before: list[int] = []
 
+    def libraries(self) -> list[Any]:
+        if self._found is None:
+            self._found = ThreadpoolController().select(user_api="blas").lib_controllers
+        return self._found
+
     def acquire(self) -> None:
         with self._lock:
             self._users += 1
             if self._users > 1:
                 return
-            if self._found is None:
-                self._found = ThreadpoolController().select(user_api="blas").lib_controllers
-            self._before = [library.get_num_threads() or 1 for library in self._found]
-            for library, count in zip(self._found, self._before, strict=True):
+            self._before = [library.get_num_threads() or 1 for library in self.libraries()]
+            for library, count in zip(self.libraries(), self._before, strict=True):
                 if count != 1:
                     library.set_num_threads(1)
 
     def release(self) -> None:
         with self._lock:
             self._users -= 1
-            if self._users or self._found is None:
+            if self._users:
                 return
-            for library, count in zip(self._found, self._before, strict=True):
+            for library, count in zip(self.libraries(), self._before, strict=True):
                 if count != 1:
                     library.set_num_threads(count)
 
@@ -130,6 +136,21 @@ class _SingleThreadedBlas:
 def single_threaded_blas() -> _SingleThreadedBlas:
     """Limit BLAS to one thread inside the block: its way of splitting can change the last bits."""
     return _SingleThreadedBlas()
+
+
+def allocate_buffers(count: int) -> None:
+    """Make OpenBLAS map memory for `count` products at a time, which it keeps until the end.
+
+    Otherwise it maps a buffer when a product finds all others in use.  The functions that do it
+    are exported but not documented: without them nothing happens.
+    """
+    for library in _blas.libraries():
+        of_numpy = "scipy.libs" not in library.filepath  # SciPy's wheels bring one for themselves
+        if of_numpy and hasattr(library.dynlib, "blas_memory_alloc"):
+            allocate, free = library.dynlib.blas_memory_alloc, library.dynlib.blas_memory_free
+            allocate.restype, free.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+            for buffer in [allocate(0) for _ in range(count)]:
+                free(buffer)
 
 
 def reset() -> None:

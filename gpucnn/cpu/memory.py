@@ -10,12 +10,13 @@ import math
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 _CACHE_LINE = 64  # bytes
-_NOTHING = np.empty(0, np.uint8)
 _MAX_VIEWS = 1000  # cached views of buffers: images of many sizes would add views without limit
 _local = threading.local()  # .buffers: this thread's scratch
 
@@ -47,7 +48,7 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, An
     view = buffers.views.get(key)
     if view is None:
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        if buffers.memory.get(name, _NOTHING).size < size:
+        if name not in buffers.memory or buffers.memory[name].size < size:
             buffers.drop(name)  # first, so that the new buffer may reuse its memory
             buffers.memory[name] = empty((size,), np.uint8)
         if len(buffers.views) >= _MAX_VIEWS:
@@ -59,6 +60,16 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, An
 def scratch_bytes() -> int:
     """The size of this thread's scratch buffers in bytes."""
     return sum(memory.nbytes for memory in _buffers().memory.values())
+
+
+@contextmanager
+def new_scratch() -> Iterator[None]:
+    """Give this thread new scratch buffers inside the block, and its own ones afterwards."""
+    before, _local.buffers = getattr(_local, "buffers", None), None
+    try:
+        yield
+    finally:
+        _local.buffers = before
 
 
 class _Buffers:
@@ -110,6 +121,24 @@ def give_back_freed_memory() -> bool:
     """
     libc = _glibc()
     return libc is not None and libc.malloc_trim(0) == 1
+
+
+def heap_bytes() -> tuple[int, int]:
+    """The bytes of glibc's heap: (in use, free for later allocations); zeros if unknown."""
+    libc = _glibc()
+    if libc is None or not hasattr(libc, "mallinfo2"):  # before glibc 2.33
+        return 0, 0
+    libc.mallinfo2.restype = _MallInfo
+    found = libc.mallinfo2()
+    return found.uordblks + found.hblkhd, found.fordblks
+
+
+class _MallInfo(ctypes.Structure):  # struct mallinfo2 in malloc.h
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks "
+        "keepcost".split()
+    ]
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import os
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
@@ -22,9 +23,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gpucnn.cpu import blas
-from gpucnn.cpu.blas import single_threaded_blas
+from gpucnn.cpu.blas import BLAS_BUFFER, single_threaded_blas
+from gpucnn.cpu.limits import (
+    allocations_may_fail,
+    mappable_memory,
+    memory_in_use,
+    room_for_a_thread,
+)
 from gpucnn.cpu.memory import keep_freed_memory
-from gpucnn.errors import ArgumentError
+from gpucnn.errors import ArgumentError, OutOfMemory
 
 _Piece = TypeVar("_Piece")
 Work = tuple[Callable[[Any], object], Iterable[Any]]  # a function and its pieces
@@ -33,6 +40,8 @@ Work = tuple[Callable[[Any], object], Iterable[Any]]  # a function and its piece
 # another dtype through them.  At its default of 8192 they exceed the first-level cache, and NumPy
 # copies runs of 2048 elements or more too: maxima over such runs took 1.6 times as long.
 _UFUNC_BUFFER = 2048
+
+_NEW_THREAD = 80 << 20  # bytes of addresses: a stack of 8 MiB, and glibc's 64 for its small blocks
 
 
 def usable_cores() -> int:
@@ -46,12 +55,13 @@ def set_num_threads(n: int) -> None:
     """Use n threads, including the caller's, in each operation on the CPU.
 
     The default is the number of cores that the process may use.  Results have the same bits for
-    every n.
+    every n.  Operations that are running keep their threads; the next one uses n.  If the system
+    refuses to start a thread, operations use those that it did start, with a RuntimeWarning.
     Raises ArgumentError unless n is a positive int.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ArgumentError(f"set_num_threads: expected a positive int, got {n!r}")
-    _pool.resize(n)
+    _pool.resize(n, wait=not getattr(_local, "busy", False))
 
 
 def get_num_threads() -> int:
@@ -71,6 +81,7 @@ def parallel(function: Callable[[_Piece], object], pieces: Iterable[_Piece]) -> 
         for piece in work:
             function(piece)
         return
+    _prepare_blas(_pool.size)
     before = np.setbufsize(_UFUNC_BUFFER)
     try:
         with single_threaded_blas():
@@ -181,23 +192,66 @@ class _Pool:
 
     def run(self, function: Callable[[Any], object], pieces: list[Any]) -> None:
         job = _Job(function, pieces)
-        helpers = min(self.size, len(pieces)) - 1
         with self._lock:
-            while len(self._helpers) < self.size - 1:
-                thread = threading.Thread(
-                    target=_serve, args=(self._jobs,), name="gpucnn worker", daemon=True
-                )
-                thread.start()
-                self._helpers.append(thread)
-            for _ in range(helpers):
+            self._start_helpers()
+            for _ in range(min(self.size, len(pieces)) - 1):
                 self._jobs.put(job)
         _local.busy = True
         try:
             job.lead()
         finally:
             _local.busy = False
+            job.todo.clear()  # Ctrl-C may have ended `lead` at any line
 
-    def resize(self, size: int) -> None:
+    def multiply_everywhere(self) -> None:
+        """Multiply in all threads at once, so that BLAS has a buffer for each.
+
+        OpenBLAS is told to allocate them.  In another library a buffer may be free again before a
+        late thread needs one: so all multiply several times.
+        """
+        starting = self.size - 1 - len(self._helpers)
+        needed, free = self.size * BLAS_BUFFER + starting * _NEW_THREAD, mappable_memory()
+        if needed > free:
+            raise OutOfMemory(needed, memory_in_use(), free, "cpu")
+        with self._lock:
+            self._start_helpers()
+        blas.allocate_buffers(self.size)
+        meeting = threading.Barrier(self.size, timeout=10)
+        square = np.ones((512, 512), np.float32)
+
+        def multiply(piece: int) -> None:
+            for _ in range(8):
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    meeting.wait()
+                np.matmul(square, square)
+
+        self.run(multiply, list(range(self.size)))
+
+    def _start_helpers(self) -> None:
+        while len(self._helpers) < self.size - 1:
+            thread = threading.Thread(
+                target=_serve, args=(self._jobs,), name="gpucnn worker", daemon=True
+            )
+            try:
+                if not room_for_a_thread():
+                    raise MemoryError
+                thread.start()
+            except (RuntimeError, MemoryError):  # a limit on processes or on memory
+                wanted, self.size = self.size, len(self._helpers) + 1
+                warnings.warn(
+                    f"the system refused to start a thread: gpucnn uses {self.size} instead of "
+                    f"{wanted}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return
+            self._helpers.append(thread)
+
+    def resize(self, size: int, wait: bool = True) -> None:
+        """Change the number of threads; wait for helpers to end, unless a piece makes the call.
+
+        A piece must not wait: its helper would wait for itself.
+        """
         with self._lock:
             self.size = size
             surplus = max(len(self._helpers) - (size - 1), 0)
@@ -207,7 +261,7 @@ class _Pool:
                 for _ in stopping:
                     self._jobs.put(None)
                 self._jobs = SimpleQueue()
-        for thread in stopping:
+        for thread in stopping if wait else ():
             thread.join()
 
 
@@ -224,13 +278,29 @@ def _after_fork() -> None:
 
     Only the forking thread exists there, and another one may have held a lock.
     """
-    global _pool
+    global _pool, _preparing
     blas.reset()
+    _preparing = threading.Lock()
+    _prepare_blas.cache_clear()
     _pool = _Pool(_pool.size)
     _local.busy = False
 
 
 _keep_freed_memory = functools.cache(keep_freed_memory)  # at the first `parallel`
+_preparing = threading.Lock()
+
+
+@functools.cache
+def _prepare_blas(threads: int) -> None:
+    """Allocate BLAS's buffers at the first `parallel` with so many threads, if that may fail.
+
+    Without memory for a buffer, OpenBLAS ends the process or tries forever.
+    """
+    if allocations_may_fail():
+        with _preparing, single_threaded_blas():
+            _pool.multiply_everywhere()
+
+
 _pool = _Pool(usable_cores())
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.errors import ArgumentError
+from gpucnn.precision import bfloat16
 
 WIDE = "wide_offsets"  # marks a kernel whose offsets into arrays have 64 bits
 
@@ -28,7 +29,7 @@ KERNELS = folder if (folder := _PACKAGE / "kernels").is_dir() else _PACKAGE.pare
 
 _DTYPES = {
     "float": "float32", "double": "float64", "half": "float16", "__half": "float16",
-    "__nv_bfloat16": "uint16", "bool": "bool",
+    "bfloat16": "bfloat16", "tf32": "float32", "__nv_bfloat16": "uint16", "bool": "bool",
     "int": "int32", "int32_t": "int32", "int32": "int32",
     "unsigned": "uint32", "unsigned int": "uint32", "uint32_t": "uint32", "uint32": "uint32",
     "long long": "int64", "int64_t": "int64", "int64": "int64",
@@ -38,13 +39,17 @@ _DTYPES = {
     "uint8": "uint8",
 }  # fmt: skip
 
+# The type in kernels/ of an array's elements, for `defines`
+_C_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat16"}
+
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"[^\n]*$')
 _KERNEL = re.compile(
     r'extern\s+"C"\s+__global__\s+(?P<words>[^(){};]*(?:__launch_bounds__\s*\((?P<bounds>[^()]*)\))?'
     r"[^(){};]*?)\b(?P<name>\w+)\s*\((?P<parameters>[^()]*)\)\s*\{"
 )
-_LAUNCH = re.compile(r'launch(?:_elementwise)?\(\s*(f?)"(\w+)')
+_DEFAULT = re.compile(r"^#ifndef (\w+)\n#define \1 (\S+)", re.MULTILINE)
+_LAUNCH = re.compile(r'launch(?:_\w+)?\(\s*(f?)"(\w+)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +60,17 @@ class Parameter:
     kind: str  # the C type, as written in the source
     pointer: bool
     const: bool
+    default: str | None = None  # what the file defines `kind` as, if it is a macro
 
     def dtype(self, defines: Mapping[str, Define]) -> np.dtype[Any] | None:
-        """The NumPy dtype of a number, or of a pointer's elements; None for a struct."""
-        name = _DTYPES.get(str(defines.get(self.kind, self.kind)))
-        return None if name is None else np.dtype(name)
+        """The NumPy dtype of a number, or of a pointer's elements; None for a struct.
+
+        DtypeError for bfloat16 without the package ml_dtypes.
+        """
+        name = _DTYPES.get(str(defines.get(self.kind, self.default or self.kind)))
+        if name is None:
+            return None
+        return bfloat16() if name == "bfloat16" else np.dtype(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +111,11 @@ def kernels() -> dict[str, Kernel]:
     return found
 
 
+def c_type(dtype: np.dtype[Any]) -> str:
+    """The name in kernels/ of float32, float16 or bfloat16."""
+    return _C_TYPES[dtype.name]
+
+
 def callers(name: str) -> list[str]:
     """The Python files that launch kernel `name`, such as gpucnn/optim/sgd.py.
 
@@ -117,9 +133,12 @@ def callers(name: str) -> list[str]:
 def declarations(file: str, text: str) -> list[Kernel]:
     """The kernels declared in `text`, the contents of `file`."""
     text = _COMMENT.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
+    macros = dict(_DEFAULT.findall(text))
     result = []
     for match in _KERNEL.finditer(text):
-        parameters = tuple(_parameter(p) for p in match["parameters"].split(",") if p.strip())
+        parameters = tuple(
+            _parameter(p, macros) for p in match["parameters"].split(",") if p.strip()
+        )
         bounds = [word.strip() for word in (match["bounds"] or "").split(",")]
         bound, blocks = (*(word or None for word in bounds), None)[:2]
         line = text.count("\n", 0, match.start()) + 1
@@ -128,12 +147,12 @@ def declarations(file: str, text: str) -> list[Kernel]:
     return result
 
 
-def _parameter(text: str) -> Parameter:
+def _parameter(text: str, macros: Mapping[str, str]) -> Parameter:
     text = text.replace("__restrict__", " ").replace("__grid_constant__", " ")
     pointer = "*" in text
     words = text.replace("*", " ").split()
     kind = " ".join(word for word in words[:-1] if word != "const")
-    return Parameter(words[-1], kind, pointer, "const" in words)
+    return Parameter(words[-1], kind, pointer, "const" in words, macros.get(kind))
 
 
 # --- sources ---
@@ -150,6 +169,7 @@ def assemble(file: str, headers: Mapping[str, str] | None = None, folder: str = 
     Headers are inlined because CuPy's cache key covers only the source.  `headers` maps header
     names to replacement texts; `folder` prefixes the file names shown by compilers and debuggers.
     """
+    folder = folder.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
     return f"#define {WIDE}\n" + _splice(file, _read(file), dict(headers or {}), folder, set())
 
 
@@ -163,7 +183,10 @@ def _splice(file: str, text: str, headers: dict[str, str], folder: str, done: se
         name = include[1]
         if name not in done:
             done.add(name)
-            lines.append(_splice(name, headers.get(name) or _read(name), headers, folder, done))
+            if name in headers:
+                lines.append(headers[name])
+            else:
+                lines.append(_splice(name, _read(name), headers, folder, done))
         lines.append(f'#line {number + 1} "{folder}{file}"')
     return "\n".join(lines)
 

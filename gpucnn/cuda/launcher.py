@@ -10,6 +10,7 @@ the struct of the same name.  A file is compiled when the first of its kernels r
 
 import dataclasses
 import functools
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.cuda.compiler import compiling, load_module
+from gpucnn.cuda.counters import forget_counters
 from gpucnn.cuda.declarations import Define, Kernel, Parameter, kernel, struct_fields
 from gpucnn.device import Device, device_of
 from gpucnn.errors import ArgumentError, DeviceMismatch, DtypeError, ShapeError
@@ -25,7 +27,6 @@ from gpucnn.integers import ceil_div
 
 ELEMENTWISE_THREADS = 256  # per block
 _MOST_ELEMENTS = 2**31 - 1  # of an array whose offsets are ints
-_DEFAULT_SHARED = 48 * 1024  # dynamic shared memory without an opt-in, in bytes
 _NUMBERS = (int, float, np.number, np.bool_)
 
 
@@ -62,18 +63,21 @@ def launch(
         checked.allowed.add(configuration)
     values = checked.cast(args)
     run = 0 not in configuration[0]
-    for watch in _watchers:
+    for watch in getattr(_state, "watchers", _watchers):
         run &= watch(Launch(checked.declared, checked.defines, *configuration, values))
     if run:
         checked.run(*configuration, values)
 
 
-def launch_elementwise(name: str, size: int, *args: Any) -> None:
-    """Run kernel `name` with at least `size` threads, one per element; args as in `launch`.
+def launch_elementwise(
+    name: str, size: int, *args: Any, defines: Mapping[str, Define] | None = None
+) -> None:
+    """Run kernel `name` with at least `size` threads, one per element; the rest as in `launch`.
 
     Blocks have ELEMENTWISE_THREADS threads: the kernel must ignore those past the last element.
     """
-    launch(name, ceil_div(size, ELEMENTWISE_THREADS), ELEMENTWISE_THREADS, *args)
+    blocks = ceil_div(size, ELEMENTWISE_THREADS)
+    launch(name, blocks, ELEMENTWISE_THREADS, *args, defines=defines)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,6 +96,7 @@ class Launch:
 
 # Each is called with every launch and returns whether it may run.
 _watchers: list[Callable[[Launch], bool]] = []
+_state = threading.local()  # watchers: instead of these, in a thread that captures
 
 
 @contextmanager
@@ -104,8 +109,32 @@ def _watched(watch: Callable[[Launch], bool]) -> Iterator[None]:
 
 
 @contextmanager
+def only_watched(watch: Callable[[Launch], bool]) -> Iterator[None]:
+    """Tell `watch` alone of this thread's launches in the block, which a graph repeats later."""
+    _state.watchers = [watch]
+    try:
+        yield
+    finally:
+        del _state.watchers
+
+
+def may_launch_graph() -> bool:
+    """Report the launch of a graph to all watchers; whether it may run."""
+    run = True
+    for watch in _watchers:
+        run &= watch(_GRAPH)
+    return run
+
+
+_GRAPH = Launch(Kernel("graph", "", 0, (), None, None, True), (), (1, 1, 1), (1, 1, 1), 0, ())
+
+
+@contextmanager
 def count_launches() -> Iterator[Counter[str]]:
-    """Count launches by kernel name: `with cuda.count_launches() as launches: ...`."""
+    """Count launches by kernel name: `with cuda.count_launches() as launches: ...`.
+
+    The launch of a graph counts as one, named "graph", whatever it contains.
+    """
     counter: Counter[str] = Counter()
 
     def count(launch: Launch) -> bool:
@@ -122,7 +151,7 @@ def record_launches(run: bool = True) -> Iterator[list[Launch]]:
 
     With run=False launches are checked but neither compiled nor run, and their results hold
     whatever was in memory.  Shapes and launches are still right, because they do not depend on
-    the contents of arrays.
+    the contents of arrays.  The launch of a graph is one, of a kernel "graph" without arguments.
     """
     launches: list[Launch] = []
 
@@ -154,7 +183,7 @@ class CheckedKernel:
         self.device = device
         self.xp = device.xp
         self.source, self.module = load_module(device, declared.file, self.defines)
-        self.shared_limit = _DEFAULT_SHARED
+        self.shared_limit = 0  # dynamic shared memory that the kernel has opted in to, in bytes
         self.structs: dict[Any, Any] = {}  # raw bytes by dataclass: a program has few geometries
         self.allowed: set[tuple[Any, ...]] = set()  # (grid, block, shared) already checked
         self.parameters = [
@@ -180,9 +209,15 @@ class CheckedKernel:
             with cuda.Device(self.device.index):
                 self.run(grid, block, shared, values)
             return
-        if shared > self.shared_limit:  # CuPy sets the attribute on the current device
+        # CUDA needs an opt-in from 48 KiB on, which static shared memory counts towards.  CuPy sets
+        # the attribute on the current device.
+        if shared > self.shared_limit:
             self.function.max_dynamic_shared_size_bytes = self.shared_limit = shared
-        self.function(grid, block, values, shared_mem=shared)
+        try:
+            self.function(grid, block, values, shared_mem=shared)
+        except BaseException:  # Ctrl-C too: blocks that have run may have counted
+            forget_counters()
+            raise
 
     def check_limits(self, grid: tuple[int, ...], block: tuple[int, ...], shared: int) -> None:
         """ArgumentError if a launch would exceed the limits of the device or the kernel."""

@@ -36,6 +36,7 @@ class Binary:
     cubin: bytes
     ptx: str
     usage: dict[str, Usage]  # by kernel name
+    architecture: int = 0  # that of compile_source
 
 
 def compile_source(
@@ -70,6 +71,7 @@ def compile_source(
             _text(library, program, "CUBIN"),
             _text(library, program, "PTX").decode().rstrip("\0"),
             _usage(log),
+            architecture,
         )
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))

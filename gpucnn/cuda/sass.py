@@ -1,7 +1,11 @@
-"""Machine code (SASS): the instruction mix of a kernel's main loop.
+"""Machine code (SASS): the instruction mix of a kernel's main loop, and how densely it issues.
 
 Disassembles cubins with NVIDIA's nvdisasm, from the wheel nvidia-cuda-nvdisasm or a toolkit; no GPU
 is needed.
+
+From sm_70 on an instruction has 128 bits.  Bits 105 to 108 are its stall count, which the assembler
+computes: the clocks that a warp waits before it issues its next instruction.  Their sum is the
+least time that one warp takes for an iteration, when no load is late.
 """
 
 import functools
@@ -16,6 +20,7 @@ from gpucnn.cuda.nvrtc import INSTALL, pathfinder
 from gpucnn.errors import DeviceError
 
 _MULTIPLY_ADDS = ("FFMA", "HMMA", "QGMMA", "HGMMA")
+_STALL_BIT = 105 - 64  # in the upper half
 _INTEGER = (
     "IADD IADD3 IMAD IMNMX VIADD VIMNMX ISETP LEA LOP3 SHF SHL SHR SEL IABS PLOP3 PRMT "
     "UIADD3 UIMAD UISETP ULEA ULOP3 USHF USEL UPLOP3 ULDC UMOV S2UR R2UR"
@@ -27,6 +32,7 @@ class Loop:
     """The instructions of one iteration of a loop."""
 
     instructions: tuple[str, ...]  # mnemonics with suffixes: "LDS.128"
+    stalls: tuple[int, ...] = ()  # of each instruction, in clocks
 
     def count(self, *names: str) -> int:
         """The number of instructions whose mnemonic is one of `names`, with or without suffixes."""
@@ -42,6 +48,17 @@ class Loop:
     def share(self) -> float:
         """The fraction of instructions that are multiply-adds."""
         return self.multiply_adds / max(len(self.instructions), 1)
+
+    def busy(self, architecture: int) -> int:
+        """The clocks for which one warp's multiply-adds occupy its quarter of a multiprocessor."""
+        return sum(_clocks(name, architecture) for name in self.instructions)
+
+    def efficiency(self, architecture: int) -> float:
+        """`busy` by the sum of the stall counts: the fraction of peak that one warp can reach.
+
+        Two warps in each quarter hide what is missing, as long as it is less than half.
+        """
+        return self.busy(architecture) / max(sum(self.stalls), 1)
 
     @property
     def integer(self) -> int:
@@ -60,13 +77,30 @@ class Loop:
         return Loop(self.instructions[loads[-1] : after[0]]).multiply_adds
 
 
+def _clocks(name: str, architecture: int) -> int:
+    """The clocks for which a multiply-add of a warp occupies a quarter of a multiprocessor.
+
+    From the multiply-adds a clock and multiprocessor: of sm_75 512 (float16); of sm_80 1024
+    (float16 and bfloat16), 512 (TF32) and 64 (float32); of sm_90 with mma.sync about 1365, 683 and
+    128.  Other architectures are taken for the last one before them.
+    """
+    if name.startswith("FFMA"):
+        return 2 if architecture in (75, 80) else 1
+    if not name.startswith("HMMA"):
+        return 0
+    per_8 = 4 if architecture >= 80 else 8  # of a 16 x 8 x 8 product of 16-bit numbers
+    if architecture >= 90:
+        per_8 = 3
+    return 2 * per_8 if "16816" in name or "TF32" in name else per_8
+
+
 def main_loops(cubin: bytes) -> dict[str, Loop]:
     """The loop with the most multiply-adds of each kernel; DeviceError without nvdisasm."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
         listing = subprocess.run(
-            [_nvdisasm(), "-c", str(path)], capture_output=True, text=True, check=True
+            [_nvdisasm(), "-c", "-hex", str(path)], capture_output=True, text=True, check=True
         ).stdout
     parts = re.split(r"^\.text\.(\w+):$", listing, flags=re.MULTILINE)
     return {name: _main_loop(code) for name, code in zip(parts[1::2], parts[2::2], strict=True)}
@@ -74,8 +108,9 @@ def main_loops(cubin: bytes) -> dict[str, Loop]:
 
 def _main_loop(code: str) -> Loop:
     instructions: list[str] = []
+    stalls: list[int] = []
     labels: dict[str, int] = {}  # index of the instruction after the label
-    best = Loop(())
+    loops: list[tuple[int, int]] = []
     for line in code.splitlines():
         if label := re.match(r"\s*(\.L\w+):", line):
             labels[label[1]] = len(instructions)
@@ -85,10 +120,11 @@ def _main_loop(code: str) -> Loop:
             instructions.append(found[1])
             target = re.search(r"`\((\.L\w+)\)", found[2])
             if found[1].startswith("BRA") and target and target[1] in labels:
-                loop = Loop(tuple(instructions[labels[target[1]] :]))
-                if loop.multiply_adds > best.multiply_adds:
-                    best = loop
-    return best
+                loops.append((labels[target[1]], len(instructions)))
+        elif upper := re.fullmatch(r"\s*/\* 0x([0-9a-f]{16}) \*/\s*", line):
+            stalls.append(int(upper[1], 16) >> _STALL_BIT & 15)
+    found_loops = [Loop(tuple(instructions[a:b]), tuple(stalls[a:b])) for a, b in loops]
+    return max(found_loops, key=lambda loop: loop.multiply_adds, default=Loop(()))
 
 
 @functools.cache

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from gpucnn.cudasim import driver, memory, signatures
+from gpucnn.cudasim.capture import check_index, is_basic, refused_transfer
 from gpucnn.cudasim.memory import Host
+from gpucnn.cudasim.streams import current_capture
 
 
 class ndarray:
@@ -47,6 +49,8 @@ class ndarray:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
+        if current_capture() is not None:
+            raise refused_transfer("D2H")
         return repr(self._host).replace("array(", "cudasim.array(", 1)
 
     # --- to the host; all of these synchronize ---
@@ -57,6 +61,8 @@ class ndarray:
         With blocking=False the host does not synchronize.  Like all work on the current stream, the
         copy is complete when the call returns.
         """
+        if current_capture() is not None:
+            raise refused_transfer("D2H")
         if blocking:
             driver.counters.host_syncs += 1
         if out is None:
@@ -68,8 +74,7 @@ class ndarray:
 
     def item(self) -> Any:
         """The only element, as a Python number."""
-        driver.counters.host_syncs += 1
-        return self._host.item()
+        return self.get().item()
 
     def tolist(self) -> Any:
         return self.get().tolist()
@@ -126,23 +131,31 @@ class ndarray:
     # --- elements ---
 
     def __getitem__(self, index: Any) -> Any:
-        return wrap(self._host[unwrap(index)])
+        if current_capture() is None:
+            return wrap(self._host[unwrap(index)])
+        check_index(unwrap(index))
+        if not is_basic(unwrap(index)):
+            return run(np.ndarray.__getitem__, (self, index), {})
+        parts = index if isinstance(index, tuple) else (index,)
+        return wrap(self._host[parts if Ellipsis in parts else (*parts, ...)])  # always a view
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._host[unwrap(index)] = unwrap(value)
+        if current_capture() is not None:
+            check_index(unwrap(index))
+        change(np.ndarray.__setitem__, self, index, value)
 
     # --- methods that NumPy has too; most are added below ---
 
     def astype(self, dtype: Any, *, copy: bool = True) -> Any:
-        return (
-            self if not copy and self.dtype == np.dtype(dtype) else wrap(self._host.astype(dtype))
-        )
+        if not copy and self.dtype == np.dtype(dtype):
+            return self
+        return run(np.ndarray.astype, (self, dtype), {})
 
     def copy(self, order: Any = "C") -> Any:
-        return wrap(self._host.copy(order))
+        return run(np.ndarray.copy, (self, order), {})
 
     def fill(self, value: Any) -> None:
-        self._host.fill(unwrap(value))
+        change(np.ndarray.fill, self, value)
 
 
 def wrap(result: Any) -> Any:
@@ -172,13 +185,31 @@ def unwrap(value: Any) -> Any:
 
 
 def run(function: Any, args: Any, options: dict[str, Any]) -> Any:
-    """Call NumPy's `function` on device arrays; return an array on the device, or `out` itself."""
+    """Call NumPy's `function` on device arrays; return an array on the device, or `out` itself.
+
+    While the current stream captures, the call is recorded.
+    """
     given = {name: unwrap(value) for name, value in options.items()}
-    result = function(*(unwrap(value) for value in args), **given)
+    hosts = tuple(unwrap(value) for value in args)
+    capture = current_capture()
+    if capture is None:
+        result = function(*hosts, **given)
+    else:
+        result = capture.call(function, hosts, given, memory.result)
     out = options.get("out")
     if out is not None:
         return out[0] if isinstance(out, tuple) and len(out) == 1 else out
     return wrap(result)
+
+
+def change(function: Any, array: ndarray, *args: Any) -> Any:
+    """Call NumPy's `function`, which writes to its first argument; return its result."""
+    hosts = (array._host, *map(unwrap, args))
+    capture = current_capture()
+    if capture is None:
+        return function(*hosts)
+    capture.call(function, hosts, {}, memory.result, changes_first=True)
+    return array._host
 
 
 def may_share_memory(a: ndarray, b: ndarray) -> bool:
@@ -193,27 +224,36 @@ def lift(name: str, signature: inspect.Signature, module: ModuleType | Any = np)
     """NumPy's function `name` for device arrays, with CuPy's `signature`."""
     function = getattr(module, name)
     refuse = signatures.refusal(name, signature)
+    in_place = name == "copyto"
 
     def on_the_device(*args: Any, **options: Any) -> Any:
         refuse(args, options)
+        if in_place and current_capture() is not None and not options:
+            change(function, *args)
+            return None
         return run(function, args, options)
 
     on_the_device.__name__ = on_the_device.__qualname__ = name
     on_the_device.__doc__ = f"numpy.{name} for arrays on device cudasim."
     on_the_device.__signature__ = signature  # type: ignore[attr-defined]
     if name in signatures.SCATTERS:
-        on_the_device.at = lambda a, indices, b: run(function.at, (a, indices, b), {})  # type: ignore[attr-defined]
+
+        def at(a: ndarray, indices: Any, b: Any) -> None:
+            change(function.at, a, indices, b)
+
+        on_the_device.at = at  # type: ignore[attr-defined]
     lifted[name] = on_the_device
     return on_the_device
 
 
 def _method(name: str, signature: inspect.Signature) -> Any:
     """The method `name` of numpy.ndarray for this class."""
+    function = getattr(np.ndarray, name)
     refuse = signatures.refusal(name, signature)
 
     def method(self: ndarray, *args: Any, **options: Any) -> Any:
         refuse(args, options)
-        return run(getattr(self._host, name), args, options)
+        return run(function, (self, *args), options)
 
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     method.__name__ = method.__qualname__ = name
@@ -225,11 +265,15 @@ def _method(name: str, signature: inspect.Signature) -> Any:
 
 def _operator(name: str) -> Any:
     """The operator `name` of numpy.ndarray for this class."""
+    function = getattr(np.ndarray, name)
+    in_place = name.removeprefix("__").removesuffix("__") in _IN_PLACE
 
     def operator(self: ndarray, *others: Any) -> Any:
         if any(not _is_operand(other) for other in others):
             return NotImplemented
-        result = getattr(self._host, name)(*map(unwrap, others))
+        if not in_place:
+            return run(function, (self, *others), {})
+        result = change(function, self, *others)
         return self if result is self._host else wrap(result)
 
     operator.__name__ = operator.__qualname__ = name
@@ -243,6 +287,7 @@ def _is_operand(value: Any) -> bool:
 _COMPARISONS = "lt le gt ge eq ne"
 _UNARY = "neg pos abs invert"
 _BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
+_IN_PLACE = {f"i{name}" for name in _BINARY.split() if name != "matmul"}  # CuPy has no a @= b
 
 for _name, _signature in signatures.table(signatures.METHODS).items():
     setattr(ndarray, _name, _method(_name, _signature))
@@ -250,6 +295,6 @@ for _name in f"{_COMPARISONS} {_UNARY} {_BINARY}".split():
     setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))
 for _name in _BINARY.split():
     setattr(ndarray, f"__r{_name}__", _operator(f"__r{_name}__"))
-    if _name != "matmul":  # CuPy has no a @= b
+    if f"i{_name}" in _IN_PLACE:
         setattr(ndarray, f"__i{_name}__", _operator(f"__i{_name}__"))
 ndarray.__hash__ = None  # type: ignore[assignment]  # like NumPy's: == compares elements

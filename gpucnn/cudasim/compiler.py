@@ -1,10 +1,11 @@
 """Compiles kernels, and the runtime that runs them, with the machine's C++ compiler.
 
-Libraries are cached in the user's cache folder, named by a hash of source, flags, compiler and CPU.
-They are moved there atomically, so that two processes may compile the same one.
+Libraries are cached (cache.py), by a hash of source, flags, compiler and CPU.  They are moved there
+atomically, so that two processes may compile the same one.
 """
 
 import ctypes
+import errno
 import functools
 import hashlib
 import os
@@ -13,11 +14,14 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
+import threading
 from pathlib import Path
 
+from gpucnn.cudasim.cache import add, cache_folder, find
 from gpucnn.cudasim.settings import Settings
 from gpucnn.errors import DeviceError, KernelError
+from gpucnn.files import writing
+from gpucnn.temporary import temporary_folder
 
 NATIVE = Path(__file__).parent / "native"
 _RUNTIME_SOURCES = (
@@ -40,6 +44,8 @@ _COMMON = (
     "-Wno-unknown-pragmas",
     f"-I{NATIVE}",
 )
+_loading = threading.Lock()
+_SIGNALS = {errno.EFBIG: "File size limit exceeded"}  # how g++ reports SIGXFSZ
 _NATIVE = ("-march=native", "-mcpu=native")  # the first that the compiler supports
 # Like NVRTC: contract multiply-adds; otherwise strict floats, except that errno and traps are not
 # observed.
@@ -55,24 +61,6 @@ _CHECKED = (
     "-fsanitize=thread",
     "-fsanitize=bounds,alignment,integer-divide-by-zero,shift,signed-integer-overflow",
 )
-
-
-def cache_folder() -> Path:
-    """The folder of compiled kernels, created if missing; a temporary one if it is read-only."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "gpucnn" / "cudasim"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass  # a read-only home: every process compiles again
-    return _process_folder()
-
-
-@functools.cache
-def _process_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="gpucnn-cudasim-"))
 
 
 @functools.cache
@@ -136,17 +124,27 @@ def compile_kernels(code: str, options: tuple[str, ...], settings: Settings) -> 
     if _supports(_UNSET):
         flags += [_UNSET]
     before = ("-include", str(NATIVE / "cuda.h"))
-    return ctypes.CDLL(str(_library("kernels", code, (*_COMMON, *flags, *options), before)))
+    return _load(_library("kernels", code, (*_COMMON, *flags, *options), before))
+
+
+def runtime() -> ctypes.CDLL:
+    """The library that runs compiled kernels.
+
+    One in each process, also where threads ask for it at once: a kernel that is linked with one
+    runtime cannot run on the workers of another.
+    """
+    with _loading:
+        return _runtime()
 
 
 @functools.cache
-def runtime() -> ctypes.CDLL:
-    """The library that runs compiled kernels."""
-    code = "".join(f'#include "{NATIVE / name}"\n' for name in _RUNTIME_SOURCES)
+def _runtime() -> ctypes.CDLL:
+    code = "".join(f'#include "{name}"\n' for name in _RUNTIME_SOURCES)  # in NATIVE
     text = "".join((NATIVE / name).read_text(encoding="utf-8") for name in _RUNTIME_SOURCES)
-    arguments = (*_COMMON, "-O2", "-pthread")
+    # Kernels use its thread-local variables as static ones, which they must be from the start
+    arguments = (*_COMMON, "-O2", "-pthread", "-ftls-model=initial-exec")
     path = _library("runtime", code, arguments, (), salt=text)
-    library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    library = _load(path, ctypes.RTLD_GLOBAL)
     library.cudasim_launch.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
     library.cudasim_launch.restype = ctypes.c_int
     return library
@@ -156,31 +154,62 @@ def _library(
     stem: str, code: str, arguments: tuple[str, ...], before: tuple[str, ...], salt: str = ""
 ) -> Path:
     path, version = compiler()
-    key = hashlib.sha256(_headers_digest())
+    digest = hashlib.sha256(_headers_digest())
     for part in (code, salt, version, _cpu(), *arguments):
-        key.update(part.encode() + b"\0")
-    target = cache_folder() / f"{stem}-{key.hexdigest()[:32]}.so"
-    if target.exists():
-        return target
-    with tempfile.TemporaryDirectory(prefix="gpucnn-", dir=target.parent) as folder:
-        source, made = Path(folder, f"{stem}.cpp"), Path(folder, target.name)
-        object_file = Path(folder, f"{stem}.o")
-        source.write_text(code, encoding="utf-8")
+        digest.update(_encoded(part) + b"\0")
+    key = f"{stem}-{digest.hexdigest()[:32]}"
+    cache = cache_folder()
+    found = find(cache, key)
+    if found is not None:
+        return found
+    with writing(cache), temporary_folder("gpucnn-", cache) as folder:
+        source, made = folder / f"{stem}.cpp", folder / f"{stem}.so"
+        object_file = folder / f"{stem}.o"
+        source.write_bytes(_encoded(code))
         # Two steps: linking with -fsanitize would add the compiler's own runtime.
         link = [path, "-shared", "-pthread", str(object_file), "-o", str(made)]
         if sys.platform == "darwin":  # the runtime's functions are resolved at load time
             link += ["-undefined", "dynamic_lookup"]
-        for command in (
-            [path, "-c", *before, *arguments, str(source), "-o", str(object_file)],
-            link,
-        ):
-            answer = subprocess.run(command, capture_output=True, text=True, check=False)
-            if answer.returncode != 0:
-                raise KernelError(
-                    f"cudasim: {Path(path).name} cannot compile a kernel\n{answer.stderr.strip()}"
-                )
-        os.replace(made, target)
-    return target
+        _compile([path, "-c", *before, *arguments, str(source), "-o", str(object_file)], folder)
+        _compile(link, folder)
+        return add(cache, key, made)
+
+
+def _compile(command: list[str], folder: Path) -> None:
+    """Run the compiler, with its temporary files in `folder`.
+
+    Raises KernelError with the compiler's messages, or OSError if the disk is full.
+    """
+    environment = {**os.environ, "TMPDIR": str(folder), "LC_ALL": "C"}
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, env=environment
+        )
+    except OSError as error:
+        raise DeviceError(f"device cudasim cannot start {command[0]} ({error.strerror})") from error
+    if answer.returncode == 0:
+        return
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if os.strerror(number) in answer.stderr or _SIGNALS.get(number, "\0") in answer.stderr:
+            raise OSError(number, os.strerror(number))
+    raise KernelError(
+        f"cudasim: {Path(command[0]).name} cannot compile a kernel\n{answer.stderr.strip()}"
+    )
+
+
+def _encoded(text: str) -> bytes:
+    """As UTF-8; a path in it may have other bytes."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _load(path: Path, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path), mode)
+    except OSError as error:
+        raise DeviceError(
+            f"device cudasim cannot load a compiled kernel ({error})\n"
+            "  set XDG_CACHE_HOME to a folder on a disk that allows programs (no noexec)"
+        ) from error
 
 
 def explain(library: ctypes.CDLL, text: str) -> str:
@@ -190,9 +219,11 @@ def explain(library: ctypes.CDLL, text: str) -> str:
     def line(match: re.Match[str]) -> str:
         # One byte back: the offset is the return address of the check.
         command = [str(tool), "-e", library._name, hex(int(match[1], 16) - 1)]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        answer = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False
+        ).stdout.strip()
         place = re.sub(r" \(discriminator \d+\)", "", answer)
-        return "" if place.startswith("?") else f" at {place}"
+        return "" if place.startswith("?") else f" at {place.rpartition('/')[2]}"
 
     text = re.sub(r" <code (0x[0-9a-f]+)>", line if tool else "", text)
-    return re.sub(r"[^ ]*/([^/ ]+:\d+)", r"\1", text)  # drop the folders
+    return re.sub(r"(?s)\bat /.*?/([^/ ]+:\d+)", r"at \1", text)  # drop the folders

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 
 from gpucnn.cudasim import memory
-from gpucnn.cudasim.arrays import ndarray, unwrap, wrap
+from gpucnn.cudasim.arrays import ndarray, run, unwrap, wrap
+from gpucnn.cudasim.capture import refused_transfer
+from gpucnn.cudasim.streams import current_capture
 
 
 def empty(shape: Any, dtype: Any = float) -> ndarray:
@@ -20,10 +22,10 @@ def empty_like(prototype: Any, dtype: Any = None) -> ndarray:
 
 def full(shape: Any, fill_value: Any, dtype: Any = None) -> Any:
     """An array of `fill_value`."""
-    fill_value = unwrap(fill_value)
-    result = memory.allocate(shape, np.asarray(fill_value).dtype if dtype is None else dtype)
+    dtype = np.asarray(unwrap(fill_value)).dtype if dtype is None else dtype
+    result = wrap(memory.result(shape, dtype))
     result[...] = fill_value
-    return wrap(result)
+    return result
 
 
 def full_like(a: Any, fill_value: Any, dtype: Any = None) -> Any:
@@ -53,12 +55,12 @@ def ones_like(a: Any, dtype: Any = None) -> Any:
 
 def array(obj: Any, dtype: Any = None, copy: bool = True) -> Any:
     """A copy on the device of an array on either device, a list or a number."""
-    host = np.asarray(obj._host if isinstance(obj, ndarray) else obj, dtype)
-    if not copy and isinstance(obj, ndarray) and host is obj._host:
-        return obj
-    result = memory.allocate(host.shape, host.dtype)
-    result[...] = host
-    return wrap(result)
+    if isinstance(obj, ndarray):
+        dtype = obj.dtype if dtype is None else np.dtype(dtype)
+        return obj if not copy and dtype == obj.dtype else run(np.array, (obj, dtype), {})
+    if current_capture() is not None and not np.isscalar(obj):
+        raise refused_transfer("H2D")
+    return wrap(memory.constant(np.asarray(obj, dtype)))
 
 
 def asarray(a: Any, dtype: Any = None) -> Any:
@@ -75,7 +77,7 @@ def ascontiguousarray(a: Any, dtype: Any = None) -> Any:
 def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> Any:
     """numpy.arange on the device."""
     begin, end = (0, start) if stop is None else (start, stop)
-    return array(np.arange(begin, end, step, dtype=dtype))
+    return wrap(memory.constant(np.arange(begin, end, step, dtype=dtype)))
 
 
 def asnumpy(a: Any) -> memory.Host:

@@ -3,12 +3,13 @@
 from typing import Any, Literal
 
 from gpucnn.cudasim import streams
+from gpucnn.cudasim.capture import CUDARuntimeError, Graph
 from gpucnn.cudasim.memory import (
     MemoryPool,
     OutOfMemoryError,
     device_memory,
+    free_memory,
     get_allocator,
-    pool,
     using_allocator,
 )
 from gpucnn.cudasim.streams import (
@@ -25,6 +26,7 @@ from gpucnn.errors import DeviceError
 __all__ = [
     "Device",
     "Event",
+    "Graph",
     "MemoryPointer",
     "MemoryPool",
     "PinnedMemoryPool",
@@ -105,6 +107,8 @@ class memory:  # a namespace, named as cupy.cuda.memory
 class runtime:  # a namespace, named as cupy.cuda.runtime
     """The part of the CUDA runtime that gpucnn uses."""
 
+    CUDARuntimeError = CUDARuntimeError
+
     @staticmethod
     def getDeviceCount() -> int:
         return 1
@@ -116,7 +120,7 @@ class runtime:  # a namespace, named as cupy.cuda.runtime
     @staticmethod
     def memGetInfo() -> tuple[int, int]:
         """Free and total memory of the device, in bytes."""
-        return max(device_memory() - pool.total_bytes(), 0), device_memory()
+        return free_memory(), device_memory()
 
     @staticmethod
     def getDeviceProperties(device: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gpucnn.cudasim import settings
-from gpucnn.cudasim.streams import Allocation
+from gpucnn.cudasim.streams import Allocation, current_capture, mapped
 from gpucnn.integers import ceil_div
 
 Host = np.ndarray[Any, Any]
@@ -68,13 +68,15 @@ class _Block:
 
 
 class MemoryPool:
-    """cupy.cuda.MemoryPool, as far as gpucnn uses it."""
+    """cupy.cuda.MemoryPool, as far as gpucnn uses it; threads may share it."""
 
     def __init__(self) -> None:
         self.device_allocations = 0  # number of allocations from the device
         self._used = self._held = 0
         self._free: dict[int, list[int]] = defaultdict(list)  # size -> addresses of free blocks
         self._limit = 0  # 0: no limit
+        self._lock = threading.RLock()  # a block may be released during an allocation
+        weakref.finalize(self, _unmap, self._free).atexit = False
 
     def used_bytes(self) -> int:
         """Bytes in use by arrays."""
@@ -89,11 +91,8 @@ class MemoryPool:
 
     def free_all_blocks(self) -> None:
         """Return cached free blocks to the device."""
-        for size, addresses in self._free.items():
-            for address in addresses:
-                _libc().munmap(address - _GUARD, _pages(size) + 2 * _GUARD)
-        self._free.clear()
-        self._held = 0
+        with self._lock:
+            self._held -= _unmap(self._free)
 
     def set_limit(self, size: int = 0) -> None:
         """Limit total_bytes to `size`; 0 means no limit."""
@@ -109,27 +108,41 @@ class MemoryPool:
         if the limit would be exceeded.
         """
         size = max(ceil_div(size, GRAIN), 1) * GRAIN
-        if self._free[size]:
-            address = self._free[size].pop()
-            self._held -= size
-        else:
-            total = self.total_bytes()
-            if self._limit and total + size > self._limit:
-                raise OutOfMemoryError(size, total, self._limit)
-            if size > device_memory() - total:
-                self.free_all_blocks()
+        with self._lock:
+            if self._free[size]:
+                address = self._free[size].pop()
+                self._held -= size
+            else:
                 total = self.total_bytes()
-                if size > device_memory() - total:
-                    raise OutOfMemoryError(size, total)
-            address = _map(size, total)
-            self.device_allocations += 1
-        self._used += size
-        return np.asarray(_Block(self, address, size))
+                if self._limit and total + size > self._limit:
+                    raise OutOfMemoryError(size, total, self._limit)
+                if size > free_memory():
+                    self.free_all_blocks()
+                    total = self.total_bytes()
+                    if size > free_memory():
+                        raise OutOfMemoryError(size, total)
+                address = _map(size, total)
+                self.device_allocations += 1
+            self._used += size
+            return np.asarray(_Block(self, address, size))
 
     def _release(self, address: int, size: int) -> None:
-        self._free[size].append(address)
-        self._used -= size
-        self._held += size
+        with self._lock:
+            self._free[size].append(address)
+            self._used -= size
+            self._held += size
+
+
+def _unmap(blocks: dict[int, list[int]]) -> int:
+    """Return free blocks, by size, to the device; their bytes."""
+    freed = 0
+    for size in list(blocks):
+        while blocks[size]:
+            address = blocks[size].pop()
+            del mapped[address]
+            _libc().munmap(address - _GUARD, _pages(size) + 2 * _GUARD)
+            freed += size
+    return freed
 
 
 def _pages(size: int) -> int:
@@ -151,6 +164,11 @@ def device_memory() -> int:
     return settings.current().memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def free_memory() -> int:
+    """The device's memory that no pool has, in bytes."""
+    return max(device_memory() - sum(list(mapped.values())), 0)  # another thread may add to it
+
+
 def _map(size: int, total: int) -> int:
     """Map `size` bytes between two guards; return their address.  The error shows `total`."""
     libc, whole = _libc(), _pages(size) + 2 * _GUARD
@@ -160,6 +178,7 @@ def _map(size: int, total: int) -> int:
         base + _GUARD, _pages(size), usable
     ):
         raise OutOfMemoryError(size, total)
+    mapped[int(base) + _GUARD] = size
     return int(base) + _GUARD
 
 
@@ -185,13 +204,19 @@ def using_allocator(allocator: Allocator) -> Iterator[None]:
 
 
 def allocate(shape: Any, dtype: Any, poison: bool = True) -> Host:
-    """Allocate device memory; return it as a NumPy array."""
+    """Allocate device memory; return it as a NumPy array.
+
+    While the current stream captures, each launch of the graph fills it with poison too.
+    """
     dtype = np.dtype(dtype)
     shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     size = math.prod(shape) * dtype.itemsize
     memory = get_allocator()(size)
-    if poison and _poisons:
+    capture = current_capture()
+    if _poisons and (poison or capture is not None):
         memory.view(np.uint16).fill(POISON)
+    if _poisons and poison and capture is not None:
+        capture.copy(memory.view(np.uint16), lambda: POISON)
     array: Host = memory[:size].view(dtype).reshape(shape)
     return array
 
@@ -225,9 +250,23 @@ def on_device(result: Host) -> Host:
     """NumPy's `result` itself if it is a view of device memory, else a copy there."""
     if isinstance(_owner(result), _Block):
         return result
-    copy = allocate(result.shape, result.dtype, poison=False)
-    copy[...] = result
+    return constant(result)
+
+
+def constant(values: Host, dtype: Any = None) -> Host:
+    """Device memory with these values."""
+    copy = allocate(values.shape, values.dtype if dtype is None else dtype, poison=False)
+    capture = current_capture()
+    if capture is None:
+        copy[...] = values
+    else:
+        capture.copy(copy, lambda: values)
     return copy
+
+
+def result(shape: Any, dtype: Any) -> Host:
+    """Device memory that will be written as a whole."""
+    return allocate(shape, dtype, poison=False)
 
 
 _poisons = True

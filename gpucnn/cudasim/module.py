@@ -5,8 +5,13 @@ import functools
 import signal
 from typing import Any
 
+import numpy as np
+
 from gpucnn.cudasim import compiler, driver, settings, source
 from gpucnn.cudasim.arguments import Arguments
+from gpucnn.cudasim.arrays import ndarray
+from gpucnn.cudasim.capture import Capture
+from gpucnn.cudasim.streams import current_capture
 from gpucnn.errors import KernelError
 
 _SCHEDULES = {"lowest": 0, "highest": 1, "random": 2}
@@ -95,9 +100,24 @@ class Function:
         *,
         shared_mem: int = 0,
     ) -> None:
-        how = settings.current()
         grid, block = _triple("grid", grid), _triple("block", block)
         self._check_limits(grid, block, shared_mem)
+        capture = current_capture()
+        if capture is None:
+            self._run(grid, block, args, shared_mem)
+            return
+        Arguments(self._name, self._module._parameters[self._name], args)  # refuses wrong ones
+        kept = tuple(_at_its_address(capture, arg) for arg in args)
+        capture.work.append(lambda: self._run(grid, block, kept, shared_mem))
+
+    def _run(
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: tuple[Any, ...],
+        shared_mem: int,
+    ) -> None:
+        how = settings.current()
         run, shared_used = self._module._entry(self._name, how)
         arguments = Arguments(self._name, self._module._parameters[self._name], args)
         if how.checked:
@@ -149,6 +169,15 @@ class Function:
 def _interrupts() -> int:
     """Ctrl-C presses that end a kernel: 2 if a handler of the program's own gets the first."""
     return 1 if signal.getsignal(signal.SIGINT) is signal.default_int_handler else 2
+
+
+def _at_its_address(capture: Capture, arg: Any) -> Any:
+    """An argument of a launch that is recorded: an array that keeps no memory alive."""
+    if isinstance(arg, ndarray):
+        array = ndarray.__new__(ndarray)
+        array._host, array.base = capture.bare(arg._host), None
+        return array
+    return np.array(arg) if isinstance(arg, np.ndarray) else arg
 
 
 def _triple(what: str, sizes: tuple[int, ...]) -> tuple[int, ...]:

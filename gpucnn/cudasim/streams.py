@@ -4,7 +4,8 @@ Work on the current stream is complete before the call returns.  Only a copy fro
 another stream is asynchronous, and it happens as late as possible: it reads its source and writes
 its target when its event or stream is waited for.  This exposes mistakes that a fast copy hides.
 Without a wait the target is still poison; overwriting the source too early copies wrong values; and
-a copy into memory that another stream may still use is an error.
+a copy into memory that another stream may still use is an error.  While a stream captures, its work
+is recorded: see capture.py.
 """
 
 import itertools
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+
+from gpucnn.cudasim.capture import Capture, CUDARuntimeError, Graph, refused_transfer
 
 Host = np.ndarray[Any, Any]
 
@@ -50,14 +53,59 @@ class Stream:
         self._outer: list[Stream] = []
         self._copies: deque[_Copy] = deque()  # pending, oldest first
         self._waited: weakref.WeakKeyDictionary[Stream, int] = weakref.WeakKeyDictionary()
+        self._capture: Capture | None = None  # what this stream records
         Stream._all.add(self)
 
     def synchronize(self) -> None:
+        if self._capture is not None:
+            raise self._capture.fail(*_UNSUPPORTED)
         counters.host_syncs += 1
         self._arrive()
 
+    # --- capture ---
+
+    def begin_capture(self, mode: int | None = None) -> None:
+        """Record the work of this stream from now on instead of doing it."""
+        if self.ptr == 0:
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        if self._capture is not None:
+            raise CUDARuntimeError("cudaErrorIllegalState: the stream is capturing already")
+        self._capture = Capture()
+
+    def end_capture(self) -> Graph:
+        """The work recorded since `begin_capture`.
+
+        Raises CUDARuntimeError if an operation has invalidated the capture.
+        """
+        capture = self._capture
+        if capture is None:
+            raise CUDARuntimeError("cudaErrorIllegalState: the stream is not capturing")
+        for stream in list(Stream._all):
+            if stream._capture is capture:
+                stream._capture = None
+        if capture.failed:
+            raise CUDARuntimeError(
+                "cudaErrorStreamCaptureInvalidated: operation failed due to a previous error "
+                "during capture"
+            )
+        return Graph(capture, mapped.__contains__)
+
+    def is_capturing(self) -> bool:
+        return self._capture is not None
+
     def wait_event(self, event: "Event") -> None:
-        """Order this stream's later work after `event`."""
+        """Order this stream's later work after `event`.
+
+        While a stream captures, waiting for one of its events lets this stream record too.
+        """
+        if self._capture is not None and event._capture is not self._capture:
+            raise self._capture.fail(
+                "cudaErrorStreamCaptureIsolation",
+                "the capture would depend on work before it: this event was not recorded in it",
+            )
+        if event._capture is not None:
+            self._capture = event._capture
+            return
         event._arrive()
         if event._stream is not None:
             before = self._waited.get(event._stream, 0)
@@ -73,6 +121,8 @@ class Stream:
 
         Raises RuntimeError if another stream may still use the target's memory.
         """
+        if self._capture is not None:
+            raise refused_transfer("H2D")
         if self is get_current_stream() or not _is_pinned(source):
             target[...] = source
             return
@@ -103,6 +153,11 @@ class Stream:
         return False
 
 
+_UNSUPPORTED = (
+    "cudaErrorStreamCaptureUnsupported",
+    "operation not permitted when stream is capturing",
+)
+mapped: dict[int, int] = {}  # by address: bytes of the device memory that the process has
 Stream.null = Stream(null=True)
 
 
@@ -111,8 +166,16 @@ def get_current_stream() -> Stream:
     return getattr(_state, "current", Stream.null)
 
 
+def current_capture() -> Capture | None:
+    """What this thread's current stream records; None if it does its work at once."""
+    return get_current_stream()._capture
+
+
 def synchronize() -> None:
     """Wait for all streams."""
+    for stream in list(Stream._all):
+        if stream._capture is not None:
+            raise stream._capture.fail(*_UNSUPPORTED)
     counters.host_syncs += 1
     for stream in list(Stream._all):
         stream._arrive()
@@ -126,19 +189,28 @@ class Event:
         self._timed = not disable_timing
         self._stream: Stream | None = None
         self._number = 0
+        self._capture: Capture | None = None  # the one that it was last recorded in
 
     def record(self, stream: Stream | None = None) -> None:
         self._stream = get_current_stream() if stream is None else stream
+        self._capture = self._stream._capture
         self._number = next(_time)
         self._seconds = time.perf_counter()
 
     def synchronize(self) -> None:
+        if self._capture is not None:
+            raise CUDARuntimeError(
+                "cudaErrorCapturedEvent: operation not permitted on an event last recorded in a "
+                "capturing stream"
+            )
         counters.host_syncs += 1
         self._arrive()
 
     @property
     def done(self) -> bool:
         """Whether the stream has reached the event; the host does not wait."""
+        if self._capture is not None:
+            return False
         copies = self._stream._copies if self._stream is not None else ()
         return not copies or copies[0].number > self._number
 
@@ -151,6 +223,8 @@ def get_elapsed_time(start_event: Event, end_event: Event) -> float:
     """Milliseconds between two recorded events."""
     if start_event._seconds is None or end_event._seconds is None:
         raise ValueError("get_elapsed_time: both events must have been recorded")
+    if start_event._capture or end_event._capture:
+        raise CUDARuntimeError("cudaErrorInvalidResourceHandle: invalid resource handle")
     if not (start_event._timed and end_event._timed):
         raise ValueError("get_elapsed_time: an event was created with disable_timing=True")
     return (end_event._seconds - start_event._seconds) * 1e3

@@ -5,9 +5,7 @@ https://www.cs.toronto.edu/~kriz/cifar.html describes both file formats.
 """
 
 import os
-import shutil
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,10 +17,12 @@ import numpy as np
 
 from gpucnn.data import cifar_names
 from gpucnn.data.dataset import DataNotFound, Dataset, check_labels, root_folder
-from gpucnn.data.download import fetch, refuse_missing_folder, sha256_of
+from gpucnn.data.download import Expected, fetch, refuse_missing_folder, sha256_of
 from gpucnn.data.pickles import read_arrays
+from gpucnn.data.reading import read_bounded, unreadable
 from gpucnn.device import Array
-from gpucnn.errors import DataError
+from gpucnn.errors import DataError, kind
+from gpucnn.temporary import temporary_folder
 
 _PIXELS = 3 * 32 * 32  # values of an image in a file: a red, a green and a blue plane
 
@@ -34,6 +34,7 @@ class _Version:
     folder: str
     archive: str
     sha256: str
+    size: int  # of the archive, in bytes
     train: tuple[str, ...]
     test: tuple[str, ...]
     images_per_file: tuple[int, int]  # train, test
@@ -47,6 +48,16 @@ class _Version:
     @property
     def urls(self) -> tuple[str, ...]:
         return tuple(mirror + self.archive for mirror in self.mirrors)
+
+    def budget(self, name: str) -> tuple[int, str]:
+        """The most bytes that file `name` can have, and what is expected, for an error."""
+        count = self.images_per_file[0 if name in self.train else 1]
+        if self.binary_labels:
+            record = self.binary_labels + _PIXELS
+            return count * record, f"{count} records of {record} bytes"
+        # Protocol 0 writes a byte as four characters, and labels and file names as text.
+        limit = count * (4 * _PIXELS + 512) + (1 << 16)
+        return limit, f"at most {limit:,} bytes for {count} images"
 
 
 # All serve the same bytes.  The last is the authors' own server, which served 50 kB/s in 2026.
@@ -64,6 +75,7 @@ _CIFAR10 = (
         folder="cifar-10-batches-py",
         archive="cifar-10-python.tar.gz",
         sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        size=170_498_071,
         train=_BATCHES,
         test=("test_batch",),
         images_per_file=(10_000, 10_000),
@@ -73,6 +85,7 @@ _CIFAR10 = (
         folder="cifar-10-batches-bin",
         archive="cifar-10-binary.tar.gz",
         sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        size=170_052_171,
         train=tuple(f"{name}.bin" for name in _BATCHES),
         test=("test_batch.bin",),
         images_per_file=(10_000, 10_000),
@@ -85,6 +98,7 @@ _CIFAR100 = (
         folder="cifar-100-python",
         archive="cifar-100-python.tar.gz",
         sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        size=169_001_437,
         train=("train",),
         test=("test",),
         images_per_file=(50_000, 10_000),
@@ -94,6 +108,7 @@ _CIFAR100 = (
         folder="cifar-100-binary",
         archive="cifar-100-binary.tar.gz",
         sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+        size=168_513_733,
         train=("train.bin",),
         test=("test.bin",),
         images_per_file=(50_000, 10_000),
@@ -172,15 +187,12 @@ class _Source:
     def content(self, name: str) -> bytes:
         if self.files is not None:
             return self.files[name]
-        try:
-            return (self.path / name).read_bytes()
-        except FileNotFoundError:
+        if not os.path.lexists(self.path / name):
             raise DataError(
                 f"{self.path / name} is missing\n"
                 f"  extract {self.version.archive} again, or delete the folder to have it extracted"
-            ) from None
-        except OSError as error:
-            raise DataError(f"{self.path / name}: cannot be read ({error.strerror})") from error
+            )
+        return read_bounded(self.path / name, *self.version.budget(name))
 
 
 def _load(
@@ -207,11 +219,11 @@ def _find(versions: tuple[_Version, ...], root: Path) -> _Source | None:
     """The first version at root, extracted or else as an archive."""
     for version in versions:
         for folder in (root / version.folder, root):
-            if any((folder / name).is_file() for name in version.members):
+            if any(os.path.isfile(folder / name) for name in version.members):
                 return _Source(version, folder)
     for version in versions:
         for archive in (root / version.archive, root):
-            if archive.name == version.archive and archive.is_file():
+            if archive.name == version.archive and os.path.isfile(archive):
                 return _extract(version, archive)
     return None
 
@@ -224,12 +236,21 @@ def _not_found(name: str, versions: tuple[_Version, ...], root: Path) -> str:
 
 
 def _download(version: _Version, root: Path, quiet: bool = False) -> _Source:
-    return _extract(version, fetch(version.urls, root / version.archive, version.sha256, quiet))
+    expected = Expected(version.sha256, version.size)
+    return _extract(version, fetch(version.urls, root / version.archive, expected, quiet))
 
 
 def _extract(version: _Version, archive: Path) -> _Source:
     """Read the files of an official archive, and extract them next to it if possible."""
-    found = sha256_of(archive)
+    try:
+        if (size := archive.stat().st_size) > version.size:
+            raise DataError(
+                f"{archive}: {size:,} bytes, expected {version.size:,}\n"
+                "  it is not the official archive; delete it and download it again"
+            )
+        found = sha256_of(archive)
+    except OSError as error:
+        raise unreadable(archive, error) from error
     if found != version.sha256:
         raise DataError(
             f"{archive}: SHA-256 {found[:12]}..., expected {version.sha256[:12]}...\n"
@@ -240,10 +261,11 @@ def _extract(version: _Version, archive: Path) -> _Source:
         with tarfile.open(archive, "r:gz") as tar:
             # Read these members only; no path in the archive decides where anything is written.
             for name in version.members:
-                member = tar.extractfile(f"{version.folder}/{name}")
-                if member is None:
-                    raise KeyError(f"{name} is not a file")
-                files[name] = member.read()
+                member = tar.getmember(f"{version.folder}/{name}")
+                content = tar.extractfile(member) if member.isreg() else None
+                if content is None or member.size > version.budget(name)[0]:
+                    raise KeyError(f"{name} is not a file of the expected size")
+                files[name] = content.read()
     except (tarfile.TarError, zlib.error, OSError, EOFError, KeyError, ValueError) as error:
         raise DataError(
             f"{archive}: not a readable archive ({error}); delete it and download it again"
@@ -256,15 +278,11 @@ def _extract(version: _Version, archive: Path) -> _Source:
 
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write all files, or none if an error occurs."""
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with temporary_folder(f".{folder.name}-", folder.parent) as scratch:
         for name, content in files.items():
             (scratch / name).write_bytes(content)
         scratch.chmod(0o755)
         scratch.rename(folder)
-    except OSError:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
 
 
 def _read(name: str, source: _Source, key: str, classes: tuple[str, ...], train: bool) -> Dataset:
@@ -294,14 +312,16 @@ def _parse_python(path: Path, content: bytes, key: str, count: int) -> tuple[Arr
         or pixels.dtype != np.uint8
         or pixels.shape != (count, _PIXELS)
     ):
-        raise _wrong(path, f"data: uint8 ({count}, {_PIXELS})", _describe(pixels))
+        raise _wrong(path, f"data: uint8 ({count}, {_PIXELS})", kind(pixels))
     labels: Any = batch.get(key)
     if isinstance(labels, list) and all(type(label) is int for label in labels):
         labels = np.array([min(max(label, -1), 1 << 32) for label in labels], np.int64)
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
-        raise _wrong(path, f"{key}: {count} integers", _describe(labels))
-    if labels.shape != (count,):
-        raise _wrong(path, f"{key}: {count} integers", _describe(labels))
+    if (
+        not isinstance(labels, np.ndarray)
+        or labels.dtype.kind not in "iu"
+        or labels.shape != (count,)
+    ):
+        raise _wrong(path, f"{key}: {count} integers", kind(labels))
     return pixels, labels
 
 
@@ -315,12 +335,6 @@ def _parse_binary(
     records = np.frombuffer(content, np.uint8).reshape(count, record)
     column = 0 if key == "coarse_labels" else version.binary_labels - 1
     return records[:, version.binary_labels :], records[:, column]
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} {value.shape}"
-    return "nothing" if value is None else type(value).__name__
 
 
 def _wrong(path: Path, expected: str, actual: str) -> DataError:

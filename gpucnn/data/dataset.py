@@ -9,8 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.arguments import printable
+from gpucnn.creation import tensor
 from gpucnn.device import Array, array_module
+from gpucnn.dlpack import is_number
 from gpucnn.errors import ArgumentError, DataError, DtypeError, ShapeError, kind
+from gpucnn.precision import is_floating
+from gpucnn.tensor import Tensor
 
 
 class DataNotFound(DataError):
@@ -21,29 +26,28 @@ class DataNotFound(DataError):
 class Dataset:
     """Labelled images in memory.
 
-    images   uint8 (N, H, W, C), 0 to 255
+    images   uint8 (N, H, W, C), 0 to 255, or float32 (N, H, W, C) on any scale
     labels   int64 (N,), indices into classes
-    classes  the names of the classes
+    classes  the names of the classes, none empty; None: "0", "1", ... up to the largest label
     name     for error messages and logs
+
+    Images and labels may also be lists, tensors or arrays of another dtype, and are converted:
+    images of other integers to uint8, of other floats to float32, labels of any integers to int64.
 
     dataset[3] is (image, label); dataset[10:20] and dataset[array] are Datasets of those images.
     Raises ShapeError or DtypeError for images or labels of another shape or dtype, ArgumentError if
-    classes is not a sequence of names, DataError for a label outside the classes.
+    classes is not a sequence of names, DataError for integer pixels outside 0 to 255 or a label
+    outside the classes.
     """
 
     images: Array
     labels: Array
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = None  # type: ignore[assignment]  # never None once it is built
     name: str = "dataset"
 
     def __post_init__(self) -> None:
-        images, labels = self.images, self.labels
-        for what, value, dtype in (("images", images, "uint8"), ("labels", labels, "int64")):
-            if not _is_array(value):
-                raise DtypeError(
-                    f"{self.name}: {what} must be an array, got {kind(value)}\n"
-                    f"  convert them with numpy.asarray({what}, numpy.{dtype})"
-                )
+        images = numbers(f"{self.name}: images", self.images)
+        labels = numbers(f"{self.name}: labels", self.labels)
         if images.ndim != 4 or labels.shape != images.shape[:1]:
             raise ShapeError(
                 f"{self.name}: expected images (N, H, W, C) and labels (N,), "
@@ -51,18 +55,47 @@ class Dataset:
             )
         if 0 in images.shape[1:]:
             raise ShapeError(f"{self.name}: images {tuple(images.shape)} have no pixels")
-        if images.dtype != np.uint8 or labels.dtype != np.int64:
+        if images.dtype == bool or (len(labels) and labels.dtype.kind not in "iu"):
             raise DtypeError(
-                f"{self.name}: expected uint8 images and int64 labels, "
+                f"{self.name}: expected images of integers or floats and integer labels, "
                 f"got {images.dtype} and {labels.dtype}; convert them with .astype"
             )
+        object.__setattr__(self, "images", self._pixels(images))
+        object.__setattr__(self, "labels", labels.astype(np.int64, copy=False))
+        if self.classes is None:
+            count = int(labels.max()) + 1 if len(labels) else 0
+            object.__setattr__(self, "classes", tuple(map(str, range(count))))
         if isinstance(self.classes, str) or not isinstance(self.classes, Sequence | np.ndarray):
             raise ArgumentError(
                 f"{self.name}: classes must be a list of names, got {self.classes!r}"
             )
+        self._check_names()
         check_labels(
-            labels, len(self.classes), self.name, "labels are indices into classes, starting at 0"
+            self.labels,
+            len(self.classes),
+            self.name,
+            "labels are indices into classes, starting at 0",
         )
+
+    def _pixels(self, images: Array) -> Array:
+        if is_floating(images.dtype):
+            return images.astype(np.float32, copy=False)
+        if images.dtype != np.uint8 and images.size:
+            low, high = int(images.min()), int(images.max())
+            if low < 0 or high > 255:
+                raise DataError(
+                    f"{self.name}: expected integer pixels in 0 to 255, got {low} to {high}\n"
+                    "  images on another scale are floats: images.astype(numpy.float32)"
+                )
+        return images.astype(np.uint8, copy=False)
+
+    def _check_names(self) -> None:
+        for i, name in enumerate(self.classes):
+            if not isinstance(name, str) or not name:
+                raise ArgumentError(
+                    f"{self.name}: expected a name for each class, got {kind(name)} for class {i}\n"
+                    "  give each class a non-empty text"
+                )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,7 +110,8 @@ class Dataset:
 
     def __repr__(self) -> str:
         shape = "x".join(str(size) for size in self.images.shape[1:])
-        return f"Dataset({self.name}: {len(self)} images of {shape}, {len(self.classes)} classes)"
+        name, classes = printable(self.name), len(self.classes)
+        return f"Dataset({name}: {len(self)} images of {shape}, {classes} classes)"
 
     def take(self, n: int) -> "Dataset":
         """The first n images, or all if there are fewer.
@@ -90,12 +124,25 @@ class Dataset:
         return self[:n]  # type: ignore[no-any-return]
 
 
-def _is_array(value: Any) -> bool:
+def numbers(what: str, value: Any) -> Array:
+    """`value`, a list, tensor or array of any library, as an array of numbers.
+
+    A tensor or CuPy array stays on its device.  Python floats become float32.  Raises DtypeError or
+    ShapeError, which begins with `what`, for anything else.
+    """
+    array = value.data if isinstance(value, Tensor) else value
     try:
-        array_module(value)
+        array_module(array)
     except TypeError:
-        return False
-    return True
+        try:
+            array = tensor(value, "cpu").data
+        except ShapeError:
+            raise ShapeError(f"{what}: the rows of {kind(value)} differ in length") from None
+        except DtypeError:
+            raise DtypeError(f"{what}: expected numbers, got {kind(value)}") from None
+    if not is_number(array.dtype):
+        raise DtypeError(f"{what}: expected numbers, got {kind(value)}")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def check_labels(

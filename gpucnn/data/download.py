@@ -1,28 +1,54 @@
 """Download a file from the first mirror that serves it, and resume interrupted transfers.
 
 Uses the standard library: downloads must work after a plain `pip install`, and common downloaders
-verify a hash but restart an interrupted transfer from zero.  urllib is imported on first use:
-it would take a tenth of the time of `import gpucnn`, and few runs download.
+verify a hash but restart an interrupted transfer from zero.
 """
 
 import errno
 import hashlib
 import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from gpucnn.arguments import printable, report
 from gpucnn.data.dataset import DataNotFound
+
+if TYPE_CHECKING:  # imported on first use: few runs download
+    from gpucnn.data.transfer import Meter
 
 TIMEOUT = 6.0  # seconds without a response or a byte
 PATIENCE = 15.0  # seconds without a response from any mirror
-MINIMUM_SPEED = 250e3  # bytes per second; slower mirrors are tried last
-SPEED_WINDOW = 10.0  # seconds before the speed is checked
-_CHUNK = 1 << 18
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no other mirror helps
+MINIMUM_SPEED = 250e3  # bytes per second; slower mirrors are tried again when all have been tried
+SLOWEST = 10e3  # bytes per second; slower mirrors are not used
+SPEED_WINDOW = 10.0  # seconds over which the speed is measured
+GRACE = 120.0  # seconds for the whole download, besides those of a transfer at SLOWEST
+LONGEST_WAIT = 30.0  # seconds to wait for a mirror that is busy
+# Errors of the disk, for which no other mirror helps.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+class Expected(NamedTuple):
+    """The hexadecimal SHA-256 and the size in bytes of a published file."""
+
+    sha256: str
+    size: int
+
+
+@dataclass
+class _Mirror:
+    url: str
+    failure: str = ""  # why the last attempt failed
+    rejected: bool = False
+    busy_until: float = 0.0
 
 
 def refuse_missing_folder(root: "str | os.PathLike[str] | None") -> None:
@@ -45,119 +71,181 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fetch(urls: Sequence[str], path: Path, sha256: str, quiet: bool = False) -> Path:
-    """Download the file with hash `sha256` to `path`; returns `path`.
+def fetch(urls: Sequence[str], path: Path, expected: Expected, quiet: bool = False) -> Path:
+    """Download the `expected` file to `path`; returns `path`.
 
-    The mirrors in `urls` serve the same bytes and are tried in order: in the first round only fast
-    ones are accepted, in the second any that works.  Partial data is kept in `path`.part, and later
-    calls resume it; `path` itself is created only when complete and verified.  Shows a progress
-    bar on stderr unless quiet.
+    The mirrors in `urls` serve the same bytes over https and are tried in order: in the first
+    round at MINIMUM_SPEED or more, in the second at SLOWEST or more.  Nothing beyond the expected
+    size is read.  Partial data is kept in `path`.part, and later calls resume it; `path` itself is
+    created only when complete and verified.  If another process is downloading the file, this one
+    waits for it.  Shows a progress bar on stderr unless quiet.
 
     Raises DataNotFound if the folder is not writable or full, or if no mirror served the file; its
     text gives the reason for each mirror.  Without a network this takes at most PATIENCE + TIMEOUT
-    seconds.
+    seconds, otherwise at most GRACE seconds more than a transfer at SLOWEST; it waits as long for
+    another process.
     """
-    import urllib.error
-    from http.client import HTTPException
-    from urllib.parse import urlsplit
-
-    part = path.with_name(path.name + ".part")
+    seconds = GRACE + expected.size / SLOWEST
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.open("ab").close()
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    failures: dict[str, str] = {}
-    rejected = set()
-    last_response = time.monotonic()
-    for attempt, url in enumerate([*urls, *urls]):
-        if time.monotonic() - last_response > PATIENCE:
-            break
-        if url in rejected:
-            continue
-        size = part.stat().st_size
-        try:
-            _transfer(url, part, MINIMUM_SPEED if attempt < len(urls) - 1 else 0.0, quiet)
-            if sha256_of(part) == sha256:
+        with _part_file(path, seconds, quiet) as (part, file):
+            if path.is_file() and sha256_of(path) == expected.sha256:
+                return path  # downloaded by the process that this one waited for
+            mirrors = [_Mirror(url) for url in urls]
+            until = time.monotonic() + seconds
+            with tqdm(
+                desc=path.name, total=expected.size, unit="B", unit_scale=True, disable=quiet,
+                leave=False,
+            ) as bar:  # fmt: skip
+                complete = _from_any(mirrors, file, expected, until, bar)
+            if complete:
+                os.fsync(file.fileno())
+                if sys.platform == "win32":  # which does not rename open files
+                    file.close()
                 os.replace(part, path)
                 return path
-            part.write_bytes(b"")
-            failures[url] = "wrong SHA-256"
-            if size == 0:  # all bytes are from this mirror; otherwise an earlier part may be wrong
-                rejected.add(url)
-        except urllib.error.HTTPError as error:
-            failures[url] = f"HTTP {error.code} {error.reason}"
-            rejected.add(url)
-            error.close()
-        except (OSError, HTTPException, ValueError) as error:
-            if isinstance(error, OSError) and error.errno in _FULL:
-                raise _unwritable(path, error) from error
-            failures[url] = str(getattr(error, "reason", error)) or type(error).__name__
-        if part.stat().st_size != size or url in rejected:
-            last_response = time.monotonic()
-    if part.stat().st_size == 0:
-        part.unlink()
-    reasons = "; ".join(f"{urlsplit(url).hostname}: {why}" for url, why in failures.items())
+    except OSError as error:
+        raise DataNotFound(
+            f"{path}: cannot be written ({error.strerror or error})\n"
+            "  choose a writable folder with GPUCNN_DATA or --data"
+        ) from error
+    reasons = "; ".join(f"{urlsplit(m.url).hostname}: {m.failure}" for m in mirrors if m.failure)
     raise DataNotFound(
-        f"{path.name} could not be downloaded ({reasons})\n"
+        f"{path.name} could not be downloaded ({printable(reasons)})\n"
         f"  try again later (the download resumes), or save {urls[-1]} in {path.parent}"
     )
 
 
-def _unwritable(path: Path, error: OSError) -> DataNotFound:
-    return DataNotFound(
-        f"{path}: cannot be written ({error.strerror})\n"
-        "  choose a writable folder with GPUCNN_DATA or --data"
-    )
+@contextmanager
+def _part_file(path: Path, seconds: float, quiet: bool) -> Iterator[tuple[Path, FileIO]]:
+    """Lock `path`.part, after waiting for any other process that downloads it; (its path, it).
 
-
-def _transfer(url: str, part: Path, minimum_speed: float, quiet: bool) -> None:
-    """Append the rest of `url` to `part`; OSError if the transfer stalls, breaks off or is slow."""
-    import urllib.error
-    import urllib.request
-
-    offset = part.stat().st_size
-    headers = {"User-Agent": "gpucnn", "Accept-Encoding": "identity"}
-    if offset:
-        headers["Range"] = f"bytes={offset}-"
+    The system releases the lock when the file is closed or the process ends.  Where it has no
+    locks, the part gets a name of its own, which no later call resumes.  An empty part is removed.
+    """
+    part = path.with_name(f"{path.name}.part")
+    until = None
+    while True:
+        with _opened(part) as file:
+            locked = _lock(file)
+            if locked and _is_at(part, file):
+                try:
+                    yield part, file
+                finally:
+                    if not file.closed and os.fstat(file.fileno()).st_size == 0:
+                        part.unlink(missing_ok=True)
+                return
+        if locked is None:
+            break
+        if locked:  # the process that had the lock renamed or removed what was opened here
+            continue
+        if until is None:
+            until = time.monotonic() + seconds
+            if not quiet:
+                report(f"waiting: another process is downloading {path.name}")
+        if time.monotonic() > until:
+            raise DataNotFound(
+                f"{path.name}: another process has been downloading it for too long\n"
+                f"  stop that process, or remove {part}"
+            )
+        time.sleep(0.1)
+    if part.stat().st_size == 0:
+        part.unlink()
+    own = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        response = urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=TIMEOUT
-        )
-    except urllib.error.HTTPError as error:
-        if error.code != 416:
-            raise
-        error.close()  # no bytes after the offset: `part` is complete or wrong; the hash decides
-        return
-    with response:
-        resumed = str(response.headers.get("Content-Range", "")).startswith(f"bytes {offset}-")
-        if response.status != 206 or not resumed:
-            offset = 0  # the server sends the whole file
-        length = response.headers.get("Content-Length")
-        total = offset + int(length) if length is not None else None
-        bar = tqdm(
-            desc=part.stem,
-            initial=offset,
-            total=total,
-            unit="B",
-            unit_scale=True,
-            disable=quiet,
-            leave=False,
-        )
-        with part.open("r+b") as file, bar:
-            file.truncate(offset)
-            file.seek(offset)
-            _copy(response, file, bar, minimum_speed)
-            if total is not None and file.tell() < total:
-                raise ConnectionAbortedError(f"broke off at {file.tell()} of {total} bytes")
+        with _opened(own) as file:
+            yield own, file
+    finally:
+        own.unlink(missing_ok=True)
 
 
-def _copy(response: Any, file: Any, bar: Any, minimum_speed: float) -> None:
-    start, received = time.monotonic(), 0
-    while chunk := response.read1(_CHUNK):
-        file.write(chunk)
-        bar.update(len(chunk))
-        received += len(chunk)
-        elapsed = time.monotonic() - start
-        if elapsed > SPEED_WINDOW and received < minimum_speed * elapsed:
-            raise ConnectionAbortedError(f"only {received / elapsed / 1e3:.0f} kB/s")
+def _opened(part: Path) -> FileIO:
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)  # on Windows
+    return FileIO(os.open(part, flags, 0o666), "r+b")
+
+
+def _lock(file: FileIO) -> bool | None:
+    """Whether this process has locked the file; None if the system cannot lock it."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+def _is_at(path: Path, file: FileIO) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _is_expected(file: FileIO, expected: Expected) -> bool:
+    if os.fstat(file.fileno()).st_size != expected.size:
+        return False
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest() == expected.sha256
+
+
+def _from_any(
+    mirrors: list[_Mirror], file: FileIO, expected: Expected, until: float, bar: "tqdm[None]"
+) -> bool:
+    """Complete `file` from the mirrors, in two rounds; whether that succeeded."""
+    from gpucnn.data.transfer import FAILURES, Busy, Meter, Rejected
+
+    answered = time.monotonic()
+    for speed in (MINIMUM_SPEED, SLOWEST):
+        for mirror in mirrors:
+            wait = mirror.busy_until - time.monotonic()
+            if mirror.rejected or wait > LONGEST_WAIT:
+                continue
+            time.sleep(max(0.0, wait))
+            now = time.monotonic()
+            if now > until or now - answered - max(0.0, wait) > PATIENCE:
+                return False
+            meter = Meter(TIMEOUT, speed, SPEED_WINDOW, until)
+            try:
+                _from_one(mirror, file, expected, meter, bar)
+                return True
+            except Rejected as error:
+                mirror.failure, mirror.rejected = str(error), True
+            except Busy as error:
+                mirror.failure = str(error)
+                mirror.busy_until = time.monotonic() + error.seconds
+            except FAILURES as error:
+                if isinstance(error, OSError) and error.errno in _DISK:
+                    raise
+                mirror.failure = str(error)[:200] or type(error).__name__
+            if meter.received:
+                answered = time.monotonic()
+    return False
+
+
+def _from_one(
+    mirror: _Mirror, file: FileIO, expected: Expected, meter: "Meter", bar: "tqdm[None]"
+) -> None:
+    """Complete `file` from one mirror."""
+    from gpucnn.data.transfer import Rejected, WrongRange, transfer
+
+    def show(size: int) -> None:
+        bar.update(size - bar.n)
+
+    ranges = True
+    while True:
+        begun = os.fstat(file.fileno()).st_size
+        if begun < expected.size:
+            try:
+                transfer(mirror.url, file, expected.size, meter, ranges, show)
+            except WrongRange:
+                ranges = False
+                continue
+        if _is_expected(file, expected):
+            return
+        file.truncate(0)
+        if begun == 0:
+            raise Rejected("wrong SHA-256")
+        # The bytes that were there before may be the wrong ones: take all of them from this mirror.

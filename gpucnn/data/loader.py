@@ -1,60 +1,61 @@
 """DataLoader: batches of a data set, in a random order that can be resumed exactly."""
 
-import operator
+import copy
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from contextlib import ExitStack, closing
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from gpucnn.data.augment import Transform
+from gpucnn import schema
+from gpucnn.cpu.limits import room_for_a_thread
+from gpucnn.data.augment import Place, Transform, placed, takes_generator
 from gpucnn.data.dataset import Dataset
-from gpucnn.data.on_device import OnDevice
+from gpucnn.data.items import ItemDataset
+from gpucnn.data.on_device import DrawnBatch, OnDevice
+from gpucnn.data.parts import Part, load
+from gpucnn.data.tensors import TensorDataset
 from gpucnn.data.upload import Uploader
 from gpucnn.device import Array, Device, default_device
-from gpucnn.errors import ArgumentError, CheckpointError, DataError, DtypeError, ShapeError, kind
-
-_NUMERIC = "buif"  # kinds of dtype
-
-
-class ItemDataset(Protocol):
-    """A data set that loads images one by one, like torch.utils.data.Dataset.
-
-    dataset[i] is (image, label), uint8 (H, W, C) and int, with one shape for all images; None
-    leaves the image out of its batch.  A DataLoader indexes it from worker threads.
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> tuple[Array, int] | None: ...
+from gpucnn.errors import ArgumentError, CheckpointError, DataError, kind
+from gpucnn.out_of_memory import explaining
+from gpucnn.random import MAX_SEED
 
 
 class DataLoader:
     """Batches of a data set: `for images, labels in loader` runs one epoch.
 
-    dataset      a Dataset, or an ItemDataset, which loads images one by one
+    dataset      a Dataset, a TensorDataset, a list of pairs (x, y), or another ItemDataset, which
+                 loads pairs one by one
     batch_size   images in a batch; the last batch may be smaller unless drop_last
     shuffle      draw a new order for each epoch
     drop_last    skip the last batch if it is smaller
-    transform    called as transform(images, generator) on each batch; None leaves images as uint8
-    seed         determines order and transforms: an int, or a numpy.random.Generator that draws one
+    transform    called on the images of each batch, as transform(images, generator) or, if it takes
+                 one argument, transform(images); None leaves them as they are
+    seed         determines order and transforms: an int from 0 to 2**128 - 1, or a
+                 numpy.random.Generator that draws one
     prefetch     batches to load ahead, in worker threads; 0 loads each batch when it is needed
     num_workers  worker threads, at least 1
     device       where batches go, as Tensors; None means the device of the innermost
                  `with gpucnn.device(...)`, or NumPy arrays outside of one
 
-    images are (N, H, W, C) as returned by the transform, labels int64 (N,).
+    images are (N, H, W, C) as returned by the transform, labels int64 (N,).  Other pairs keep their
+    shapes and dtypes, (N, ...) each; an ItemDataset's single integers become int64.
 
-    On a GPU, a Dataset of up to 1 GiB stays in device memory if the transform consists of
-    RandomCrop, RandomHorizontalFlip and Normalize only; one kernel applies them.  Other batches are
-    copied through pinned memory while the previous batch is in use.  Tensors may be used on any
-    stream: reading their data makes the current stream wait for the batch.
+    On a GPU, a Dataset of up to 1 GiB of uint8 images stays in device memory if the transform
+    consists of RandomCrop, RandomHorizontalFlip or AlternatingFlip, and Normalize only; one kernel
+    applies them.  Other batches are copied through pinned memory while the previous batch is in
+    use.  Tensors may be used on any stream: reading their data makes the current stream wait for
+    the batch.
 
     Order and transforms depend only on seed, epoch and batch number.  `epoch` counts from 0;
     `batch` is the number of batches of the epoch yielded so far.  state_dict() holds both: a
     loader that loads it yields the rest of that epoch first, with identical bits.  Leaving a loop
-    early ends the epoch: the next loop starts the next epoch.
+    early ends the epoch: the next loop starts the next epoch.  `part` divides the batches among
+    processes that train together.
 
     Raises ArgumentError for invalid arguments.  Errors of the data set or transform are raised in
     the loop, at their batch: DtypeError, ShapeError or DataError for an item that violates
@@ -64,7 +65,7 @@ class DataLoader:
 
     def __init__(
         self,
-        dataset: Dataset | ItemDataset,
+        dataset: Dataset | TensorDataset | ItemDataset | Sequence[Any],
         batch_size: int,
         shuffle: bool = False,
         drop_last: bool = False,
@@ -77,16 +78,14 @@ class DataLoader:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise ArgumentError(
                 f"DataLoader: expected a Dataset, or an object with len() and [i], "
-                f"got {kind(dataset)}\n  for arrays: data.Dataset(images, labels, classes)"
+                f"got {kind(dataset)}\n  for arrays: data.Dataset(images, labels, classes), or "
+                "data.TensorDataset(x, y)"
             )
         batch_size = _integer("batch_size", batch_size, 1)
         prefetch = _integer("prefetch", prefetch, 0)
         num_workers = _integer("num_workers", num_workers, 1)
-        if transform is not None and not callable(transform):
-            raise ArgumentError(
-                f"DataLoader: transform must be callable as transform(images, generator), "
-                f"got {transform!r}"
-            )
+        if transform is not None:
+            takes_generator("DataLoader", transform)  # or raise
         if isinstance(dataset, Dataset) and not isinstance(dataset.images, np.ndarray):
             raise ArgumentError(
                 "DataLoader: the data set's images are not NumPy arrays\n"
@@ -106,12 +105,14 @@ class DataLoader:
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.transform = transform
-        self.seed = _integer("seed", seed, 0)
+        self.seed = _integer("seed", seed, 0, MAX_SEED)
         self.prefetch = prefetch
         self.num_workers = num_workers
         self.device = default_device() if device is None else Device.parse(device)
         self.epoch = 0
         self.batch = 0
+        self.filled = False
+        self._part = Part()
         self._on_device: OnDevice | None = None  # if the images are in a GPU's memory
         self._uploader: Uploader | None = None  # if the device is a GPU
         self._resuming = False  # the next loop continues at self.batch
@@ -128,6 +129,42 @@ class DataLoader:
             f"shuffle={self.shuffle}, transform={self.transform!r}, seed={self.seed})"
         )
 
+    def part(self, rank: int, ranks: int) -> "DataLoader":
+        """A loader of the same epochs for process `rank` of `ranks` that train together.
+
+        Of each batch of n images it yields images n * rank // ranks to n * (rank + 1) // ranks - 1.
+        Concatenated over the ranks, the batches equal this loader's bit for bit.  A rank loads and
+        transforms only its own images if the transform is a PerImageTransform, or a Compose of
+        them.  Steps up to the last one of another kind run on the whole batch on every rank.
+
+        len(), batch_size, dataset and state_dict() are this loader's: the state of any number of
+        ranks can be loaded.  A part starts where this loader would continue; part(0, 1) is this
+        loader.
+
+        Every part yields len(loader) batches.  It yields a filler if the batch has no image for it,
+        because the batch is smaller than `ranks` or the data set leaves images out.  A filler is
+        one image of the data set, which must not count; `filled` is True while it is the latest
+        batch.  Batches are divided before images are left out, and such a batch may draw other
+        random numbers than this loader's.
+
+        Raises ArgumentError unless 0 <= rank < ranks, or if this loader is a part itself; in the
+        loop, DataError if the data set leaves out every image, so that there is no filler.
+        """
+        rank, ranks = _integer("rank", rank, 0), _integer("ranks", ranks, 1)
+        if rank >= ranks:
+            raise ArgumentError(f"DataLoader: rank must be below ranks, got {rank} of {ranks}")
+        if self._part.ranks > 1:
+            raise ArgumentError(
+                f"DataLoader: this loader is part {self._part.rank} of {self._part.ranks} already"
+                "\n  call part of the loader of whole batches"
+            )
+        if ranks == 1:
+            return self
+        loader = copy.copy(self)
+        loader._part = Part(rank, ranks)
+        loader._uploader = None  # parts may be read at the same time
+        return loader
+
     def state_dict(self) -> dict[str, int | bool]:
         """The position after the last batch yielded, and the arguments it depends on."""
         return {"epoch": self.epoch, "batch": self.batch, "seed": self.seed, **self._identity()}
@@ -138,15 +175,15 @@ class DataLoader:
         Raises CheckpointError if `state` is malformed, or was saved by a loader with a different
         number of images, batch_size, shuffle or drop_last.
         """
+        position = dict.fromkeys(("epoch", "batch", "seed"), schema.integer(0, MAX_SEED))
+        schema.record(position, others=schema.scalar)(state, "DataLoader")
         for key, mine in self._identity().items():
             if state.get(key) != mine:
                 raise CheckpointError(
                     f"DataLoader: the saved state has {key} {state.get(key)}, this loader {mine}\n"
                     "  resume with the data and arguments of the saved run"
                 )
-        numbers = [state.get(key) for key in ("epoch", "batch", "seed")]
-        if not all(type(number) is int and number >= 0 for number in numbers):
-            raise CheckpointError(f"DataLoader: expected epoch, batch and seed, got {numbers}")
+        schema.integer(0, len(self))(state["batch"], "DataLoader.batch")
         self.epoch, self.batch, self.seed = state["epoch"], state["batch"], state["seed"]
         self._resuming = True
         self._active_loop = None
@@ -171,22 +208,28 @@ class DataLoader:
         order = self._order(epoch)
         if self.device is not None and self._on_device is None:
             self._on_device = OnDevice.try_create(self.dataset, self.transform, self.device)
-        batches: Iterator[tuple[Array, ...]] = _prefetched(
-            lambda number: self._load(order, epoch, number),
+        fillers: set[int] = set()  # numbers of batches; _load adds to it
+        prefetched = _prefetched(
+            lambda number: self._load(order, epoch, number, fillers),
             range(first, len(self)),
             self.prefetch,
             self.num_workers,
         )
-        if self.device is not None and self.device.kind != "cpu":
-            self._uploader = self._uploader or Uploader(self.device)
-            batches = self._uploader.upload(batches)
-        for number, (images, labels) in enumerate(batches, start=first):
-            self._check(token)
-            self.batch = number + 1
-            if len(labels):  # 0 if the data set left out every image
-                yield self._to_device(images, labels)
+        with ExitStack() as stack:
+            batches = stack.enter_context(closing(prefetched))
+            if self.device is not None and self.device.kind != "cpu":
+                self._uploader = self._uploader or Uploader(self.device)
+                if self._on_device is None:
+                    batches = stack.enter_context(closing(self._uploader.upload(batches)))
+                else:
+                    stack.callback(self._uploader.streams.wait_for_consumers)
+            for number, (images, labels) in enumerate(batches, start=first):
+                self._check(token)
+                self.batch, self.filled = number + 1, number in fillers
+                if len(labels):  # 0 if the data set left out every image
+                    yield self._to_device(images, labels)
         self._check(token)
-        self.epoch, self.batch = epoch + 1, 0
+        self.epoch, self.batch, self.filled = epoch + 1, 0, False
 
     def _check(self, token: object) -> None:
         if self._active_loop is not token:
@@ -205,20 +248,31 @@ class DataLoader:
             np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=key))
         )
 
-    def _load(self, order: Array, epoch: int, number: int) -> tuple[Array, Array]:
+    @explaining("the next batch")
+    def _load(
+        self, order: Array, epoch: int, number: int, fillers: set[int]
+    ) -> tuple[Array, Array]:
         """Batch `number` on the host: images, or OnDevice's draws, and labels."""
         chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+        make_generator = partial(self._generator, epoch, 1, number)
         if self._on_device is not None:
-            draws = self._on_device.draw(chosen, self._generator(epoch, 1, number))
-            return draws, self._on_device.labels[chosen]
-        if isinstance(self.dataset, Dataset):
-            images, labels = self.dataset.images[chosen], self.dataset.labels[chosen]
+            rows = self._part.rows(len(chosen))
+            filled = rows.start == rows.stop
+            rows = slice(0, 1) if filled else rows
+            place = Place(self.seed, epoch, chosen, len(self.dataset))
+            images = self._on_device.draw(place, make_generator())[rows]
+            labels = self._on_device.labels[chosen[rows]]
         else:
-            images, labels = _gather(self.dataset, chosen)
-        if self.transform is not None and len(labels):
-            before = images
-            images = self.transform(before, self._generator(epoch, 1, number))
-            _check_transformed(self.transform, before, images)
+            images, labels, filled = load(
+                self.dataset,
+                chosen,
+                self.transform,
+                make_generator,
+                self._part,
+                lambda step, rows: placed(step, Place(self.seed, epoch, rows, len(self.dataset))),
+            )
+        if filled:
+            fillers.add(number)
         return images, labels
 
     def _to_device(self, images: Array, labels: Array) -> tuple[Any, Any]:
@@ -226,92 +280,41 @@ class DataLoader:
             return images, labels
         from gpucnn.creation import tensor  # the arrays above need no tensors
 
-        if self._on_device is not None:
-            images = self._on_device.batch(images)
+        if self._on_device is not None and self._uploader is not None:
+            return DrawnBatch(self._on_device, images, labels, self._uploader).tensors()
         if self._uploader is not None:
             images, labels = self._uploader.streams.tensors(images, labels)
             return images, labels
         return tensor(images, self.device), tensor(labels, self.device)
 
 
-def _integer(name: str, value: Any, least: int) -> int:
-    """`value` as an int; ArgumentError unless it is an integer of at least `least`."""
+def _integer(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """`value` as an int; ArgumentError unless it is an integer from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ArgumentError(f"DataLoader: {name} must be an int of at least {least}, got {value!r}")
+    if most is not None and value > most:
+        raise ArgumentError(f"DataLoader: {name} must be at most {most}, got {value}")
     return int(value)
-
-
-def _check_transformed(transform: Transform, before: Array, after: Any) -> None:
-    """Raise an error unless `after`, the transform's result, has as many images as `before`."""
-    if not isinstance(after, np.ndarray) or after.dtype.kind not in _NUMERIC:
-        raise ArgumentError(
-            f"DataLoader: the transform {transform!r} returned {kind(after)} for images "
-            f"{before.shape}\n  it must return the transformed images, a numeric NumPy array"
-        )
-    if after.shape[:1] != before.shape[:1]:
-        raise ShapeError(
-            f"DataLoader: the transform {transform!r} returned shape {after.shape} for images "
-            f"{before.shape}\n  it must return as many images as it was given"
-        )
-
-
-def _gather(dataset: ItemDataset, chosen: Array) -> tuple[Array, Array]:
-    """The chosen images, without those that the data set leaves out, and their labels."""
-    items = [item for i in chosen if (item := _item(dataset, int(i))) is not None]
-    labels = np.array([label for _, label in items], np.int64)
-    if not items:
-        return np.empty((0, 0, 0, 0), np.uint8), labels
-    shapes = {image.shape for image, _ in items}
-    if len(shapes) > 1:
-        raise ShapeError(
-            f"DataLoader: images of one batch have shapes {' and '.join(map(str, sorted(shapes)))}"
-            "\n  a data set must return all images in one shape"
-        )
-    return np.stack([image for image, _ in items]), labels
-
-
-def _item(dataset: ItemDataset, index: int) -> tuple[Array, int] | None:
-    """dataset[index]; raises an error unless it conforms to ItemDataset."""
-    item: Any = dataset[index]
-    if item is None:
-        return None
-    where = f"DataLoader: item {index} of {type(dataset).__name__}"
-    if not isinstance(item, tuple | list) or len(item) != 2:
-        raise DataError(
-            f"{where} is {kind(item)}; expected (image, label), or None to leave it out"
-        )
-    image, label = item
-    if not isinstance(image, np.ndarray) or image.dtype.kind not in _NUMERIC:
-        raise DtypeError(
-            f"{where}: its image is {kind(image)}; expected a NumPy array uint8 (H, W, C)"
-        )
-    try:
-        label = operator.index(label)
-    except TypeError:
-        raise DtypeError(f"{where}: its label is {label!r}; expected an int") from None
-    classes = getattr(dataset, "classes", None)
-    limit = len(classes) if isinstance(classes, tuple | list) else 2**63
-    if not 0 <= label < limit:
-        raise DataError(
-            f"{where}: label {label} is not "
-            + (f"in 0 to {limit - 1}" if limit < 2**63 else "0 or more")
-            + "\n  labels are indices into the classes, starting at 0"
-        )
-    return image, label
 
 
 def _prefetched(
     make: Callable[[int], tuple[Array, Array]], numbers: range, prefetch: int, num_workers: int
-) -> Iterator[tuple[Array, Array]]:
+) -> Generator[tuple[Array, ...], None, None]:
     """Yield make(number) for each number in order; threads compute up to `prefetch` ahead."""
-    if prefetch == 0:
+    if prefetch == 0 or not room_for_a_thread():
         yield from map(make, numbers)
         return
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="gpucnn-loader")
     pending: deque[Future[tuple[Array, Array]]] = deque()
     try:
         for number in numbers:
-            pending.append(pool.submit(make, number))
+            try:
+                pending.append(pool.submit(make, number))
+            except (RuntimeError, MemoryError):  # the system refuses to start a thread
+                while pending:
+                    yield pending.popleft().result()
+                yield from map(make, range(number, numbers.stop))
+                return
             if len(pending) > prefetch:
                 yield pending.popleft().result()
         while pending:

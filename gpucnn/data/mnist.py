@@ -4,7 +4,6 @@ Sources: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digi
 describes the idx format; H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST", 2017.
 """
 
-import gzip
 import math
 import os
 import struct
@@ -15,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from gpucnn.data.dataset import DataNotFound, Dataset, check_labels, root_folder
-from gpucnn.data.download import fetch, refuse_missing_folder
+from gpucnn.data.download import Expected, fetch, refuse_missing_folder
+from gpucnn.data.reading import read_bounded
 from gpucnn.device import Array
 from gpucnn.errors import DataError
 
@@ -23,7 +23,8 @@ _FILES = {
     True: ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     False: ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-_MAX_BYTES = 1 << 31  # of a decompressed file
+_IMAGE = (28, 28)
+_MAX_ITEMS = 300_000  # EMNIST, the largest set of digits in this format, has 280,000
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class _Collection:
     other_folders: tuple[str, ...]  # below the root: where other programs store it
     system_folder: str | None  # where a system package installs it
     mirrors: tuple[str, ...]
-    sha256: dict[str, str]  # of the gzipped files that the mirrors serve
+    files: dict[str, Expected]  # the gzipped files that the mirrors serve
 
 
 _MNIST = _Collection(
@@ -49,18 +50,18 @@ _MNIST = _Collection(
         "https://storage.googleapis.com/cvdf-datasets/mnist/",
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
     ),
-    sha256={
-        "train-images-idx3-ubyte": (
-            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
+    files={
+        "train-images-idx3-ubyte": Expected(
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", 9_912_422
         ),
-        "train-labels-idx1-ubyte": (
-            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"
+        "train-labels-idx1-ubyte": Expected(
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c", 28_881
         ),
-        "t10k-images-idx3-ubyte": (
-            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
+        "t10k-images-idx3-ubyte": Expected(
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", 1_648_877
         ),
-        "t10k-labels-idx1-ubyte": (
-            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
+        "t10k-labels-idx1-ubyte": Expected(
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6", 4_542
         ),
     },
 )
@@ -83,20 +84,20 @@ _FASHION = _Collection(
     system_folder="/usr/share/datasets/fashion-mnist",  # Debian's dataset-fashion-mnist
     mirrors=(
         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
     ),
-    sha256={
-        "train-images-idx3-ubyte": (
-            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"
+    files={
+        "train-images-idx3-ubyte": Expected(
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84", 26_421_880
         ),
-        "train-labels-idx1-ubyte": (
-            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"
+        "train-labels-idx1-ubyte": Expected(
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845", 29_515
         ),
-        "t10k-images-idx3-ubyte": (
-            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"
+        "t10k-images-idx3-ubyte": Expected(
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073", 4_422_102
         ),
-        "t10k-labels-idx1-ubyte": (
-            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"
+        "t10k-labels-idx1-ubyte": Expected(
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5", 5_148
         ),
     },
 )
@@ -140,7 +141,7 @@ def _load(
     images_path, labels_path = (
         _file(collection, name, folders, root, download) for name in _FILES[train]
     )
-    images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1).astype(np.int64)
+    images, labels = _read_idx(images_path, _IMAGE), _read_idx(labels_path, ()).astype(np.int64)
     if len(images) != len(labels):
         raise DataError(
             f"{labels_path} has {len(labels)} labels for {len(images)} images in {images_path}\n"
@@ -160,7 +161,7 @@ def _file(
 ) -> Path:
     for folder in folders:
         for path in (folder / name, folder / f"{name}.gz"):
-            if path.is_file():
+            if os.path.isfile(path):
                 return path
     refuse_missing_folder(root)
     base = root_folder(root)
@@ -170,23 +171,42 @@ def _file(
             f"{collection.name} is not in {base}: no {name} or {name}.gz\n"
             f"  download it (download=True), or put {urls[0]} there"
         )
-    return fetch(urls, base / collection.folder / f"{name}.gz", collection.sha256[name])
+    return fetch(urls, base / collection.folder / f"{name}.gz", collection.files[name])
 
 
-def _read_idx(path: Path, dimensions: int) -> Array:
-    """The array in an idx file of uint8 with the given number of dimensions."""
+def _read_idx(path: Path, item: tuple[int, ...]) -> Array:
+    """The array in an idx file of uint8: at most _MAX_ITEMS items of shape `item`."""
+    dimensions = 1 + len(item)
+    start = 4 + 4 * dimensions
+    limit = start + _MAX_ITEMS * math.prod(item)
+    expected = " x ".join(("N", *map(str, item))) + f" bytes, N at most {_MAX_ITEMS:,}"
+    zipped = path.suffix == ".gz"
+    # Compression adds at most a hundredth to bytes that it cannot shorten.
+    content = read_bounded(path, limit + zipped * (limit // 100 + 1000), expected)
+    inflater = zlib.decompressobj(wbits=31) if zipped else None  # 31: gzip, which has a CRC
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            header = file.read(4 + 4 * dimensions)
-            if header[:4] != bytes((0, 0, 8, dimensions)) or len(header) != 4 + 4 * dimensions:
-                raise DataError(
-                    f"{path}: starts with {header[:4].hex()}, expected {2048 + dimensions:08x}\n"
-                    f"  not an idx file of bytes in {dimensions} dimensions; get a fresh copy"
+        header = inflater.decompress(content, start) if inflater else content[:start]
+        if header[:4] != bytes((0, 0, 8, dimensions)) or len(header) != start:
+            raise DataError(
+                f"{path}: starts with {header[:4].hex()}, expected {2048 + dimensions:08x}\n"
+                f"  not an idx file of bytes in {dimensions} dimensions; get a fresh copy"
+            )
+        shape = struct.unpack(f">{dimensions}I", header[4:])
+        if shape[1:] != item or shape[0] > _MAX_ITEMS:
+            raise DataError(
+                f"{path}: expected {expected}, got {' x '.join(map(str, shape))}\n"
+                "  the file is damaged or from another data set; get a fresh copy"
+            )
+        size = math.prod(shape)
+        if inflater:  # one byte more than expected detects a longer file
+            body: bytes | memoryview = inflater.decompress(inflater.unconsumed_tail, size + 1)
+            if len(body) <= size and (not inflater.eof or inflater.unused_data):
+                raise zlib.error(
+                    "it ends too early" if not inflater.eof else "bytes follow its end"
                 )
-            shape = struct.unpack(f">{dimensions}I", header[4:])
-            size = math.prod(shape)
-            body = file.read(min(size, _MAX_BYTES) + 1)  # one byte more detects a longer file
-    except (OSError, EOFError, zlib.error) as error:
+        else:
+            body = memoryview(content)[start:]
+    except zlib.error as error:
         raise DataError(f"{path}: cannot be read ({error}); get a fresh copy") from error
     if len(body) != size:
         actual = f"{len(body)} bytes" if len(body) < size else "more"

@@ -1,115 +1,99 @@
 """Read pickled arrays from untrusted files without executing code.
 
-A pickle can import and call any function.  This unpickler resolves only the few names that a
-pickled array needs, and not to NumPy's functions but to the stand-ins below, which can only
-interpret bytes as numbers.  Any other name is an error.
+The functions that a pickled array names are replaced by stand-ins, which can only interpret bytes
+as numbers; see gpucnn/pickle_machine.py.
 """
 
-import io
-import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpucnn.errors import DataError
+from gpucnn.errors import DataError, kind
+from gpucnn.pickle_machine import Machine, Refused, StandIn
 
 
 class _Array:
-    """The array that a pickle builds: created empty, then filled by __setstate__."""
+    """The array that a pickle builds: created empty, then filled by `set_state`."""
 
     __slots__ = ("value",)
     value: Any
 
-    def __setstate__(self, state: Any) -> None:
+    def set_state(self, state: Any) -> None:
         _version, shape, dtype, fortran, raw = state
         self.value = _numbers(raw, dtype, shape, "F" if fortran else "C")
 
 
 class _Dtype:
-    """The dtype that a pickle builds: kind and size ("u1"), then the byte order by __setstate__."""
+    """The dtype that a pickle builds: kind and size ("u1"), then the byte order by `set_state`."""
 
     __slots__ = ("code", "order")
 
     def __init__(self, code: str) -> None:
+        if not re.fullmatch("[uifb][1248]", code):
+            raise Refused("it contains an array that is not numeric")
         self.code = code
         self.order = "|"
 
-    def __setstate__(self, state: Any) -> None:
+    def set_state(self, state: Any) -> None:
         self.order = _text(state[1])
+        if self.order not in ("<", ">", "|", "="):
+            raise Refused("it contains an array of unknown byte order")
 
 
-# The stand-ins have no __dict__, so a pickle can call but not modify them.
+class _Encoder:
+    """Replaces _codecs.encode, which makes bytes in Python 3's pickles of protocol 0 to 2."""
 
+    def __init__(self, most: int) -> None:
+        self._left = most  # bytes that may still be made
 
-class _Reconstruct:
-    """Replaces numpy.core.multiarray._reconstruct."""
-
-    __slots__ = ()
-
-    def __call__(self, *_ignored: Any) -> _Array:
-        return _Array()
-
-
-class _FromBuffer:
-    """Replaces numpy.core.numeric._frombuffer, which pickle protocol 5 uses."""
-
-    __slots__ = ()
-
-    def __call__(self, raw: Any, dtype: Any, shape: Any, order: Any, *_axes: Any) -> _Array:
-        array = _Array()
-        array.value = _numbers(raw, dtype, shape, _text(order))
-        return array
-
-
-class _MakeDtype:
-    """Replaces numpy.dtype."""
-
-    __slots__ = ()
-
-    def __call__(self, code: Any, *_flags: Any) -> _Dtype:
-        return _Dtype(_text(code))
-
-
-class _Encode:
-    """Replaces _codecs.encode, which encodes bytes in Python 3's pickles of protocol 2."""
-
-    __slots__ = ()
-
-    def __call__(self, text: str, encoding: str) -> bytes:
-        if encoding != "latin1":
-            raise pickle.UnpicklingError(f"it encodes bytes as {encoding!r}")
+    def encode(self, text: Any, encoding: Any) -> bytes:
+        if not isinstance(text, str) or encoding != "latin1":
+            raise Refused("it encodes bytes, but not as latin1")
+        self._left -= len(text)
+        if self._left < 0:  # the same text again and again
+            raise Refused("it makes more bytes than it contains")
         return text.encode("latin1")
 
 
-_KNOWN: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): None,  # only an argument of _reconstruct
-    ("numpy", "dtype"): _MakeDtype(),
-    ("_codecs", "encode"): _Encode(),
-}
-for _core in ("numpy.core", "numpy._core"):  # before NumPy 2, and since
-    _KNOWN[f"{_core}.multiarray", "_reconstruct"] = _Reconstruct()
-    _KNOWN[f"{_core}.numeric", "_frombuffer"] = _FromBuffer()
+def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any, *_axes: Any) -> _Array:
+    """Replaces numpy.core.numeric._frombuffer, which protocol 5 uses."""
+    array = _Array()
+    array.value = _numbers(raw, dtype, shape, _text(order))
+    return array
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _KNOWN[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}") from None
+def _names(most: int) -> dict[tuple[str, str], Any]:
+    """The names that pickled arrays refer to, for a pickle of `most` bytes."""
+    names: dict[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): None,  # only an argument of _reconstruct
+        ("numpy", "dtype"): StandIn(lambda code, *_: _Dtype(_text(code))),
+        ("_codecs", "encode"): StandIn(_Encoder(most).encode),
+    }
+    for core in ("numpy.core", "numpy._core"):  # before NumPy 2, and since
+        names[f"{core}.multiarray", "_reconstruct"] = StandIn(lambda *_: _Array())
+        names[f"{core}.numeric", "_frombuffer"] = StandIn(_from_buffer)
+    return names
+
+
+def _set_state(target: Any, state: Any) -> None:
+    if not isinstance(target, _Array | _Dtype) or not isinstance(state, tuple):
+        raise Refused(f"it sets the state of {kind(target)}")
+    target.set_state(state)
 
 
 def read_arrays(source: Path | str, content: bytes) -> dict[str, Any]:
     """Unpickle `content`, a dict of arrays, lists, numbers and strings.
 
     Keys are converted to str.  `source` names the file in error messages.  Raises DataError if the
-    pickle is damaged, is not a dict, or refers to any Python object other than an array.
+    pickle is damaged, is not a dict, refers to any Python object other than an array, or makes
+    more than a million objects.
     """
     try:
-        value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        value = Machine(content, _names(len(content)), _set_state).run()
         if not isinstance(value, dict):
-            raise pickle.UnpicklingError(f"it contains a {type(value).__name__}, not a dict")
+            raise Refused(f"it contains {kind(value)}, not a dict")
         return {
             _text(key): item.value if isinstance(item, _Array) else item
             for key, item in value.items()
@@ -123,10 +107,14 @@ def read_arrays(source: Path | str, content: bytes) -> dict[str, Any]:
 
 
 def _numbers(raw: Any, dtype: Any, shape: Any, order: Any) -> Any:
-    if not isinstance(dtype, _Dtype) or dtype.code[:1] not in ("u", "i", "f", "b"):
-        raise pickle.UnpicklingError("it contains an array that is not numeric")
+    if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes):
+        raise Refused("it contains an array that is not numeric")
+    if not isinstance(shape, tuple) or not all(type(size) is int for size in shape):
+        raise Refused("it contains an array whose shape is not a tuple of integers")
     return np.frombuffer(raw, np.dtype(dtype.order + dtype.code)).reshape(shape, order=order)
 
 
 def _text(value: Any) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+    if not isinstance(value, bytes | str):
+        raise Refused(f"it contains {kind(value)} instead of text")
+    return value.decode("latin1") if isinstance(value, bytes) else value

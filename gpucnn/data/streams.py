@@ -8,7 +8,8 @@ CuPy returns a freed array's memory to the pool of the allocating stream immedia
 therefore also waits for the consumers before the loader makes another batch.
 """
 
-from typing import Any, NamedTuple
+import math
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from gpucnn.device import Array, Device, device_of
 from gpucnn.tensor import Tensor
 
 
-class _Producer(NamedTuple):
+class Producer(NamedTuple):
     """The stream that computed a batch."""
 
     pointer: int
@@ -34,13 +35,17 @@ class BatchStreams:
 
     def tensors(self, *arrays: Array) -> tuple[Tensor, ...]:
         """Tensors of arrays that the current stream has computed."""
+        producer = self.producer()
+        return tuple(BatchTensor(_Made(self, producer), array) for array in arrays)
+
+    def producer(self) -> Producer:
+        """The current stream, with an event after its work so far."""
         with self._cuda.Device(self._index):
             stream = self._cuda.get_current_stream()
             computed = stream.record(self._cuda.Event(disable_timing=True))
-        producer = _Producer(stream.ptr, computed, {stream.ptr: stream})
-        return tuple(_BatchTensor(array, self, producer) for array in arrays)
+        return Producer(stream.ptr, computed, {stream.ptr: stream})
 
-    def wait_for(self, producer: _Producer) -> None:
+    def wait_for(self, producer: Producer) -> None:
         """Order the current stream after `producer`, unless it already is."""
         if self._cuda.runtime.getDevice() != self._index:
             with self._cuda.Device(self._index):
@@ -62,43 +67,83 @@ class BatchStreams:
                 self._cuda.get_current_stream().wait_event(done)
 
 
-class _BatchTensor(Tensor):
+class _Made:
+    """A batch that has been computed."""
+
+    def __init__(self, streams: BatchStreams, producer: Producer) -> None:
+        self._streams, self._producer = streams, producer
+
+    def order(self) -> None:
+        """Order the current stream after the batch."""
+        self._streams.wait_for(self._producer)
+
+
+class LateBatch(Protocol):
+    """A batch that is computed when one of its tensors is read."""
+
+    device: Device
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[np.dtype[Any], ...]
+
+    def order(self) -> None:
+        """Compute the batch if need be; order the current stream after it."""
+
+    def array(self, index: int) -> Array:
+        """One of its arrays, after `order`."""
+
+
+class BatchTensor(Tensor):
     """A tensor that orders the current stream after its producer when its array is read."""
 
-    __slots__ = ("_array", "_producer", "_streams")
+    __slots__ = ("_array", "_batch", "_index")
 
-    def __init__(self, array: Array, streams: BatchStreams, producer: _Producer) -> None:
-        self._streams, self._producer = streams, producer
+    def __init__(self, batch: _Made | LateBatch, array: Array | None, index: int = 0) -> None:
+        """array None: batch.array(index), once it is read."""
+        self._batch: Any = batch
+        self._array: Array | None
+        self._index = index
         super().__init__(array)
 
     @property
     def _data(self) -> Array:
-        self._streams.wait_for(self._producer)
+        self._batch.order()
+        if self._array is None:
+            self._array = self._batch.array(self._index)
         return self._array
 
     @_data.setter
     def _data(self, array: Array) -> None:
         self._array = array
 
+    @property
+    def late(self) -> LateBatch | None:
+        """The batch, unless this tensor has been read."""
+        return self._batch if self._array is None else None
+
     # Metadata does not depend on the contents, so reading it does not wait.
 
     @property
     def shape(self) -> tuple[int, ...]:
+        if self._array is None:
+            shape: tuple[int, ...] = self._batch.shapes[self._index]
+            return shape
         return tuple(self._array.shape)
 
     @property
     def ndim(self) -> int:
-        return int(self._array.ndim)
+        return len(self.shape)
 
     @property
     def size(self) -> int:
-        return int(self._array.size)
+        return math.prod(self.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        dtype: np.dtype[Any] = self._array.dtype
+        dtype: np.dtype[Any] = (
+            self._batch.dtypes[self._index] if self._array is None else self._array.dtype
+        )
         return dtype
 
     @property
     def device(self) -> Device:
-        return device_of(self._array)
+        return self._batch.device if self._array is None else device_of(self._array)

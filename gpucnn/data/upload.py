@@ -13,16 +13,15 @@ The host waits only when it is four batches ahead of the GPU.
 
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpucnn.data.streams import BatchStreams
 from gpucnn.device import Array, Device, working_on
-from gpucnn.errors import OutOfMemory
 from gpucnn.integers import ceil_div
-from gpucnn.out_of_memory import explain
+from gpucnn.out_of_memory import explaining
 
 CHUNK_BYTES = 64 * 2**20  # pinned memory for a chunk; CuPy rounds up to a power of two
 _ALIGNMENT = 512  # bytes; each array of a batch starts at a multiple of it in pinned memory
@@ -54,7 +53,7 @@ class Uploader:
         # Without this, CuPy would reuse the buffers' memory while a copy still reads it.
         weakref.finalize(self, _synchronize, self._buffers).atexit = False
 
-    def upload(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def upload(self, batches: Iterator[Batch]) -> Generator[Batch, None, None]:
         """Yield each batch on the device, while the next one is being copied.
 
         The current stream may use the arrays; `streams.tensors` makes tensors that other streams
@@ -85,6 +84,20 @@ class Uploader:
                     self._wait_for(upload)
             self.streams.wait_for_consumers()
 
+    def send(self, batch: Batch) -> Batch:
+        """Copy a small batch on the current stream; the host does not wait."""
+        self.streams.wait_for_consumers()
+        with self._cuda.Device(self._device.index):
+            stream = self._cuda.get_current_stream()
+            memory, staged = self._staged(batch)
+            arrays = self._allocate(batch)
+            for array, source in zip(arrays, staged, strict=True):
+                if array.size:
+                    array.set(source, stream=stream)
+            copied = stream.record(self._cuda.Event(disable_timing=True))
+        self._buffers.append(_Buffer(memory, copied))
+        return arrays
+
     def _wait_for(self, upload: _Upload) -> Batch:
         """Order the current stream after the copy."""
         with self._cuda.Device(self._device.index):
@@ -93,14 +106,8 @@ class Uploader:
 
     def _start(self, batch: Batch) -> _Upload:
         """Stage a batch and enqueue its copy."""
-        sizes = [max(ceil_div(array.nbytes, _ALIGNMENT), 1) * _ALIGNMENT for array in batch]
-        offsets = np.cumsum([0, *sizes])
         with self._cuda.Device(self._device.index):
-            memory = self._acquire_buffer(int(offsets[-1]))
-            staged = [
-                _stage(memory[offset : offset + array.nbytes], array)
-                for offset, array in zip(offsets, batch, strict=False)
-            ]
+            memory, staged = self._staged(batch)
             arrays = self._allocate(batch)
             # The pool may return memory that enqueued work of the current stream still reads.
             self._stream.wait_event(self._cuda.get_current_stream().record())
@@ -111,13 +118,19 @@ class Uploader:
         self._buffers.append(_Buffer(memory, copied))
         return _Upload(arrays, copied)
 
+    def _staged(self, batch: Batch) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], list[Array]]:
+        """The batch in pinned memory: that memory, and an array for each of the batch."""
+        sizes = [max(ceil_div(array.nbytes, _ALIGNMENT), 1) * _ALIGNMENT for array in batch]
+        offsets = np.cumsum([0, *sizes])
+        memory = self._acquire_buffer(int(offsets[-1]))
+        return memory, [
+            _stage(memory[offset : offset + array.nbytes], array)
+            for offset, array in zip(offsets, batch, strict=False)
+        ]
+
     def _allocate(self, batch: Batch) -> Batch:
-        try:
-            with working_on(self._device):
-                return tuple(self._device.xp.empty(array.shape, array.dtype) for array in batch)
-        except OutOfMemory as error:
-            explain(error, "the next batch", None)
-            raise
+        with explaining("the next batch"), working_on(self._device):
+            return tuple(self._device.xp.empty(array.shape, array.dtype) for array in batch)
 
     def _acquire_buffer(self, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """At least `size` bytes of pinned memory that no copy reads."""

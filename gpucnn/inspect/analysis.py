@@ -43,22 +43,22 @@ def analyze(
     input_shape: tuple[int, ...],
     batch_size: int = 128,
     optimizer_states: int = 1,
+    precision: str | None = None,
 ) -> Analysis:
     """Summarise a network for images of input_shape (H, W, C), and warn of likely mistakes.
 
     Warnings: rows or columns of an input that no window covers, a ReLU whose input is never
-    negative, and dropout, softmax or ReLU after the last layer with parameters.  batch_size and
-    optimizer_states (1 for SGD, 2 for Adam) are passed to `training_memory`.  The model is left
-    unchanged.
+    negative, and dropout, softmax or ReLU after the last layer with parameters.  batch_size,
+    optimizer_states (1 for SGD, 2 for Adam) and precision (a Trainer's) are passed to
+    `training_memory`, whose errors it raises.  The model is left unchanged.
 
-    Raises ArgumentError for batch_size < 1 or optimizer_states < 0, ShapeError if the network
-    does not accept input_shape.
+    Raises ShapeError if the network does not accept input_shape.
     """
     flow = Flow(model)
     with observe(flow):
         table = summary(model, input_shape)
     try:
-        memory = training_memory(model, input_shape, batch_size, optimizer_states)
+        memory = training_memory(model, input_shape, batch_size, optimizer_states, precision)
     except GraphError:
         memory = None  # nothing to train
     return Analysis(table, advise(flow), memory)

@@ -25,6 +25,7 @@ from gpucnn.inspect.forward import (
     target_classes,
 )
 from gpucnn.nn import Conv2d, Module
+from gpucnn.ops._exact import widened
 from gpucnn.tensor import Tensor
 
 Maps = np.ndarray[Any, Any]
@@ -105,8 +106,9 @@ def grad_cam(
         _backward("grad_cam", logits, one_hot(chosen, logits))
         if features.grad is None:
             raise GraphError(f"grad_cam: the score does not depend on layer {layer!r}")
-        weights = features.grad.mean(axis=(1, 2), keepdims=True)
-        maps = to_host((weights * features.data).sum(axis=3).clip(0, None))
+        gradient, outputs_of_layer = widened(features.grad), widened(features.data)
+        weights = gradient.mean(axis=(1, 2), keepdims=True)
+        maps = to_host((weights * outputs_of_layer).sum(axis=3).clip(0, None))
     if path is not None:
         draw.write_maps(path, to_host(array), maps)
     return maps

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 
+from gpucnn.arguments import printable
 from gpucnn.errors import ArgumentError, ShapeError, missing_extra
 from gpucnn.integers import ceil_div
 
@@ -141,6 +142,12 @@ def write_maps(path: File, images: Any, maps: Any) -> None:
     write_tiles(path, np.concatenate([shown, heatmaps]), columns=len(shown))
 
 
+def label(name: str) -> str:
+    """A name from a file, as charts show it: printable, at most 24 characters."""
+    name = printable(name).replace("\n", " ")
+    return name if len(name) <= 24 else name[:23] + "…"
+
+
 @contextmanager
 def chart(
     path: File, theme: Theme, rows: int = 1, columns: int = 1, height: float = 3.0
@@ -170,6 +177,7 @@ def chart(
         "grid.color": faint,
         "legend.frameon": False,
         "text.color": ink,
+        "text.parse_math": False,  # a class may be called "$"
         "xtick.color": ink,
         "ytick.color": ink,
     }

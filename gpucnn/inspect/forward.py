@@ -11,6 +11,7 @@ from gpucnn.device import Array, array_module, to_device, to_host, working_on
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.nn import Module, observe
 from gpucnn.nn.summary import device_and_dtype
+from gpucnn.precision import is_floating
 from gpucnn.tensor import Tensor
 
 Layer: TypeAlias = str | Module
@@ -86,7 +87,7 @@ def as_input(op: str, model: Module, images: Any) -> Array:
     data = data if hasattr(data, "dtype") else np.asarray(data, np.float32)
     if data.ndim < 2 or len(data) == 0:
         raise ShapeError(f"{op}: expected images (N, H, W, C), N > 0, got shape {data.shape}")
-    if data.dtype.kind != "f":
+    if not is_floating(data.dtype):
         raise DtypeError(
             f"{op}: expected floating-point images, normalised as in training, got {data.dtype}\n"
             "  apply the data.Normalize of the training first"

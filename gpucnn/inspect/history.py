@@ -166,7 +166,7 @@ def _draw_histograms(path: draw.File, histograms: Histograms, theme: draw.Theme,
             axes.axis("off")
         for axes, (name, (counts, edges)) in zip(grid.flat, histograms.items(), strict=False):
             axes.stairs(counts, edges, fill=True)
-            axes.set_title(name)
+            axes.set_title(draw.label(name))
             axes.set_yticks([])
             axes.locator_params(axis="x", nbins=4)
         figure.supxlabel(unit, fontsize=9)

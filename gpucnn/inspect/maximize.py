@@ -125,7 +125,8 @@ def _ascend(
             f"got {steps}, {jitter}, {lr}, {decay}"
         )
     xp, module = array_module(x), find_layer(model, layer)
-    tiny = float(np.finfo(x.dtype).tiny)
+    # of float32 for bfloat16, which has its exponents
+    tiny = float(np.finfo(np.float32 if x.dtype.kind == "V" else x.dtype).tiny)
     with frozen(model):
         for _ in range(steps):
             shift = tuple(int(v) for v in generator.integers(-jitter, jitter + 1, size=2))

@@ -13,20 +13,28 @@ import copy
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from gpucnn.autograd import Function, enable_grad, saved_arrays, tape
-from gpucnn.cpu import alone, get_num_threads, scratch_bytes
-from gpucnn.device import CPU, Array, array_module, to_device, working_on
+from gpucnn.autograd import Function, enable_grad, tape
+from gpucnn.cpu import alone, get_num_threads, new_scratch, scratch_bytes
+from gpucnn.device import CPU, Array, to_device, working_on
+from gpucnn.distributed.sync_batch_norm import unsynchronized
 from gpucnn.errors import ArgumentError, GraphError
+from gpucnn.graph_memory import base, saved_arrays
 from gpucnn.nn import Module
 from gpucnn.nn.summary import device_and_dtype
+from gpucnn.precision import autocast_of
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
+
+_SIZES = (2, 3)  # images in the two batches whose tapes are walked
+_LARGE = 1 << 12  # images
+TRACED = 1 << 27  # bytes of activations that blocks of full size need
+
+Stage = tuple[str, int, int]  # a node's op, bytes of saved arrays, bytes of gradients
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class Memory:
     """Bytes at the peak of a training step, by purpose."""
 
     batch_size: int
-    parameters: int  # buffers included
+    parameters: int  # with buffers, and half-precision copies of weights on a GPU
     optimizer: int
     images: int
     activations: int  # saved by the forward pass and still alive at the peak
@@ -50,65 +58,98 @@ class Memory:
 
 
 def training_memory(
-    model: Module, input_shape: tuple[int, ...], batch_size: int, optimizer_states: int = 1
+    model: Module,
+    input_shape: tuple[int, ...],
+    batch_size: int,
+    optimizer_states: int = 1,
+    precision: str | None = None,
 ) -> Memory:
     """Predict the peak memory of one training step on `batch_size` images of input_shape (H, W, C).
 
     optimizer_states is the number of arrays that the optimizer keeps per parameter: 1 for SGD's
-    velocity (always allocated), 2 for Adam's moments.
+    velocity (always allocated), 2 for Adam's moments.  precision is the Trainer's.  In "bf16" and
+    "fp16" most of a GPU's activations and their gradients take half the bytes, and copies of
+    weights in half precision count as parameters; the CPU computes in float32 and saves little.
 
     The prediction excludes images that a loader prefetches, what Python, NumPy, BLAS and CuPy
     allocate for themselves, and fragmentation; on a GPU also the temporary memory of operations.
     benchmarks/training_memory.py compares it with the growth of a process.  On one thread and on
-    two it was within 2 % for alexnet_keras, 9 % below for alexnet_cifar10_bn and 15 % below for
-    alexnet_cifar10; for lenet 5 % below on one thread and 9 % above on two.  The model is left
-    unchanged.
+    two, for four models, it was 1 to 12 % below that in fp32, and 5 to 19 % below in bf16.  The
+    model is left unchanged.
 
-    Raises ArgumentError for batch_size < 1 or optimizer_states < 0; GraphError if the model's
-    output does not depend on a parameter.
+    Raises ArgumentError for batch_size < 1, optimizer_states < 0 or an unknown precision;
+    DtypeError for "bf16" without the package ml_dtypes; GraphError if the model's output does not
+    depend on a parameter.
     """
     if batch_size < 1 or optimizer_states < 0:
         raise ArgumentError(
             "training_memory: expected batch_size >= 1 and optimizer_states >= 0, "
             f"got {batch_size}, {optimizer_states}"
         )
-    sizes = (2, 3)
-    small, large = (_live_bytes(model, input_shape, size) for size in sizes)
+    growth = Growth(model, input_shape, precision)
     weights = sum(parameter.data.nbytes for parameter in model.parameters())
     buffers = sum(buffer.data.nbytes for _, buffer in model.named_buffers())
-
-    def peak(n: int) -> Stage:
-        """For n images, the stage at which most bytes are alive."""
-
-        def extrapolate(a: int, b: int) -> int:
-            return a + (b - a) * (n - sizes[0])
-
-        return max(
-            (
-                (one[0], extrapolate(one[1], other[1]), extrapolate(one[2], other[2]))
-                for one, other in zip(small, large, strict=True)
-            ),
-            key=lambda stage: stage[1] + stage[2],
-        )
-
-    device, dtype = device_and_dtype(model)
-    image = int(np.prod(input_shape)) * np.dtype(dtype).itemsize
     work = 0
-    if device == CPU:
-        n = min(batch_size, max(2, _TRACED // max(1, peak(2)[1] // 2)))
-        allocated, scratch = _trace_step(model, input_shape, n)
-        work = max(0, allocated - sum(peak(n)[1:])) + get_num_threads() * scratch
-    name, activations, gradients = peak(batch_size)
+    if growth.device == CPU:
+        n = min(batch_size, max(2, TRACED // growth.per_image))
+        temporary, scratch = growth.measure(n)
+        work = temporary + get_num_threads() * scratch
+    name, activations, gradients = growth.stage(batch_size)
     return Memory(
         batch_size,
-        weights + buffers,
+        weights + buffers + growth.copies,
         weights * optimizer_states,
-        batch_size * image,
+        batch_size * growth.image,
         activations,
         gradients,
         work,
         name,
     )
+
+
+class Growth:
+    """The memory of a training step as a function of the batch size.
+
+    device    the model's
+    image     the bytes of one image
+    copies    the bytes of half-precision copies of weights, kept from step to step
+    per_image the bytes of activations that one more image of a large batch adds
+
+    precision is the Trainer's.
+    """
+
+    def __init__(
+        self, model: Module, input_shape: tuple[int, ...], precision: str | None = None
+    ) -> None:
+        self._model, self._input_shape, self._precision = model, input_shape, precision
+        self.device, dtype = device_and_dtype(model)
+        with autocast_of(precision, self.device):
+            measured = [_live_bytes(model, input_shape, size) for size in _SIZES]
+        self._stages = [stages for stages, _ in measured]
+        self.copies = measured[0][1]
+        # Not the activations over the images: rounded weights, which the CPU saves, are constant.
+        self.per_image = max(1, (self.stage(_LARGE)[1] - self.stage(2)[1]) // (_LARGE - 2))
+        self.image = int(np.prod(input_shape)) * np.dtype(dtype).itemsize
+
+    def stage(self, n: int) -> Stage:
+        """For n images, the stage at which most bytes are alive."""
+
+        def extrapolate(a: int, b: int) -> int:
+            return a + (b - a) * (n - _SIZES[0])
+
+        return max(
+            (
+                (one[0], extrapolate(one[1], other[1]), extrapolate(one[2], other[2]))
+                for one, other in zip(*self._stages, strict=True)
+            ),
+            key=lambda stage: stage[1] + stage[2],
+        )
+
+    def measure(self, n: int) -> tuple[int, int]:
+        """Run a step on n images on the CPU: (bytes of temporaries, scratch bytes of a thread)."""
+        with autocast_of(self._precision, CPU):
+            allocated, scratch = _trace_step(self._model, self._input_shape, n)
+        return max(0, allocated - sum(self.stage(n)[1:])), scratch
 
 
 def _trace_step(model: Module, input_shape: tuple[int, ...], n: int) -> tuple[int, int]:
@@ -134,8 +175,8 @@ def _trace_step(model: Module, input_shape: tuple[int, ...], n: int) -> tuple[in
         tracemalloc.start()
     start = tracemalloc.get_traced_memory()[0]
     try:
-        with ThreadPoolExecutor(1) as thread:  # a new one has no scratch memory
-            return thread.submit(step_twice).result()
+        with new_scratch():
+            return step_twice()
     finally:
         if started_here:
             tracemalloc.stop()
@@ -143,13 +184,12 @@ def _trace_step(model: Module, input_shape: tuple[int, ...], n: int) -> tuple[in
             parameter.grad = gradient
 
 
-_TRACED = 1 << 27  # bytes of activations in the traced step
+def _live_bytes(model: Module, input_shape: tuple[int, ...], n: int) -> tuple[list[Stage], int]:
+    """The bytes alive during each node's backward pass, in the order of the pass.
 
-Stage = tuple[str, int, int]  # a node's op, bytes of saved arrays, bytes of gradients
-
-
-def _live_bytes(model: Module, input_shape: tuple[int, ...], n: int) -> list[Stage]:
-    """The bytes alive during each node's backward pass, in the order of the pass."""
+    And, not included, the bytes of the half-precision copies that the forward pass keeps beside
+    weights (ops/_half.py).
+    """
     device, dtype = device_and_dtype(model)
     x = Tensor(to_device(np.zeros((n, *input_shape), dtype), device))
     with _training_mode(model), enable_grad():
@@ -159,10 +199,13 @@ def _live_bytes(model: Module, input_shape: tuple[int, ...], n: int) -> list[Sta
     nodes = tape(y)
     results = {t._node: t for node in nodes for t in node.inputs if isinstance(t, Tensor)}
     results[y._node] = y
-    excluded = {id(_base(x.data))} | {id(_base(t.data)) for _, t in model._named_tensors()}
+    copies = _half_copies(model)  # first: reading .data drops them
+    kept = [x.data, *(t.data for _, t in model._named_tensors()), *copies]
+    excluded = {id(base(array)) for array in kept}
     saved = _bytes_saved(nodes, results, y, excluded)
     gradients = _bytes_of_gradients(nodes, results, y)
-    return [(node.name, a, b) for node, a, b in zip(nodes, saved, gradients, strict=True)]
+    stages = [(node.name, a, b) for node, a, b in zip(nodes, saved, gradients, strict=True)]
+    return stages, sum(int(copy.nbytes) for copy in copies)
 
 
 Results = dict[Function | None, Tensor]  # {node: its result}
@@ -175,19 +218,19 @@ def _bytes_saved(
 
     The caller holds the logits y, and the backward pass holds a node's result during its turn.
     """
-    size = {id(_base(y.data)): int(_base(y.data).nbytes)}
+    size = {id(base(y.data)): int(base(y.data).nbytes)}
     references = Counter(size.keys())
     held = []
     for node in nodes:
         arrays = {
-            id(a): int(a.nbytes) for a in map(_base, _saved_arrays(node)) if id(a) not in excluded
+            id(a): int(a.nbytes) for a in map(base, _saved_arrays(node)) if id(a) not in excluded
         }
         size |= arrays
         references.update(list(arrays))
         held.append(arrays)
     totals = []
     for node, arrays in zip(nodes, held, strict=True):
-        own = _base(results[node].data)
+        own = base(results[node].data)
         extra = 0 if references[id(own)] or id(own) in excluded else int(own.nbytes)
         totals.append(extra + sum(size[key] for key, count in references.items() if count))
         references.subtract(list(arrays))
@@ -207,7 +250,7 @@ def _bytes_of_gradients(nodes: list[Function], results: Results, y: Tensor) -> l
             size = int(x.data.nbytes)
             if x._node is None:
                 finished[id(x)] = size
-            elif _base(results[node].data) is _base(x.data):  # a view: its gradient is a view of dy
+            elif base(results[node].data) is base(x.data):  # a view: its gradient is a view of dy
                 pending[x._node] = pending.pop(node, size)
             elif x._node in pending:
                 added += size
@@ -224,12 +267,13 @@ def _saved_arrays(node: Function) -> Iterator[Array]:
     yield from (array for array in saved_arrays(node) if array.ndim)
 
 
-def _base(x: Array) -> Array:
-    """The array that owns x's memory."""
-    xp = array_module(x)
-    while isinstance(x.base, xp.ndarray):
-        x = x.base
-    return x
+def _half_copies(model: Module) -> list[Array]:
+    caches = [parameter._cache or {} for parameter in model.parameters()]
+    return [copy for cache in caches for key, copy in cache.items() if _is_half_copy(key)]
+
+
+def _is_half_copy(key: object) -> bool:
+    return isinstance(key, tuple) and key[:1] == ("half",)
 
 
 @contextmanager
@@ -247,7 +291,8 @@ def _training_mode(model: Module) -> Iterator[None]:
     states = [copy.deepcopy(g.bit_generator.state) for g in generators]
     try:
         model.train()
-        yield
+        with unsynchronized():
+            yield
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode

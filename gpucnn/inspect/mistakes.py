@@ -51,7 +51,7 @@ class Predictions:
         """Loss, accuracy and confusion matrix, as returned by train.evaluate."""
         k = self.log_likelihood.shape[1]
         pairs = np.bincount(self.labels * k + self.predicted, minlength=k * k)
-        return Evaluation(float(self.losses.mean(dtype=np.float64)), pairs.reshape(k, k))
+        return Evaluation(float(self.losses.mean(dtype=np.float64)), pairs.reshape(k, k), {})
 
     def worst(self, count: int) -> Values:
         """Indices of up to `count` misclassified images, largest loss first."""
@@ -115,8 +115,9 @@ def confusion_chart(
         axes.tick_params(length=0)
         if k > 20:
             return
-        axes.set_xticks(range(k), classes, rotation=60, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(k), classes)
+        names = [draw.label(name) for name in classes]
+        axes.set_xticks(range(k), names, rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(k), names)
         for row, column in zip(*np.nonzero(confusion), strict=True):
             paper, ink = draw.THEMES[theme][:2]
             axes.text(
@@ -153,7 +154,8 @@ def mistakes_page(
             predicted = predictions.predicted[index]
             axes.imshow(image)
             axes.set_title(
-                f"{classes[predictions.labels[index]]}\nnot {classes[predicted]} "
+                f"{draw.label(classes[predictions.labels[index]])}\n"
+                f"not {draw.label(classes[predicted])} "
                 f"{predictions.probabilities[index, predicted]:.0%}",
                 fontsize=6,
             )

@@ -1,17 +1,22 @@
 """Components of a self-contained HTML page with embedded pictures, for any width and both themes.
 
-Each function returns a string of HTML.  Titles and captions are HTML; alt texts are plain text.
+Only `element` writes markup, and it escapes every str: names from files stay text.  The page's
+Content-Security-Policy allows embedded pictures and this module's style sheet, and nothing else.
 """
 
 import base64
+import hashlib
 import html
 import io
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from gpucnn.errors import ArgumentError
 from gpucnn.inspect import draw
 from gpucnn.inspect.analysis import Analysis
 
+_MAX_ROW = 12  # images in a row
 STYLE = """
 :root { color-scheme: light dark; --paper: #f3f4f6; --card: #ffffff; --ink: #1b1d22;
   --soft: #5b6270; --line: #d5d8de; --warn: #9a4300; }
@@ -31,7 +36,7 @@ p { margin: .25rem 0 .75rem; max-width: 46rem; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
   padding: .75rem; min-width: 0; }
 .chart { display: block; width: 100%; max-width: 34rem; height: auto; margin: 0 auto; }
-.row { display: grid; gap: .4rem; grid-template-columns: repeat(var(--n), minmax(0, 1fr)); }
+.row { display: grid; gap: .4rem; }
 .gallery { display: grid; gap: .75rem;
   grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)); }
 figure { margin: 0; min-width: 0; }
@@ -56,6 +61,44 @@ th { color: var(--soft); font-weight: 600; } .n { text-align: right; }
 """
 
 
+STYLE += "".join(
+    f".row-{n} {{ grid-template-columns: repeat({n}, minmax(0, 1fr)); }}\n"
+    for n in range(1, _MAX_ROW + 1)
+)
+_VOID = {"img", "meta", "source"}  # elements without content and end tag
+
+
+@dataclass(frozen=True)
+class Html:
+    """Markup, made by `element`; `str` gives it as text."""
+
+    markup: str
+
+    def __str__(self) -> str:
+        return self.markup
+
+
+Content = Html | str  # a str is text
+
+
+def element(tag: str, *content: Content, **attributes: str) -> Html:
+    """An element; text and values of attributes are escaped.
+
+    A trailing underscore of an attribute's name is dropped, others become hyphens.
+    """
+    values = "".join(
+        f' {name.rstrip("_").replace("_", "-")}="{html.escape(value)}"'
+        for name, value in attributes.items()
+    )
+    start = f"<{tag}{values}>"
+    return Html(start if tag in _VOID else f"{start}{join(content)}</{tag}>")
+
+
+def join(parts: Iterable[Content]) -> Html:
+    """Parts one after the other; text is escaped."""
+    return Html("".join(p.markup if isinstance(p, Html) else html.escape(p) for p in parts))
+
+
 def data_uri(write: Callable[[Any], Any]) -> str:
     """The PNG that `write` writes to a file, as a data URI."""
     file = io.BytesIO()
@@ -63,70 +106,72 @@ def data_uri(write: Callable[[Any], Any]) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def pixels(picture: draw.Image, alt: str, kind: str = "px") -> str:
+def pixels(picture: draw.Image, alt: str, kind: str = "px") -> Html:
     """An img element of a picture (H, W, 3 or 4), uint8."""
     source = data_uri(lambda file: draw.write_png(file, picture))
-    return f'<img class="{kind}" src="{source}" alt="{html.escape(alt)}">'
+    return element("img", class_=kind, src=source, alt=alt)
 
 
-def chart(write: Callable[[Any, draw.Theme], Any], alt: str) -> str:
+def chart(write: Callable[[Any, draw.Theme], Any], alt: str) -> Html:
     """A chart in both themes; the browser chooses the one of the system."""
     light = data_uri(lambda file: write(file, "light"))
     dark = data_uri(lambda file: write(file, "dark"))
-    return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img class="chart" src="{light}" alt="{html.escape(alt)}"></picture>'
+    return element(
+        "picture",
+        element("source", media="(prefers-color-scheme: dark)", srcset=dark),
+        element("img", class_="chart", src=light, alt=alt),
     )
 
 
-def figure(inner: str, caption: str) -> str:
+def figure(inner: Html, caption: Content) -> Html:
     """A picture above its caption."""
-    return f"<figure>{inner}<figcaption>{caption}</figcaption></figure>"
+    return element("figure", inner, element("figcaption", caption))
 
 
-def card(title: str, inner: str) -> str:
+def card(title: Content, inner: Html) -> Html:
     """A framed part of a section; an empty title is omitted."""
-    heading = f"<h3>{title}</h3>" if title else ""
-    return f'<div class="card">{heading}{inner}</div>'
+    heading = element("h3", title) if title else ""
+    return element("div", heading, inner, class_="card")
 
 
-def section(title: str, text: str, cards: Iterable[str]) -> str:
+def section(title: Content, text: Content, cards: Iterable[Html]) -> Html:
     """A heading, a paragraph, and cards in as many columns as fit."""
-    inner = f'<h2>{title}</h2><p>{text}</p><div class="cards">{"".join(cards)}</div>'
-    return f"<section>{inner}</section>"
+    grid = element("div", *cards, class_="cards")
+    return element("section", element("h2", title), element("p", text), grid)
 
 
-def row(images: Iterable[str], n: int) -> str:
-    """Images in rows of n, scaled to the width of their container."""
-    return f'<div class="row" style="--n:{n}">{"".join(images)}</div>'
+def row(images: Iterable[Html], n: int) -> Html:
+    """Images in rows of n (1 to 12), scaled to the width of their container."""
+    if not 1 <= n <= _MAX_ROW:
+        raise ArgumentError(f"row: expected 1 to {_MAX_ROW} images in a row, got {n}")
+    return element("div", *images, class_=f"row row-{n}")
 
 
-def gallery(figures: Iterable[str]) -> str:
+def gallery(figures: Iterable[Html]) -> Html:
     """Small figures in rows, as many per row as fit."""
-    return f'<div class="gallery">{"".join(figures)}</div>'
+    return element("div", *figures, class_="gallery")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(columns: Sequence[str], rows: Iterable[Sequence[Content]]) -> Html:
     """A table with column names; on a narrow page each cell shows its column's name instead."""
-    titles = [f"<th>{columns[0]}</th>", *(f'<th class="n">{name}</th>' for name in columns[1:])]
+    titles = [element("th", columns[0]), *(element("th", name, class_="n") for name in columns[1:])]
     body = []
     for first, *others in rows:
         cells = (
-            f'<td class="n" data-name="{name}">{cell}</td>'
+            element("td", cell, class_="n", data_name=name)
             for name, cell in zip(columns[1:], others, strict=True)
         )
-        body.append(f"<tr><td>{first}</td>{''.join(cells)}</tr>")
-    return f"<table><thead><tr>{''.join(titles)}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        body.append(element("tr", element("td", first), *cells))
+    head = element("thead", element("tr", *titles))
+    return element("table", head, element("tbody", *body))
 
 
-def layers(analysis: Analysis) -> str:
+def layers(analysis: Analysis) -> Html:
     """The warnings of `analyze` above its table of layers."""
-    warnings = "".join(
-        f'<p class="warn">{html.escape(str(advice))}</p>' for advice in analysis.warnings
-    )
+    warnings = [element("p", str(advice), class_="warn") for advice in analysis.warnings]
     rows = [
         (
-            f"{layer.name} {html.escape(layer.layer)}",
+            f"{layer.name} {layer.layer}",
             " × ".join(map(str, layer.output_shape)),
             f"{layer.parameters:,}",
             f"{layer.multiply_adds:,}",
@@ -135,14 +180,22 @@ def layers(analysis: Analysis) -> str:
         for layer in analysis.summary.layers
     ]
     columns = ("layer", "output", "parameters", "multiply-adds", "KiB")
-    return (warnings or "<p>No warnings.</p>") + table(columns, rows)
+    return join([*(warnings or [element("p", "No warnings.")]), table(columns, rows)])
 
 
-def document(title: str, body: str) -> str:
+def document(title: str, body: Content) -> str:
     """A complete HTML document."""
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title>"
-        f"<style>{STYLE}</style></head><body>{body}</body></html>\n"
+    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
     )
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", title),
+        element("style", Html(STYLE)),  # not escaped, as HTML requires of a style sheet
+    )
+    return f"<!DOCTYPE html>{element('html', head, element('body', body), lang='en')}\n"

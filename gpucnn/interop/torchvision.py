@@ -5,18 +5,21 @@ torchvision stores filters as (OC, C, KH, KW) and flattens images channel by cha
 columns of the first linear layer.
 """
 
-from collections.abc import Mapping
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
 
 from gpucnn import models
 from gpucnn.checkpoint import read_checkpoint, save
 from gpucnn.data import Normalize
 from gpucnn.errors import ArgumentError, CheckpointError, MissingExtra
+from gpucnn.files import refuse_same_file, write_whole
+from gpucnn.interop.pth import read_state
+from gpucnn.tensor_file import arrange, check_regular, open_tensors, pieces_of_file
 
 State = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
@@ -37,14 +40,13 @@ _FIRST_LINEAR = "classifier.1"
 IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def from_torchvision(state: Mapping[str, Any]) -> State:
-    """The state dict of alexnet_torchvision, from torchvision's with arrays as values.
+def check_torchvision(state: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, listing up to 12 differences, unless it is the state of that AlexNet.
 
-    Raises CheckpointError, listing up to 12 differences, unless it is that AlexNet's.
+    Only the shape of each value is read.
     """
     problems = [f"unexpected: {name}" for name in state if name.rpartition(".")[0] not in _LAYERS]
-    converted: State = {}
-    for theirs, (ours, shape) in _LAYERS.items():
+    for theirs, (_, shape) in _LAYERS.items():
         for part, expected in (("weight", shape), ("bias", shape[:1])):
             name = f"{theirs}.{part}"
             if name not in state:
@@ -56,13 +58,29 @@ def from_torchvision(state: Mapping[str, Any]) -> State:
             ):
                 sizes = " x ".join("any" if size is None else str(size) for size in expected)
                 problems.append(f"{name}: expected {sizes}, got {' x '.join(map(str, found))}")
-                continue
-            converted[f"{ours}.{part}"] = _permuted(state[name], name, (256, 6, 6), (0, 2, 3, 1))
+    if (
+        not problems
+        and state["classifier.6.weight"].shape[0] != state["classifier.6.bias"].shape[0]
+    ):
+        problems.append("classifier.6: weight and bias differ in the number of classes")
     if problems:
         raise CheckpointError(
-            "convert: not a state dict of torchvision's AlexNet\n  " + "\n  ".join(problems[:12])
+            "not a state dict of torchvision's AlexNet\n  " + "\n  ".join(problems[:12])
         )
-    return converted
+
+
+def from_torchvision(state: Mapping[str, Any]) -> State:
+    """The state dict of alexnet_torchvision, from torchvision's with arrays as values.
+
+    Raises CheckpointError as check_torchvision does.
+    """
+    check_torchvision(state)
+    return {
+        f"{ours}.{part}": _permuted(state[name], name, (256, 6, 6), (0, 2, 3, 1))
+        for theirs, (ours, _) in _LAYERS.items()
+        for part in ("weight", "bias")
+        for name in [f"{theirs}.{part}"]
+    }
 
 
 def to_torchvision(state: Mapping[str, Any]) -> State:
@@ -94,23 +112,26 @@ def convert_file(source: str | Path, target: str | Path) -> str:
     """Convert a gpucnn checkpoint to a torchvision state dict, or the reverse; report the result.
 
     A source in gpucnn's format becomes a state dict, any other a gpucnn checkpoint.  State dicts
-    are .safetensors, .pth or .pt files.  The last two need PyTorch, which reads them without
-    executing pickled code.
+    are .safetensors, .pth or .pt files.  Reading executes no pickled code, and reads no array of a
+    state dict that does not fit.  Writing .pth or .pt files needs PyTorch.
 
-    Raises ArgumentError for another file extension; CheckpointError for a file that is missing,
-    damaged, of another model, or cannot be written; MissingExtra without PyTorch.
+    Raises ArgumentError for another file extension, or a target that is the source; CheckpointError
+    for a file that is missing, damaged or of another model; OutputError if the target cannot be
+    written; MissingExtra without PyTorch.
     """
     source, target = Path(source), Path(target)
+    refuse_same_file("convert", source, target)
     for path in (source, target):
         if path.suffix not in (".safetensors", ".pth", ".pt"):
             raise ArgumentError(f"convert: {path}: expected a .safetensors, .pth or .pt file")
-    if not source.is_file():
-        raise CheckpointError(f"convert: {source}: there is no such file")
+    with _named(source):
+        check_regular(source)
     if _is_checkpoint(source):
         return _export(source, target)
     if target.suffix != ".safetensors":
         raise ArgumentError(f"convert: {target}: a gpucnn checkpoint ends in .safetensors")
-    state = from_torchvision(_read_state(source))
+    with _named(source):
+        state = _read_state(source)
     config = {"classes": len(state["21.bias"]), "channels": state["0.weight"].shape[3]}
     model = models.build("alexnet_torchvision", generator=np.random.default_rng(0), **config)
     model.load_state_dict(state)
@@ -128,45 +149,39 @@ def _export(source: Path, target: Path) -> str:
             "torchvision has too"
         )
     state = to_torchvision(checkpoint.build_model().state_dict())
-    try:
-        if target.suffix == ".safetensors":
-            save_file(state, target)
-        else:
-            torch = _torch(target)
-            torch.save({key: torch.from_numpy(array) for key, array in state.items()}, target)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"convert: {target} cannot be written ({error})") from error
+    if target.suffix == ".safetensors":
+        write_whole(target, pieces_of_file(arrange(state)[0], {}))
+    else:
+        torch, content = _torch(target), io.BytesIO()
+        torch.save({key: torch.from_numpy(array) for key, array in state.items()}, content)
+        write_whole(target, [content.getbuffer()])
     return f"{target}: a state dict for torchvision.models.alexnet"
 
 
 def _is_checkpoint(path: Path) -> bool:
     if path.suffix != ".safetensors":
         return False
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return "gpucnn" in (file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"convert: {path}: damaged or not a safetensors file ({error})"
-        ) from error
+    with _named(path), open_tensors(path) as file:
+        return "gpucnn" in file.metadata
 
 
-def _read_state(path: Path) -> Mapping[str, Any]:
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"convert: {path}: cannot be read ({error})") from error
-    torch = _torch(path)
+def _read_state(path: Path) -> State:
+    """The converted state dict in a file of torchvision's weights."""
+    if path.suffix != ".safetensors":
+        return from_torchvision(read_state(path))
+    with open_tensors(path) as file:
+        check_torchvision(file.entries)
+        return from_torchvision({name: file.read(name)[0] for name in file.entries})
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return {key: value.float().numpy() for key, value in state.items()}
-    except Exception as error:  # a damaged or hostile pickle can raise anything
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise CheckpointError(
-            f"convert: {path}: not a state dict that can be read safely ({reason})\n"
-            "  save it again in PyTorch: torch.save(model.state_dict(), path)"
-        ) from error
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"convert: {path}: {error}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"convert: {path}: its arrays do not fit in memory") from error
 
 
 def _torch(path: Path) -> Any:

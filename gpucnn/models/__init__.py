@@ -12,11 +12,14 @@ from gpucnn.models.lenet import lenet, lenet5
 from gpucnn.models.mlp import mlp
 from gpucnn.models.registry import BY_NAME, build, input_shape
 from gpucnn.models.resnet import resnet18_cifar
-from gpucnn.models.ten_views import TenViews
+from gpucnn.models.speedrun import SpeedrunNet, speedrun_cifar10
 from gpucnn.models.vgg import vgg16_cifar
+from gpucnn.models.views import SixViews, TenViews
 
 __all__ = [
     "BY_NAME",
+    "SixViews",
+    "SpeedrunNet",
     "TenViews",
     "alexnet",
     "alexnet_cifar10",
@@ -30,5 +33,6 @@ __all__ = [
     "lenet5",
     "mlp",
     "resnet18_cifar",
+    "speedrun_cifar10",
     "vgg16_cifar",
 ]

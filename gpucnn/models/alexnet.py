@@ -17,6 +17,7 @@ alexnet_keras and 2,304 in alexnet_cifar10_bn.  All return logits; the loss appl
 import numpy as np
 
 from gpucnn import nn, ops
+from gpucnn.random import spawned
 from gpucnn.tensor import Tensor
 
 
@@ -71,10 +72,10 @@ def alexnet(
         nn.Flatten(),
         linear(9216, 4096, bias=1),
         nn.ReLU(),
-        nn.Dropout(0.5),
+        nn.Dropout(0.5, spawned(generator)),
         linear(4096, 4096, bias=1),
         nn.ReLU(),
-        nn.Dropout(0.5),
+        nn.Dropout(0.5, spawned(generator)),
         linear(4096, classes, bias=0),
     )
 
@@ -104,10 +105,10 @@ def alexnet_torchvision(
         nn.MaxPool2d(3, 2),  # 6 x 6 x 256
         nn.AdaptiveAvgPool2d(6),
         nn.Flatten(),
-        nn.Dropout(0.5),
+        nn.Dropout(0.5, spawned(generator)),
         nn.Linear(9216, 4096, generator=generator),
         nn.ReLU(),
-        nn.Dropout(0.5),
+        nn.Dropout(0.5, spawned(generator)),
         nn.Linear(4096, 4096, generator=generator),
         nn.ReLU(),
         nn.Linear(4096, classes, generator=generator),
@@ -148,13 +149,13 @@ def alexnet_keras(
         nn.Flatten(),
         linear(12544, 4096),
         nn.ReLU(),
-        nn.Dropout(0.4),
+        nn.Dropout(0.4, spawned(generator)),
         linear(4096, 4096),
         nn.ReLU(),
-        nn.Dropout(0.4),
+        nn.Dropout(0.4, spawned(generator)),
         linear(4096, 1000),
         nn.ReLU(),
-        nn.Dropout(0.4),
+        nn.Dropout(0.4, spawned(generator)),
         linear(1000, classes),
     )
 
@@ -200,10 +201,10 @@ def _cifar10(
         *conv(256, 256),
         nn.MaxPool2d(2),  # 4 x 4 x 256
         nn.Flatten(),
-        nn.Dropout(0.5),
+        nn.Dropout(0.5, spawned(generator)),
         nn.Linear(4096, 1024, generator=generator),
         nn.ReLU(),
-        nn.Dropout(0.5),
+        nn.Dropout(0.5, spawned(generator)),
         nn.Linear(1024, 1024, generator=generator),
         nn.ReLU(),
         nn.Linear(1024, classes, generator=generator),

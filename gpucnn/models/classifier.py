@@ -3,19 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from gpucnn import models, ops
+from gpucnn import models, ops, weights
 from gpucnn.autograd import no_grad
 from gpucnn.checkpoint import read_checkpoint
 from gpucnn.data import Normalize
+from gpucnn.data.images import read_image, require_pillow
 from gpucnn.device import Array, Device, to_device
-from gpucnn.errors import ArgumentError, CheckpointError, DataError, missing_extra
+from gpucnn.errors import ArgumentError, CheckpointError
 from gpucnn.tensor import Tensor
 
-_MODES = {1: "L", 3: "RGB"}  # Pillow's image mode by number of channels
+_MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}  # Pillow's, by number of channels
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,23 @@ class Classifier:
         classifier = Classifier("best.safetensors")
         print(classifier.guesses("cat.jpg")[0].name)
 
-    Class names and normalisation come from the checkpoint; `classes` replaces the names.  Without
+    checkpoint None means the weights that come with gpucnn: a network trained on CIFAR-10.  Class
+    names and normalisation come from the checkpoint; `classes` replaces the names.  Without
     names the classes are "class 0", "class 1", ...; without normalisation pixels are scaled to
     [0, 1].  device None means the device of an enclosing `with gpucnn.device(...)`, or the CPU.
 
-    Raises CheckpointError if the file holds no model of images or its normalisation is damaged;
-    ArgumentError if the number of names is not the number of outputs.
+    Raises CheckpointError if the file holds no model of images, or its normalisation or class names
+    are not for that model; ArgumentError if the number of `classes` is not the number of outputs.
     """
 
     def __init__(
         self,
-        checkpoint: str | Path,
+        checkpoint: str | Path | None = None,
         device: str | Device | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
+        if checkpoint is None:
+            checkpoint = weights.path(weights.DEFAULT)
         saved = read_checkpoint(checkpoint)
         name, config = saved.model_config()
         self.device = Device.parse(device)
@@ -59,44 +63,35 @@ class Classifier:
                 "  expected images (H, W, C) with 1 or 3 channels, as in image files"
             )
         self.shape: tuple[int, int, int] = shape
+        channels = shape[2]
         self.normalized = "normalize" in saved.info
-        statistics = saved.info.get("normalize", {"mean": [0.0] * self.shape[2]})
-        try:
-            mean = statistics["mean"]
-            self.normalize = Normalize(mean, statistics.get("std", [1.0] * len(mean)))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        self.normalize = Normalize(
+            **saved.info.get("normalize", {"mean": [0.0] * channels, "std": [1.0] * channels})
+        )
+        if len(self.normalize.mean) != channels:
             raise CheckpointError(
-                f"checkpoint {checkpoint}: its normalisation is {statistics!r}; "
-                "expected mean and std with one number per channel"
-            ) from error
-        outputs = self.probabilities(np.zeros((1, *self.shape), np.uint8)).shape[1]
-        names = classes if classes is not None else saved.info.get("classes")
-        self.classes = tuple(names or (f"class {i}" for i in range(outputs)))
-        if len(self.classes) != outputs:
-            raise ArgumentError(
-                f"predict: {len(self.classes)} class names for a model with {outputs} outputs"
+                f"checkpoint {checkpoint}: its normalisation is for {len(self.normalize.mean)} "
+                f"channels; its model {name} expects {channels}"
             )
+        outputs = self.probabilities(np.zeros((1, *self.shape), np.uint8)).shape[1]
+        names = saved.info.get("classes") or [f"class {i}" for i in range(outputs)]
+        self.classes = tuple(names if classes is None else classes)
+        if len(self.classes) != outputs:
+            text = f"{len(self.classes)} class names for a model with {outputs} outputs"
+            if classes is None:
+                raise CheckpointError(f"checkpoint {checkpoint}: {text}")
+            raise ArgumentError(f"predict: {text}")
 
     def read(self, path: str | Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Read an image file as the model expects it: uint8 (H, W, C).
 
-        The image is turned upright, scaled until its shorter side fits, and cropped at the centre.
-        Raises DataError if the file is missing or not an image, MissingExtra without Pillow.
+        It is decoded as ImageFolder decodes it.  Raises DataError if the file is missing, not an
+        image or too large, MissingExtra without Pillow.
         """
-        try:
-            from PIL import Image, ImageOps
-        except ImportError as error:
-            raise missing_extra("predict", "Pillow", "data") from error
+        require_pillow("predict")
         height, width, channels = self.shape
-        try:
-            with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image).convert(_MODES[channels])
-                pixels = np.asarray(ImageOps.fit(upright, (width, height)), np.uint8)
-        except FileNotFoundError as error:
-            raise DataError(f"{path}: there is no such file") from error
-        except Exception as error:  # decoders raise many types for a damaged file
-            raise DataError(f"{path}: not a readable image ({error})") from error
-        return pixels.reshape(self.shape)
+        pixels = read_image(Path(path), height, width, _MODES[channels])
+        return np.asarray(pixels, np.uint8).reshape(self.shape)
 
     def probabilities(self, images: Array) -> np.ndarray[Any, np.dtype[np.float32]]:
         """The probability of each class, (N, K), for uint8 images (N, H, W, C)."""

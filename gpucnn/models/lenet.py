@@ -9,10 +9,14 @@
 import numpy as np
 
 from gpucnn import nn
+from gpucnn.models.trained import trained
 
 
 def lenet5(
-    classes: int = 10, channels: int = 1, generator: np.random.Generator | None = None
+    classes: int = 10,
+    channels: int = 1,
+    generator: np.random.Generator | None = None,
+    weights: str | None = None,
 ) -> nn.Sequential:
     """LeNet-5 for images (N, 28, 28, channels): logits (N, classes).
 
@@ -20,6 +24,9 @@ def lenet5(
     all six maps, tanh is not scaled, and the outputs are logits rather than distances.  The
     source's 32x32 images are 28x28 images with a border; here the first convolution pads by 2.
     Glorot initialisation.
+
+    weights="default" loads those that come with gpucnn, trained on MNIST, and sets evaluation mode;
+    gpucnn.weights.info("lenet5") tells normalisation and accuracy.
     Source: LeCun et al. 1998, section II.B.
     """
     glorot = nn.init.xavier_uniform
@@ -30,7 +37,7 @@ def lenet5(
     def linear(inputs: int, outputs: int) -> nn.Linear:
         return nn.Linear(inputs, outputs, weight_init=glorot, generator=generator)
 
-    return nn.Sequential(
+    model = nn.Sequential(
         conv(channels, 6, padding=2),
         nn.Tanh(),
         nn.AvgPool2d(2),  # 14 x 14 x 6
@@ -44,6 +51,7 @@ def lenet5(
         nn.Tanh(),
         linear(84, classes),
     )
+    return trained(model, "lenet5", weights, classes=classes, channels=channels)
 
 
 def lenet(

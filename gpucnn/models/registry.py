@@ -1,7 +1,8 @@
 """Networks by name, for checkpoints and the command line."""
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from gpucnn.models.alexnet import (
 from gpucnn.models.lenet import lenet, lenet5
 from gpucnn.models.mlp import mlp
 from gpucnn.models.resnet import resnet18_cifar
+from gpucnn.models.speedrun import speedrun_cifar10
 from gpucnn.models.vgg import vgg16_cifar
 from gpucnn.nn import Module
 
@@ -33,6 +35,7 @@ _SIDES: dict[Callable[..., Module], int] = {
     lenet: 28,
     lenet5: 28,
     resnet18_cifar: 32,
+    speedrun_cifar10: 32,
     vgg16_cifar: 32,
 }
 BY_NAME: dict[str, Callable[..., Module]] = {model.__name__: model for model in (*_SIDES, mlp)}
@@ -41,33 +44,51 @@ BY_NAME: dict[str, Callable[..., Module]] = {model.__name__: model for model in 
 def build(name: str, **config: Any) -> Module:
     """Build the model called `name` with the arguments `config`.
 
+    With a `generator`, weights are drawn from it, and each Dropout layer gets one of its own,
+    spawned from it: training then uses no global generator.
+
     Raises ArgumentError for an unknown name, or arguments that the model does not have.
     """
     _bind(name, config)
     return BY_NAME[name](**config)
 
 
-def outline(name: str, **config: Any) -> Module:
+def outline(name: str, config: Mapping[str, Any], sizes: Collection[int] | None = None) -> Module:
     """The model that `build` makes, on the CPU, with zeros for weights that take no memory.
 
     Use it only to look up modules, names, shapes and dtypes.  It costs nothing and draws no random
-    numbers.  Raises ArgumentError as build does.
+    numbers.  sizes are those of the arrays that the model may have: building stops at the first
+    weight beyond their number or sum, so that any `config` is safe.
+
+    Raises ArgumentError as build does, for a model with more arrays or numbers than sizes has, and
+    for a config that names weights.
     """
+    if "weights" in config:
+        raise ArgumentError("config must not name weights: those of the file are loaded")
     with device("cpu"):
-        return build(name, generator=_Undrawn(), **config)
+        return build(name, generator=_Undrawn(sizes), **config)
 
 
 class _Undrawn(np.random.Generator):
     """A generator for `outline`: it draws zeros that take no memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Collection[int] | None) -> None:
         super().__init__(np.random.PCG64(0))
+        self._values: float = math.inf if sizes is None else sum(sizes)
+        self._weights: float = math.inf if sizes is None else len(sizes)
 
     def standard_normal(self, size: Any = None, dtype: Any = float, out: Any = None) -> Any:
-        return _zeros(size, dtype)
+        return self._draw(size, dtype)
 
     def random(self, size: Any = None, dtype: Any = float, out: Any = None) -> Any:
-        return _zeros(size, dtype)
+        return self._draw(size, dtype)
+
+    def _draw(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        self._values -= math.prod(shape)
+        self._weights -= 1
+        if self._values < 0 or self._weights < 0:
+            raise ArgumentError(f"it has more weights than expected: one of shape {shape}")
+        return _zeros(shape, dtype)
 
 
 class _Zeros(np.ndarray[Any, Any]):
@@ -99,7 +120,7 @@ def input_shape(name: str, **config: Any) -> tuple[int, ...]:
 def _bind(name: str, config: dict[str, Any]) -> dict[str, Any]:
     """All arguments of the model `name`, defaults included; raises build's errors."""
     if name not in BY_NAME:
-        raise ArgumentError(f"model {name!r} is unknown; expected one of {', '.join(BY_NAME)}")
+        raise ArgumentError(f"model {name!r:.99} is unknown; expected one of {', '.join(BY_NAME)}")
     signature = inspect.signature(BY_NAME[name])
     try:
         bound = signature.bind(**config)

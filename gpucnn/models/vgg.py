@@ -8,6 +8,7 @@ a pool halves the image.
 import numpy as np
 
 from gpucnn import nn
+from gpucnn.random import spawned
 
 # Filters of each convolution in configuration D; a 2x2 pool follows each row
 _ROWS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -35,10 +36,10 @@ def vgg16_cifar(
     return nn.Sequential(
         *layers,  # 1 x 1 x 512
         nn.Flatten(),
-        nn.Dropout(0.5),
+        nn.Dropout(0.5, spawned(generator)),
         nn.Linear(512, 512, generator=generator),
         nn.ReLU(),
-        nn.Dropout(0.5),
+        nn.Dropout(0.5, spawned(generator)),
         nn.Linear(512, 512, generator=generator),
         nn.ReLU(),
         nn.Linear(512, classes, generator=generator),

@@ -1,6 +1,7 @@
 """Activation layers: element by element, any shape to the same shape, without parameters."""
 
 from gpucnn import ops
+from gpucnn.errors import ArgumentError
 from gpucnn.nn.module import Module
 from gpucnn.tensor import Tensor
 
@@ -40,10 +41,44 @@ class Tanh(Module):
 
 
 class GELU(Module):
-    """The Gaussian error linear unit in its tanh form, PyTorch's approximate="tanh": ops.gelu."""
+    """The Gaussian error linear unit, exact or with approximate="tanh": ops.gelu.
+
+    Raises ArgumentError unless approximate is "none" or "tanh".
+    """
+
+    def __init__(self, approximate: str = "none") -> None:
+        if approximate not in ("none", "tanh"):
+            raise ArgumentError(f"GELU: approximate must be 'none' or 'tanh', got {approximate!r}")
+        self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.gelu(x)
+        return ops.gelu(x, self.approximate)
+
+    def extra_repr(self) -> str:
+        return f"approximate={self.approximate!r}"
+
+
+class SiLU(Module):
+    """x / (1 + exp(-x)): ops.silu."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.silu(x)
+
+
+class Softplus(Module):
+    """log(1 + exp(beta * x)) / beta, a smooth ReLU: ops.softplus.
+
+    Raises ArgumentError, when called, unless beta > 0.
+    """
+
+    def __init__(self, beta: float = 1.0) -> None:
+        self.beta = beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.softplus(x, self.beta)
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta}"
 
 
 class Softmax(Module):

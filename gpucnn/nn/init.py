@@ -76,6 +76,89 @@ zeros = constant(0.0)
 ones = constant(1.0)
 
 
+def dirac(shape: tuple[int, ...], generator: np.random.Generator) -> Weights:
+    """Filters (OC, KH, KW, C) that copy a channel: filter i is 1 at channel i of its centre pixel.
+
+    Filters from C on are 0.  The centre is (KH // 2, KW // 2): with padding "same" and an odd size,
+    the first min(OC, C) channels of the result are those of the images.
+    Raises ArgumentError unless shape has four axes.
+    Source: torch.nn.init.dirac_.
+    """
+    return dirac_first(zeros)(shape, generator)
+
+
+def dirac_first(rest: Initializer) -> Initializer:
+    """dirac for the first C filters (OC, KH, KW, C); `rest` initialises those from C on.
+
+    Raises ArgumentError, when called, unless the shape has four axes.
+    Source: Jordan 2024, arXiv 2404.00498, section 3.3.
+    """
+
+    def fill(shape: tuple[int, ...], generator: np.random.Generator) -> Weights:
+        if len(shape) != 4:
+            raise ArgumentError(f"dirac: expected filters (OC, KH, KW, C), got shape {shape}")
+        oc, kh, kw, c = shape
+        weights = np.array(rest(shape, generator), np.float32)
+        weights[:c] = 0
+        copied = np.arange(min(oc, c))
+        weights[copied, kh // 2, kw // 2, copied] = 1
+        return weights
+
+    return fill
+
+
+def whitening(images: Any, eps: float = 5e-4) -> Initializer:
+    """Filters (2 KH KW C, KH, KW, C) that whiten the patches of `images`, and their negatives.
+
+    images (N, H, W, C) are NumPy floats, normalised as in training.  Filter i is eigenvector i of
+    the covariance of all patches of KH x KW pixels, by descending eigenvalue, divided by
+    sqrt(eigenvalue + eps).  Without padding, the first KH KW C channels of the convolution of these
+    images then have a covariance close to the identity, where eigenvalues are larger than eps.
+    Fewer filters hold the first of these pairs.
+
+    Raises ArgumentError for images or, when called, a shape that does not fit.
+    Source: Jordan 2024, arXiv 2404.00498, section 3.2.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.dtype.kind != "f" or not len(images):
+        raise ArgumentError(
+            f"whitening: expected float images (N, H, W, C), got {images.dtype} {images.shape}\n"
+            "  normalise them as in training: data.Normalize(mean, std)(images)"
+        )
+
+    def fill(shape: tuple[int, ...], generator: np.random.Generator) -> Weights:
+        size = math.prod(shape[1:])
+        if len(shape) != 4 or shape[3] != images.shape[3] or shape[0] % 2 or shape[0] > 2 * size:
+            raise ArgumentError(
+                f"whitening: filters {shape} do not fit images {images.shape}\n  expected (OC, KH, "
+                f"KW, {images.shape[3]}), OC even and at most 2 * KH * KW * {images.shape[3]}"
+            )
+        values, vectors = np.linalg.eigh(_patch_covariance(images, shape[1], shape[2]))
+        half = (vectors / np.sqrt(np.maximum(values, 0) + eps)).T[::-1][: shape[0] // 2]
+        return np.concatenate([half, -half]).astype(np.float32).reshape(shape)
+
+    return fill
+
+
+def _patch_covariance(images: Any, height: int, width: int) -> Any:
+    """The covariance of all patches of height x width pixels: float64, (K, K), K = KH * KW * C."""
+    if height > images.shape[1] or width > images.shape[2]:
+        raise ArgumentError(f"whitening: {height} x {width} is larger than images {images.shape}")
+    size = height * width * images.shape[3]
+    count, total, products = 0, np.zeros(size), np.zeros((size, size))
+    step = max(1, (1 << 20) // math.prod(images.shape[1:]))
+    for start in range(0, len(images), step):
+        windows = np.lib.stride_tricks.sliding_window_view(
+            images[start : start + step], (height, width), (1, 2)
+        )
+        patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, size).astype(np.float64)
+        count += len(patches)
+        total += patches.sum(axis=0)
+        products += patches.T @ patches
+    mean = total / count
+    return products / count - np.outer(mean, mean)
+
+
 def _uniform(bound: float, shape: tuple[int, ...], generator: np.random.Generator) -> Weights:
     return (2 * bound * generator.random(shape, dtype=np.float32) - bound).astype(np.float32)
 

@@ -12,7 +12,8 @@ import numpy as np
 from gpucnn import ops
 from gpucnn.errors import ArgumentError
 from gpucnn.nn import init
-from gpucnn.nn.module import Module, Parameter
+from gpucnn.nn.module import Module
+from gpucnn.nn.parameter import Parameter
 from gpucnn.ops.geometry import Geometry, Padding, Size
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
@@ -117,8 +118,9 @@ class Linear(Module):
         self.weight = Parameter(weight_init((out_features, in_features), generator))
         self.bias = Parameter(bias_init((out_features,), generator)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        """relu fuses the ReLU that follows."""
+        return ops.linear(x, self.weight, self.bias, relu)
 
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
@@ -237,6 +239,16 @@ class Dropout(Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+class Identity(Module):
+    """The input itself, unchanged: a place for another layer.  Arguments are ignored."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 class Flatten(Module):

@@ -11,33 +11,39 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
+
+import numpy as np
 
 from gpucnn.creation import tensor
-from gpucnn.device import Array, Device, default_device, device_of, to_device, working_on
-from gpucnn.errors import ArgumentError, CheckpointError, OutOfMemory
-from gpucnn.nn.hooks import Hook, HookHandle, observers
-from gpucnn.out_of_memory import ModuleContext, enter_module, module_context, used_bytes
+from gpucnn.device import Array, working_on
+from gpucnn.errors import ArgumentError, CheckpointError
+from gpucnn.hooks import HookHandle
+from gpucnn.nn.hooks import BackwardHook, Hook, Hooks, PreHook, observers
+from gpucnn.nn.parameter import is_trained
+from gpucnn.nn.placement import Placement
+from gpucnn.nn.registration import Registration
+from gpucnn.nn.state import differences
+from gpucnn.out_of_memory import (
+    ModuleContext,
+    enter_module,
+    module_context,
+    raise_out_of_memory,
+    used_bytes,
+)
 from gpucnn.tensor import Tensor
 
 _T = TypeVar("_T")
 
 
-class Parameter(Tensor):
-    """A tensor that a module trains: a leaf, created with requires_grad=True.
+class IncompatibleKeys(NamedTuple):
+    """The names in which a module and a state that it has loaded differ."""
 
-    It stays on the device of `data`, unless `with gpucnn.device(...)` names another one.
-    requires_grad=False freezes it: backward computes no gradient for it, optimizers skip it, and it
-    remains in the state dict.
-    """
-
-    __slots__ = ()
-
-    def __init__(self, data: Array) -> None:
-        super().__init__(to_device(data, default_device() or device_of(data)), requires_grad=True)
+    missing_keys: list[str]  # of the module, not in the state
+    unexpected_keys: list[str]  # of the state, not in the module
 
 
-class Module:
+class Module(Registration, Placement):
     """A part of a network.  A subclass assigns its parts in __init__ and computes in forward.
 
         class Block(nn.Module):
@@ -52,26 +58,27 @@ class Module:
     """
 
     training = True
-    _forward_hooks: dict[int, Hook] | None = None
+    _module_hooks: Hooks | None = None
 
     def forward(self, *inputs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward method")
 
     def __call__(self, *inputs: Any) -> Any:
+        hooks = self._module_hooks
+        if hooks is not None:
+            inputs, gradients = hooks.before(self, inputs)
         outer = module_context()
         enter_module(_context(self, inputs, outer))
         try:
             output = self.forward(*inputs)
-        except OutOfMemory as error:
+        except MemoryError as error:
             if outer is None:  # free the arrays in these frames: the handler needs their memory
                 traceback.clear_frames(error.__traceback__)
-            raise
+            raise_out_of_memory(error, "the forward pass", module_context(), inputs)
         finally:
             enter_module(outer)
-        if self._forward_hooks:
-            for hook in tuple(self._forward_hooks.values()):
-                replacement = hook(self, inputs, output)
-                output = output if replacement is None else replacement
+        if hooks is not None:
+            output = hooks.after(self, inputs, output, gradients)
         for observer in observers:
             observer(self, inputs, output)
         return output
@@ -85,11 +92,36 @@ class Module:
         on the output that the one before it left.  `handle.remove()` unregisters the hook, and so
         does the end of `with model.register_forward_hook(hook):`.
         """
-        return HookHandle(vars(self).setdefault("_forward_hooks", {}), hook)
+        return HookHandle(self._own_hooks().forward, hook)
+
+    def register_forward_pre_hook(self, hook: PreHook) -> HookHandle:
+        """Call `hook(module, args)` before each forward pass; args is a tuple.
+
+        A result other than None replaces args; one that is not a tuple becomes the only argument.
+        Order and handle are as for register_forward_hook.
+        """
+        return HookHandle(self._own_hooks().forward_pre, hook)
+
+    def register_full_backward_hook(self, hook: BackwardHook) -> HookHandle:
+        """Call `hook(module, grad_input, grad_output)` in each backward pass through the module.
+
+        Both are tuples of arrays: the gradients of the arguments of forward, and of its outputs.
+        An entry is None for what has no gradient, such as images that do not require one.  A result
+        other than None replaces grad_input; it is one array per argument.  Forward returns a
+        tensor, or a tuple or list of them.  Order and handle are as for register_forward_hook.
+
+        Raises ArgumentError in the forward pass for other outputs; GraphError in the backward pass
+        for gradients that do not match the arguments.
+        """
+        return HookHandle(self._own_hooks().backward, hook)
+
+    def _own_hooks(self) -> Hooks:
+        hooks: Hooks = vars(self).setdefault("_module_hooks", Hooks())
+        return hooks
 
     def _is_watched(self) -> bool:
-        """Whether a hook or an observer will see this module's output."""
-        return bool(observers or self._forward_hooks)
+        """Whether a hook or an observer will see this module's inputs, output or gradients."""
+        return bool(observers or self._module_hooks)
 
     # --- parts ---
 
@@ -101,7 +133,7 @@ class Module:
         """
         old = vars(self).get(name)
         if isinstance(old, Tensor) and not _may_replace(old, value):
-            kind, made = ("parameter", "nn.Parameter") if _is_trained(old) else ("buffer", "tensor")
+            kind, made = ("parameter", "nn.Parameter") if is_trained(old) else ("buffer", "tensor")
             raise ArgumentError(
                 f"{type(self).__name__}: {name} is a {kind}; expected another one or None, got "
                 f"{type(value).__name__}\n  change it in place, module.{name}.data[...] = array, "
@@ -112,8 +144,7 @@ class Module:
     def _own_parts(self) -> "Iterator[tuple[str, Module | Tensor]]":
         """(name, part) of each direct part, in the order of assignment."""
         for name, value in vars(self).items():
-            if name != "_forward_hooks":  # a hook may be a module, but is not a part
-                yield from _parts(name, value)
+            yield from _parts(name, value)
 
     def named_children(self) -> "Iterator[tuple[str, Module]]":
         """(name, module) of each direct submodule, in the order of assignment."""
@@ -152,7 +183,7 @@ class Module:
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """(dotted name, parameter) of every parameter, frozen ones too, each once."""
-        return _once((n, value) for n, value in self._named_tensors() if _is_trained(value))
+        return _once((n, value) for n, value in self._named_tensors() if is_trained(value))
 
     def parameters(self) -> list[Tensor]:
         """Every parameter, frozen ones too, each once and always in the same order."""
@@ -160,34 +191,11 @@ class Module:
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
         """(dotted name, tensor) of every tensor that is saved but not trained, each once."""
-        return _once((n, value) for n, value in self._named_tensors() if not _is_trained(value))
+        return _once((n, value) for n, value in self._named_tensors() if not is_trained(value))
 
     def buffers(self) -> list[Tensor]:
         """Every tensor that is saved but not trained, each once and always in the same order."""
         return [buffer for _, buffer in self.named_buffers()]
-
-    def register_buffer(self, name: str, tensor: Tensor | None) -> None:
-        """Set the attribute `name` to a buffer, or to None for a buffer that comes later.
-
-        Assigning a Tensor to an attribute has the same effect; this checks the name first.  Raises
-        ArgumentError for a name with dots, an empty one, or one that another attribute or method
-        has; and for anything but None or a Tensor that is not trained.
-        """
-        who = f"{type(self).__name__}.register_buffer"
-        if not isinstance(name, str) or name == "" or "." in name:
-            raise ArgumentError(f"{who}: expected a name without dots, got {name!r}")
-        old = getattr(self, name, None)
-        if old is not None and (not isinstance(old, Tensor) or _is_trained(old)):
-            raise ArgumentError(f"{who}: the attribute {name!r} exists already; use another name")
-        if tensor is not None and (not isinstance(tensor, Tensor) or _is_trained(tensor)):
-            trained = isinstance(tensor, Tensor)
-            raise ArgumentError(
-                f"{who}: {name} is "
-                + ("trained" if trained else f"a {type(tensor).__name__}")
-                + "; expected a Tensor without a gradient, or None\n  pass "
-                + ("tensor.detach()" if trained else "gpucnn.tensor(array)")
-            )
-        setattr(self, name, tensor)
 
     def apply(self, function: "Callable[[Module], Any]") -> Self:
         """Call `function(module)` for every module below this one, then for this one; return self.
@@ -217,7 +225,7 @@ class Module:
         for parameter in self.parameters():
             parameter.grad = None
 
-    # --- mode, device, dtype ---
+    # --- mode ---
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode, or evaluation mode, here and in all modules below; return self."""
@@ -239,57 +247,44 @@ class Module:
             for module, mode in modes:
                 module.training = mode
 
-    def to(self, device: str | Device) -> Self:
-        """Move parameters and buffers to `device`, in place, and drop gradients; return self.
-
-        Build the optimizer afterwards: it raises GraphError for arrays that were replaced.
-        """
-        target = Device.parse(device)
-        return self._replace(lambda array: to_device(array, target))
-
-    def astype(self, dtype: Any) -> Self:
-        """Convert parameters and buffers to `dtype`, in place, and drop gradients; return self.
-
-        Build the optimizer afterwards, as for `to`.
-        """
-        return self._replace(lambda array: array.astype(dtype))
-
-    def _replace(self, change: Callable[[Array], Array]) -> Self:
-        for _, value in self._named_tensors():
-            with working_on(value.device):
-                value.data = change(value.data)
-            value.grad = None
-        return self
-
     # --- state ---
 
     def state_dict(self) -> dict[str, Array]:
         """{name: array} of parameters and buffers: the arrays themselves, not copies."""
         return {name: value.data for name, value in self._named_tensors()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Copy `state`, which maps names to arrays or tensors on any device, into this module.
 
-        Raises CheckpointError, listing up to 20 differences, if names are missing or unexpected or
-        shapes differ; the module is unchanged then.
+        Values of another floating-point dtype are converted to the module's, as PyTorch does; too
+        large ones become infinite.  With strict=False, names that are missing or unexpected are
+        left out and returned.
+        Raises CheckpointError as `check_state_dict` does; the module is unchanged then.
         """
+        self.check_state_dict(state, strict)
         own = dict(self._named_tensors())
-        problems = [f"missing: {name}" for name in own if name not in state]
-        problems += [f"unexpected: {name}" for name in state if name not in own]
-        for name in own.keys() & state.keys():
-            if tuple(state[name].shape) != own[name].shape:
-                problems.append(
-                    f"{name}: expected {own[name].shape}, got {tuple(state[name].shape)}"
-                )
+        for name, value in own.items():
+            if name in state:
+                with working_on(value.device), np.errstate(over="ignore"):
+                    value.data[...] = tensor(state[name], value.device).data
+                value._changed()
+        return IncompatibleKeys(
+            [name for name in own if name not in state], [name for name in state if name not in own]
+        )
+
+    def check_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Raise CheckpointError unless load_state_dict would accept `state`.
+
+        The error lists up to 20 differences: names that are missing or unexpected, if strict; other
+        shapes, and other dtypes, unless both are floating-point.  Only shape and dtype of each
+        value are read.
+        """
+        problems = differences(dict(self._named_tensors()), state, strict)
         if problems:
             raise CheckpointError(
                 f"load_state_dict: the state does not fit {type(self).__name__}\n  "
-                + "\n  ".join(sorted(problems)[:20])
+                + "\n  ".join(problems[:20])
             )
-        for name, value in own.items():
-            with working_on(value.device):
-                value.data[...] = tensor(state[name], value.device).data
-            value._changed()
 
     # --- description ---
 
@@ -310,17 +305,12 @@ class Module:
         return 0
 
 
-def _is_trained(tensor: Tensor) -> bool:
-    """Whether a module's tensor is a parameter, possibly a frozen one, rather than a buffer."""
-    return isinstance(tensor, Parameter) or (tensor.requires_grad and tensor.is_leaf)
-
-
 def _may_replace(old: Tensor, new: Any) -> bool:
     """Whether `new` may replace `old`: None, or a value that holds a part of the same kind."""
     if new is None:
         return True
     parts = [part for _, part in _parts("", new)]
-    return any(not isinstance(p, Tensor) or _is_trained(p) or not _is_trained(old) for p in parts)
+    return any(not isinstance(p, Tensor) or is_trained(p) or not is_trained(old) for p in parts)
 
 
 def _once(named: Iterator[tuple[str, _T]]) -> Iterator[tuple[str, _T]]:

@@ -6,9 +6,10 @@ import numpy as np
 
 from gpucnn import ops
 from gpucnn.creation import tensor
-from gpucnn.errors import ShapeError
+from gpucnn.errors import ArgumentError, ShapeError
 from gpucnn.nn.layers import check_positive
-from gpucnn.nn.module import Module, Parameter
+from gpucnn.nn.module import Module
+from gpucnn.nn.parameter import Parameter
 from gpucnn.tensor import Tensor
 
 
@@ -26,12 +27,16 @@ class _BatchNorm(Module):
         self.running_mean = tensor(np.zeros(num_features, dtype=np.float32))
         self.running_var = tensor(np.ones(num_features, dtype=np.float32))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, relu: bool = False, gelu: bool = False) -> Tensor:
+        """relu or gelu fuses the ReLU or the exact GELU that follows."""
         if x.ndim not in self._shapes:
             raise ShapeError(
                 f"{type(self).__name__}: expected {' or '.join(self._shapes.values())}, "
                 f"got shape {x.shape}\n  {self._other}"
             )
+        return self._normalize(x, relu, gelu)
+
+    def _normalize(self, x: Tensor, relu: bool, gelu: bool) -> Tensor:
         return ops.batch_norm(
             x,
             self.weight,
@@ -41,6 +46,8 @@ class _BatchNorm(Module):
             self.training,
             self.momentum,
             self.eps,
+            relu,
+            gelu,
         )
 
     def extra_repr(self) -> str:
@@ -74,6 +81,97 @@ class BatchNorm1d(_BatchNorm):
 
     _shapes: ClassVar[dict[int, str]] = {2: "vectors (N, C)", 3: "sequences (N, L, C)"}
     _other = "use BatchNorm2d for images (N, H, W, C)"
+
+
+class LayerNorm(Module):
+    """Each example normalised over its last axes: ops.layer_norm.
+
+    (..., *normalized_shape) to the same shape: mean 0 and variance 1, then scaled by weight and
+    moved by bias.  normalized_shape is an int or the sizes of the last axes: LayerNorm(C) of images
+    (N, H, W, C) normalises each pixel.
+
+    weight and bias are normalized_shape; they start at 1 and 0.  With elementwise_affine=False both
+    are None, with bias=False only bias is.
+
+    Raises ArgumentError for sizes below 1; when called, ShapeError for other last axes.
+    Source: Ba et al. 2016.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | tuple[int, ...],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+    ) -> None:
+        sizes = (
+            tuple(normalized_shape)
+            if isinstance(normalized_shape, tuple | list)
+            else (normalized_shape,)
+        )
+        check_positive("LayerNorm", **{f"normalized_shape[{i}]": n for i, n in enumerate(sizes)})
+        self.normalized_shape, self.eps, self.elementwise_affine = sizes, eps, elementwise_affine
+        self.weight, self.bias = _scale_and_shift(sizes, elementwise_affine, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        affine = f"elementwise_affine={self.elementwise_affine}, bias={self.bias is not None}"
+        return f"{self.normalized_shape}, eps={self.eps}, {affine}"
+
+
+class GroupNorm(Module):
+    """Each image's groups of adjacent channels normalised: ops.group_norm.
+
+    (N, ..., C) to the same shape, usually (N, H, W, C), with C = num_channels: each of num_groups
+    groups gets mean 0 and variance 1 over its pixels and channels; then weight scales each channel
+    and bias is added.  One group normalises whole images, C groups each channel by itself.
+
+    weight and bias are (C,); they start at 1 and 0.  With affine=False both are None, with
+    bias=False only bias is.
+
+    Raises ArgumentError for sizes below 1, or if num_groups does not divide num_channels; when
+    called, ShapeError for another number of channels.
+    Source: Wu and He 2018.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        bias: bool = True,
+    ) -> None:
+        check_positive("GroupNorm", num_groups=num_groups, num_channels=num_channels)
+        if num_channels % num_groups:
+            raise ArgumentError(
+                f"GroupNorm: num_groups={num_groups} must divide num_channels={num_channels}"
+            )
+        self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
+        self.affine = affine
+        self.weight, self.bias = _scale_and_shift((num_channels,), affine, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1:] != (self.num_channels,):
+            raise ShapeError(
+                f"GroupNorm: expected {self.num_channels} channels (N, ..., C), got shape {x.shape}"
+            )
+        return ops.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        sizes = f"{self.num_groups}, {self.num_channels}, eps={self.eps}"
+        return f"{sizes}, affine={self.affine}, bias={self.bias is not None}"
+
+
+def _scale_and_shift(
+    shape: tuple[int, ...], affine: bool, bias: bool
+) -> tuple[Parameter | None, Parameter | None]:
+    """weight, ones, and bias, zeros; None where there is none."""
+    weight = Parameter(np.ones(shape, dtype=np.float32)) if affine else None
+    return weight, Parameter(np.zeros(shape, dtype=np.float32)) if affine and bias else None
 
 
 class LocalResponseNorm(Module):

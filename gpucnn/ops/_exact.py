@@ -1,4 +1,4 @@
-"""Exact zeros next to infinities, float16 values computed in float32, and sums of rows."""
+"""Exact zeros next to infinities, half precision computed in float32, and sums of rows."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import numpy as np
 from gpucnn.cpu import parallel, spans
 from gpucnn.device import Array
 from gpucnn.integers import ceil_div
+from gpucnn.precision import is_half
 
 _INTEGERS = {2: np.int16, 4: np.int32, 8: np.int64}  # by the size of an element in bytes
 
@@ -25,14 +26,24 @@ def bits(x: Array) -> Array:
     return x.view(_INTEGERS[x.dtype.itemsize])
 
 
+def forward_strides(x: Array) -> Array:
+    """x, or a copy of it if a stride is negative.
+
+    With negative strides, the last bits of NumPy 2.0's exp, log and power of float64 depend on the
+    addresses of operand and result.
+    """
+    return x.copy() if any(stride < 0 for stride in x.strides) else x
+
+
 def wide(dtype: Any) -> Any:
-    """The dtype to accumulate in: float32 for float16, whose sums overflow beyond 65504."""
-    return np.dtype(np.float32) if dtype == np.float16 else dtype
+    """The dtype to accumulate in: float32 for float16, whose sums overflow beyond 65504, and for
+    bfloat16, whose sums have two digits."""
+    return np.dtype(np.float32) if is_half(dtype) else dtype
 
 
 def widened(x: Array) -> Array:
-    """x in the dtype to compute in: a float32 copy for float16, else x itself."""
-    return x.astype(np.float32) if x.dtype == np.float16 else x
+    """x in the dtype to compute in: a float32 copy for half precision, else x itself."""
+    return x.astype(np.float32) if is_half(x.dtype) else x
 
 
 def narrowed(y: Array, dtype: Any) -> Array:
@@ -44,12 +55,12 @@ def narrowed(y: Array, dtype: Any) -> Array:
 
 
 def total(x: Array, axes: int | tuple[int, ...]) -> Array:
-    """The sum over `axes`, accumulated in float32 for float16."""
+    """The sum over `axes`, accumulated in float32 for half precision."""
     return narrowed(x.sum(axis=axes, dtype=wide(x.dtype)), x.dtype)
 
 
 def add_rows(rows: Array) -> Array:
-    """The sum (C,) of rows (M, C) that are in cache; float32 for float16.
+    """The sum (C,) of rows (M, C) that are in cache; float32 for half precision.
 
     BLAS sums 5 times faster than sum() does.
     """

@@ -1,38 +1,68 @@
-"""Whether the CUDA kernels support an array.
+"""What ops that launch kernels share: which arrays kernels take, and how they divide.
 
-The kernels are float32.  Other dtypes use an op's implementation for any array module.  float64,
-meant for gradient checks, does so silently; float16, which a user may choose for speed, warns once.
-The warning's figures were counted with CuPy 14.2: forward and backward of alexnet_cifar10 launch 50
-kernels in float32 and 295 in float16, not counting cuBLAS's.
+Kernels load and store float32, float16 and bfloat16, and compute in float32.  float64, meant for
+gradient checks, uses an op's implementation for any array module.
 """
 
-import warnings
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from gpucnn.cuda import c_type
 from gpucnn.device import Array
+from gpucnn.precision import is_half
 
-_warned = False
-
-
-def takes(op: str, x: Array) -> bool:
-    """Whether op's kernels support x, an array on a GPU; the first float16 array warns."""
-    if x.dtype == np.float32:
-        return True
-    if x.dtype == np.float16:
-        _warn_once(op)
-    return False
+_BYTES = 16  # of one access
 
 
-def _warn_once(op: str) -> None:
-    global _warned
-    if _warned:
-        return
-    _warned = True
-    warnings.warn(
-        f"{op}: float16 on a GPU is slow: the kernels are float32, and float16 takes the generic "
-        "path\n  forward and backward of alexnet_cifar10 launch 295 kernels instead of 50, and "
-        "every window of a convolution is copied (9 times the image for 3 x 3)\n"
-        "  convert model and images to float32: model.astype('float32')",
-        stacklevel=2,
-    )
+def takes(x: Array) -> bool:
+    """Whether the kernels support x, an array on a GPU."""
+    return bool(x.dtype == np.float32 or is_half(x.dtype))
+
+
+@functools.cache
+def defines(dtype: np.dtype[Any]) -> Mapping[str, str]:
+    """The `defines` of a kernel whose activations, of type X, have this dtype."""
+    return {"X": c_type(dtype)}
+
+
+def lanes(dtype: np.dtype[Any]) -> int:
+    """How many numbers of this dtype a thread moves in one access."""
+    return _BYTES // dtype.itemsize
+
+
+def vector_width(channels: int, *arrays: Array) -> int:
+    """How many adjacent channels a thread owns: lanes(dtype) if that divides them, else 1.
+
+    arrays, None apart, are those that the kernel accesses; all start at a multiple of 16 bytes,
+    or the width is 1.  The first one's dtype counts.
+    """
+    width = lanes(arrays[0].dtype)
+    whole = channels % width == 0 and channels > 0
+    if whole and all(a is None or a.data.ptr % _BYTES == 0 for a in arrays):
+        return width
+    return 1
+
+
+@dataclass(frozen=True)
+class Divisor:
+    """A number by which a kernel divides ints from 0 to 2**31 - 1: struct Divisor in vector.cuh.
+
+    n // divisor == (n * (multiplier + 2**32) >> 32) >> shift, with multiplier taken as unsigned.
+    """
+
+    divisor: int
+    multiplier: int
+    shift: int
+
+    @staticmethod
+    @functools.lru_cache(maxsize=4096)
+    def of(divisor: int) -> "Divisor":
+        """The struct for a divisor from 1 to 2**31 - 1; for 0, which divides nothing, that of 1."""
+        divisor = max(divisor, 1)
+        shift = (divisor - 1).bit_length()
+        multiplier = -(-(1 << (32 + shift)) // divisor) - (1 << 32)
+        return Divisor(divisor, multiplier - (multiplier >> 31 << 32), shift)

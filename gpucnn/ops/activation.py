@@ -1,15 +1,20 @@
-"""Smooth activations: sigmoid, tanh and GELU, element by element.
+"""Smooth activations: sigmoid, tanh, SiLU and softplus, element by element.
 
-float16 is computed in float32 and rounded once: it has neither the range nor the precision for
-the intermediate values.
+float16 and bfloat16 are computed in float32 and rounded once: they have neither the range nor the
+precision for the intermediate values.
 """
 
-import math
 from typing import Any
 
+import numpy as np
+
+from gpucnn import cuda
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module
+from gpucnn.errors import ArgumentError
+from gpucnn.integers import ceil_div
 from gpucnn.ops._exact import narrowed, widened
+from gpucnn.ops._kernels import defines, lanes, takes
 from gpucnn.ops.elementwise import float_tensor
 from gpucnn.tensor import Tensor
 
@@ -33,19 +38,33 @@ def tanh(x: Any) -> Tensor:
     return _Tanh()(float_tensor("tanh", x))
 
 
-def gelu(x: Any) -> Tensor:
-    """The Gaussian error linear unit in its tanh form, element by element.
+def silu(x: Any) -> Tensor:
+    """x / (1 + e**-x), element by element: also called swish.  y has x's shape and dtype.
 
-    y = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x**3))), within 1e-3 of x times the normal
-    distribution function, and accurate for negative x too.  y has x's shape and dtype.
-    Raises DtypeError unless x is floating-point.
-    Source: Hendrycks and Gimpel 2016, section 2.
+    Accurate wherever the result is not 0.  At -infinity y is 0, and the gradient is 0 or dy at the
+    infinities; PyTorch's are NaN there.  Raises DtypeError unless x is floating-point.
+    Source: Elfwing et al. 2018, section 2.2.
     """
-    return _Gelu()(float_tensor("gelu", x))
+    return _SiLU()(float_tensor("silu", x))
+
+
+def softplus(x: Any, beta: float = 1.0) -> Tensor:
+    """log(1 + e**(beta x)) / beta, element by element: a smooth ReLU.  y has x's shape and dtype.
+
+    Computed as max(x, 0) + log1p(e**-|beta x|) / beta, which never overflows and is accurate
+    wherever the result is not 0, so there is no threshold beyond which it becomes linear.
+    Raises ArgumentError unless beta > 0, DtypeError unless x is floating-point.
+    Source: Dugas et al. 2001, section 3.
+    """
+    if not beta > 0:
+        raise ArgumentError(f"softplus: beta must be positive, got {beta}")
+    return _Softplus(beta)(float_tensor("softplus", x))
 
 
 class _Smooth(Function):
     """A function whose derivative is computed from its argument."""
+
+    has_kernels = False
 
     def value(self, x: Array) -> Array:
         raise NotImplementedError
@@ -53,13 +72,26 @@ class _Smooth(Function):
     def derivative(self, x: Array) -> Array:
         raise NotImplementedError
 
+    def launch_forward(self, x: Array) -> Array:
+        raise NotImplementedError
+
+    def launch_backward(self, dy: Array, x: Array) -> Array:
+        raise NotImplementedError
+
     def forward(self, x: Array) -> Array:
         self.saved = (x,)
+        if self.launches(x):
+            return self.launch_forward(x)
         return narrowed(self.value(widened(x)), x.dtype)
 
     def backward(self, dy: Array) -> Array:
         (x,) = self.saved
+        if self.launches(dy):
+            return self.launch_backward(dy, x)
         return narrowed(widened(dy) * self.derivative(widened(x)), dy.dtype)
+
+    def launches(self, x: Array) -> bool:
+        return self.has_kernels and not isinstance(x, np.ndarray) and takes(x)
 
 
 class _Sigmoid(_Smooth):
@@ -99,28 +131,63 @@ def _sigmoid_slope(xp: Any, x: Array) -> Array:
     return small / ((1 + small) * (1 + small))
 
 
-class _Gelu(_Smooth):
-    """x * sigmoid(2 u) with u = scale * (x + cubic * x**3).
-
-    The definition's 1 + tanh(u) would cancel for negative x.
-    """
-
-    name = "gelu"
-    scale = math.sqrt(2 / math.pi)
-    cubic = 0.044715
-    limit = 25.0  # sigmoid(-2 u) is 0 from here on, in float64 too; x**3 may overflow further out
+class _SiLU(_Smooth):
+    name = "silu"
+    has_kernels = True
+    limit = 1000.0  # sigmoid(-x) is 0 from here on, in float64 too
 
     def value(self, x: Array) -> Array:
         xp = array_module(x)
-        near = xp.clip(x, -self.limit, self.limit)
-        u = near * (self.scale + self.scale * self.cubic * (near * near))
-        return xp.maximum(x, x.dtype.type(-self.limit)) * _sigmoid(xp, 2 * u)
+        return xp.maximum(x, x.dtype.type(-self.limit)) * _sigmoid(xp, x)
 
     def derivative(self, x: Array) -> Array:
         xp = array_module(x)
         near = xp.clip(x, -self.limit, self.limit)
-        square = near * near
-        u = near * (self.scale + self.scale * self.cubic * square)
-        small = xp.exp(-2 * abs(u))
-        steep = near * (2 * self.scale + 6 * self.scale * self.cubic * square)  # x * 2 du/dx
-        return (_rise(xp, u, small) + steep * small / (1 + small)) / (1 + small)
+        return _sigmoid(xp, x) + near * _sigmoid_slope(xp, x)
+
+    def launch_forward(self, x: Array) -> Array:
+        return _launch("silu_forward", x)
+
+    def launch_backward(self, dy: Array, x: Array) -> Array:
+        return _launch("silu_backward", dy, x)
+
+
+class _Softplus(_Smooth):
+    name = "softplus"
+    has_kernels = True
+
+    def __init__(self, beta: float) -> None:
+        self.beta = beta
+
+    def value(self, x: Array) -> Array:
+        xp, beta = array_module(x), x.dtype.type(self.beta)
+        return xp.maximum(x, x.dtype.type(0)) + xp.log1p(xp.exp(-abs(beta * x))) / beta
+
+    def derivative(self, x: Array) -> Array:
+        return _sigmoid(array_module(x), x.dtype.type(self.beta) * x)
+
+    def launch_forward(self, x: Array) -> Array:
+        return _launch("softplus_forward", x, settings=(self.beta,))
+
+    def launch_backward(self, dy: Array, x: Array) -> Array:
+        return _launch("softplus_backward", dy, x, settings=(self.beta,))
+
+
+# --- CUDA ---
+
+
+def _launch(name: str, *inputs: Array, settings: tuple[float, ...] = ()) -> Array:
+    """The result of an elementwise kernel, in the shape and dtype of the first input."""
+    xp = array_module(inputs[0])
+    inputs = tuple(xp.ascontiguousarray(x) for x in inputs)
+    result = xp.empty(inputs[0].shape, inputs[0].dtype)
+    cuda.launch_elementwise(
+        name,
+        ceil_div(result.size, lanes(result.dtype)),
+        *inputs,  # x, or dy and x: any shape
+        result,
+        *settings,
+        result.size,
+        defines=defines(result.dtype),
+    )
+    return result

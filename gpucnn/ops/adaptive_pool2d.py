@@ -1,38 +1,43 @@
 """Adaptive pooling: the window sizes follow from the size of the output."""
 
+from typing import Any
+
 import numpy as np
 
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module
-from gpucnn.errors import ArgumentError, ShapeError
+from gpucnn.errors import ShapeError
 from gpucnn.integers import ceil_div
 from gpucnn.ops._exact import narrowed, wide, widened
+from gpucnn.ops.elementwise import float_tensor
+from gpucnn.ops.geometry import Size, pair
 from gpucnn.ops.pool2d.op import avg_pool2d
 from gpucnn.tensor import Tensor
 
 Windows = list[slice]  # of pixels along one axis, one for each output
 
 
-def adaptive_avg_pool2d(x: Tensor, size: tuple[int, int]) -> Tensor:
+def adaptive_avg_pool2d(x: Any, size: Size) -> Tensor:
     """The means of OH x OW windows that cover the image: (N, H, W, C) -> (N, OH, OW, C).
 
-    size is (OH, OW).  Window i covers rows floor(i H / OH) to ceil((i + 1) H / OH) - 1; columns
-    likewise.  Neighbours overlap where OH does not divide H.  An infinity or a NaN affects only the
-    windows that contain it.  If x already has that size, x itself is returned.
+    size is (OH, OW), or an int for both.  Window i covers rows floor(i H / OH) to
+    ceil((i + 1) H / OH) - 1; columns likewise.  Neighbours overlap where OH does not divide H.  An
+    infinity or a NaN affects only the windows that contain it.  If x already has that size, x
+    itself is returned.
 
-    Raises ShapeError unless x is images of at least one pixel, ArgumentError for a size below 1.
+    Raises ShapeError unless x is images of at least one pixel, ArgumentError for a size below 1,
+    DtypeError unless x is floating-point.
     """
-    if x.ndim != 4 or x.shape[1] * x.shape[2] == 0:
-        raise ShapeError(f"adaptive_avg_pool2d: expected images (N, H, W, C), got shape {x.shape}")
-    oh, ow = size
-    if oh < 1 or ow < 1:
-        raise ArgumentError(f"adaptive_avg_pool2d: size must be at least 1, got {size}")
-    _, h, w, _ = x.shape
+    t = float_tensor("adaptive_avg_pool2d", x)
+    if t.ndim != 4 or t.shape[1] * t.shape[2] == 0:
+        raise ShapeError(f"adaptive_avg_pool2d: expected images (N, H, W, C), got shape {t.shape}")
+    oh, ow = pair("adaptive_avg_pool2d", "size", size, 1)
+    _, h, w, _ = t.shape
     if (h, w) == (oh, ow):
-        return x
+        return t
     if h % oh == w % ow == 0:  # windows of one size, side by side
-        return avg_pool2d(x, (h // oh, w // ow))
-    return _AdaptiveAvgPool2d(_windows(h, oh), _windows(w, ow))(x)
+        return avg_pool2d(t, (h // oh, w // ow))
+    return _AdaptiveAvgPool2d(_windows(h, oh), _windows(w, ow))(t)
 
 
 def _windows(size: int, outputs: int) -> Windows:
@@ -52,15 +57,15 @@ class _AdaptiveAvgPool2d(Function):
 
     def forward(self, x: Array) -> Array:
         xp, (n, _, w, c), dtype = array_module(x), x.shape, wide(x.dtype)
-        self.shape = x.shape
+        self.shape, narrow, x = x.shape, x.dtype, widened(x)
         by_row = xp.empty((n, len(self.rows), w, c), dtype)
         for i, rows in enumerate(self.rows):
-            by_row[:, i] = x[:, rows].sum(axis=1, dtype=dtype)
+            by_row[:, i] = x[:, rows].sum(axis=1)
         y = xp.empty((n, len(self.rows), len(self.columns), c), dtype)
         for j, columns in enumerate(self.columns):
             y[:, :, j] = by_row[:, :, columns].sum(axis=2)
         y /= self._pixels(y)
-        return narrowed(y, x.dtype)
+        return narrowed(y, narrow)
 
     def backward(self, dy: Array) -> Array:
         xp, (n, _, w, c) = array_module(dy), self.shape

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from gpucnn.errors import ArgumentError, ShapeError
-from gpucnn.integers import ceil_div
+from gpucnn.integers import ceil_div, is_int
 
 Size: TypeAlias = int | tuple[int, int]
 Padding: TypeAlias = (
@@ -68,9 +68,9 @@ class Geometry:
         if len(shape) != 4:
             raise ShapeError(f"{op}: expected images (N, H, W, C), got shape {shape}")
         n, h, w, c = shape
-        kh, kw = _pair(op, "kernel_size", kernel_size, 1)
-        sh, sw = _pair(op, "stride", stride, 1)
-        dh, dw = _pair(op, "dilation", dilation, 1)
+        kh, kw = pair(op, "kernel_size", kernel_size, 1)
+        sh, sw = pair(op, "stride", stride, 1)
+        dh, dw = pair(op, "dilation", dilation, 1)
         (top, bottom), (left, right) = _padding(op, padding, (h, w), (kh, kw), (sh, sw), (dh, dw))
         oh, bottom = _positions(h, kh, sh, top, bottom, dh, ceil_mode)
         ow, right = _positions(w, kw, sw, left, right, dw, ceil_mode)
@@ -86,11 +86,12 @@ class Geometry:
         )
 
 
-def _pair(op: str, what: str, value: Size, least: int) -> tuple[int, int]:
-    pair = (value, value) if _is_int(value) else value
-    if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(map(_is_int, pair))):
+def pair(op: str, what: str, value: Size, least: int) -> tuple[int, int]:
+    """value as a pair of ints; ArgumentError, naming `op` and `what`, if one is below `least`."""
+    both = (value, value) if is_int(value) else value
+    if not (isinstance(both, tuple | list) and len(both) == 2 and all(map(is_int, both))):
         raise ArgumentError(f"{op}: {what} must be an int or a pair of ints, got {value!r}")
-    first, second = (int(v) for v in pair)  # type: ignore[arg-type]  # checked by _is_int
+    first, second = (int(v) for v in both)  # type: ignore[arg-type]  # checked by is_int
     if min(first, second) < least:
         raise ArgumentError(f"{op}: {what} must be at least {least}, got {value!r}")
     return first, second
@@ -112,16 +113,16 @@ def _padding(
             for size, k, s, d in zip(image, window, stride, dilation, strict=True)
         ]
         return (total[0] // 2, total[0] - total[0] // 2), (total[1] // 2, total[1] - total[1] // 2)
-    if isinstance(padding, tuple | list) and len(padding) == 2 and not all(map(_is_int, padding)):
+    if isinstance(padding, tuple | list) and len(padding) == 2 and not all(map(is_int, padding)):
         vertical, horizontal = padding
-        if not (_is_int(vertical) or _is_int(horizontal)):
-            return _pair(op, "padding", vertical, 0), _pair(op, "padding", horizontal, 0)
+        if not (is_int(vertical) or is_int(horizontal)):
+            return pair(op, "padding", vertical, 0), pair(op, "padding", horizontal, 0)
     if isinstance(padding, str):
         raise ArgumentError(
             f"{op}: padding {padding!r} is unknown; expected an int, (vertical, horizontal), "
             '((top, bottom), (left, right)), "valid" or "same"'
         )
-    vertical, horizontal = _pair(op, "padding", padding, 0)  # type: ignore[arg-type]
+    vertical, horizontal = pair(op, "padding", padding, 0)  # type: ignore[arg-type]
     return (vertical, vertical), (horizontal, horizontal)
 
 
@@ -138,7 +139,3 @@ def _positions(
         count += 1
         after += stride - slack % stride
     return count, after
-
-
-def _is_int(value: object) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool)

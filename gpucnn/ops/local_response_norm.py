@@ -1,5 +1,6 @@
 """Local response normalisation: strong responses damp neighbouring channels."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,16 @@ from gpucnn import cuda
 from gpucnn.autograd import Function
 from gpucnn.cpu import empty, parallel, scratch, spans
 from gpucnn.device import Array, array_module, by_device
-from gpucnn.errors import ArgumentError
-from gpucnn.ops._kernels import takes
+from gpucnn.errors import ArgumentError, ShapeError
+from gpucnn.integers import ceil_div, is_int
+from gpucnn.ops._exact import narrowed, widened
+from gpucnn.ops._kernels import Divisor, defines, takes
+from gpucnn.ops.elementwise import float_tensor
 from gpucnn.tensor import Tensor
 
 
 def local_response_norm(
-    x: Tensor, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0
+    x: Any, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0
 ) -> Tensor:
     """y = x / (k + alpha * sum of squares over `size` neighbouring channels) ** beta.
 
@@ -23,11 +27,17 @@ def local_response_norm(
     by size, as in the source.  PyTorch divides it (pass alpha * size there); TensorFlow and Caffe
     differ again.
 
-    Raises ArgumentError unless size >= 1 and k > 0.
+    Raises ArgumentError unless size is an int >= 1 and k > 0, ShapeError for a scalar, DtypeError
+    unless x is floating-point.
     Source: Krizhevsky et al. 2012, section 3.3.
     """
-    if size < 1 or k <= 0:
-        raise ArgumentError(f"local_response_norm: expected size >= 1 and k > 0, got {size}, {k}")
+    x = float_tensor("local_response_norm", x)
+    if not is_int(size) or size < 1 or not k > 0:
+        raise ArgumentError(
+            f"local_response_norm: expected an int size >= 1 and k > 0, got {size}, {k}"
+        )
+    if x.ndim == 0:
+        raise ShapeError("local_response_norm: expected channels (..., C), got a scalar")
     return _LocalResponseNorm(size, alpha, beta, k)(x)
 
 
@@ -67,10 +77,12 @@ def _damping(x: Array, size: int, alpha: float, beta: float, k: float) -> tuple[
 
 
 def _forward_array(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
-    return x * _damping(x, size, alpha, beta, k)[1]
+    dtype, x = x.dtype, widened(x)
+    return narrowed(x * _damping(x, size, alpha, beta, k)[1], dtype)
 
 
 def _backward_array(dy: Array, x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
+    dtype, dy, x = dy.dtype, widened(dy), widened(x)
     total, damping = _damping(x, size, alpha, beta, k)
     inner = dy * x
     inner *= damping
@@ -79,14 +91,14 @@ def _backward_array(dy: Array, x: Array, size: int, alpha: float, beta: float, k
     spread *= x
     spread *= -2 * alpha * beta
     spread += dy * damping
-    return spread
+    return narrowed(spread, dtype)
 
 
 # --- NumPy, in blocks of rows that stay in the cache ---
 
 
 def _rows(x: Array) -> Array:
-    return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+    return np.ascontiguousarray(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _row_spans(rows: Array) -> list[slice]:
@@ -137,8 +149,8 @@ def _base(x: Array, size: int, alpha: float, k: float) -> Array:
 
 
 def _forward_numpy(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
-    rows = _rows(x)
-    y = empty(rows.shape, x.dtype)
+    rows = _rows(widened(x))
+    y = empty(rows.shape, rows.dtype)
 
     def normalize(block: slice) -> None:
         base = _base(rows[block], size, alpha, k)
@@ -146,12 +158,12 @@ def _forward_numpy(x: Array, size: int, alpha: float, beta: float, k: float) -> 
         y[block] *= rows[block]
 
     parallel(normalize, _row_spans(rows))
-    return y.reshape(x.shape)
+    return narrowed(y, x.dtype).reshape(x.shape)
 
 
 def _backward_numpy(dy: Array, x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
-    rows, dy_rows = _rows(x), _rows(dy)
-    dx = empty(rows.shape, dy.dtype)
+    rows, dy_rows = _rows(widened(x)), _rows(widened(dy))
+    dx = empty(rows.shape, rows.dtype)
     after = size - 1 - size // 2  # the backward window is mirrored
 
     def spread(block: slice) -> None:
@@ -159,7 +171,7 @@ def _backward_numpy(dy: Array, x: Array, size: int, alpha: float, beta: float, k
         base = _base(xs, size, alpha, k)
         _power(base, beta, out)
         out *= dy_rows[block]  # dy * base ** -beta
-        memory, padded = _banded("lrn squares", xs.shape, size, dy.dtype)
+        memory, padded = _banded("lrn squares", xs.shape, size, xs.dtype)
         inner = padded[:, after : after + xs.shape[1]]
         np.multiply(out, xs, out=inner)
         inner /= base
@@ -169,66 +181,74 @@ def _backward_numpy(dy: Array, x: Array, size: int, alpha: float, beta: float, k
         out -= base
 
     parallel(spread, _row_spans(rows))
-    return dx.reshape(x.shape)
+    return narrowed(dx, dy.dtype).reshape(x.shape)
 
 
 # --- CUDA ---
 
+_THREADS, _TILE = 256, 1024  # as in kernels/local_response_norm.cu: numbers of a block
+_SHARED = 48 * 1024  # bytes for a block without an opt-in
+
+
+def _neighbourhood(x: Array, size: int) -> tuple[int, int]:
+    """How many channels before and after its own a total covers at most."""
+    channels = x.shape[-1]
+    return min(size // 2, channels - 1), min(size - 1 - size // 2, channels - 1)
+
+
+def _shared(x: Array, size: int) -> int:
+    """Bytes of shared memory for the tile of a block and the channels around it."""
+    return 4 * (_TILE + 2 * sum(_neighbourhood(x, size)))
+
+
+def _fits(x: Array, size: int) -> bool:
+    """Whether the kernels take x; a channel number times a tile has 31 bits."""
+    return takes(x) and 0 < x.shape[-1] < 2**21 and 2 * _shared(x, size) <= _SHARED
+
 
 def _forward_cuda(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
-    if not takes("local_response_norm", x):
+    if not _fits(x, size):
         return _forward_array(x, size, alpha, beta, k)
     xp = array_module(x)
-    x, y = xp.ascontiguousarray(x), xp.empty(x.shape, np.float32)
-    cuda.launch_elementwise(
+    x, y = xp.ascontiguousarray(x), xp.empty(x.shape, x.dtype)
+    cuda.launch(
         "lrn_forward",
-        x.size,
+        ceil_div(x.size, _TILE),
+        _THREADS,
         x,  # (..., C)
         y,  # (..., C)
         x.size,
-        x.shape[-1],
-        size // 2,
-        size - 1 - size // 2,
+        *_neighbourhood(x, size),
         alpha,
         beta,
         k,
+        Divisor.of(x.shape[-1]),
+        shared=_shared(x, size),
+        defines=defines(x.dtype),
     )
     return y
 
 
 def _backward_cuda(dy: Array, x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
-    if not takes("local_response_norm", dy):
+    if not _fits(dy, size):
         return _backward_array(dy, x, size, alpha, beta, k)
     xp = array_module(dy)
-    dy, x = xp.ascontiguousarray(dy), xp.ascontiguousarray(x)
-    inner, dx = xp.empty(x.shape, np.float32), xp.empty(x.shape, np.float32)
-    neighbours = (size // 2, size - 1 - size // 2)
-    cuda.launch_elementwise(
-        "lrn_inner",
-        x.size,
+    dy, x, dx = xp.ascontiguousarray(dy), xp.ascontiguousarray(x), xp.empty(x.shape, x.dtype)
+    cuda.launch(
+        "lrn_backward",
+        ceil_div(x.size, _TILE),
+        _THREADS,
         dy,  # (..., C)
         x,  # (..., C)
-        inner,  # (..., C)
-        x.size,
-        x.shape[-1],
-        *neighbours,
-        alpha,
-        beta,
-        k,
-    )
-    cuda.launch_elementwise(
-        "lrn_backward",
-        x.size,
-        dy,
-        x,
-        inner,
         dx,  # (..., C)
         x.size,
-        x.shape[-1],
-        *neighbours,
+        *_neighbourhood(x, size),
         alpha,
         beta,
         k,
+        Divisor.of(x.shape[-1]),
+        shared=2 * _shared(x, size),
+        defines=defines(x.dtype),
     )
     return dx
 

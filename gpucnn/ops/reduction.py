@@ -12,9 +12,9 @@ import numpy as np
 from gpucnn.autograd import Function
 from gpucnn.device import Array, array_module
 from gpucnn.errors import ArgumentError, ShapeError
+from gpucnn.integers import is_int
 from gpucnn.ops._exact import narrowed, wide, widened
-from gpucnn.ops.elementwise import as_tensor, require_float
-from gpucnn.ops.shape import astype
+from gpucnn.ops.elementwise import as_tensor, number_tensor, require_float
 from gpucnn.tensor import Tensor
 
 Axis = int | tuple[int, ...] | None
@@ -23,9 +23,10 @@ Axis = int | tuple[int, ...] | None
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis`, 0 for no elements.
 
-    float16 is accumulated in float32 and rounded once: a sum beyond 65504 is infinite.
+    float16 and bfloat16 are accumulated in float32 and rounded once: a sum beyond float16's 65504
+    is infinite.  A sum of integers keeps their dtype.  Raises DtypeError for bools.
     """
-    x = as_tensor(x)
+    x = number_tensor("sum", x)
     return _Sum(_axes("sum", x, axis), keepdims)(x)
 
 
@@ -34,26 +35,19 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
     Raises ShapeError for no elements, DtypeError unless x is floating-point.
     """
-    t = as_tensor(x)
-    axes = _axes("mean", t, axis)
-    count = math.prod(t.shape[i] for i in axes)
-    if count == 0:
-        raise ShapeError(f"mean: nothing to average in shape {t.shape} over axes {axes}")
-    require_float("mean", t)
-    return _Sum(axes, keepdims, "mean", 1.0 / count)(t)
+    x = as_tensor(x)
+    axes, count = _averaged("mean", x, axis)
+    return _Sum(axes, keepdims, "mean", 1.0 / count)(x)
 
 
 def var(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The population variance over `axis`: the mean squared deviation from the mean.
 
-    float16 is computed in float32, where the squares do not overflow.
+    float16, whose squares would overflow, and bfloat16 are computed in float32.
     Raises ShapeError for no elements, DtypeError unless x is floating-point.
     """
     x = as_tensor(x)
-    if x.dtype == np.float16:
-        return astype(var(astype(x, np.float32), axis, keepdims), x.dtype)
-    centred = x - mean(x, axis, keepdims=True)
-    return mean(centred * centred, axis, keepdims)
+    return _Variance(*_averaged("var", x, axis), keepdims)(x)
 
 
 def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
@@ -82,10 +76,22 @@ def _extreme(op: str, x: Any, axis: Axis, keepdims: bool) -> Tensor:
     return _Extreme(op, axes, keepdims)(x)
 
 
+def _averaged(op: str, x: Tensor, axis: Axis) -> tuple[tuple[int, ...], int]:
+    """The axes of a mean and the number of elements in it, checked."""
+    require_float(op, x)
+    axes = _axes(op, x, axis)
+    count = math.prod(x.shape[i] for i in axes)
+    if count == 0:
+        raise ShapeError(f"{op}: nothing to average in shape {x.shape} over axes {axes}")
+    return axes, count
+
+
 def _axes(op: str, x: Tensor, axis: Axis) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(x.ndim))
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = axis if isinstance(axis, tuple | list) else (axis,)
+    if not all(map(is_int, axes)):
+        raise ArgumentError(f"{op}: axis must be an int, a tuple of ints or None, got {axis!r}")
     if any(not -x.ndim <= i < x.ndim for i in axes):
         raise ArgumentError(f"{op}: axis {axis} is out of range for shape {x.shape}")
     positive = tuple(i % x.ndim for i in axes)
@@ -127,6 +133,26 @@ class _Sum(_Reduction):
         return xp.broadcast_to(self.spread(dy), self.shape).copy()
 
 
+class _Variance(_Reduction):
+    name = "var"
+
+    def __init__(self, axes: tuple[int, ...], count: int, keepdims: bool) -> None:
+        super().__init__(axes, keepdims)
+        self.count = count
+
+    def forward(self, x: Array) -> Array:
+        self.shape = x.shape
+        wide_x = widened(x)
+        centred = wide_x - wide_x.sum(axis=self.axes, keepdims=True) * (1.0 / self.count)
+        self.saved = (centred,)
+        squares = (centred * centred).sum(axis=self.axes, keepdims=self.keepdims)
+        return narrowed(squares * (1.0 / self.count), x.dtype)
+
+    def backward(self, dy: Array) -> Array:
+        (centred,) = self.saved  # its sum is 0, so the mean has no part in the gradient
+        return narrowed(self.spread(widened(dy)) * (2.0 / self.count) * centred, dy.dtype)
+
+
 class _Extreme(_Reduction):
     def __init__(self, name: str, axes: tuple[int, ...], keepdims: bool) -> None:
         super().__init__(axes, keepdims)
@@ -134,7 +160,8 @@ class _Extreme(_Reduction):
 
     def forward(self, x: Array) -> Array:
         self.shape = x.shape
-        y = getattr(x, self.name)(axis=self.axes, keepdims=self.keepdims)
+        with np.errstate(invalid="ignore"):  # ml_dtypes' bfloat16 warns of a NaN
+            y = getattr(x, self.name)(axis=self.axes, keepdims=self.keepdims)
         self.saved = (x, y)
         return y
 
@@ -144,4 +171,4 @@ class _Extreme(_Reduction):
         winners = (x == y) | (x != x)  # NaN, where y is NaN too
         count = winners.sum(axis=self.axes, keepdims=True, dtype=wide(x.dtype))
         share = narrowed(widened(self.spread(dy)) / count, dy.dtype)
-        return xp.where(winners, share, dy.dtype.type(0))
+        return narrowed(xp.where(winners, share, dy.dtype.type(0)), dy.dtype)

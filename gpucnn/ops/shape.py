@@ -2,15 +2,21 @@
 
 import math
 from collections.abc import Sequence
+from operator import index as as_index
 from typing import Any
 
 import numpy as np
 
 from gpucnn.autograd import Function
+from gpucnn.creation import number_dtype
 from gpucnn.device import Array, Device, array_module, device_of, to_host
 from gpucnn.device import to_device as copy_to
 from gpucnn.errors import ArgumentError, DtypeError, ShapeError
-from gpucnn.ops.elementwise import as_tensor
+from gpucnn.integers import is_int
+from gpucnn.ops._exact import narrowed
+from gpucnn.ops._promotion import promoted
+from gpucnn.ops.elementwise import as_tensor, require_range
+from gpucnn.precision import is_floating
 from gpucnn.tensor import Tensor
 
 
@@ -18,10 +24,10 @@ def reshape(x: Any, shape: Sequence[int]) -> Tensor:
     """x in a new shape, its elements in row order; one size may be -1, to be inferred.
 
     The result shares x's memory where x is contiguous.
-    Raises ShapeError if the sizes do not match.
+    Raises ShapeError if the sizes do not match, ArgumentError unless they are ints.
     """
     x = as_tensor(x)
-    shape = tuple(shape)
+    shape = _ints("reshape", "shape", shape)
     known = math.prod(n for n in shape if n != -1)
     free = sum(n == -1 for n in shape)
     fits = known == x.size if free == 0 else free == 1 and known > 0 and x.size % known == 0
@@ -47,7 +53,7 @@ def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
     Raises ArgumentError unless axes is a permutation of x's axes; negative ones count from the end.
     """
     x = as_tensor(x)
-    order = tuple(range(x.ndim))[::-1] if axes is None else tuple(axes)
+    order = tuple(range(x.ndim))[::-1] if axes is None else _ints("transpose", "axes", axes)
     if sorted(i % x.ndim if -x.ndim <= i < x.ndim else -1 for i in order) != list(range(x.ndim)):
         raise ArgumentError(f"transpose: axes {order} do not order the {x.ndim} axes of {x.shape}")
     return _Transpose(tuple(i % x.ndim for i in order))(x)
@@ -56,12 +62,15 @@ def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
 def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     """Join tensors along the existing axis `axis`; their other sizes and dtypes must agree.
 
+    Under autocast, half precision next to float32 becomes float32.
     Raises ArgumentError for no tensors or an axis out of range, ShapeError, DtypeError.
     """
-    parts = [as_tensor(x) for x in tensors]
+    parts = promoted(*(as_tensor(x) for x in tensors))
     if not parts:
         raise ArgumentError("concatenate: expected at least one tensor")
     first = parts[0]
+    if not is_int(axis):
+        raise ArgumentError(f"concatenate: axis must be an int, got {axis!r}")
     if not -first.ndim <= axis < first.ndim:
         raise ArgumentError(f"concatenate: axis {axis} is out of range for shape {first.shape}")
     axis %= first.ndim
@@ -82,22 +91,36 @@ def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
 def pad(x: Any, widths: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
     """x surrounded by `value`: widths holds (before, after) for each axis, in elements.
 
-    Raises ArgumentError unless there is one pair of non-negative widths for each axis.
+    Raises ArgumentError unless value is a number and there is one pair of non-negative widths for
+    each axis; DtypeError for a value that a tensor of integers cannot hold.
     """
     x = as_tensor(x)
-    pairs = tuple((int(before), int(after)) for before, after in widths)
-    if len(pairs) != x.ndim or any(n < 0 for pair in pairs for n in pair):
+    try:
+        pairs = tuple((as_index(before), as_index(after)) for before, after in widths)
+    except (TypeError, ValueError):
+        pairs = None
+    if pairs is None or len(pairs) != x.ndim or any(n < 0 for pair in pairs for n in pair):
         raise ArgumentError(
-            f"pad: expected {x.ndim} pairs of non-negative widths for shape {x.shape}, got {pairs}"
+            f"pad: expected {x.ndim} pairs of non-negative widths for shape {x.shape}, "
+            f"got {widths!r}"
         )
+    value = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(value, int | float):
+        raise ArgumentError(f"pad: expected a number as value, got {type(value).__name__}")
+    if not is_floating(x.dtype):
+        if isinstance(value, float) and not value.is_integer():
+            raise DtypeError(f"pad: value {value} in a tensor of {x.dtype}")
+        value = int(value)
+        require_range("pad", x, value)
     return _Pad(pairs, value)(x)
 
 
 def getitem(x: Any, index: Any) -> Tensor:
     """x[index] with integers, slices, None, Ellipsis, integer and boolean arrays, as in NumPy.
 
-    The result is contiguous.  The gradients of an element that is picked several times are
-    summed in an order that depends only on the index: the same bits every time, on a GPU too.
+    Index arrays may be on the host, also for an x on a GPU.  The result is contiguous.  The
+    gradients of an element that is picked several times are summed in an order that depends only on
+    the index: the same bits every time, on a GPU too.
     On a GPU the backward pass sorts index arrays on the host, which synchronises if they are on the
     GPU; integers and slices never synchronise.
 
@@ -112,14 +135,33 @@ def getitem(x: Any, index: Any) -> Tensor:
 
 
 def astype(x: Any, dtype: Any) -> Tensor:
-    """x converted to dtype, or x itself if it has it; the gradient is converted back."""
-    x = as_tensor(x)
+    """x converted to dtype, or x itself if it has it; the gradient is converted back.
+
+    The result of a conversion to integers or bools does not require a gradient.
+    Raises DtypeError for a dtype that is not of numbers.
+    """
+    x, dtype = as_tensor(x), number_dtype("astype", dtype)
+    if not is_floating(dtype) and x.requires_grad:
+        x = x.detach()
     return x if x.dtype == dtype else _AsType(dtype)(x)
+
+
+def clone(x: Any) -> Tensor:
+    """A contiguous copy of x, which passes gradients back."""
+    return _Clone()(as_tensor(x))
 
 
 def to_device(x: Tensor, device: Device) -> Tensor:
     """x on `device`: x itself if it is there, else a copy that passes gradients back."""
     return x if x.device == device else _ToDevice(device)(x)
+
+
+def _ints(op: str, what: str, values: Any) -> tuple[int, ...]:
+    """values, a sequence of ints, as a tuple; ArgumentError for anything else."""
+    try:
+        return tuple(map(as_index, values))
+    except TypeError:
+        raise ArgumentError(f"{op}: {what} must be a tuple of ints, got {values!r}") from None
 
 
 def from_nchw(x: Any) -> Tensor:
@@ -146,6 +188,7 @@ def to_nchw(x: Any) -> Tensor:
 
 class _Reshape(Function):
     name = "reshape"
+    keeps_zeros = True
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
@@ -155,6 +198,8 @@ class _Reshape(Function):
         return x.reshape(self.shape)
 
     def backward(self, dy: Array) -> Array:
+        if self.masked:
+            self.mask(0)
         return dy.reshape(self.old)
 
 
@@ -205,7 +250,7 @@ class _Pad(Function):
         )
         if x.ndim == 0:  # np.pad rejects an empty list of widths
             return x.copy()
-        return array_module(x).pad(x, self.widths, constant_values=self.value)
+        return narrowed(array_module(x).pad(x, self.widths, constant_values=self.value), x.dtype)
 
     def backward(self, dy: Array) -> Array:
         dx = dy[self.inner]
@@ -221,7 +266,7 @@ class _GetItem(Function):
     def forward(self, x: Array) -> Array:
         self.shape = x.shape
         try:
-            y = x[self.index]
+            y = x[_on_device(x, self.index)]
         except IndexError as error:
             raise ShapeError(f"getitem: {error}; x has shape {x.shape}") from None
         return array_module(x).ascontiguousarray(y).reshape(y.shape)  # undo () -> (1,)
@@ -238,6 +283,15 @@ class _GetItem(Function):
             rows, trailing = _rows(self.shape, self.index)
             _add_at(dx.reshape(-1, trailing), rows, dy.reshape(-1, trailing))
         return dx
+
+
+def _on_device(x: Array, index: Any) -> Any:
+    """An index whose NumPy arrays are on x's device."""
+    if isinstance(x, np.ndarray):
+        return index
+    parts = index if isinstance(index, tuple) else (index,)
+    moved = [array_module(x).asarray(i) if isinstance(i, np.ndarray) else i for i in parts]
+    return tuple(moved) if isinstance(index, tuple) else moved[0]
 
 
 # --- add.at on a GPU: CuPy's version adds atomically, in no fixed order; this sums pairs ---
@@ -304,6 +358,16 @@ class _AsType(Function):
 
     def backward(self, dy: Array) -> Array:
         return dy.astype(self.old)
+
+
+class _Clone(Function):
+    name = "clone"
+
+    def forward(self, x: Array) -> Array:
+        return x.copy()
+
+    def backward(self, dy: Array) -> Array:
+        return dy
 
 
 class _ToDevice(Function):

@@ -64,23 +64,31 @@ class Adam(Optimizer):
             counts = to_device(self._done, CPU) // self._blocks
         return {**super().state_dict(), "counts": counts.astype(np.int64)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        counts, n = state.get("counts"), len(self.parameters)
-        found = "nothing" if counts is None else tuple(counts.shape)
-        if counts is None or found != (n,):
+    def _checked_state(self, state: Mapping[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+        self.check_array("counts", state.get("counts"), (len(self.parameters),), np.int64)
+        counts = to_device(state["counts"], CPU)
+        if counts.min() < 0:
             raise CheckpointError(
-                f"{type(self).__name__}: the state does not fit: expected counts of shape ({n},), "
-                f"got {found}"
+                f"{type(self).__name__}: the state does not fit: expected counts of steps, "
+                f"got {counts.min()}"
             )
+        return super()._checked_state(state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
+        counts = to_device(state["counts"], CPU)
         with self._working("the state"):
-            done = to_device(counts, CPU).astype(np.uint64) * self._blocks
+            done = counts.astype(np.uint64) * self._blocks
             self._done[...] = to_device(done, device_of(self._done))
 
     def launch(
         self, group: Mapping[str, Any], grid: tuple[int, int], block: int, *table: Any
     ) -> None:
         lr, betas, decay = group["lr"], group["betas"], group["weight_decay"]
+
+        def shrink() -> float:
+            return 1 - group["lr"] * decay if self.decoupled else 1.0
+
         cuda.launch(
             "adam_step",
             grid,
@@ -88,16 +96,31 @@ class Adam(Optimizer):
             self._flat,
             self._state["mean"],
             self._state["square"],
+            self.copies.target,
             self._done,  # (parameters,) uint64
             *table,  # starts, sizes, first, and the sixteen gradients
+            cuda.step_value(lambda: (group["lr"], shrink()), np.float32, (2,)),
             lr,
             *(math.log(beta) if beta else -math.inf for beta in betas),
             *betas,
             *(1 - beta for beta in betas),
             group["eps"],
             0.0 if self.decoupled else decay,
-            1 - lr * decay if self.decoupled else 1.0,
+            shrink(),
+            self.unscale,
+            self.guard,
+            defines=self.copies.defines(),
         )
+
+    def bounds_after(
+        self, group: Mapping[str, Any], gradient: float, bounds: Mapping[str, float]
+    ) -> dict[str, float]:
+        lr, betas, decay = group["lr"], group["betas"], group["weight_decay"]
+        shrink = max(abs(1 - lr * decay), 1.0) if self.decoupled else 1.0
+        g = gradient if self.decoupled else gradient + decay * bounds["value"]
+        mean, square = max(bounds["mean"], g), max(bounds["square"], g * g)
+        moved = lr / (1 - betas[0]) * mean / group["eps"]
+        return {"value": bounds["value"] * shrink + moved, "mean": mean, "square": square}
 
     def update(self, i: int, group: Mapping[str, Any]) -> Callable[..., None]:
         lr, (beta1, beta2) = group["lr"], group["betas"]

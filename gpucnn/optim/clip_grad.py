@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from gpucnn.device import Array, Device, device_of, to_host, working_on
 from gpucnn.errors import ArgumentError
+from gpucnn.ops._exact import widened
 from gpucnn.optim.param_groups import list_parameters
 from gpucnn.tensor import Tensor
 
@@ -26,7 +27,8 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
     for g in gradients:
         device = device_of(g)
         with working_on(device):
-            squares.setdefault(device, []).append((g * g).sum())
+            wide_g = widened(g)
+            squares.setdefault(device, []).append((wide_g * wide_g).sum())
     total = 0.0
     for device, sums in squares.items():
         with working_on(device):

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn import schema
 from gpucnn.errors import ArgumentError, CheckpointError, kind
 from gpucnn.optim.optimizer import Optimizer
 from gpucnn.optim.param_groups import plain
@@ -46,6 +47,9 @@ class LRScheduler:
         self.last_epoch = 0
         self._set_lr()
 
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise ArgumentError for a setting out of range; subclasses check their own."""
+
     def get_lr(self) -> list[float]:
         """The rate of each group after `last_epoch` steps."""
         raise NotImplementedError
@@ -71,22 +75,26 @@ class LRScheduler:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, settings included; the rates are part of the optimizer's state.
 
-        Raises CheckpointError, and changes nothing, if the state belongs to another scheduler or
-        has another number of parameter groups.
+        Raises CheckpointError, and changes nothing, if the state belongs to another scheduler, has
+        another number of parameter groups, or a setting out of range.
         """
         self._check_state(state)
         vars(self).update(state)
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
-        own, name = self.state_dict(), type(self).__name__
-        if state.keys() != own.keys():
-            raise CheckpointError(
-                f"{name}: the state does not fit: expected {', '.join(own)}, "
-                f"got {', '.join(map(str, state))}"
-            )
+        own, wrong = self.state_dict(), f"{type(self).__name__}: the state does not fit"
+        if not isinstance(state, Mapping) or state.keys() != own.keys():
+            found = ", ".join(map(str, state))[:500] if isinstance(state, Mapping) else kind(state)
+            raise CheckpointError(f"{wrong}: expected {', '.join(own)}, got {found}")
+        try:
+            schema.record({key: schema.like(value) for key, value in own.items()})(state, "")
+            schema.integer()(state["last_epoch"], "last_epoch")
+            self.check(state)
+        except (ArgumentError, CheckpointError) as error:
+            raise CheckpointError(f"{wrong}: {error}") from error
         if len(state["base_lrs"]) != len(self.base_lrs):
             raise CheckpointError(
-                f"{name}: the state does not fit: expected {len(self.base_lrs)} parameter groups, "
+                f"{wrong}: expected {len(self.base_lrs)} parameter groups, "
                 f"got {len(state['base_lrs'])}"
             )
 
@@ -123,9 +131,12 @@ class StepLR(LRScheduler):
     """The initial rate, multiplied by `gamma` after every `step_size` steps."""
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
-        _at_least_one("StepLR", step_size=step_size)
         self.step_size, self.gamma = step_size, gamma
+        self.check(vars(self))
         super().__init__(optimizer)
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        _at_least_one("StepLR", step_size=settings["step_size"])
 
     def get_lr(self) -> list[float]:
         factor = self.gamma ** (self.last_epoch // self.step_size)
@@ -145,14 +156,18 @@ class LinearLR(LRScheduler):
         end_factor: float = 1.0,
         total_iters: int = 5,
     ) -> None:
-        _at_least_one("LinearLR", total_iters=total_iters)
+        self.start_factor, self.end_factor = start_factor, end_factor
+        self.total_iters = total_iters
+        self.check(vars(self))
+        super().__init__(optimizer)
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        start_factor, end_factor = settings["start_factor"], settings["end_factor"]
+        _at_least_one("LinearLR", total_iters=settings["total_iters"])
         if not 0 < start_factor <= 1:
             raise ArgumentError(f"LinearLR: start_factor must be in (0, 1], got {start_factor}")
         if not 0 <= end_factor <= 1:
             raise ArgumentError(f"LinearLR: end_factor must be in [0, 1], got {end_factor}")
-        self.start_factor, self.end_factor = start_factor, end_factor
-        self.total_iters = total_iters
-        super().__init__(optimizer)
 
     def get_lr(self) -> list[float]:
         done = min(self.last_epoch, self.total_iters) / self.total_iters
@@ -168,9 +183,12 @@ class CosineAnnealingLR(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
-        _at_least_one("CosineAnnealingLR", T_max=T_max)
         self.T_max, self.eta_min = T_max, eta_min
+        self.check(vars(self))
         super().__init__(optimizer)
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        _at_least_one("CosineAnnealingLR", T_max=settings["T_max"])
 
     def get_lr(self) -> list[float]:
         cosine = math.cos(math.pi * (self.last_epoch / self.T_max))
@@ -190,11 +208,15 @@ class TriangularLR(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, pct_start: float = 0.25) -> None:
-        _at_least_one("TriangularLR", total_steps=total_steps)
+        self.total_steps, self.pct_start = total_steps, pct_start
+        self.check(vars(self))
+        super().__init__(optimizer)
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        pct_start = settings["pct_start"]
+        _at_least_one("TriangularLR", total_steps=settings["total_steps"])
         if not 0 <= pct_start < 1:
             raise ArgumentError(f"TriangularLR: pct_start must be in [0, 1), got {pct_start}")
-        self.total_steps, self.pct_start = total_steps, pct_start
-        super().__init__(optimizer)
 
     def get_lr(self) -> list[float]:
         step, peak = self.last_epoch, self.pct_start * self.total_steps
@@ -221,22 +243,26 @@ class SequentialLR(LRScheduler):
         self, optimizer: Optimizer, schedulers: Sequence[LRScheduler], milestones: Sequence[int]
     ) -> None:
         self.schedulers, self.milestones = list(schedulers), list(milestones)
-        if not self.schedulers or len(self.milestones) != len(self.schedulers) - 1:
-            raise ArgumentError(
-                f"SequentialLR: {len(self.schedulers)} schedulers need "
-                f"{max(len(self.schedulers) - 1, 0)} milestones, got {len(self.milestones)}"
-            )
         for i, scheduler in enumerate(self.schedulers):
             if not isinstance(scheduler, LRScheduler) or scheduler.optimizer is not optimizer:
                 raise ArgumentError(
                     f"SequentialLR: scheduler {i} must be a scheduler of the same optimizer, "
                     f"got {kind(scheduler)}"
                 )
-        if any(b <= a for a, b in zip([0, *self.milestones], self.milestones, strict=False)):
-            raise ArgumentError(
-                f"SequentialLR: milestones must be positive and ascending, got {self.milestones}"
-            )
+        self.check(vars(self))
         super().__init__(optimizer)
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        milestones, schedulers = settings["milestones"], len(self.schedulers)
+        if not schedulers or len(milestones) != schedulers - 1:
+            raise ArgumentError(
+                f"SequentialLR: {schedulers} schedulers need {max(schedulers - 1, 0)} milestones, "
+                f"got {len(milestones)}"
+            )
+        if any(b <= a for a, b in zip([0, *milestones], milestones, strict=False)):
+            raise ArgumentError(
+                f"SequentialLR: milestones must be positive and ascending, got {milestones}"
+            )
 
     def get_lr(self) -> list[float]:
         i = bisect_right(self.milestones, self.last_epoch)

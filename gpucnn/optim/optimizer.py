@@ -1,18 +1,21 @@
 """The base of every optimizer: parameters and state in flat buffers."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from gpucnn.autograd import check_gradient
+from gpucnn import schema
 from gpucnn.cpu import give_back_freed_memory, parallel
 from gpucnn.device import Array, array_module, device_of, to_device, working_on
-from gpucnn.errors import ArgumentError, CheckpointError, GraphError, OutOfMemory
+from gpucnn.errors import ArgumentError, CheckpointError, GraphError
+from gpucnn.gradient_checks import check_gradient
 from gpucnn.integers import ceil_div
+from gpucnn.optim.half_copies import HalfCopies, HalfCopy
 from gpucnn.optim.param_groups import check_number, make_groups, plain
-from gpucnn.out_of_memory import explain
+from gpucnn.out_of_memory import explaining
 from gpucnn.tensor import Tensor
 
 # Elements per task of a CPU worker.  SGD is fastest with this size or twice this size; with smaller
@@ -20,12 +23,17 @@ from gpucnn.tensor import Tensor
 _BLOCK = 128 * 1024
 _ALIGN = 16  # elements: each parameter starts on a 64-byte line of the flat buffer
 _THREADS = 256  # per block on a GPU
+_WIDTH = 4  # elements of a thread: WIDTH in kernels/optimizer.cu
 _MOST_BLOCKS = 1024  # per parameter: enough to fill any GPU; the kernel's loop covers the rest
 _ROWS = 16  # parameters per launch: GRADIENTS in kernels/optimizer.cu
+_GROUP = schema.record({"params": schema.list_of(schema.integer())}, others=schema.anything)
+_STATE = schema.record(
+    {"steps": schema.integer(), "param_groups": schema.list_of(_GROUP)}, others=schema.anything
+)
 
 
 class Optimizer:
-    """Base of SGD, Adam and AdamW.
+    """Base of SGD, Adam, AdamW and Muon; a MultiOptimizer is several of them.
 
     params is an iterable of leaf tensors of one dtype on one device, or an iterable of parameter
     groups: dicts with "params" and the hyperparameters in which the group differs from `defaults`,
@@ -36,6 +44,9 @@ class Optimizer:
     The parameters' arrays become views of one flat buffer, and so does each state (velocity,
     moments), with 64-byte alignment.  A parameter whose grad is None, such as a frozen one, is not
     updated, not even by weight decay.
+
+    On a GPU under autocast, a step also writes the parameters in half precision: the next forward
+    pass casts nothing.
 
     Raises ArgumentError for invalid params or hyperparameters, DeviceMismatch or DtypeError for
     parameters on several devices or of several dtypes.
@@ -60,6 +71,13 @@ class Optimizer:
         self._launches = list(self._plan())
         self._by_kernel = xp is not np and first.dtype == np.float32
         self._table: tuple[Array, Array] | None = None  # for the kernel: starts and sizes
+        # For step_if_finite: the largest magnitudes of parameters and of each state, if known
+        self._bounds: dict[str, float] | None = None
+        # For a step on a GPU that the host does not wait for: (1,) int32, see kernels/optimizer.cu
+        self.guard: Array | None = None
+        # For a GradScaler: what multiplies the gradients; 0 skips the step, None is 1.  A number,
+        # or an array () for the kernels
+        self.unscale: Any = None
         with self._working("the state"):
             self._flat = xp.zeros(size, dtype=first.dtype)
             self._state = {name: xp.zeros_like(self._flat) for name in self.states}
@@ -67,10 +85,20 @@ class Optimizer:
                 view[...] = parameter.data
                 # Bypasses the change counter: the values are the same, so graphs stay valid
                 parameter._data, parameter._cache = view, None
+        self.copies = HalfCopies(self.parameters, self._starts, self._flat)
         # Device addresses of the views, which step() checks
         self._addresses = [None if xp is np else p.data.data.ptr for p in self.parameters]
         del first
         give_back_freed_memory()  # the parameters' old arrays, and temporaries of initialization
+
+    @property
+    def parts(self) -> "tuple[Optimizer, ...]":
+        """The optimizers that it is made of: itself, but for a MultiOptimizer."""
+        return (self,)
+
+    def offered_copies(self) -> list[HalfCopy]:
+        """The half-precision copies that the next forward pass will find."""
+        return self.copies.offered()
 
     @property
     def lr(self) -> float:
@@ -94,12 +122,9 @@ class Optimizer:
 
     @contextmanager
     def _working(self, what: str) -> Iterator[None]:
-        try:
-            with working_on(self.parameters[0].device):
-                yield
-        except OutOfMemory as error:
-            explain(error, f"{what} of {type(self).__name__}", None)
-            raise
+        what = f"{what} of {type(self).__name__}"
+        with explaining(what), working_on(self.parameters[0].device):
+            yield
 
     def _views(self, flat: Array) -> list[Array]:
         return [
@@ -119,18 +144,29 @@ class Optimizer:
         was replaced since the optimizer was built; ShapeError, DtypeError or DeviceMismatch for a
         gradient that does not match its parameter.  No parameter is updated then.
         """
+        moved = self._ready()
+        self.steps += 1
+        if not self._by_kernel and self.unscale == 0:
+            return
+        self._bounds = None
+        with self._working("a step"):
+            if self._by_kernel:
+                self.copies.prepare(moved)
+            for i in moved:
+                self.parameters[i]._changed()
+            if self._by_kernel:
+                self._step_by_kernel()
+                self.copies.offer()
+            else:
+                self._step_on_arrays(moved)
+
+    def _ready(self) -> list[int]:
+        """The numbers of the parameters that a step updates; raises what step() does."""
         self._check_groups()
         moved = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
         for i in moved:
             self._check_own(i)
-        self.steps += 1
-        for i in moved:
-            self.parameters[i]._changed()
-        with self._working("a step"):
-            if self._by_kernel:
-                self._step_by_kernel()
-            else:
-                self._step_on_arrays(moved)
+        return moved
 
     def _check_own(self, i: int) -> None:
         """Raise unless parameter i's array is still the optimizer's view, and its gradient matches.
@@ -138,7 +174,7 @@ class Optimizer:
         model.to(device) and model.astype(dtype) replace the array.
         """
         parameter, flat = self.parameters[i], self._flat
-        data = parameter.data
+        data = parameter._data  # reading .data would drop the cache
         if isinstance(data, np.ndarray):
             same = data.base is flat
         else:
@@ -161,6 +197,8 @@ class Optimizer:
             gradient, rule = parameter.grad, self.update(i, group_of[i])
             assert gradient is not None
             gradient = gradient.reshape(-1)
+            if self.unscale is not None:
+                gradient = gradient * gradient.dtype.type(self.unscale)
             block = _BLOCK if isinstance(self._flat, np.ndarray) else max(parameter.size, 1)
             for low in range(0, parameter.size, block):
                 high = min(low + block, parameter.size)
@@ -171,18 +209,28 @@ class Optimizer:
 
     def _step_by_kernel(self) -> None:
         """One launch for every 16 parameters of a group."""
-        xp = array_module(self._flat)
+        starts, sizes = self._tables()
+        for group, first, grid in self._launches:
+            gradients = self._gradients(first, grid[1])
+            self.launch(self.param_groups[group], grid, _THREADS, starts, sizes, first, *gradients)
+
+    def _tables(self) -> tuple[Array, Array]:
+        """On the device: where each parameter starts in the flat buffers, and its length."""
         if self._table is None:
+            xp = array_module(self._flat)
             sizes = [parameter.size for parameter in self.parameters]
             table = np.array([self._starts, sizes], np.int64)
             self._table = (xp.asarray(table[0]), xp.asarray(table[1]))
-        for group, first, grid in self._launches:
-            gradients: list[Array | None] = [
-                None if p.grad is None else xp.ascontiguousarray(p.grad)
-                for p in self.parameters[first : first + grid[1]]
-            ]
-            gradients += [None] * (_ROWS - len(gradients))
-            self.launch(self.param_groups[group], grid, _THREADS, *self._table, first, *gradients)
+        return self._table
+
+    def _gradients(self, first: int, rows: int) -> list[Array | None]:
+        """A launch's gradients: of parameter `first` and the next ones, 16 with None at the end."""
+        xp = array_module(self._flat)
+        gradients: list[Array | None] = [
+            None if p.grad is None else xp.ascontiguousarray(p.grad)
+            for p in self.parameters[first : first + rows]
+        ]
+        return gradients + [None] * (_ROWS - len(gradients))
 
     def _plan(self) -> Iterator[tuple[int, int, tuple[int, int]]]:
         """The launches of a step: (group, first parameter, grid).
@@ -196,7 +244,8 @@ class Optimizer:
             for first in range(start, end, _ROWS):
                 rows = self.parameters[first : min(first + _ROWS, end)]
                 most = max(parameter.size for parameter in rows)
-                yield number, first, (min(ceil_div(most, _THREADS), _MOST_BLOCKS), len(rows))
+                blocks = min(ceil_div(most, _THREADS * _WIDTH), _MOST_BLOCKS)
+                yield number, first, (blocks, len(rows))
             start = end
 
     def launch(
@@ -215,6 +264,17 @@ class Optimizer:
         flat arrays of one length; it must not write to g.
         """
         raise NotImplementedError
+
+    def bounds_after(
+        self, group: Mapping[str, Any], gradient: float, bounds: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Bounds on magnitudes after a step of `group`, intermediate results included.
+
+        gradient bounds the gradient's elements.  `bounds` has "value", of a parameter, and each
+        state, and so has the result.  Infinite if unknown: step_if_finite then makes every step on
+        trial.
+        """
+        return dict.fromkeys(bounds, math.inf)
 
     def state_dict(self) -> dict[str, Any]:
         """{"steps": int, "param_groups": [...], state name: flat array, ...}.
@@ -240,41 +300,51 @@ class Optimizer:
         with self._working("the state"):
             for what, buffer in self._state.items():
                 buffer[...] = to_device(state[what], device_of(buffer))
-        self.steps = steps
+        self.steps, self._bounds = steps, None
         for group, settings in zip(self.param_groups, groups, strict=True):
             group.update(settings)
 
     def _checked_state(self, state: Mapping[str, Any]) -> tuple[int, list[dict[str, Any]]]:
         """The steps and the groups' hyperparameters of a state that fits."""
+        given = self._given_groups(state)
+        wrong = f"{type(self).__name__}: the state does not fit"
+        settings = {key: schema.like(value) for key, value in self.defaults.items()}
+        check_group = schema.record(settings, optional_entries={"initial_lr": schema.number(0)})
+        for i, group in enumerate(given):
+            try:
+                check_group(group, f"group {i}")
+                self.check(f"group {i}", group)
+            except (ArgumentError, CheckpointError) as error:
+                raise CheckpointError(f"{wrong}: {error}") from error
+        for what, buffer in self._state.items():
+            self.check_array(what, state.get(what), buffer.shape, buffer.dtype)
+        return state["steps"], given
+
+    def _given_groups(self, state: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The groups' hyperparameters in a state of as many groups and parameters."""
         wrong = f"{type(self).__name__}: the state does not fit"
         try:
-            steps = int(state["steps"])
-            given = [dict(group) for group in state["param_groups"]]
-            found = [len(group.pop("params")) for group in given]
-        except (KeyError, TypeError, ValueError):
-            raise CheckpointError(
-                f'{wrong}: expected "steps", and "param_groups" with "params"'
-            ) from None
+            _STATE(state, "")
+        except CheckpointError as error:
+            raise CheckpointError(f"{wrong}: {error}") from None
+        given = [dict(group) for group in state["param_groups"]]
+        found = [len(group.pop("params")) for group in given]
         own = [len(group["params"]) for group in self.param_groups]
         if found != own:
             raise CheckpointError(
                 f"{wrong}: expected {_sizes(own)}, got {_sizes(found)}\n"
                 "  build the optimizer with the groups of the run"
             )
-        for i, group in enumerate(given):
-            if lacking := self.defaults.keys() - group.keys():
-                raise CheckpointError(f"{wrong}: group {i} lacks {', '.join(sorted(lacking))}")
-            try:
-                self.check(f"group {i}", group)
-            except ArgumentError as error:
-                raise CheckpointError(f"{wrong}: {error}") from error
-        for what, buffer in self._state.items():
-            shape = tuple(state[what].shape) if what in state else "nothing"
-            if shape != buffer.shape:
-                raise CheckpointError(
-                    f"{wrong}: expected {what} of shape {buffer.shape}, got {shape}"
-                )
-        return steps, given
+        return given
+
+    def check_array(self, what: str, array: Any, shape: tuple[int, ...], dtype: Any) -> None:
+        """Raise CheckpointError unless `array`, `what` of a state, has this shape and dtype."""
+        found = tuple(getattr(array, "shape", ())) if array is not None else "nothing"
+        wrong = f"{type(self).__name__}: the state does not fit"
+        if found != shape:
+            raise CheckpointError(f"{wrong}: expected {what} of shape {shape}, got {found}")
+        if array.dtype != dtype:
+            raise CheckpointError(f"{wrong}: expected {what} of {dtype}, got {array.dtype}")
 
     def __repr__(self) -> str:
         groups = []

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from gpucnn import cuda
 from gpucnn.device import Array, array_module
 from gpucnn.errors import ArgumentError
@@ -62,12 +64,25 @@ class SGD(Optimizer):
             block,
             self._flat,
             self._state["velocity"],
+            self.copies.target,
             *table,  # starts, sizes, first, and the sixteen gradients
+            cuda.step_value(lambda: group["lr"], np.float32, (1,)),
             group["lr"],
             group["momentum"],
             group["weight_decay"],
             group["nesterov"],
+            self.unscale,
+            self.guard,
+            defines=self.copies.defines(),
         )
+
+    def bounds_after(
+        self, group: Mapping[str, Any], gradient: float, bounds: Mapping[str, float]
+    ) -> dict[str, float]:
+        d = gradient + group["weight_decay"] * bounds["value"]
+        velocity = group["momentum"] * bounds["velocity"] + d
+        moved = group["lr"] * (d + velocity)  # with or without nesterov
+        return {"value": bounds["value"] + moved, "velocity": velocity}
 
     def update(self, i: int, group: Mapping[str, Any]) -> Callable[..., None]:
         lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]

@@ -3,6 +3,8 @@
 They read only shapes, dtypes and devices, so they never wait for a GPU.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from gpucnn.device import Device
@@ -18,6 +20,20 @@ def check_loader(who: str, loader: Any) -> None:
             f"{who}: expected a loader of batches, got {kind(loader)}\n"
             "  build one: data.DataLoader(dataset, batch_size, device=...)"
         )
+
+
+@contextmanager
+def closing_batches(loader: Any) -> Iterator[Iterator[Any]]:
+    """Yield iter(loader), and close it at the end if it is a generator.
+
+    Python ignores an exception, such as that of Ctrl-C, in a generator that it closes itself.
+    """
+    batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        if hasattr(batches, "close"):
+            batches.close()
 
 
 def device_of_model(model: Module) -> Device | None:

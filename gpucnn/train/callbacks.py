@@ -1,14 +1,14 @@
-"""Callbacks: progress bar, epoch lines, metrics file, checkpoints, curves."""
+"""Callbacks: epoch lines, files of settings and metrics, curves, a time limit."""
 
 import csv
 import io
-import math
+import json
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from gpucnn.errors import ArgumentError, missing_extra
+from gpucnn.errors import missing_extra
 from gpucnn.files import write_whole
 from gpucnn.train.trainer import Callback, Trainer
 
@@ -25,57 +25,13 @@ COLUMNS = (
 )
 
 
-class ProgressBar(Callback):
-    """A tqdm bar per epoch: loss, accuracy, images per second, remaining time."""
+class Log(Callback):
+    """A callback that only reports: if it fails, training goes on with a warning."""
 
-    def __init__(self, refresh: int = 1) -> None:
-        """refresh: steps between updates of the metrics, which make the host wait for a GPU."""
-        if refresh < 1:
-            raise ArgumentError(f"ProgressBar: refresh must be at least 1, got {refresh}")
-        self.refresh = refresh
-        self._bar: Any = None
-        self._epochs = 0
-        self._images = 0
-
-    def on_start(self, trainer: Trainer, epochs: int) -> None:
-        self._epochs = epochs
-
-    def on_epoch_start(self, trainer: Trainer) -> None:
-        self._images = trainer.metrics.count
-        loader = trainer.loader
-        self._bar = tqdm(
-            total=min(len(loader) * loader.batch_size, len(loader.dataset)),
-            initial=self._images,
-            desc=f"epoch {trainer.epoch + 1}/{self._epochs}",
-            unit="img",
-            leave=False,
-            dynamic_ncols=True,
-        )
-
-    def on_batch_end(self, trainer: Trainer) -> None:
-        metrics = trainer.metrics
-        if trainer.step % self.refresh == 0:
-            self._bar.set_postfix_str(
-                f"loss {metrics.loss:.3f}, accuracy {metrics.accuracy:.1%}", refresh=False
-            )
-        self._bar.update(metrics.count - self._images)
-        self._images = metrics.count
-
-    def on_epoch_end(self, trainer: Trainer) -> None:
-        self._close()
-
-    def on_interrupt(self, trainer: Trainer) -> None:
-        self._close()
-
-    def on_error(self, trainer: Trainer) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+    required = False
 
 
-class EpochLine(Callback):
+class EpochLine(Log):
     """Print a line per epoch."""
 
     def __init__(self) -> None:
@@ -97,12 +53,12 @@ class EpochLine(Callback):
         )
 
 
-class MetricsFile(Callback):
-    """Write metrics.csv: a row per epoch, accuracies as fractions.
+class MetricsFile(Log):
+    """Write metrics.csv: a row per epoch, accuracies as fractions, then the test metrics.
 
     The whole file is rewritten after each epoch, and when a run resumes, so that it matches the
-    run wherever the previous process stopped.  Raises OutputError if it cannot be written; the
-    previous file stays intact.
+    run wherever the previous process stopped.  If it cannot be written, the previous file stays
+    intact.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -117,53 +73,66 @@ class MetricsFile(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        columns = dict.fromkeys([*COLUMNS, *(name for row in trainer.history for name in row)])
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(trainer.history)
+        writer.writerows(
+            {name: _cell(value) for name, value in row.items()} for row in trainer.history
+        )
         write_whole(self.path, text.getvalue())
 
 
-class Checkpoints(Callback):
-    """Write last.safetensors after each epoch, on an interrupt, and every `every` steps unless 0.
+def _cell(value: Any) -> Any:
+    """`value`; unless it is a number or None, in quotes, so that it is no formula."""
+    return value if value is None or isinstance(value, int | float) else repr(value)
 
-    Also write best.safetensors whenever the test accuracy (without a test set, the training loss)
-    improves.
 
-    Raises OutputError if a file cannot be written; the previous one stays intact.
-    """
+class SettingsFile(Log):
+    """Write config.json, the settings of the run, before training."""
 
-    def __init__(self, folder: str | Path, every: int = 0) -> None:
-        if every < 0:
-            raise ArgumentError(f"Checkpoints: every must not be negative, got {every}")
-        self.folder = Path(folder)
-        self.every = every
+    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self._text = json.dumps(settings, indent=2) + "\n"
+        self._written = False
 
-    def on_batch_end(self, trainer: Trainer) -> None:
-        if self.every and trainer.step % self.every == 0:
-            self._save(trainer, "last.safetensors")
+    def on_start(self, trainer: Trainer, epochs: int) -> None:
+        self._write()
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        if _score(trainer.history[-1]) > max(map(_score, trainer.history[:-1]), default=-math.inf):
-            self._save(trainer, "best.safetensors")
-        self._save(trainer, "last.safetensors")
+        if not self._written:
+            self._write()
 
-    def on_interrupt(self, trainer: Trainer) -> None:
-        self._save(trainer, "last.safetensors")
-
-    def _save(self, trainer: Trainer, name: str) -> None:
-        trainer.save(self.folder / name)
+    def _write(self) -> None:
+        write_whole(self.path, self._text)
+        self._written = True
 
 
-def _score(row: dict[str, Any]) -> float:
-    accuracy = row["test_accuracy"]
-    return float(accuracy if accuracy is not None else -row["train_loss"])
+class TimeLimit(Callback):
+    """Stop training, as Ctrl-C does but with exit status 0, `seconds` after `since`.
+
+    since is a time.monotonic(); None means now.  The limit is checked after each step and epoch, so
+    a run that is resumed again and again makes progress.
+    """
+
+    def __init__(self, seconds: float, since: float | None = None) -> None:
+        self._end = (time.monotonic() if since is None else since) + seconds
+
+    def on_batch_end(self, trainer: Trainer) -> None:
+        self._check(trainer)
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        self._check(trainer)
+
+    def _check(self, trainer: Trainer) -> None:
+        if time.monotonic() >= self._end:
+            trainer.stop(0)
 
 
-class Curves(Callback):
+class Curves(Log):
     """Draw curves.png, loss and accuracy over the epochs, after each epoch.
 
-    Raises MissingExtra without matplotlib, OutputError if the file cannot be written; the previous
-    one stays intact.
+    Raises MissingExtra without matplotlib.  If the file cannot be written, the previous one stays
+    intact.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -172,6 +141,7 @@ class Curves(Callback):
         except ImportError as error:
             raise missing_extra("Curves", "matplotlib", "plot") from error
         self.path = Path(path)
+        self._figure: Any = None
 
     def on_start(self, trainer: Trainer, epochs: int) -> None:
         if trainer.history:
@@ -184,8 +154,11 @@ class Curves(Callback):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(9, 3.5), layout="constrained")
-        FigureCanvasAgg(figure)
+        if self._figure is None:
+            self._figure = Figure(figsize=(9, 3.5), dpi=120, layout="constrained")
+            FigureCanvasAgg(self._figure)
+        figure = self._figure  # matplotlib caches texts for every new canvas
+        figure.clear()
         rows = trainer.history
         epochs = [row["epoch"] for row in rows]
         for axes, what, unit in zip(
@@ -200,5 +173,5 @@ class Curves(Callback):
             axes.grid(alpha=0.3)
             axes.legend()
         picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=120)
+        figure.savefig(picture, format="png")
         write_whole(self.path, picture.getvalue())

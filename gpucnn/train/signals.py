@@ -7,28 +7,53 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from gpucnn.arguments import Stopped
+
+_INTERRUPTED = 128 + signal.SIGINT
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+
+
+class StopRequest:
+    """Asks training to stop between two steps; `status` is the exit status, None if unasked."""
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+
+    def set(self, status: int) -> None:
+        """Ask; the first request determines the status."""
+        if self.status is None:
+            self.status = status
+
 
 @contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets; the second raises KeyboardInterrupt.
+def stop_signals() -> Iterator[StopRequest]:
+    """Yield a request that SIGINT (Ctrl-C), SIGTERM and SIGHUP set, with status 128 + the signal.
 
-    Outside the main thread, where Python handles no signals, nothing sets the event.
+    Ctrl-C after one of these raises Stopped at once.  SIGTERM and SIGHUP do not: a closing
+    terminal or a shutdown sends several of them.  Where SIGHUP is ignored, as under nohup, it stays
+    ignored.  Outside the main thread, where Python handles no signals, nothing sets the request.
     """
-    event = threading.Event()
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield request
         return
+    received = False
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
+        nonlocal received
+        if received and number == signal.SIGINT:
+            raise Stopped(_INTERRUPTED)
+        received = True
+        request.set(128 + number)
 
     before: dict[signal.Signals, Any] = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for name in _NAMES:
+        number = getattr(signal, name, None)
+        if number is None or (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+            continue
         before[number] = signal.signal(number, handle)
     try:
-        yield event
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -9,13 +9,23 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "host_overhead.py"
 
 
-def test_it_runs_without_gpu_and_compiler_and_its_table_adds_up():
-    command = [sys.executable, str(SCRIPT), "--batch", "2", "--steps", "3"]
+def run(*options):
+    command = [sys.executable, str(SCRIPT), "--batch", "2", "--steps", "3", *options]
     environment = {**os.environ, "CXX": "", "PATH": "/nowhere"}
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=environment, timeout=120
     )
     assert (done.returncode, done.stderr) == (0, "")
+    return done
+
+
+def test_a_replayed_step_is_one_launch():
+    done = run("--graph")
+    assert re.search(r"batch 2: [\d.]+ ms of Python per step.* 1 launches", done.stdout)
+
+
+def test_it_runs_without_gpu_and_compiler_and_its_table_adds_up():
+    done = run()
     assert re.search(r"alexnet_cifar10, batch 2: [\d.]+ ms of Python per step", done.stdout)
     launches = int(re.search(r"(\d+) launches", done.stdout)[1])
     rows = [

@@ -82,7 +82,14 @@ def cupy(monkeypatch):
         runtimeGetVersion=lambda: 13000,
     )
     nvrtc = types.SimpleNamespace(getVersion=lambda: (13, 0), getSupportedArchs=lambda: NVRTC_13)
-    pathfinder = types.SimpleNamespace(find_nvidia_header_directory=lambda name: f"/cuda/{name}")
+
+    def no_library(name):
+        raise DynamicLibNotFoundError(name)
+
+    pathfinder = types.SimpleNamespace(
+        find_nvidia_header_directory=lambda name: f"/cuda/{name}",
+        load_nvidia_dynamic_lib=no_library,
+    )
     monkeypatch.setitem(sys.modules, "cuda.pathfinder", pathfinder)
     fake = types.SimpleNamespace(
         cuda=types.SimpleNamespace(runtime=runtime, nvrtc=nvrtc),
@@ -208,3 +215,13 @@ def test_a_data_folder_that_does_not_exist_is_named_with_a_remedy(monkeypatch, t
     found = finding("CIFAR-10")
     assert found.found == f"GPUCNN_DATA: {tmp_path / 'misspelt'} does not exist"
     assert found.remedy.startswith("correct the name, or make the folder")
+
+
+def test_damaged_data_is_a_fault_beside_the_other_findings(tmp_path, capsys):
+    (tmp_path / "test_batch.bin").write_bytes(b"x")
+    found = finding("CIFAR-10")
+    assert found.state == "fault"
+    assert found.found == f"{tmp_path / 'data_batch_1.bin'} is missing"
+    assert found.remedy.startswith("extract cifar-10-binary.tar.gz again")
+    assert cli.main(["doctor"]) == 1
+    assert "usable cores" in capsys.readouterr().out

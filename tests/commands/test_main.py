@@ -23,7 +23,7 @@ def checkpoint(tmp_path):
 
 @pytest.fixture
 def image(tmp_path):
-    Image = pytest.importorskip("PIL.Image", reason="images are made and read with Pillow")
+    Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
     pixels = np.random.default_rng(3).integers(256, size=(28, 28), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     return tmp_path / "a.png"
@@ -67,7 +67,7 @@ def test_predict_says_when_the_normalisation_is_missing(image, tmp_path, capsys)
         ("predict CHECKPOINT a.png --top 0", "expected at least 1, got 0"),
         ("predict CHECKPOINT a.png --classes none.txt", "--classes: none.txt cannot be read"),
         ("predict CHECKPOINT a.png --device tpu", "device 'tpu' is unknown"),
-        ("predict CHECKPOINT", "required: IMAGE"),
+        ("predict CHECKPOINT", "expected image files after the checkpoint"),
         ("convert none.pth out.safetensors", "there is no such file"),
         ("convert CHECKPOINT out.pth", "holds lenet5"),
         ("frobnicate", "invalid choice"),

@@ -77,6 +77,14 @@ def test_blocks_cover_the_product_with_a_transposed_matrix(
 # --- threads ---
 
 
+def test_numpys_blas_is_found():
+    name = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
+    if not any(known in name for known in ("openblas", "mkl", "blis")):
+        pytest.skip(f"threadpoolctl does not control {name}")
+    with single_threaded_blas():
+        assert blas._blas._found
+
+
 def blas_threads():
     return {i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas"}
 

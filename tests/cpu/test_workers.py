@@ -250,3 +250,73 @@ def test_the_caller_waits_for_pieces_that_helpers_took_before_it_began(monkeypat
     gpucnn.set_num_threads(3)
     parallel(work, range(2))
     assert sorted(finished) == [0, 1]
+
+
+# --- changing the number of threads while they work ---
+
+
+@pytest.mark.parametrize("n", [1, 2, 6])
+def test_a_piece_may_change_the_number_of_threads_of_the_next_call(n):
+    gpucnn.set_num_threads(4)
+    meeting = threading.Barrier(4, timeout=20)  # so that helpers make the call too
+
+    def change(_):
+        meeting.wait()
+        gpucnn.set_num_threads(n)
+
+    parallel(change, range(4))
+    assert gpucnn.get_num_threads() == n
+    meeting = threading.Barrier(n, timeout=20)
+    parallel(lambda _: meeting.wait(), range(n))
+
+
+def test_threads_may_change_the_number_of_threads_while_others_run_jobs():
+    def change(start):
+        for i in range(100):
+            gpucnn.set_num_threads(1 + (start + i) % 4)
+
+    changers = [threading.Thread(target=change, args=(start,)) for start in range(2)]
+    for changer in changers:
+        changer.start()
+    for _ in range(200):
+        done = []
+        parallel(done.append, range(9))
+        assert sorted(done) == list(range(9))
+    for changer in changers:
+        changer.join(timeout=20)
+        assert not changer.is_alive()
+
+
+@pytest.mark.parametrize("refusal", [RuntimeError("can't start new thread"), MemoryError()])
+def test_fewer_threads_work_where_the_system_refuses_more(monkeypatch, refusal):
+    gpucnn.set_num_threads(1)
+    gpucnn.set_num_threads(5)
+    start, started = threading.Thread.start, []
+
+    def limited(thread):
+        if len(started) == 2:
+            raise refusal
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    done = []
+    with pytest.warns(RuntimeWarning, match="gpucnn uses 3 instead of 5"):
+        parallel(done.append, range(20))
+    parallel(done.append, range(20))  # without another warning
+    assert len(done) == 40
+    assert gpucnn.get_num_threads() == 3
+
+
+def test_an_interrupt_at_any_line_of_the_caller_starts_no_more_pieces(monkeypatch):
+    jobs = []
+
+    def interrupted(job):
+        jobs.append(job)
+        raise KeyboardInterrupt
+
+    gpucnn.set_num_threads(1)
+    monkeypatch.setattr(_Job, "lead", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        parallel(lambda _: None, range(9))
+    assert not jobs[0].todo

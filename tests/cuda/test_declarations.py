@@ -2,12 +2,14 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from gpucnn import cuda
 from gpucnn.cuda import declarations
 from gpucnn.cuda.declarations import callers
 from gpucnn.errors import ArgumentError
+from gpucnn.precision import bfloat16
 
 
 def test_declarations_give_names_types_and_lines(files):
@@ -48,6 +50,19 @@ def test_every_kernel_of_the_package_has_parameters_that_launch_can_cast():
             assert parameter.dtype({}) is not None or struct, (kernel.name, parameter)
 
 
+def test_a_type_may_be_a_macro_of_the_file_or_of_the_launch():
+    (typed,) = declarations.declarations(
+        "typed.cu",
+        '#ifndef X\n#define X float\n#endif\nextern "C" __global__ void typed(const X* x, Y* y) {}',
+    )
+    x, y = typed.parameters
+    assert (x.kind, x.dtype({})) == ("X", np.float32)
+    assert x.dtype({"X": "half"}) == np.float16
+    assert x.dtype({"X": "bfloat16"}) == bfloat16()
+    assert x.dtype({"X": "tf32"}) == np.float32
+    assert y.dtype({}) is None  # a struct, as far as the file says
+
+
 def test_an_unknown_kernel_is_named():
     with pytest.raises(ArgumentError, match="no kernel 'conv3d'"):
         cuda.kernel("conv3d")
@@ -86,3 +101,8 @@ def test_a_caller_launches_by_name_or_by_the_prefix_of_a_formatted_name(
     found = {name for name in ("scale", "scale_up", "scale_down", "scaled") if callers(name)}
     assert found == launched
     assert all(callers(name) == ["gpucnn/ops/conv2d/cuda.py"] for name in launched)
+
+
+def test_a_folder_with_any_characters_is_quoted_as_in_a_string_literal():
+    source = declarations.assemble("pool2d.cu", folder='a "b"\n\\/')
+    assert '#line 1 "a \\"b\\"\\n\\\\/pool2d.cu"\n' in source

@@ -10,8 +10,9 @@ from fake_cuda import device_class
 from gpucnn import cuda, cudasim
 from gpucnn.cuda import launcher
 from gpucnn.device import Device
-from gpucnn.errors import ArgumentError, DeviceError
+from gpucnn.errors import ArgumentError, DeviceError, DtypeError
 from gpucnn.ops.geometry import Geometry
+from gpucnn.precision import bfloat16
 
 
 def test_python_numbers_become_the_c_type(xp):
@@ -48,6 +49,31 @@ def test_a_dataclass_goes_by_value_and_defines_make_a_specialisation(xp):
     assert out.get().tolist() == [5, 3, 1, 7]
     cuda.launch("geometry", 1, 1, out, window, False, defines={"VALUE": 9})
     assert out.get().tolist() == [5, 3, 0, 9]
+
+
+TYPED = """
+struct bfloat16 { unsigned short bits; };
+struct half { unsigned short bits; };
+#ifndef X
+#define X float
+#endif
+extern "C" __global__ void reverse(const X* x, X* y, int n) {
+    y[threadIdx.x] = x[n - 1 - threadIdx.x];
+}
+"""
+
+
+@pytest.mark.parametrize("define", [None, "half", "bfloat16"])
+def test_arrays_have_the_dtype_that_the_defines_give(files, xp, define):
+    (files / "typed.cu").write_text(TYPED)
+    cuda.kernels.cache_clear()
+    dtype = {None: np.float32, "half": np.float16, "bfloat16": bfloat16()}[define]
+    defines = define and {"X": define}
+    x, y = xp.asarray(np.arange(8).astype(dtype)), xp.empty(8, dtype)
+    cuda.launch("reverse", 1, 8, x, y, 8, defines=defines)
+    assert y.get().tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
+    with pytest.raises(DtypeError, match=f"reverse: y: expected an array of {np.dtype(dtype)}"):
+        cuda.launch("reverse", 1, 8, x, xp.empty(8, np.uint16), 8, defines=defines)
 
 
 def test_none_is_a_null_pointer(xp):

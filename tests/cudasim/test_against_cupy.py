@@ -31,7 +31,7 @@ CLASSES = {
     "cuda.Stream.null": "cuda.Stream.null",
     **{
         f"cuda.{name}": f"cuda.{name}"
-        for name in "Device Event MemoryPointer MemoryPool Stream memory runtime".split()
+        for name in "Device Event Graph MemoryPointer MemoryPool Stream memory runtime".split()
     },
 }
 

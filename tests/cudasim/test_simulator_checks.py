@@ -6,6 +6,7 @@ import pytest
 from gpucnn import cuda, cudasim
 from gpucnn.cuda import declarations as kernel_source
 from gpucnn.errors import KernelError
+from gpucnn.ops._kernels import Divisor
 from gpucnn.ops.geometry import Geometry
 
 
@@ -45,20 +46,21 @@ def test_an_access_outside_is_named_with_array_element_and_line(simulate, body, 
 
 
 def test_the_named_file_is_that_of_the_faulty_line(monkeypatch):
-    """Even where lambdas and a header lie between, as in pool2d.cu."""
+    """Even where a lambda calls a function of a header, as in pool2d.cu."""
     monkeypatch.setenv("GPUCNN_CUDASIM", "address")
-    lines = (kernel_source.KERNELS / "pool2d.cu").read_text().splitlines()
-    written = lines.index("        y[n * image + index] = best;") + 1
-    read = next(i for i, line in enumerate(lines, 1) if "float value = pixels[" in line)
-    window = Geometry.of("test", (1, 8, 8, 4), 2, 2, 0)
+    lines = (kernel_source.KERNELS / "vector.cuh").read_text().splitlines()
+    written = lines.index("        *to = from_float<E>(v[0]);") + 1
+    read = lines.index("        v[0] = to_float(*from);") + 1
+    window = Geometry.of("test", (1, 8, 8, 3), 2, 2, 0)
+    groups = Divisor.of(3), Divisor.of(4)
     for x_rows, y_rows, place in (
-        (8, 2, rf"writes .* of y, which has 32 elements at pool2d\.cu:{written}$"),
-        (7, 4, rf"reads .* of x, which has 224 elements at pool2d\.cu:{read}$"),
+        (8, 2, rf"writes .* of y, which has 24 elements at vector\.cuh:{written}$"),
+        (7, 4, rf"reads .* of x, which has 168 elements at vector\.cuh:{read}$"),
     ):
-        x = cudasim.zeros((1, x_rows, 8, 4), np.float32)
-        y = cudasim.empty((1, y_rows, 4, 4), np.float32)
+        x = cudasim.zeros((1, x_rows, 8, 3), np.float32)
+        y = cudasim.empty((1, y_rows, 4, 3), np.float32)
         with pytest.raises(KernelError, match=place):
-            cuda.launch("max_pool2d_forward", 1, 64, x, y, None, window)
+            cuda.launch("max_pool2d_forward", 1, 64, x, y, None, window, *groups)
 
 
 @pytest.mark.parametrize(

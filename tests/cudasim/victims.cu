@@ -104,6 +104,23 @@ extern "C" __global__ void histogram(const unsigned char* x, int* counts, int n)
     if (threadIdx.x < 16) atomicAdd(&counts[threadIdx.x], bins[threadIdx.x]);
 }
 
+// y (64): the sum of the blocks' 64 numbers, by the last block to count.
+extern "C" __global__ void last_block(const float* x, float* part, unsigned* counter, float* y) {
+    int i = threadIdx.x;
+    part[blockIdx.x * 64 + i] = x[blockIdx.x * 64 + i];
+    __syncthreads();  // all parts are written
+    bool last = false;
+    if (i == 0) {
+        __threadfence();  // before the block counts
+        last = atomicInc(counter, gridDim.x - 1) == gridDim.x - 1;
+        __threadfence();  // before it reads
+    }
+    if (!__syncthreads_or(last)) return;
+    float sum = 0.0f;
+    for (int b = 0; b < gridDim.x; ++b) sum += part[b * 64 + (i + 1) % 64];
+    y[(i + 1) % 64] = sum;
+}
+
 // y (n): quads of x in the order of `order`, each reversed, divided by n / 4.
 extern "C" __global__ void vector(const float* x, const int* order, float* y, int n) {
     int i = (blockIdx.x * 32 + threadIdx.x) * 4;

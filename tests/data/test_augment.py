@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpucnn import data
-from gpucnn.errors import ArgumentError, ShapeError
+from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 
 
 def rng(seed=0):
@@ -172,3 +172,91 @@ def test_images_that_do_not_fit_are_refused(transform, shape):
 def test_statistics_of_no_images_are_refused():
     with pytest.raises(ShapeError, match="no pixels"):
         data.channel_statistics(np.zeros((0, 8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize("function", [data.channel_statistics, data.color_components])
+@pytest.mark.parametrize("images", [np.zeros((2, 4, 4, 3), np.int64), [[1, 2]], None])
+def test_statistics_of_what_is_neither_uint8_nor_float_are_refused_by_name(function, images):
+    with pytest.raises(DtypeError, match=f"{function.__name__}: expected an array of uint8 or flo"):
+        function(images)
+
+
+@pytest.mark.parametrize("scale", [1 / 255, 1.0, 40.0])
+def test_floats_of_any_scale_normalise_to_what_their_bytes_do(scale):
+    images = random_images(50) // 3 + np.array([0, 50, 100], np.uint8)
+    floats = (images * scale).astype(np.float32)
+    of_bytes = data.Normalize(*data.channel_statistics(images))(images)
+    of_floats = data.Normalize(*data.channel_statistics(floats))(floats)
+    assert of_floats.dtype == np.float32
+    np.testing.assert_allclose(of_floats, of_bytes, atol=1e-4)
+
+
+def test_normalize_divides_integers_of_any_width_by_255_and_floats_by_nothing():
+    images, normalize = random_images(), data.Normalize((0.3, 0.5, 0.7), (0.1, 0.2, 0.4))
+    expected = normalize(images)
+    np.testing.assert_array_equal(normalize(images.astype(np.int64)), expected)
+    np.testing.assert_allclose(normalize(images / 255), expected, atol=1e-4)
+
+
+def test_float_statistics_match_float64_over_chunks():
+    images = 1000 + np.random.default_rng(0).random((300, 64, 64, 2), np.float32)
+    mean, std = data.channel_statistics(images)
+    np.testing.assert_allclose(mean, images.mean(axis=(0, 1, 2), dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(std, images.std(axis=(0, 1, 2), dtype=np.float64), rtol=1e-9)
+    assert data.channel_statistics(np.full((2, 4, 4, 1), 7.5))[1] == (1.0,)
+
+
+# --- transforms of one and of two arguments ---
+
+
+class TakesImages:
+    def __call__(self, images):
+        return images + 1
+
+
+def needs_two(images, random):
+    return images + random.integers(1, 2, images.shape, images.dtype)
+
+
+def strength_has_a_default(images, strength=1):
+    return images + strength
+
+
+def generator_has_a_default(images, generator=None):
+    return needs_two(images, generator)
+
+
+def any_number(*arguments):
+    return needs_two(*arguments)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda images: images + 1,
+        TakesImages(),
+        strength_has_a_default,
+        needs_two,
+        generator_has_a_default,
+        any_number,
+    ],
+)
+def test_a_transform_gets_the_generator_only_if_it_takes_it(transform):
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    dataset = data.Dataset(images, [0, 1, 0, 1])
+    nested = data.Compose([data.Compose([transform]), transform])
+    for whole, expected in ((transform, 1), (nested, 2)):
+        loader = data.DataLoader(dataset, 2, transform=whole)
+        for part in (loader, loader.part(0, 2)):
+            assert all((batch == expected).all() for batch, _ in part)
+
+
+def test_a_ufunc_is_a_transform():
+    loader = data.DataLoader(data.Dataset(np.full((2, 4, 4, 1), 9.0), [0, 1]), 2, transform=np.sqrt)
+    [(images, _)] = loader
+    assert (images == 3).all()
+
+
+def test_compose_refuses_a_transform_of_three_arguments():
+    with pytest.raises(ArgumentError, match=r"Compose: .* got <lambda>\(a, b, c\)"):
+        data.Compose([lambda a, b, c: a])

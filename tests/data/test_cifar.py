@@ -3,6 +3,7 @@ import io
 import os
 import pickle
 import re
+import sys
 import tarfile
 from dataclasses import replace
 
@@ -161,6 +162,8 @@ def test_a_download_uses_the_given_folder_or_the_cache(tmp_path, monkeypatch):
 
 def test_archive_is_verified_read_and_extracted(archive):
     place, truth = archive
+    if sys.platform != "win32":  # without locks, what a killed process left stays
+        (place / ".cifar-10-batches-py-killed").mkdir()
     assert_holds(data.CIFAR10(place), [truth[name] for name in BATCHES])
     folder = place / "cifar-10-batches-py"
     assert {path.name for path in folder.iterdir()} == set(truth)
@@ -186,11 +189,14 @@ def test_archive_in_a_folder_that_cannot_be_written_is_read(archive, monkeypatch
     assert not (place / "cifar-10-batches-py").exists()
 
 
-def test_archive_with_another_hash_is_refused(archive):
+def test_archive_with_another_hash_or_size_is_refused(archive):
     place, _ = archive
     path = place / "cifar-10-python.tar.gz"
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(DataError, match=r"cifar-10-python.tar.gz: SHA-256 .*(?s:.*)again"):
+        data.CIFAR10(place)
+    os.truncate(path, 6 << 30)  # sparse
+    with pytest.raises(DataError, match="6,442,450,944 bytes, expected 170,498,071"):
         data.CIFAR10(place)
 
 
@@ -242,6 +248,10 @@ def test_missing_batch_is_named(cifar10_python):
         data.CIFAR10(root)
     path.mkdir()
     with pytest.raises(DataError, match="data_batch_4: cannot be read"):
+        data.CIFAR10(root)
+    path.rmdir()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"data_batch_4: cannot be read: .* got a device"):
         data.CIFAR10(root)
 
 
@@ -328,6 +338,26 @@ def test_batch_with_wrong_contents_names_the_file(tmp_path, small, batch):
     (tmp_path / "test_batch").write_bytes(pickle.dumps(batch, 2))
     with pytest.raises(DataError, match=r"test_batch: (expected|not a pickle)"):
         data.CIFAR10(tmp_path, train=False)
+
+
+@pytest.mark.parametrize("name", ["test_batch", "test_batch.bin"])
+def test_a_sparse_file_of_6_gib_is_refused_before_it_is_read(tmp_path, name):
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(6 << 30)
+    with pytest.raises(DataError, match=f"{name}: expected .*, got 6,442,450,944 bytes"):
+        data.CIFAR10(tmp_path, train=False)
+
+
+def test_the_limit_on_a_batch_holds_the_wordiest_pickle(tmp_path, small):
+    """All escapes: Python 2's protocol 0 of black images, with long file names."""
+    batch = {
+        b"data": np.zeros((COUNT, 3072), np.uint8),
+        b"labels": [9] * COUNT,
+        b"filenames": ["x" * 100] * COUNT,
+    }
+    content = pickle.dumps(batch, 0).replace(b"\\u0000", b"\\x00")
+    limit, _ = cifar._CIFAR10[0].budget("test_batch")
+    assert len(content) < limit < 2 * len(content)
 
 
 # --- find_cifar10 ---

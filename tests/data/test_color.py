@@ -28,16 +28,16 @@ def test_components_are_those_of_the_covariance_largest_first(images):
 def test_noise_is_one_colour_for_all_pixels_of_an_image(images):
     noise = ColorNoise(color_components(images))
     noisy = noise(images, np.random.default_rng(1))
-    added = noisy - images
+    added = noisy - images / 255
     assert noisy.dtype == np.float32
-    assert np.allclose(added, added[:, :1, :1], atol=1e-4)
-    assert len(np.unique(added[:, 0, 0].round(3), axis=0)) == len(images)
+    assert np.allclose(added, added[:, :1, :1], atol=1e-6)
+    assert len(np.unique(added[:, 0, 0].round(5), axis=0)) == len(images)
 
 
 def test_the_covariance_of_the_noise_follows_from_components_and_std(images):
     components = color_components(images)
     many = np.zeros((20_000, 1, 1, 3), np.uint8)
-    added = ColorNoise(components, 0.2)(many, np.random.default_rng(1))[:, 0, 0] / 255
+    added = ColorNoise(components, 0.2)(many, np.random.default_rng(1))[:, 0, 0]
     expected = 0.04 * components.T @ components
     assert np.allclose(np.cov(added.T), expected, rtol=0, atol=0.05 * expected.max())
 
@@ -45,7 +45,8 @@ def test_the_covariance_of_the_noise_follows_from_components_and_std(images):
 def test_std_0_adds_no_noise_and_the_input_is_not_modified(images):
     before = images.copy()
     noise = ColorNoise(color_components(images), 0.0)
-    assert np.array_equal(noise(images, np.random.default_rng(1)), before)
+    shown = noise(images, np.random.default_rng(1))
+    assert np.array_equal(shown, before.astype(np.float32) / 255)
     ColorNoise(noise.components)(images, np.random.default_rng(1))
     assert np.array_equal(images, before)
 
@@ -53,8 +54,18 @@ def test_std_0_adds_no_noise_and_the_input_is_not_modified(images):
 def test_normalize_accepts_its_result(images):
     noisy = ColorNoise(color_components(images))(images, np.random.default_rng(1))
     normalized = Normalize((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))(noisy)
-    expected = (noisy / 255 - [0.5, 0.4, 0.3]) / [0.1, 0.2, 0.3]
+    expected = (noisy - [0.5, 0.4, 0.3]) / [0.1, 0.2, 0.3]
     assert np.allclose(normalized, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1 / 255, 3.0])
+def test_floats_get_the_same_noise_on_their_own_scale(images, scale):
+    floats = images * scale
+    noisy = ColorNoise(color_components(images))(images, np.random.default_rng(1))
+    components = color_components(floats)
+    assert np.allclose(components, color_components(images) * (255 * scale) ** 2, rtol=1e-4)
+    one = ColorNoise(components / np.float32(255 * scale))(floats, np.random.default_rng(1))
+    assert np.allclose(one, noisy * (255 * scale), rtol=1e-4)
 
 
 def test_invalid_images_and_std_are_refused(images):

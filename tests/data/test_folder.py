@@ -1,3 +1,4 @@
+import os
 import sys
 import warnings
 
@@ -7,7 +8,7 @@ import pytest
 from gpucnn import data
 from gpucnn.errors import ArgumentError, DataError, MissingExtra
 
-Image = pytest.importorskip("PIL.Image", reason="ImageFolder needs Pillow")
+Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
 
 COLOURS = {"blue": (0, 0, 250), "green": (0, 250, 0), "red": (250, 0, 0)}
 
@@ -160,3 +161,88 @@ def test_without_pillow_the_error_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(MissingExtra, match=r"Pillow: pip install .gpucnn\[data\]"):
         data.ImageFolder(folder, 8)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of Unix")
+def test_a_pipe_among_the_images_is_refused_or_skipped_without_waiting(folder):
+    os.mkfifo(folder / "red" / "9.png")
+    dataset = data.ImageFolder(folder, 16)
+    with pytest.raises(DataError, match=r"9\.png: .*got a pipe(?s:.*)on_error="):
+        dataset[dataset.paths.index(folder / "red" / "9.png")]
+    dataset = data.ImageFolder(folder, 16, on_error="skip")
+    with pytest.warns(UserWarning, match=r"9\.png: .*got a pipe; skipped, 1 so far"):
+        assert dataset[dataset.paths.index(folder / "red" / "9.png")] is None
+
+
+@pytest.fixture
+def linked(folder, tmp_path_factory):
+    """A folder with links to an image, a class and a directory outside of it, one at a time."""
+    outside = tmp_path_factory.mktemp("outside")
+    Image.new("RGB", (9, 9), (7, 7, 7)).save(outside / "secret.png")
+
+    def link(name, target=""):
+        (folder / name).symlink_to(outside / target)
+        return folder
+
+    return link
+
+
+def test_a_link_out_of_the_folder_is_refused_by_name_unless_links_are_followed(linked):
+    root = linked("red/z.png", "secret.png")
+    with pytest.raises(DataError, match=r"red/z\.png: links to .*secret\.png, outside of"):
+        data.ImageFolder(root, 8)
+    dataset = data.ImageFolder(root, 8, follow_links=True)
+    assert (dataset[12][0] == 7).all()
+
+
+def test_a_class_that_links_out_of_the_folder_is_refused_unless_links_are_followed(linked):
+    root = linked("yellow")
+    with pytest.raises(DataError, match=r"yellow: links to .*(?s:.*)follow_links=True"):
+        data.ImageFolder(root, 8)
+    assert data.ImageFolder(root, 8, follow_links=True).classes[-1] == "yellow"
+
+
+def test_links_inside_the_folder_are_followed_but_never_in_a_circle(folder):
+    (folder / "red" / "same.png").symlink_to(folder / "red" / "1.png")
+    (folder / "red" / "deeper" / "up").symlink_to(folder / "red")
+    (folder / "crimson").symlink_to("red")
+    for follow in (False, True):
+        dataset = data.ImageFolder(folder, 8, follow_links=follow)
+        assert dataset.classes == ("blue", "crimson", "green", "red")
+        assert np.bincount(dataset.labels).tolist() == [4, 5, 4, 5]
+        assert dataset[8][0].shape == (8, 8, 3)
+
+
+def test_a_root_that_is_a_link_is_not_outside_of_itself(folder, tmp_path_factory):
+    place = tmp_path_factory.mktemp("place") / "photos"
+    place.symlink_to(folder)
+    (folder / "red" / "same.png").symlink_to(place / "red" / "1.png")
+    assert len(data.ImageFolder(place, 8)) == 13
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems of Linux allow any bytes")
+def test_names_of_any_bytes_are_shown_escaped_and_a_class_must_be_utf_8(folder):
+    (folder / "red" / os.fsdecode(b"\xff\x1b[2J.png")).write_bytes(b"no image")
+    dataset = data.ImageFolder(folder, 8, on_error="skip")
+    with pytest.warns(UserWarning, match=r"\\udcff\\x1b\[2J\.png: not a readable image"):
+        dataset[12]
+    os.mkdir(os.fsencode(folder) + b"/\xe9t\xe9")
+    with pytest.raises(DataError, match=r"the class '\\udce9t\\udce9' is not UTF-8; rename"):
+        data.ImageFolder(folder, 8)
+
+
+def test_the_repr_escapes_control_characters(folder):
+    place = folder.rename(folder.with_name("\x1b[31mred"))
+    assert repr(data.ImageFolder(place, 8)).startswith(r"ImageFolder(\x1b[31mred: 12 images")
+    dataset = data.Dataset(np.zeros((1, 2, 2, 3), np.uint8), np.zeros(1, np.int64), ("a",), "\x07")
+    assert repr(dataset).startswith(r"Dataset(\x07: 1 images")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
+def test_a_directory_that_may_not_be_read_is_named_and_not_left_out(folder):
+    (folder / "red" / "deeper").chmod(0o000)
+    try:
+        with pytest.raises(DataError, match=r"deeper: cannot be read \(Permission denied\)"):
+            data.ImageFolder(folder, 8)
+    finally:
+        (folder / "red" / "deeper").chmod(0o755)

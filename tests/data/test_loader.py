@@ -241,13 +241,30 @@ def test_state_of_another_loader_is_refused(change, word):
         other.load_state_dict(state)
 
 
-@pytest.mark.parametrize("bad", [{"epoch": -1}, {"batch": "2"}, {"seed": None}, {"epoch": 1.5}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"epoch": -1},
+        {"batch": "2"},
+        {"seed": None},
+        {"epoch": 1.5},
+        {"batch": 3},
+        {"seed": 2**128},
+    ],
+)
 def test_damaged_state_is_refused(bad):
     loader = data.DataLoader(numbered(10), 5)
-    with pytest.raises(CheckpointError, match="expected epoch, batch and seed"):
+    with pytest.raises(CheckpointError, match=r"DataLoader\.(epoch|batch|seed): expected an int"):
         loader.load_state_dict(loader.state_dict() | bad)
     with pytest.raises(CheckpointError):
         loader.load_state_dict({})
+
+
+def test_a_seed_of_128_bits_is_restored():
+    saved = data.DataLoader(numbered(50), 8, shuffle=True, seed=2**128 - 1)
+    loader = data.DataLoader(numbered(50), 8, shuffle=True)
+    loader.load_state_dict(saved.state_dict())
+    assert numbers(loader) == numbers(saved)
 
 
 # --- threads ---
@@ -280,6 +297,23 @@ def test_an_iterator_that_is_never_used_starts_no_thread():
     iterator = iter(data.DataLoader(numbered(50), 2))
     assert not loader_threads()
     del iterator
+
+
+@pytest.mark.parametrize("refusal", [RuntimeError("can't start new thread"), MemoryError()])
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_no_batch_is_lost_where_the_system_refuses_threads(monkeypatch, refusal, allowed):
+    start, started = threading.Thread.start, []
+
+    def limited(thread):
+        if len(started) == allowed:
+            raise refusal
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    loader = data.DataLoader(numbered(50), 4, prefetch=3, num_workers=3)
+    assert flat(numbers(loader)) == list(range(50))
+    assert not loader_threads()
 
 
 def test_prefetching_is_bounded():

@@ -15,6 +15,10 @@ def numbered(n):
     return data.Dataset(np.zeros((n, 8, 8, 3), np.uint8), np.arange(n) % 7, tuple("abcdefg"))
 
 
+def three_arguments(images, generator, labels):
+    return images
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -29,6 +33,7 @@ def numbered(n):
         ({"num_workers": 0}, "num_workers must be an int of at least 1, got 0"),
         ({"seed": -1}, "seed must be an int of at least 0, got -1"),
         ({"seed": 0.5}, "seed"),
+        ({"seed": 2**128}, f"seed must be at most {2**128 - 1}, got {2**128}"),
         (
             {"batch_size": 11, "drop_last": True},
             "drop_last drops the only batch: 10 images, batch_size 11",
@@ -37,7 +42,12 @@ def numbered(n):
         ({"dataset": []}, "has no images"),
         ({"dataset": None}, "expected a Dataset, or an object with len() and [i], got None"),
         ({"dataset": iter([])}, "expected a Dataset"),
-        ({"transform": "flip"}, "transform must be callable as transform(images, generator)"),
+        (
+            {"transform": "flip"},
+            "must be callable as transform(images, generator) or transform(images), got 'flip'",
+        ),
+        ({"transform": three_arguments}, "got three_arguments(images, generator, labels)"),
+        ({"transform": lambda: None}, "got <lambda>()"),
     ],
 )
 def test_invalid_arguments_are_refused(arguments, words):
@@ -90,13 +100,15 @@ IMAGE = np.zeros((8, 8, 3), np.uint8)
         (3, DataError, "item 1 of list is an int"),
         ((IMAGE,), DataError, "a tuple of 1"),
         ((IMAGE, 1, 2), DataError, "a tuple of 3"),
-        ((None, 1), DtypeError, "its image is None; expected a NumPy array"),
-        ((IMAGE.tolist(), 1), DtypeError, "its image is a list of 8"),
+        ((None, 1), DtypeError, "its image: expected numbers, got None"),
+        (("cat.jpg", 1), DtypeError, "its image: expected numbers, got a str"),
         ((IMAGE.astype(object), 1), DtypeError, "an object ndarray"),
-        ((IMAGE, 1.0), DtypeError, "its label is 1.0; expected an int"),
-        ((IMAGE, None), DtypeError, "its label is None"),
-        ((IMAGE, "cat"), DtypeError, "its label is 'cat'"),
-        ((IMAGE, np.array([1])), DtypeError, "its label is array([1])"),
+        ((IMAGE.astype(float), 1), DtypeError, "images of one batch have dtypes float64 and uint8"),
+        ((IMAGE[1:], 1), ShapeError, "have shapes (7, 8, 3) and (8, 8, 3)"),
+        ((IMAGE, 1.0), DtypeError, "labels of one batch have dtypes float32 and int64"),
+        ((IMAGE, [1, 2]), ShapeError, "labels of one batch have shapes () and (2,)"),
+        ((IMAGE, None), DtypeError, "its label: expected numbers, got None"),
+        ((IMAGE, "cat"), DtypeError, "its label: expected numbers, got a str"),
         ((IMAGE, -1), DataError, "label -1 is not 0 or more"),
     ],
 )

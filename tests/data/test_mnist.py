@@ -117,7 +117,10 @@ def test_a_truncated_or_corrupted_gzip_file_is_named(tmp_path):
         (b"\0\0\x0d\x03" + idx(IMAGES)[4:], "starts with 00000d03"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "starts with 89504e47"),
         (idx(IMAGES) + b"x", "got more"),
-        (idx(IMAGES)[:4] + b"\xff" * 12 + bytes(100), "got 100 bytes"),
+        (idx(IMAGES)[:4] + b"\xff" * 12 + bytes(100), "got 4294967295 x 4294967295 x 4294967295"),
+        (idx(IMAGES)[:4] + b"\0\x04\x93\xe1" + idx(IMAGES)[8:], "got 300001 x 28 x 28"),
+        (idx(IMAGES[:, :27]), "expected N x 28 x 28 bytes, N at most 300,000, got 9 x 27 x 28"),
+        (idx(IMAGES)[:116], "expected 7056 bytes for 9 x 28 x 28, got 100 bytes"),
     ],
 )
 def test_the_error_describes_a_file_of_another_kind(tmp_path, images, message):
@@ -135,4 +138,33 @@ def test_different_numbers_of_images_and_labels_are_refused(tmp_path):
 def test_a_label_out_of_range_is_refused(tmp_path):
     write(tmp_path, labels=idx(LABELS + 2))
     with pytest.raises(DataError, match=r"labels-idx1-ubyte: label 10 of image 8"):
+        data.MNIST(tmp_path, train=False)
+
+
+def test_a_compressed_file_ends_where_its_data_ends(tmp_path):
+    whole = gzip.compress(idx(IMAGES))
+    path = tmp_path / "t10k-images-idx3-ubyte.gz"
+    write(tmp_path, zipped=True)
+    for after in (b"x", bytes(9), whole, gzip.compress(b"")):
+        path.write_bytes(whole + after)
+        with pytest.raises(DataError, match=r"gz: cannot be read \(bytes follow its end\)"):
+            data.MNIST(tmp_path, train=False)
+    path.write_bytes(whole[:-8] + bytes(8))
+    with pytest.raises(DataError, match=r"gz: cannot be read \(.*incorrect data check\)"):
+        data.MNIST(tmp_path, train=False)
+
+
+def test_a_compressed_file_is_not_inflated_further_than_its_header_says(tmp_path):
+    write(tmp_path, zipped=True)
+    path = tmp_path / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(idx(IMAGES) + bytes(1 << 26), 1))
+    with pytest.raises(DataError, match="expected 7056 bytes for 9 x 28 x 28, got more"):
+        data.MNIST(tmp_path, train=False)
+
+
+def test_a_sparse_file_of_6_gib_is_refused_before_it_is_read(tmp_path):
+    write(tmp_path)
+    with (tmp_path / "t10k-images-idx3-ubyte").open("r+b") as file:
+        file.truncate(6 << 30)
+    with pytest.raises(DataError, match="N at most 300,000, got 6,442,450,944 bytes"):
         data.MNIST(tmp_path, train=False)

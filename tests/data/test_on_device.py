@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from gpucnn.data import DataLoader, Dataset, on_device
-from gpucnn.data.augment import Compose, Normalize, RandomCrop, RandomHorizontalFlip
+from gpucnn.data.augment import (
+    AlternatingFlip,
+    Compose,
+    Normalize,
+    RandomCrop,
+    RandomHorizontalFlip,
+)
 from gpucnn.device import Device
 from gpucnn.errors import ShapeError
 
@@ -27,9 +33,15 @@ def epoch(device: str, data: Dataset, transform: object, start: int = 0) -> list
     return [images.numpy() for images, _ in loader]
 
 
+ALTERNATING = Compose([RandomCrop(8, 2), AlternatingFlip(), NORMALIZE])
+
+
+@pytest.mark.parametrize("transform", [AUGMENT, ALTERNATING], ids=["random", "alternating"])
 @pytest.mark.parametrize("start", [0, 2])
-def test_batches_equal_the_cpus_bit_for_bit_also_after_a_resume(start: int) -> None:
-    mine, theirs = (epoch(device, dataset(), AUGMENT, start) for device in ("cudasim", "cpu"))
+def test_batches_equal_the_cpus_bit_for_bit_also_after_a_resume(
+    start: int, transform: object
+) -> None:
+    mine, theirs = (epoch(device, dataset(), transform, start) for device in ("cudasim", "cpu"))
     assert len(mine) == 4 - start
     for a, b in zip(mine, theirs, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -54,6 +66,18 @@ def test_what_the_kernel_does_not_support_runs_on_the_cpu(data: Dataset, transfo
             epoch("cudasim", data, transform), epoch("cpu", data, transform), strict=True
         ):
             np.testing.assert_array_equal(a, b)
+
+
+def test_an_alternating_flip_is_computed_by_the_kernel_in_every_epoch() -> None:
+    device = Device.parse("cudasim")
+    assert on_device.OnDevice.try_create(dataset(), ALTERNATING, device) is not None
+    loaders = [
+        DataLoader(dataset(), 6, shuffle=True, transform=ALTERNATING, device=name, seed=5)
+        for name in ("cudasim", "cpu")
+    ]
+    for _ in range(3):
+        for (mine, _), (theirs, _) in zip(*loaders, strict=True):
+            np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
 
 
 def test_a_set_too_large_for_the_device_stays_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

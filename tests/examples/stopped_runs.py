@@ -1,12 +1,9 @@
-"""Training scripts that are stopped or killed in the middle."""
+"""Training scripts that are killed in the middle."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
-
-import numpy as np
 
 from gpucnn import train
 
@@ -44,21 +41,3 @@ def kill_in_step_3(script, flags, out, before=""):
             break
     process.kill()
     assert process.wait() == -signal.SIGKILL
-
-
-def ctrl_c_in_step(step, patch):
-    """Send SIGINT in that step, counted from 1, of a run in this process."""
-    train_step = train.Trainer.train_step
-
-    def interrupted(self, images, labels):
-        if self.step == step - 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        train_step(self, images, labels)
-
-    patch.setattr(train.Trainer, "train_step", interrupted)
-
-
-def same_bits(one, other):
-    """Whether the last checkpoints in two folders have the same tensors."""
-    ours, theirs = (train.read_checkpoint(out / "last.safetensors").tensors for out in (one, other))
-    return ours.keys() == theirs.keys() and all(np.array_equal(ours[k], theirs[k]) for k in ours)

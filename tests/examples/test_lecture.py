@@ -262,7 +262,7 @@ def test_the_script_prints_every_matrix(lecture, capsys):
 
 
 def test_the_script_draws_every_matrix(lecture, tmp_path, capsys):
-    pytest.importorskip("matplotlib", reason="draws")
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
     assert lecture.main(["--out", str(tmp_path / "pictures")]) == 0
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert names == {
@@ -273,7 +273,7 @@ def test_the_script_draws_every_matrix(lecture, tmp_path, capsys):
 
 
 def test_a_folder_that_cannot_be_created_or_written_is_a_one_line_error(lecture, tmp_path, capsys):
-    pytest.importorskip("matplotlib", reason="draws")
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
     (tmp_path / "file").write_text("")
     assert lecture.main(["--out", str(tmp_path / "file")]) == 2
     said = capsys.readouterr()
@@ -292,7 +292,7 @@ def luminance(colour):
 
 def test_every_number_stands_out_from_its_cell(lecture):
     """WCAG 2 requires a contrast of at least 3."""
-    pytest.importorskip("matplotlib", reason="draws")
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
     from matplotlib.colors import to_rgb
 
     seen = 0

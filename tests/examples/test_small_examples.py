@@ -40,8 +40,9 @@ def share_of_digits(result):
     return float(re.search(r"([\d.]+)% of 397 digits right", result.stdout)[1])
 
 
+@pytest.mark.slow
 def test_the_digits_example_learns_and_draws_its_curves(tmp_path):
-    pytest.importorskip("matplotlib", reason="draws")
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
     assert share_of_digits(run(tmp_path, EXAMPLES / "digits.py")) > 95
     assert (tmp_path / "digits.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -67,7 +68,7 @@ def test_without_matplotlib_the_lecture_is_printed_and_says_what_is_missing(tmp_
 
 
 def test_the_gallerys_screenshot_command_parses():
-    pytest.importorskip("PIL", reason="docs/screenshot.py cuts pictures")
+    pytest.importorskip("PIL", reason="needs Pillow")
     command = re.search(r"python docs/(screenshot\.py .*)\\\n(.*)\n", GALLERY)
     path, *words = shlex.split(command[1] + command[2])
     options = runpy.run_path(str(EXAMPLES.with_name("docs") / path))["parse_arguments"](words)

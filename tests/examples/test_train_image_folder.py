@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scripts import assert_refused, load_script
-from stopped_runs import ctrl_c_in_step, kill_in_step_3, same_bits
+from small_script import same_bits, stop_at
+from stopped_runs import kill_in_step_3
 
 from gpucnn import models, nn, train
 from gpucnn.commands import main as gpucnn_command
@@ -14,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "train_image_folder.py"
 
 @pytest.fixture(scope="module")
 def script():
-    pytest.importorskip("PIL", reason="reads JPEG files")
+    pytest.importorskip("PIL", reason="needs Pillow")
     return load_script(SCRIPT)
 
 
@@ -78,16 +79,16 @@ models.BY_NAME["alexnet"], registry._SIDES[alexnet] = alexnet, 227
 """
 
 
+@pytest.mark.slow
 def test_stopped_or_killed_it_resumes_to_the_bits_of_a_run_never_stopped(
-    script, photos, small, tmp_path, monkeypatch, capsys
+    script, photos, small, tmp_path, capsys
 ):
     flags = [str(photos / "train"), "--test", str(photos / "test"), *FLAGS, "--epochs", "2"]
     flags += ["--seed", "5", "--quiet", "--limit", "10"]
     whole, stopped, killed = (tmp_path / name for name in ("whole", "stopped", "killed"))
     assert script.main([*flags, "--out", str(whole)]) == 0
 
-    with monkeypatch.context() as patch:
-        ctrl_c_in_step(4, patch)
+    with stop_at(4):
         assert script.main([*flags, "--out", str(stopped)]) == 130
     assert "stopped in epoch 2, after step 4; resume with --resume" in capsys.readouterr().err
     assert script.main(["--resume", str(stopped / "last.safetensors"), "--quiet"]) == 0
@@ -144,9 +145,7 @@ def test_every_alexnet_of_full_size_takes_a_step(model, script, photos, tmp_path
     assert (tmp_path / "last.safetensors").stat().st_size > 4 * 58_000_000
 
 
-def test_a_damaged_file_fails_or_is_skipped_as_asked(
-    script, photos, small, tmp_path, capsys, monkeypatch
-):
+def test_a_damaged_file_fails_or_is_skipped_as_asked(script, photos, small, tmp_path, capsys):
     import shutil
 
     shutil.copytree(photos / "train", tmp_path / "train")
@@ -181,3 +180,18 @@ def test_a_mistake_is_one_clear_text_and_exit_status_2(
     Image.new("RGB", (9, 9)).save("other/cat/a.png")
     words = flags.replace("TRAIN", str(photos / "train")).replace("OTHER", "other").split()
     assert_refused(script.main, [*words, "--device", "cpu"], message, capsys)
+
+
+def test_links_out_of_the_folder_need_a_flag_and_some_image_must_be_readable(
+    script, small, tmp_path, capsys
+):
+    outside, root = tmp_path / "x.png", tmp_path / "photos"
+    outside.write_bytes(b"no image")
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "x.png").symlink_to(outside)
+    flags = [str(root), *FLAGS, "--out", str(tmp_path / "run"), "--on-error", "skip"]
+    assert script.main(flags) == 2
+    assert "if you trust the folder" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="skipped, 1 so far"):
+        assert script.main([*flags, "--follow-links"]) == 2
+    assert "photos: none of 1 images can be read" in capsys.readouterr().err

@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scripts import assert_refused, load_script
-from stopped_runs import ctrl_c_in_step, kill_in_step_3, same_bits
+from small_script import same_bits, stop_at
+from stopped_runs import kill_in_step_3
 
 import gpucnn
 from gpucnn import data, train
@@ -60,7 +61,7 @@ def test_it_trains_on_idx_files_and_leaves_a_checkpoint_that_predicts(
     info = train.read_checkpoint(tmp_path / "best.safetensors").info
     assert info["model"] == {"name": model, "config": {}}
     assert gpucnn.load(tmp_path / "best.safetensors").training is False
-    Image = pytest.importorskip("PIL.Image", reason="an image file is predicted")
+    Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
     Image.new("L", (28, 28)).save(tmp_path / "a.png")
     checkpoint = str(tmp_path / "best.safetensors")
     assert gpucnn_command(["predict", checkpoint, str(tmp_path / "a.png"), "--top", "10"]) == 0
@@ -88,15 +89,15 @@ def test_the_same_seed_gives_the_same_bits(script, idx_files, tmp_path, capsys):
 SMALL = "--limit 48 --batch-size 16 --epochs 2 --seed 3 --device cpu --quiet".split()
 
 
+@pytest.mark.slow
 def test_stopped_or_killed_it_resumes_to_the_bits_of_a_run_never_stopped(
-    script, idx_files, tmp_path, monkeypatch, capsys
+    script, idx_files, tmp_path, capsys
 ):
     flags = [*SMALL, "--data", str(idx_files)]
     whole, stopped, killed = (tmp_path / name for name in ("whole", "stopped", "killed"))
     assert script.main([*flags, "--out", str(whole)]) == 0
 
-    with monkeypatch.context() as patch:
-        ctrl_c_in_step(5, patch)
+    with stop_at(5):
         assert script.main([*flags, "--out", str(stopped)]) == 130
     assert "stopped in epoch 2, after step 5; resume with --resume" in capsys.readouterr().err
     assert script.main(["--resume", "--out", str(stopped), "--quiet"]) == 0

@@ -11,7 +11,7 @@ from devices import host
 
 import gpucnn
 from gpucnn import cuda, data, inspect, models, nn, ops, optim, train
-from gpucnn.device import Device
+from gpucnn.device import Device, working_on
 from gpucnn.models.classifier import Classifier
 
 
@@ -86,6 +86,16 @@ def layer(build: Callable[[], nn.Module], *shape: int) -> Call:
     return call
 
 
+def compared(f: Callable[..., gpucnn.Tensor]) -> Call:
+    """A comparison of tensors, with a number and with an array."""
+
+    def call(at: Target) -> Any:
+        a, b = at.tensor(3, 4), at.tensor(4)
+        return f(a, b), f(a, 0.5), f(0.5, a), f(a, a.data)
+
+    return call
+
+
 def stepped(rule: Callable[..., optim.Optimizer]) -> Call:
     def call(at: Target) -> Any:
         model, images, labels = at.model(), at.images(), at.labels(3, 5)
@@ -101,6 +111,24 @@ def stepped(rule: Callable[..., optim.Optimizer]) -> Call:
         return norm, model.state_dict(), state, again.state_dict()
 
     return call
+
+
+def grad_scaler(at: Target) -> Any:
+    model, images, labels = at.model(), at.images(), at.labels(3, 5)
+    optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    scaler = optim.GradScaler(at.name, init_scale=8, growth_interval=1)
+    for step in range(3):
+        optimizer.zero_grad()
+        scaler.scale(ops.cross_entropy(model(images), labels)).backward()
+        if step == 1:
+            gradient = model.parameters()[0].grad
+            assert gradient is not None
+            with working_on(Device.parse(at.name)):
+                gradient[...] = np.inf
+        scaler.step(optimizer)
+    again = optim.GradScaler(at.name)
+    again.load_state_dict(scaler.state_dict())
+    return model.state_dict(), again.get_scale(), list(scaler.state_dict().values())
 
 
 def batch_norm(at: Target) -> Any:
@@ -159,10 +187,16 @@ def trained(at: Target) -> Any:
     trainer.save(path)
     again = at.trainer()
     again.resume(path)
-    again.fit(3)
+    again.fit(1)
     kept = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
     history = [[row[name] for name in kept] for row in again.history]
     return history, again.model.state_dict(), trainer.model.state_dict()
+
+
+def learning_rates(at: Target) -> Any:
+    trainer = at.trainer()
+    found = train.find_lr(trainer, min_lr=1e-4, max_lr=1e-2, steps=10)
+    return found.losses, found.smoothed, trainer.model.state_dict()
 
 
 def checkpoint(at: Target) -> Any:
@@ -216,8 +250,28 @@ def tensor_methods(at: Target) -> Any:
     )
     methods = [a.argmax(), a.argmax(axis=1), a.sum(), a.max(), a.min(), a.flatten(), a.T.relu()]
     methods += [a.transpose(1, 0), b.log(), b.sqrt(), a.to("cpu").to(at.name)]
+    methods += [abs(a), a.clamp(-1, 1), a.clone(), a.permute(1, 0), a.unsqueeze(0).squeeze()]
+    methods += [a > b, (a == a).float(), a.view(-1), a.half(), a.sigmoid(), a.tanh(), a.softmax()]
+    host_values += (float(a[0, 0]), f"{a[0, 0]:.3f}", a.cpu().tolist(), np.mean(a), np.stack([a]))
     exposed = Exposed(a) if hasattr(a, "__cuda_array_interface__") else a
     return y, z, a.grad, b.grad, y.grad, host_values, methods, gpucnn.tensor(exposed)
+
+
+class Scale(gpucnn.Function):
+    name = "scale"
+
+    def forward(self, x: Any) -> Any:
+        return x * 2
+
+    def backward(self, dy: Any) -> Any:
+        return dy * 2
+
+
+def scaled(at: Target) -> Any:
+    x = at.tensor(3, 4)
+    y = Scale()(x)
+    y.sum().backward()
+    return y, x.grad
 
 
 class Exposed:
@@ -232,7 +286,7 @@ class Exposed:
 
 
 def exported(at: Target) -> Any:
-    onnx = pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx", reason="needs onnx")
     path = at.folder / "model.onnx"
     gpucnn.export_onnx(at.model(), path, (8, 8, 3))
     return [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]

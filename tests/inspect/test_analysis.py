@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn import autograd, inspect, models, nn, ops, optim
+from gpucnn import autograd, cuda, inspect, models, nn, ops, optim
 from gpucnn.cpu import scratch_bytes
+from gpucnn.cudasim.memory import unpoisoned
+from gpucnn.device import CPU, Device
 from gpucnn.errors import ArgumentError
+from gpucnn.inspect.memory import Growth
+from gpucnn.precision import autocast_of
 
 
 def warnings_of(model, shape):
@@ -205,7 +209,29 @@ def test_saved_arrays_are_counted_in_any_container(wrap):
     assert held.activations - bare.activations == 6 * 1000 * 4
 
 
-def test_the_prediction_is_within_2_percent_of_the_traced_peak_of_a_step(rng):
+def test_in_half_precision_a_gpu_keeps_activations_of_half_the_size_and_copies_of_weights(rng):
+    model = nn.Sequential(
+        nn.Conv2d(8, 16, 3, generator=rng), nn.Tanh(), nn.Conv2d(16, 16, 3, generator=rng),
+        nn.Tanh(), nn.Flatten(), nn.Linear(16 * 4 * 4, 8, generator=rng), nn.Tanh(),
+    ).to(Device("cudasim"))  # fmt: skip
+    with cuda.record_launches(False), unpoisoned(), np.errstate(all="ignore"):
+        full, half = (
+            inspect.training_memory(model, (8, 8, 8), 64, precision=precision)
+            for precision in ("fp32", "fp16")
+        )
+    # The first layer keeps its images, rounded.
+    assert half.activations * 2 == full.activations + full.images
+    weights = sum(p.size for p in model.parameters() if p.ndim > 1)
+    assert half.parameters - full.parameters == 2 * weights
+    assert half.images == full.images  # float32
+    own = sum(p.data.nbytes for p in model.parameters())
+    assert full.gradients / 2 < half.gradients < full.gradients <= half.gradients * 2 + own
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_prediction_is_within_2_percent_of_the_traced_peak_of_a_step(rng, precision):
+    if precision == "bf16":
+        pytest.importorskip("ml_dtypes", reason="needs ml_dtypes")
     model = nn.Sequential(
         nn.Conv2d(3, 32, 3, generator=rng), nn.BatchNorm2d(32), nn.ReLU(),
         nn.Conv2d(32, 8, 1, generator=rng), nn.ReLU(), nn.MaxPool2d(2),
@@ -214,7 +240,8 @@ def test_the_prediction_is_within_2_percent_of_the_traced_peak_of_a_step(rng):
     images, labels = rng.standard_normal((48, 32, 32, 3), np.float32), np.arange(48) % 10
 
     def step(model, optimizer):
-        loss = ops.cross_entropy(model(gpucnn.tensor(images)), labels)
+        with autocast_of(precision, CPU):
+            loss = ops.cross_entropy(model(gpucnn.tensor(images)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -237,9 +264,9 @@ def test_the_prediction_is_within_2_percent_of_the_traced_peak_of_a_step(rng):
         thread.start()
         thread.join()
         tracemalloc.stop()
-        memory = inspect.training_memory(model, (32, 32, 3), 48)
+        memory = inspect.training_memory(model, (32, 32, 3), 48, precision=precision)
         gpucnn.set_num_threads(3)
-        of_three_threads = inspect.training_memory(model, (32, 32, 3), 48)
+        of_three_threads = inspect.training_memory(model, (32, 32, 3), 48, precision=precision)
     finally:
         tracemalloc.stop()
         gpucnn.set_num_threads(threads)
@@ -276,7 +303,7 @@ def test_predicting_memory_keeps_gradients_and_a_running_trace():
 
 
 def test_memory_is_linear_in_the_batch_size_while_the_peak_is_at_the_same_op(monkeypatch):
-    monkeypatch.setattr("gpucnn.inspect.memory._TRACED", 1 << 22)
+    monkeypatch.setattr("gpucnn.inspect.memory.TRACED", 1 << 22)
     model = models.alexnet_cifar10()
     memory = [inspect.training_memory(model, (32, 32, 3), n) for n in (100, 200, 400)]
     assert len({m.at for m in memory}) == 1
@@ -285,6 +312,16 @@ def test_memory_is_linear_in_the_batch_size_while_the_peak_is_at_the_same_op(mon
     assert memory[2].work == pytest.approx(
         memory[0].work, rel=0.01
     )  # blocks have reached their full size
+
+
+def test_the_traced_step_is_as_large_with_many_weights_in_half_precision(monkeypatch):
+    monkeypatch.setattr("gpucnn.inspect.memory.TRACED", 1 << 20)
+    sizes = []
+    monkeypatch.setattr(Growth, "measure", lambda growth, n: sizes.append(n) or (0, 0))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2048))  # 1.5 MiB, saved rounded
+    for precision in ("fp32", "fp16"):
+        inspect.training_memory(model, (8, 8, 3), 64, precision=precision)
+    assert sizes == [64, 64]
 
 
 def test_invalid_batch_sizes_are_refused():

@@ -104,6 +104,21 @@ def test_grad_cam_uses_the_last_convolution_and_the_predicted_class_by_default(r
     np.testing.assert_array_equal(maps, inspect.grad_cam(model, images, model[3], chosen))
 
 
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+def test_grad_cam_under_autocast_sums_in_float32(half):
+    """64 x 64 gradients of 32, whose sum float16 does not hold, and bfloat16 not exactly."""
+    if half == "bfloat16":
+        pytest.importorskip("ml_dtypes", reason="needs ml_dtypes")
+    conv = nn.Conv2d(1, 1, 1, bias=False)
+    conv.weight.data[...] = 1
+    model = nn.Sequential(conv, nn.Flatten(), nn.Linear(64 * 64, 1, bias=False))
+    model.layers[2].weight.data[...] = 32
+    with gpucnn.autocast(half):
+        maps = inspect.grad_cam(model, np.ones((1, 64, 64, 1), np.float32), classes=0)
+    assert maps.dtype == np.float32
+    np.testing.assert_array_equal(maps, np.full((1, 64, 64), 32))
+
+
 def test_occlusion_of_a_network_that_sees_one_pixel_is_nonzero_only_there(rng):
     images = rng.standard_normal((2, 6, 8, 3), np.float32)
     maps = inspect.occlusion(OnePixel(), images, window=1, stride=1)
@@ -190,7 +205,7 @@ def test_a_model_that_ignores_its_images_is_refused():
 
 @pytest.mark.parametrize("look", [inspect.saliency, inspect.grad_cam, inspect.occlusion])
 def test_a_picture_has_every_image_above_its_map(rng, tmp_path, look):
-    image = pytest.importorskip("PIL.Image", reason="Pillow reads what matplotlib wrote")
+    image = pytest.importorskip("PIL.Image", reason="needs Pillow")
     images = rng.standard_normal((3, 8, 8, 3))
     maps = look(small_network(rng), images, path=tmp_path / "maps.png")
     with image.open(tmp_path / "maps.png") as file:

@@ -31,7 +31,7 @@ def test_an_outlier_is_clipped_and_other_pixels_stay(rng):
 
 
 def test_resizing_is_bilinear_between_pixel_centres():
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
     maps = np.random.default_rng(1).standard_normal((2, 4, 5))
     for size in ((8, 15), (3, 2), (4, 5), (1, 1)):
         expected = torch.nn.functional.interpolate(
@@ -74,7 +74,7 @@ def test_tiles_are_arranged_in_rows_with_transparent_gaps():
 
 
 def test_a_png_has_the_pixels_enlarged():
-    image = pytest.importorskip("PIL.Image", reason="Pillow reads what matplotlib wrote")
+    image = pytest.importorskip("PIL.Image", reason="needs Pillow")
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     pixels[..., 3] = 255
     file = io.BytesIO()

@@ -73,7 +73,7 @@ def test_filters_of_3_channels_are_in_colour_and_others_are_a_grey_tile_per_chan
 
 
 def test_the_page_of_filters_has_a_tile_for_each(tmp_path):
-    image = pytest.importorskip("PIL.Image", reason="Pillow reads what matplotlib wrote")
+    image = pytest.importorskip("PIL.Image", reason="needs Pillow")
     inspect.first_layer_filters(models.alexnet_cifar10(), tmp_path / "filters.png")
     with image.open(tmp_path / "filters.png") as file:
         assert (
@@ -82,7 +82,7 @@ def test_the_page_of_filters_has_a_tile_for_each(tmp_path):
 
 
 def test_feature_maps_are_the_layers_output_and_drawn_for_the_first_image(rng, tmp_path):
-    image = pytest.importorskip("PIL.Image", reason="Pillow reads what matplotlib wrote")
+    image = pytest.importorskip("PIL.Image", reason="needs Pillow")
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten())
     images = rng.standard_normal((2, 10, 10, 3), np.float32)
     maps = inspect.feature_maps(model, images, "0", tmp_path / "maps.png", max_channels=4)

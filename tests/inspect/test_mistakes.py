@@ -60,7 +60,7 @@ def test_labels_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_charts_are_drawn_in_both_themes(tmp_path, theme):
-    image = pytest.importorskip("PIL.Image", reason="Pillow reads what matplotlib wrote")
+    image = pytest.importorskip("PIL.Image", reason="needs Pillow")
     predictions = echo([RIGHT, UNSURE, WRONG], [0, 0, 0])
     inspect.confusion_chart(tmp_path / "c.png", predictions.evaluation.confusion, CLASSES, theme)
     pictures = np.zeros((3, 8, 8, 3), np.uint8)

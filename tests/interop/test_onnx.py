@@ -6,7 +6,7 @@ import pytest
 import gpucnn
 from gpucnn import export_onnx, models, nn, ops
 from gpucnn.commands import main
-from gpucnn.errors import ArgumentError, MissingExtra
+from gpucnn.errors import ArgumentError, MissingExtra, OutputError
 
 CONFIGS = {"mlp": {"sizes": [4, 6, 6, 6, 6, 3]}}
 LARGE = ("alexnet", "alexnet_torchvision", "alexnet_keras", "vgg16_cifar")
@@ -14,13 +14,13 @@ LARGE = ("alexnet", "alexnet_torchvision", "alexnet_keras", "vgg16_cifar")
 
 @pytest.fixture
 def onnx():
-    return pytest.importorskip("onnx", reason="writes ONNX files")
+    return pytest.importorskip("onnx", reason="needs onnx")
 
 
 def check(model, shape, path, rng, n=3, tolerance=1e-5):
     """Export, run in onnxruntime and compare; return the exported graph."""
     runtime = pytest.importorskip("onnxruntime", reason="the oracle is onnxruntime")
-    onnx = pytest.importorskip("onnx", reason="writes ONNX files")
+    onnx = pytest.importorskip("onnx", reason="needs onnx")
     export_onnx(model, path, shape)
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     x = rng.standard_normal((n, *shape), dtype=np.float32)
@@ -74,7 +74,7 @@ class EveryOp(nn.Module):
 
     def forward(self, x):
         y = self.conv(ops.pad(x, ((0, 0), (1, 0), (0, 2), (0, 0)), 0.5))
-        y = ops.gelu(y) * self.scale - ops.leaky_relu(y, 0.2)
+        y = ops.gelu(y) * self.scale - ops.leaky_relu(ops.gelu(y, "tanh"), 0.2)
         y = ops.concatenate([y, ops.exp(-y)], axis=3)
         y = ops.log(ops.sqrt(y * y + 1.0)) / (ops.sigmoid(y) + 2.0)
         y = ops.transpose(y, (0, 2, 3, 1))
@@ -102,9 +102,67 @@ def test_pooling_and_normalisation_agree_at_the_edges(layer, rng, tmp_path):
     check(with_statistics(layer, rng), (8, 10, 4), tmp_path / "model.onnx", rng)
 
 
+@pytest.mark.parametrize("layer", [
+    nn.SiLU(),
+    nn.Softplus(2.0),
+    nn.Identity(),
+    nn.GroupNorm(2, 4),
+    nn.GroupNorm(4, 4, affine=False),
+    nn.LayerNorm(4),
+    nn.LayerNorm((10, 4), bias=False),
+    nn.LayerNorm((8, 10, 4), elementwise_affine=False),
+    nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2),
+    nn.ConvTranspose2d(4, 6, (3, 2), (2, 3), ((0, 1), (2, 1)), (1, 0), 1, False, (2, 1)),
+    nn.Upsample(scale_factor=2),
+    nn.Upsample(scale_factor=(1.7, 0.8), mode="bilinear"),
+    nn.Upsample((5, 23)),
+    nn.Upsample((1, 13), mode="bilinear", align_corners=True),
+], ids=repr)  # fmt: skip
+def test_normalisations_smooth_activations_and_upsampling_agree(layer, rng, tmp_path):
+    for parameter in layer.parameters():
+        parameter.data[...] = rng.standard_normal(parameter.shape)
+    channels = 6 if isinstance(layer, nn.ConvTranspose2d) else 4
+    for model in (layer, nn.Sequential(nn.Conv2d(4, 4, 1), layer, nn.Conv2d(channels, 3, 1))):
+        if not isinstance(model, nn.Identity):  # alone it computes nothing
+            check(model, (8, 10, 4), tmp_path / "model.onnx", rng)
+
+
+def test_group_norm_of_vectors_agrees(rng, tmp_path):
+    check(nn.GroupNorm(3, 6), (6,), tmp_path / "model.onnx", rng)
+
+
 def test_batch_norm_of_vectors_agrees(rng, tmp_path):
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh())
     check(with_statistics(model, rng), (4,), tmp_path / "model.onnx", rng)
+
+
+@pytest.mark.parametrize("shape", [(4,), (5, 4)], ids=["rows", "stacks of rows"])
+def test_a_relu_that_is_fused_into_another_layer_is_exported(shape, rng, tmp_path):
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6, bias=False), nn.ReLU())
+    graph = check(model, shape, tmp_path / "model.onnx", rng)
+    assert [node.op_type for node in graph.node].count("Relu") == 2
+
+
+def test_a_relu_that_is_fused_into_batch_norm_is_exported(rng, tmp_path):
+    model = nn.Sequential(with_statistics(nn.BatchNorm1d(4), rng), nn.ReLU())
+    graph = check(model, (4,), tmp_path / "model.onnx", rng)
+    assert [node.op_type for node in graph.node].count("Relu") == 1
+
+
+def test_a_file_exported_under_autocast_is_that_of_float32(onnx, tmp_path):
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1, generator=np.random.default_rng(1))
+
+        def forward(self, x):
+            return x + self.conv(x)  # autocast would widen the second
+
+    model, files = Residual(), [tmp_path / "plain.onnx", tmp_path / "autocast.onnx"]
+    export_onnx(model, files[0], (4, 4, 3))
+    with gpucnn.autocast("float16"):
+        export_onnx(model, files[1], (4, 4, 3))
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_images_are_transposed_at_the_start_and_before_the_dense_layers_only(onnx, tmp_path):
@@ -147,6 +205,7 @@ class Constant(nn.Module):
         (Slice(), "cannot translate the op 'getitem'"),
         (Constant(), "does not depend on its input"),
         (nn.LocalResponseNorm(4), "only for odd sizes"),
+        (nn.Sequential(nn.Reshape(64, 4), nn.GroupNorm(2, 4)), "group_norm of shape"),
         (nn.AvgPool2d(3, 2, padding=1, ceil_mode=True), "ONNX has no avg_pool2d"),
     ],
 )
@@ -157,7 +216,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_no_file(model, message, o
 
 
 def test_a_file_that_cannot_be_written_is_named(onnx, tmp_path):
-    with pytest.raises(ArgumentError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         export_onnx(nn.Linear(4, 3), tmp_path / "none" / "model.onnx", (4,))
 
 
@@ -178,3 +237,14 @@ def test_the_command_exports_a_checkpoint_with_its_names(onnx, tmp_path, capsys)
         "classes": '["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]',
         "normalize": '{"mean": [0.1], "std": [0.3]}',
     }
+
+
+def test_a_checkpoint_is_not_exported_onto_itself(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gpucnn.save("a", models.lenet5(), "lenet5")
+    (tmp_path / "link").symlink_to("a")
+    before = (tmp_path / "a").read_bytes()
+    for target in ("a", "./a", "link"):
+        assert main(["export", "a", target]) == 2
+        assert f"export: {target} is the file to read, a" in capsys.readouterr().err
+    assert (tmp_path / "a").read_bytes() == before

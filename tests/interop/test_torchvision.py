@@ -4,13 +4,14 @@ import pickle
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import gpucnn
 from gpucnn import models
 from gpucnn.checkpoint import read_checkpoint
-from gpucnn.errors import ArgumentError, CheckpointError, MissingExtra
+from gpucnn.errors import ArgumentError, CheckpointError, MissingExtra, OutputError
 from gpucnn.interop import torchvision as convert
+from gpucnn.interop.pth import read_state
 
 CLASSES = 7
 
@@ -62,6 +63,7 @@ def ours(arrays, tmp_path_factory):
     return folder / "ours.safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [224, 127])
 def test_logits_equal_pytorchs_on_random_weights(side, torch, other, ours, rng):
     x = rng.standard_normal((2, side, side, 3), dtype=np.float32)
@@ -83,17 +85,22 @@ def test_the_checkpoint_contains_what_prediction_needs(ours):
     assert info["normalize"]["mean"] == [0.485, 0.456, 0.406]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_there_and_back_gives_the_same_bits(suffix, torch, ours, arrays, tmp_path):
     back = tmp_path / f"back{suffix}"
     assert "torchvision" in convert.convert_file(ours, back)
-    state = convert._read_state(back)
+    state = load_file(back) if suffix == ".safetensors" else torch.load(back)
     assert state.keys() == arrays.keys()
-    assert all(np.array_equal(state[name], arrays[name]) for name in arrays)
+    assert all(np.array_equal(np.asarray(state[name]), arrays[name]) for name in arrays)
 
 
-def test_a_pth_file_gives_the_same_checkpoint_as_safetensors(torch, other, ours, tmp_path):
-    torch.save(other.state_dict(), tmp_path / "alexnet.pth")
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_pth_file_gives_the_same_checkpoint_as_safetensors(
+    is_zip, torch, other, ours, tmp_path, monkeypatch
+):
+    torch.save(other.state_dict(), tmp_path / "alexnet.pth", _use_new_zipfile_serialization=is_zip)
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)  # reading does not need it
     convert.convert_file(tmp_path / "alexnet.pth", tmp_path / "again.safetensors")
     one, two = (read_checkpoint(p) for p in (ours, tmp_path / "again.safetensors"))
     assert one.info == two.info
@@ -118,13 +125,10 @@ def test_a_hostile_pickle_is_refused_and_not_run(torch, tmp_path, monkeypatch):
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_without_pytorch_a_pth_file_raises_an_error_that_says_what_to_install(
-    tmp_path, monkeypatch
-):
+def test_without_pytorch_a_pth_file_is_not_written(ours, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    (tmp_path / "a.pth").write_bytes(b"x")
     with pytest.raises(MissingExtra, match=r"\.pth files need PyTorch: pip install torch"):
-        convert.convert_file(tmp_path / "a.pth", tmp_path / "out.safetensors")
+        convert.convert_file(ours, tmp_path / "out.pth")
 
 
 def small_state():
@@ -166,7 +170,8 @@ def test_half_precision_and_single_channel_weights_are_converted():
         ("a.bin", "b.pth", ArgumentError, r"a\.bin: expected a \.safetensors"),
         ("none.pth", "b.txt", ArgumentError, r"b\.txt: expected a \.safetensors"),
         ("none.pth", "b.safetensors", CheckpointError, "no such file"),
-        ("damaged.safetensors", "b.safetensors", CheckpointError, "damaged or not a safetensors"),
+        ("damaged.safetensors", "b.safetensors", CheckpointError, "header: not plain JSON"),
+        (".", "b.safetensors", ArgumentError, "expected a .safetensors"),
         ("foreign.safetensors", "b.pth", ArgumentError, r"checkpoint ends in \.safetensors"),
         ("foreign.safetensors", "b.safetensors", CheckpointError, "unexpected: x"),
         (
@@ -187,5 +192,49 @@ def test_mistakes_are_named(source, target, error, message, tmp_path):
 
 
 def test_a_target_that_cannot_be_written_is_named(ours, tmp_path):
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         convert.convert_file(ours, tmp_path / "none" / "out.safetensors")
+
+
+def test_a_file_is_not_converted_onto_itself(ours, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.safetensors").symlink_to(ours)
+    size = ours.stat().st_size
+    for target in (ours, "link.safetensors"):
+        with pytest.raises(ArgumentError, match="is the file to read"):
+            convert.convert_file(ours, target)
+    assert ours.stat().st_size == size
+
+
+def test_a_pth_file_with_a_flipped_bit_is_refused(torch, other, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save(other.state_dict(), path)
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(CheckpointError, match=r"a\.pth: not a state dict .*CRC-32"):
+        convert.convert_file(path, tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_tensors_of_a_pth_file_are_read_with_their_strides(dtype, is_zip, torch, tmp_path):
+    values = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4).to(getattr(torch, dtype))
+    state = {"whole": values, "part": values[1, :, ::2].T, "empty": values[:0]}
+    torch.save(state, tmp_path / "a.pth", _use_new_zipfile_serialization=is_zip)
+    found = read_state(tmp_path / "a.pth")
+    for name, tensor in state.items():
+        assert found[name].shape == tuple(tensor.shape)
+        assert np.array_equal(np.asarray(found[name], np.float32), tensor.float().numpy())
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_pth_file_that_shrinks_before_its_tensors_are_read_is_refused(is_zip, torch, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"x": torch.ones(100_000)}, path, _use_new_zipfile_serialization=is_zip)
+    state = read_state(path)
+    torch.save({"x": torch.ones(10)}, path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(CheckpointError, match="buffer is smaller than requested size"):
+        np.asarray(state["x"])

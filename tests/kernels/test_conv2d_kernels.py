@@ -77,9 +77,9 @@ def test_plain_kernels_agree_with_the_slow_loops_on_random_geometry(
 
 # Channels and filters that select each kind of load, and the kernels that then run.
 LOADS = {
-    "vector": (16, 136, "128x128_vector 128x128_vector 128x64_vector"),
-    "scalar": (67, 33, "128x64_scalar 128x64_scalar 128x64_scalar"),
-    "few": (3, 20, "128x64_few 128x64_scalar 128x64_scalar"),
+    "vector": (16, 136, "128x128_vector 128x128_vector 128x64"),
+    "scalar": (67, 33, "128x64_scalar 128x64_scalar 32x64_scalar"),
+    "few": (3, 20, "128x64_few 128x64_scalar 32x64_vector"),
 }
 
 
@@ -97,7 +97,7 @@ def test_tiled_kernels_agree_with_the_plain_ones(
         tiled = run(g, *arrays)
     forward, grad_input, grad_weight = names.split()
     assert {f"conv2d_forward_{forward}", f"conv2d_grad_input_{grad_input}"} < set(launches)
-    assert {f"conv2d_grad_weight_{grad_weight}", "sum_splits"} < set(launches)
+    assert f"conv2d_grad_weight_{grad_weight}" in launches
     conv_algorithm("plain")
     plain = run(g, *arrays)
     assert max(map(relative, tiled, plain)) <= 2e-6

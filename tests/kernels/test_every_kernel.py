@@ -8,6 +8,7 @@ from devices import CUDA
 from every_kernel import run_all
 
 from gpucnn import cuda
+from gpucnn.commands.check import kernels
 from gpucnn.commands.check.kernels import bound
 
 
@@ -31,10 +32,12 @@ def test_every_kernel_runs_and_agrees_with_the_cpu(
     check(*run_all(rng, "cudasim"))
 
 
+@pytest.mark.parametrize("all_tiles", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("device", [CUDA])
 def test_every_kernel_runs_on_the_gpu_and_agrees_with_the_cpu(
-    device: str, rng: np.random.Generator
+    device: str, all_tiles: bool, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
+    monkeypatch.setattr(kernels, "_all_tiles", lambda gpu: all_tiles)
     check(*run_all(rng, device))
 
 

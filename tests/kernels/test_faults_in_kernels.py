@@ -1,34 +1,21 @@
 """The kernels' tests detect faults: each fault seeded into a kernel makes at least one fail."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
-from every_kernel import run_all
 from kernel_cases import random_geometry
+from seeded_faults import HIGHEST, TABLE, Check, Fault
 from test_conv2d_kernels import errors, operands
-from test_every_kernel import check
 
-from gpucnn import cuda
-from gpucnn.cuda import compiler, launcher
-from gpucnn.errors import KernelError
+from gpucnn.commands.check.kernels import bound, cases
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiler", "tiles_for_all")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("compiler", "tiles_for_all", "conv_algorithm"),
+]
 
-
-@dataclass(frozen=True)
-class Fault:
-    what: str
-    file: str
-    right: str  # text of the file ...
-    wrong: str  # ... and its replacement
-    mode: str = "fast"  # GPUCNN_CUDASIM that detects it
-
-
-FILES = sorted({kernel.file for kernel in cuda.kernels().values()})
-HIGHEST = "fast,schedule=highest"
 FAULTS = [
     Fault("barrier after a step dropped", "gemm_tile.cuh", "__syncthreads();  // the other", "//"),
     Fault(
@@ -70,8 +57,7 @@ FAULTS = [
     Fault("negative rows", "conv2d_gather.cuh", "at >= 0 && at", "at"),
     Fault("step between taps forgotten", "conv2d_grad_input.cu", "axis.step = tap", "// = tap"),
     Fault("short phase overrun", "conv2d_grad_input.cu", "TM >= phase.pixels", "TM < 0"),
-    Fault("images not carried", "conv2d_grad_weight.cu", "++walk.image;", ";"),
-    Fault("left edge", "conv2d_grad_weight.cu", "(uint32)column < (uint32)g.w", "column < g.w"),
+    Fault("left edge", "pixel_walk.cuh", "(uint32)column < (uint32)g.w", "column < g.w"),
     Fault(
         "pixels of the next split",
         "conv2d_grad_weight.cu",
@@ -79,79 +65,33 @@ FAULTS = [
         "on_image",
         "address",
     ),
-    Fault("sum read too early", "reduce.cu", "= sum;\n    __syncthreads();", "= sum;"),
-    Fault(
-        "guard dropped",
-        "reduce.cu",
-        "size) return;\n    float total",
-        "size);\n    float total",
-        "address",
-    ),
-    Fault("sums overwritten", "batch_norm.cu", "__syncthreads();  // the sums", "//", HIGHEST),
-    Fault("ties go to the last", "pool2d.cu", "value > best", "value >= best"),
-    Fault("a window too many", "pool2d.cu", "min((at + before) / stride, outputs - 1)", "at"),
-    Fault("row guard dropped", "cross_entropy.cu", "(row >= rows)", "(false)", "address"),
-    Fault(
-        "partial sums read too early",
-        "cross_entropy.cu",
-        "__syncthreads();\n    if",
-        "if",
-        "race",
-    ),
-    Fault(
-        "quad before the start",
-        "dropout.cu",
-        "element >= 0 && element + 3",
-        "element + 3",
-        "address",
-    ),
-    Fault("round constant", "dropout.cu", "0x9E3779B97F4A7C15", "0x9E3779B97F4A7C16"),
-    Fault(
-        "neighbours not mirrored", "local_response_norm.cu", "after, before);", "before, after);"
-    ),
     Fault("missing gradient read", "optimizer.cu", "if (!gradient) return;", "", "address"),
-    Fault("mirror off by one", "augment.cu", "size - 1 - column", "size - column"),
+    Fault("gradient read past its end", "optimizer.cu", "i + WIDTH <= size", "true", "address"),
+    Fault("copies of old parameters", "optimizer.cu", "value[k] = next;", "g[k] = next;"),
+    Fault("an overflow missed", "optimizer.cu", "if (bad) atomicOr", "if (false) atomicOr"),
+    Fault("scale not divided out", "optimizer.cu", "0.0f : 1.0f / now", "0.0f : 1.0f"),
 ]
 
 
-@pytest.fixture
-def fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fault]:
-    fault = request.param
-    assemble = cuda.assemble
-
-    def assemble_with_fault(file: str, *rest: Any) -> str:
-        text = assemble(file, *rest)
-        here = file == fault.file or fault.file.endswith(".cuh")
-        return text.replace(fault.right, fault.wrong) if here else text
-
-    files = FILES if fault.file.endswith(".cuh") else [fault.file]
-    if not any(fault.right in assemble(file) for file in files):
-        pytest.fail("the kernel has changed: update the text that the fault replaces")
-    monkeypatch.setattr(compiler, "assemble", assemble_with_fault)
-    monkeypatch.setenv("GPUCNN_CUDASIM", fault.mode)
-    forget()
-    yield fault
-    forget()
-
-
-def forget() -> None:
-    """Drop the cached modules: they were compiled from another source."""
-    compiler.load_module.cache_clear()
-    launcher.checked_kernel.cache_clear()
-
-
-@pytest.mark.usefixtures("conv_algorithm")
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what, indirect=True)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
 def test_a_seeded_fault_in_a_kernel_is_detected(fault: Fault) -> None:
-    with pytest.raises((KernelError, AssertionError)):
-        everything()
+    TABLE.detect(fault, checks())
 
 
-def everything() -> None:
-    """Run a short version of the kernels' tests."""
-    check(*run_all(np.random.default_rng(20), "cudasim"))
+def checks() -> Iterator[Check]:
+    """The cases of every kernel, and random geometries of convolutions."""
+    for name, case in cases(np.random.default_rng(20), "cudasim"):
+        yield f"{name}, beside the CPU", partial(is_right, name, case)
     for seed in range(12):
-        rng = np.random.default_rng(seed)
-        g, oc = random_geometry(rng)
-        found = errors(g, operands(g, oc, rng))
-        assert max(found) <= 1e-5, (g, oc, found)
+        yield f"random convolution {seed}, against slow loops", partial(random_convolution, seed)
+
+
+def is_right(name: str, case: Callable[[], float]) -> None:
+    assert case() <= bound(name)
+
+
+def random_convolution(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    g, oc = random_geometry(rng)
+    found = errors(g, operands(g, oc, rng))
+    assert max(found) <= 1e-5, (g, oc, found)

@@ -6,7 +6,9 @@ from functools import cache
 import pytest
 
 from gpucnn import cuda
-from gpucnn.cuda import nvrtc
+from gpucnn.cuda import Define, nvrtc
+from gpucnn.cuda.specialisations import Defines, specialisations
+from gpucnn.cuda.tensor_plan import PRODUCTS
 from gpucnn.errors import DeviceError
 from gpucnn.integers import ceil_div
 
@@ -22,7 +24,8 @@ MULTIPROCESSOR = {
     120: (1536, 100 << 10),
 }
 REGISTERS = 65536  # per multiprocessor, on every architecture above
-FILES = sorted({kernel.file for kernel in cuda.kernels().values()})
+# Those on tensor cores have as many sets of launch bounds as tiles: test_tensor_specialisations.py.
+FILES = sorted({kernel.file for kernel in cuda.kernels().values()} - set(PRODUCTS))
 ARCHITECTURES = [
     pytest.param(arch, marks=[] if arch in (80, 90) else pytest.mark.slow)
     for arch in MULTIPROCESSOR
@@ -30,16 +33,18 @@ ARCHITECTURES = [
 
 
 @cache
-def compiled(file: str, arch: int) -> nvrtc.Binary:
+def compiled(file: str, arch: int, defines: tuple[tuple[str, Define], ...] = ()) -> nvrtc.Binary:
     try:
         known = nvrtc.architectures()
     except DeviceError as error:
         pytest.skip(str(error))
     if arch not in known:
         pytest.skip(f"NVRTC {nvrtc.version()} does not know sm_{arch}")
-    return nvrtc.compile_source(cuda.assemble(file), file, arch)
+    options = (*cuda.options(defines), *nvrtc.CUPY_OPTIONS)
+    return nvrtc.compile_source(cuda.assemble(file), file, arch, options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("file", FILES)
 def test_every_kernel_of_the_file_compiles_and_none_spills(file: str, arch: int) -> None:
@@ -53,10 +58,12 @@ def test_every_kernel_of_the_file_compiles_and_none_spills(file: str, arch: int)
 def test_as_many_blocks_share_a_multiprocessor_as_the_launch_bounds_say(
     file: str, arch: int
 ) -> None:
-    stated = launch_bounds(file)
-    assert {name: blocks_that_fit(file, name, arch) >= stated[name][1] for name in stated} == (
-        dict.fromkeys(stated, True)
-    )
+    stated, usage = launch_bounds(file), compiled(file, arch).usage
+
+    def fits(name: str) -> int:
+        return blocks_that_fit(usage[name], stated[name][0], arch)
+
+    assert {name: fits(name) >= stated[name][1] for name in stated} == (dict.fromkeys(stated, True))
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -80,6 +87,24 @@ def test_no_kernel_takes_more_registers_than_its_launch_bounds_leave(file: str, 
     assert {name: n for name, n in used.items() if n > most[name]} == {}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [75, 90])  # without and with asynchronous copies
+@pytest.mark.parametrize(
+    ("file", "defines"),
+    [s for s in specialisations() if s[1]],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_no_specialisation_spills_or_exceeds_its_launch_bounds(
+    file: str, defines: Defines, arch: int
+) -> None:
+    binary = compiled(file, arch, tuple(defines.items()))
+    found = {name: (u.spilled, u.stack) for name, u in binary.usage.items()}
+    assert found == dict.fromkeys(found, (0, 0))
+    stated = launch_bounds(file)
+    fits = {name: blocks_that_fit(binary.usage[name], stated[name][0], arch) for name in stated}
+    assert {name for name, blocks in fits.items() if blocks < stated[name][1]} == set()
+
+
 def launch_bounds(file: str) -> dict[str, tuple[int, int]]:
     """Threads per block and blocks per multiprocessor in the source's __launch_bounds__."""
     found = re.findall(
@@ -90,8 +115,7 @@ def launch_bounds(file: str) -> dict[str, tuple[int, int]]:
     return bounds
 
 
-def blocks_that_fit(file: str, name: str, arch: int) -> int:
-    usage, threads = compiled(file, arch).usage[name], launch_bounds(file)[name][0]
+def blocks_that_fit(usage: nvrtc.Usage, threads: int, arch: int) -> int:
     most_threads, shared = MULTIPROCESSOR[arch]
     warps = threads // 32
     registers = (

@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
+from forged import forge
 
 import gpucnn
 from gpucnn import data, models, nn, ops
-from gpucnn.checkpoint import write_checkpoint
 from gpucnn.commands import main
 from gpucnn.commands.predict import bars
 from gpucnn.errors import ArgumentError, CheckpointError, DataError
 from gpucnn.models.classifier import Classifier, Guess
 
-Image = pytest.importorskip("PIL.Image", reason="images are made and read with Pillow")
+Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
 
 CLASSES = ("cat", "dog", "lorry")
 
@@ -82,6 +82,8 @@ def test_a_model_of_grey_images_gets_grey_ones(tmp_path, rng):
 
 def test_given_class_names_replace_those_in_the_file_and_must_match_in_number(checkpoint):
     assert Classifier(checkpoint, classes=list("xyz")).classes == ("x", "y", "z")
+    with pytest.raises(ArgumentError, match="0 class names for a model with 3 outputs"):
+        Classifier(checkpoint, classes=[])
     with pytest.raises(ArgumentError, match="2 class names for a model with 3 outputs"):
         Classifier(checkpoint, classes=["x", "y"])
 
@@ -104,8 +106,8 @@ def test_a_damaged_normalisation_is_a_checkpoint_error(normalize, tmp_path):
     state = models.lenet5(channels=3).state_dict()
     info = {"model": {"name": "lenet5", "config": {"channels": 3}}, "normalize": normalize}
     path = tmp_path / "x.safetensors"
-    write_checkpoint(path, {f"model.{k}": v for k, v in state.items()}, info)
-    with pytest.raises(CheckpointError, match="its normalisation is"):
+    forge(path, {f"model.{k}": v for k, v in state.items()}, info)
+    with pytest.raises(CheckpointError, match=r"normalize(\.std\[0\]|\.mean)?: (expected|missing)"):
         Classifier(path)
 
 
@@ -136,3 +138,18 @@ def test_bars_grow_with_the_probability_in_eighths_of_a_character():
         "  dog      5.00%  ▌",
     ]
     assert bars(guesses, width=10, encoding="ascii").splitlines()[0] == "  cat     75.00%  ########"
+
+
+def test_statistics_or_names_of_another_model_are_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    gpucnn.save(path, models.lenet5(), "lenet5", normalize=data.Normalize((0.5,) * 3, (0.2,) * 3))
+    with pytest.raises(CheckpointError, match="is for 3 channels; its model lenet5 expects 1"):
+        Classifier(path)
+    gpucnn.save(path, models.lenet5(), "lenet5", classes=["a", "b"])
+    with pytest.raises(CheckpointError, match="2 class names for a model with 10 outputs"):
+        Classifier(path)
+
+
+def test_a_class_name_cannot_control_the_terminal():
+    assert "\x1b" not in bars([Guess("\x1b[2Jcat", 1.0)], encoding="utf-8")
+    assert r"\x1b[2Jcat" in bars([Guess("\x1b[2Jcat", 1.0)], encoding="utf-8")

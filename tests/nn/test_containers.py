@@ -31,6 +31,16 @@ def test_a_sequential_refuses_anything_but_modules(wrong):
         nn.Sequential(nn.ReLU(), wrong)
 
 
+@pytest.mark.parametrize("patched", [0, 1])
+def test_a_layer_with_a_forward_of_its_own_is_not_fused_with_its_neighbour(patched):
+    layers = nn.Linear(3, 4), nn.ReLU()
+    model, x = nn.Sequential(*layers), gpucnn.tensor(np.ones((2, 3), np.float32))
+    expected = model(x).numpy()
+    inner = layers[patched].forward
+    layers[patched].forward = lambda x: inner(x) * 2.0
+    np.testing.assert_array_equal(model(x).numpy(), 2 * expected)
+
+
 def test_other_parts_of_a_sequential_subclass_are_found():
     class Net(nn.Sequential):
         def __init__(self):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from devices import host, tensor
 
-from gpucnn import nn, optim
+from gpucnn import nn, no_grad, optim
 
 RULES = {
     "SGD": lambda p: optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),
@@ -79,3 +79,61 @@ def test_zero_grad_drops_every_gradient(model, rng):
     assert all(p.grad is not None for p in model.parameters())
     model.zero_grad()
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("c", [3, 32])  # im2col by planes, Winograd or im2col by rows
+@pytest.mark.parametrize("pool", [False, True])
+def test_frozen_filters_leave_the_gradients_of_images_and_bias_as_they_are(c, pool, device, rng):
+    conv = nn.Conv2d(c, 24, 2 if c == 3 else 3, generator=rng).to(device)
+    model = nn.Sequential(conv, nn.MaxPool2d(2)) if pool else conv
+    images, found = rng.standard_normal((3, 19, 19, c)).astype(np.float32), []
+    for frozen in (False, True):
+        conv.weight.requires_grad = not frozen
+        model.zero_grad()
+        x = tensor(images, device, grad=True)
+        y = model(x)
+        (y * y).sum().backward()
+        assert (conv.weight.grad is None) == frozen
+        found.append([host(x.grad), host(conv.bias.grad)])
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-4)
+
+
+def test_frozen_filters_of_a_first_layer_build_no_columns_in_backward(monkeypatch, rng):
+    from gpucnn.ops.conv2d import im2col
+
+    conv = nn.Conv2d(3, 24, 2, generator=rng)
+    conv.weight.requires_grad = False
+    y = conv(tensor(rng.standard_normal((3, 9, 9, 3)), "cpu", np.float32))
+    monkeypatch.setattr(im2col._Columns, "bands", None)
+    y.sum().backward()
+    np.testing.assert_allclose(conv.bias.grad, 3 * 64)
+
+
+def test_batch_norm_with_a_frozen_scale_and_a_tiny_eps_equals_pytorchs(device, rng):
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+    ours = nn.BatchNorm2d(4, eps=1e-12, momentum=0.4).to(device)
+    ours.weight.requires_grad = False
+    theirs = torch.nn.BatchNorm2d(4, eps=1e-12, momentum=0.4)
+    x = rng.standard_normal((5, 6, 6, 4)).astype(np.float32)
+    x *= np.float32([1, 1e-4, 100, 0])  # variances of 1, 1e-8, 1e4 and 0
+    x += np.float32([5, 0, 1000, 0])
+    for _ in range(2):
+        y, expected = ours(tensor(x, device)), theirs(torch.tensor(x).permute(0, 3, 1, 2))
+    expected = expected.permute(0, 2, 3, 1)
+    np.testing.assert_allclose(host(y), expected.detach().numpy(), rtol=1e-3, atol=2e-3)
+    (y * y * y).sum().backward()
+    (expected * expected * expected).sum().backward()
+    assert ours.weight.grad is None
+    np.testing.assert_allclose(host(ours.bias.grad), theirs.bias.grad.numpy(), rtol=1e-3, atol=1e-2)
+    for name in ("running_mean", "running_var"):
+        mine = host(getattr(ours, name).data)
+        np.testing.assert_allclose(mine, getattr(theirs, name).numpy(), rtol=1e-3, atol=1e-12)
+    with no_grad():
+        y, expected = (
+            ours.eval()(tensor(x, device)),
+            theirs.eval()(torch.tensor(x).permute(0, 3, 1, 2)),
+        )
+    expected = expected.permute(0, 2, 3, 1).detach().numpy()
+    assert np.isfinite(host(y)).all()
+    np.testing.assert_allclose(host(y), expected, rtol=1e-3, atol=2e-3)

@@ -1,4 +1,4 @@
-"""Forward hooks of one module, which also keep a Sequential from fusing that module."""
+"""Forward hooks and pre-hooks of a module, which also keep a Sequential from fusing it."""
 
 import copy
 
@@ -36,6 +36,30 @@ def test_an_observer_sees_the_output_after_the_hooks():
     with nn.observe(lambda module, args, output: seen.append(output.item())):
         layer(ones(1))
     assert seen == [2]
+
+
+def test_a_pre_hook_sees_the_arguments_and_may_replace_them():
+    layer, seen, x = nn.ReLU(), [], ones(1, 2)
+    layer.register_forward_pre_hook(lambda *given: seen.append(given))
+    layer.register_forward_pre_hook(lambda module, args: args[0] * 2.0)  # the only argument
+    layer.register_forward_pre_hook(lambda module, args: (args[0] + 1.0,))
+    layer.register_forward_hook(lambda module, args, output: seen.append(args[0].tolist()))
+    assert layer(x).tolist() == [[3, 3]]
+    assert seen[0][0] is layer
+    assert seen[0][1] == (x,)
+    assert seen[1] == [[3, 3]]
+
+
+def test_pre_hooks_and_hooks_run_as_in_pytorch():
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+    outputs = []
+    for layer, x in ((nn.ReLU(), ones(2)), (torch.nn.ReLU(), torch.ones(2))):
+        layer.register_forward_hook(lambda module, args, output: output + args[0])
+        layer.register_forward_pre_hook(lambda module, args: args[0] * 3)
+        with layer.register_forward_pre_hook(lambda module, args: (args[0] - 1,)):
+            outputs.append(layer(x).tolist())
+        outputs.append(layer(x).tolist())
+    assert outputs == [[4, 4], [6, 6]] * 2
 
 
 def test_a_removed_hook_is_not_called_and_removing_it_twice_does_no_harm():
@@ -94,6 +118,14 @@ def test_a_module_used_as_a_hook_is_not_a_part_of_the_hooked_module():
     assert list(layer.state_dict()) == ["weight", "bias"]
     assert list(layer.children()) == []
     assert layer(ones(1, 2)).shape == (1, 2)
+
+
+def test_a_pre_hook_keeps_a_sequential_from_fusing_its_layer():
+    model, seen = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), []
+    model[0].weight.data[...] = -1.0
+    model[1].register_forward_pre_hook(lambda module, args: seen.append(args[0].tolist()))
+    assert model(ones(1, 2)).tolist() == [[0, 0]]
+    assert seen == [[[-2, -2]]]
 
 
 @pytest.mark.parametrize("hooked", [0, 1, 2], ids=["Conv2d", "ReLU", "MaxPool2d"])

@@ -19,6 +19,16 @@ LAYERS = [
     (nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False), (2, 3, 4, 4)),
     (nn.GlobalAvgPool2d(), (2, 4)),
     (nn.AdaptiveAvgPool2d((3, 2)), (2, 3, 2, 4)),
+    (nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2), (2, 12, 14, 6)),
+    (nn.ConvTranspose2d(4, 3, (2, 3), bias=False, dilation=2), (2, 8, 11, 3)),
+    (nn.Upsample(scale_factor=2), (2, 12, 14, 4)),
+    (nn.Upsample((3, 9), mode="bilinear", align_corners=True), (2, 3, 9, 4)),
+    (nn.GroupNorm(2, 4), IMAGES),
+    (nn.LayerNorm((7, 4)), IMAGES),
+    (nn.LayerNorm(4, elementwise_affine=False), IMAGES),
+    (nn.Identity(), IMAGES),
+    (nn.SiLU(), IMAGES),
+    (nn.Softplus(2.0), IMAGES),
     (nn.ReLU(), IMAGES),
     (nn.LeakyReLU(0.1), IMAGES),
     (nn.Sigmoid(), IMAGES),
@@ -65,6 +75,8 @@ def test_losses_are_modules_too(device, rng):
     loss = nn.CrossEntropyLoss(label_smoothing=0.1)
     expected = ops.cross_entropy(logits, labels, label_smoothing=0.1).item()
     assert loss(logits, labels).item() == expected
+    summed = nn.CrossEntropyLoss(label_smoothing=0.1, reduction="sum")
+    assert summed(logits, labels).item() == pytest.approx(3 * expected)
     y, target = (tensor(a, device, np.float32) for a in ([1.0, 3.0], [1.0, 1.0]))
     assert nn.MSELoss()(y, target).item() == 2
 
@@ -100,6 +112,11 @@ def test_a_small_network_passes_gradcheck(device, rng):
         (lambda: nn.Linear(2.0, 3), "in_features must be a positive int, got 2.0"),
         (lambda: nn.Dropout(1.0), r"p must be in \[0, 1\), got 1.0"),
         (lambda: nn.BatchNorm2d(-1), "BatchNorm2d: num_features must be a positive int"),
+        (lambda: nn.ConvTranspose2d(3, 4, 3, groups=2), "groups=2 must divide in_channels=3"),
+        (lambda: nn.ConvTranspose2d(3, 0, 3), "ConvTranspose2d: out_channels must be a positive"),
+        (lambda: nn.GroupNorm(3, 4), "num_groups=3 must divide num_channels=4"),
+        (lambda: nn.LayerNorm((4, 0)), r"LayerNorm: normalized_shape\[1\] must be a positive int"),
+        (lambda: nn.Upsample(), "Upsample: expected either size or scale_factor"),
         (lambda: nn.BatchNorm1d(0), "BatchNorm1d: num_features must be a positive int"),
     ],
 )
@@ -111,6 +128,40 @@ def test_settings_out_of_range_are_refused_when_the_layer_is_built(build, messag
 def test_the_error_for_other_channels_names_their_number(device):
     with pytest.raises(ShapeError, match="3 channels"):
         nn.Conv2d(16, 32, 3).to(device)(tensor(np.zeros((1, 8, 8, 3), np.float32), device))
+
+
+def test_identity_takes_any_argument_and_returns_its_input(device):
+    x = tensor(np.ones((2, 3)), device)
+    assert nn.Identity(5, unused=True)(x) is x
+
+
+def test_a_group_norm_refuses_other_channels():
+    with pytest.raises(ShapeError, match=r"GroupNorm: expected 4 channels .* got shape \(2, 8\)"):
+        nn.GroupNorm(2, 4)(tensor(np.ones((2, 8)), "cpu", np.float32))
+
+
+def test_the_weights_of_pytorchs_decoder_load_and_give_its_images(device, rng):
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+
+    def build(nn):
+        return nn.Sequential(
+            nn.ConvTranspose2d(6, 8, 3, 2, 1, 1, groups=2), nn.GroupNorm(2, 8), nn.SiLU(),
+            nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(8, 4, 3), nn.Softplus(),
+            nn.Identity(), nn.ConvTranspose2d(4, 3, 2, bias=False),
+        )  # fmt: skip
+
+    theirs, ours = build(torch.nn), build(nn)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    state = {name: value.numpy() for name, value in theirs.state_dict().items()}
+    assert list(state) == list(ours.state_dict())
+    # the conversion of docs/coming_from_pytorch.md
+    state = {n: a.transpose(0, 2, 3, 1) if a.ndim == 4 else a for n, a in state.items()}
+    ours.load_state_dict(state)
+    x = rng.standard_normal((2, 4, 5, 6), dtype=np.float32)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+    assert_close(ours.to(device)(tensor(x, device)), expected.transpose(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (5, 4, 3)])
@@ -157,6 +208,18 @@ ALIKE = [
     ("LeakyReLU", (0.1,), {}),
     ("LocalResponseNorm", (5, 0.1, 0.75, 2.0), {}),
     ("ReLU", (), {}),
+    ("SiLU", (), {}),
+    ("Identity", (), {}),
+    ("GroupNorm", (2, 4), {}),
+    ("GroupNorm", (2, 4), {"affine": False}),
+    ("LayerNorm", ((3, 4),), {}),
+    ("LayerNorm", (4,), {"bias": False}),
+    ("GroupNorm", (2, 4), {"bias": False}),
+    (
+        "ConvTranspose2d",
+        (4, 6, (3, 2), (2, 2), (1, 1), (1, 1)),
+        {"groups": 2, "dilation": (2, 2), "bias": False},
+    ),
     ("CrossEntropyLoss", (), {"label_smoothing": 0.1}),
     ("MSELoss", (), {}),
 ]
@@ -176,6 +239,16 @@ def test_a_layer_has_the_arguments_and_the_repr_of_pytorchs(name, args, settings
         (nn.BatchNorm2d(3), "BatchNorm2d(3, eps=1e-05, momentum=0.1)"),
         (nn.MaxPool2d(3, 2), "MaxPool2d(kernel_size=3, stride=2, padding=0, ceil_mode=False)"),
         (nn.Dropout(0.2), "Dropout(p=0.2)"),
+        (nn.Softplus(), "Softplus(beta=1.0)"),
+        (nn.Upsample(3), "Upsample(size=3, mode='nearest')"),
+        (
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+            "Upsample(scale_factor=2, mode='bilinear', align_corners=True)",
+        ),
+        (nn.L1Loss(), "L1Loss(reduction='mean')"),
+        (nn.SmoothL1Loss("sum", 0.5), "SmoothL1Loss(reduction='sum', beta=0.5)"),
+        (nn.NLLLoss(reduction="none"), "NLLLoss(reduction='none')"),
+        (nn.BCEWithLogitsLoss(), "BCEWithLogitsLoss(reduction='mean')"),
         (nn.Softmax(), "Softmax(axis=-1)"),
         (nn.Reshape(4, 3), "Reshape(4, 3)"),
         (nn.ZeroPad2d((1, 2)), "ZeroPad2d((1, 2))"),

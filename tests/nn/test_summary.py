@@ -31,3 +31,10 @@ def test_a_summary_does_not_change_mode_statistics_or_generators():
     assert model.training
     assert (model[1].running_mean.data == mean).all()
     assert (gpucnn.default_generator().bit_generator.state["state"]["counter"] == before).all()
+
+
+def test_a_transposed_convolution_multiplies_each_pixel_of_its_input_with_each_filter():
+    layer = nn.ConvTranspose2d(4, 6, (3, 2), stride=2, groups=2)
+    (summary,) = nn.summary(nn.Sequential(layer), (5, 7, 4)).layers
+    assert summary.output_shape == (11, 14, 6)
+    assert summary.multiply_adds == 5 * 7 * 4 * 3 * 2 * 3

@@ -7,9 +7,16 @@ import pytest
 from devices import assert_close, host, in_both_dtypes, leaf, results, tensor
 
 import gpucnn
-from gpucnn.errors import DtypeError, ShapeError
+from gpucnn import nn, ops
+from gpucnn.errors import ArgumentError, DtypeError, ShapeError
 from gpucnn.ops import batch_norm
-from gpucnn.ops.batch_norm import _backward, _forward, _scale_shift
+from gpucnn.ops.batch_norm.op import (
+    _scale_shift,
+    gradient_sums,
+    input_gradient,
+    normalized,
+    statistics,
+)
 from gpucnn.testing import gradcheck
 
 rng = np.random.default_rng(0)
@@ -64,7 +71,7 @@ def test_gradients_match_finite_differences(shape, training, device):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", SHAPES[:4])
 def test_equals_pytorch(shape, training, dtype, device):
-    torch = pytest.importorskip("torch", reason="the peer of this test")
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
     x, weight, bias, mean, var = (a.astype(dtype).astype(np.float64) for a in draw(shape))
     ours = [leaf(a, device, dtype) for a in (x, weight, bias)]
     own_running = [tensor(a, device, dtype).data for a in (mean, var)]
@@ -87,8 +94,10 @@ def test_numpy_halves_equal_the_array_halves(shape):
     dy = rng.standard_normal(shape)
     scale = 1 / np.sqrt(var)
     for pair, arguments in (
-        (_forward, (x, weight, bias, 1e-5)),
-        (_backward, (dy, x, weight, mean, scale)),
+        (statistics, (x, 1e-5)),
+        (normalized, (x, weight, bias, mean, scale)),
+        (gradient_sums, (dy, x, mean, scale)),
+        (input_gradient, (dy, x, weight, mean, scale, np.stack((bias, var)), 7)),
         (_scale_shift, (x, weight, bias)),
     ):
         assert inspect.signature(pair.cpu) == inspect.signature(pair.cuda)
@@ -114,6 +123,20 @@ def test_dtype_memory_order_and_threads_change_nothing(training, threads):
             np.testing.assert_array_equal(a, e)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("trained", [0, 1, 2], ids=["x", "weight", "bias"])
+def test_an_input_gets_its_gradient_while_the_others_are_frozen(trained, training, device):
+    *arrays, mean, var = draw((4, 3))
+    dy, gradients = rng.standard_normal((4, 3)), []
+    for frozen in (False, True):
+        inputs = [tensor(a, device, grad=not frozen or i == trained) for i, a in enumerate(arrays)]
+        running = (tensor(a.copy(), device).data for a in (mean, var))
+        y = batch_norm(*inputs, *running, training)
+        gradients.append(results(y, dy, inputs[trained])[1])
+        assert [t.grad is not None for t in inputs] == [t.requires_grad for t in inputs]
+    np.testing.assert_array_equal(*gradients)
+
+
 def test_a_large_mean_does_not_swallow_the_variance(device):
     x = (rng.standard_normal((4096, 3)) + 1000).astype(np.float32)
     one, zero = np.ones(3, np.float32), np.zeros(3, np.float32)
@@ -131,3 +154,49 @@ def test_mistakes_are_named(device):
         batch_norm(tensors[0][:1], *tensors[1:], mean, var, True)
     with pytest.raises(DtypeError, match="float32"):
         batch_norm(tensors[0].astype(np.float32), *tensors[1:], mean, var, True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(7, 3), (9, 5, 4, 6), (40, 16, 16, 24)])
+def test_a_fused_gelu_equals_gelu_after_batch_norm(shape, dtype, training, device):
+    arrays, found = draw(shape, np.float32), []
+    dtypes = dtype, *[np.promote_types(dtype, np.float32)] * 2
+    for fused in (True, False):
+        x, weight, bias = (
+            tensor(a, device, t, grad=True) for a, t in zip(arrays, dtypes, strict=False)
+        )
+        running = [tensor(a.copy(), device).data for a in arrays[3:]]
+        y = batch_norm(x, weight, bias, *running, training, gelu=fused)
+        y = y if fused else ops.gelu(y)
+        dy = np.random.default_rng(3).standard_normal(shape)
+        found.append([*results(y, dy, x, weight, bias), *map(host, running)])
+    for a, e in zip(*found, strict=True):
+        assert a.dtype == e.dtype
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=2e-4 * np.abs(e).max())
+
+
+def test_a_fused_gelu_keeps_dy_and_a_kept_graph_gives_the_same_gradients_again():
+    x = gpucnn.tensor(np.random.default_rng(0).standard_normal((64, 24)).astype(np.float32))
+    x.requires_grad = True
+    ones = gpucnn.tensor(np.ones(24, np.float32))
+    running = np.zeros(24, np.float32), np.ones(24, np.float32)
+    y = batch_norm(x, ones, ones, *running, True, gelu=True)
+    dy = np.random.default_rng(1).standard_normal((64, 24)).astype(np.float32)
+    before = dy.copy()
+    y.backward(dy, retain_graph=True)
+    first, x.grad = x.grad, None
+    y.backward(dy)
+    np.testing.assert_array_equal(dy, before)
+    np.testing.assert_array_equal(x.grad, first)
+
+
+def test_sequential_fuses_the_exact_gelu_alone(monkeypatch):
+    seen = []
+    monkeypatch.setattr(ops, "gelu", lambda x, approximate="none": (seen.append(approximate), x)[1])
+    x = gpucnn.tensor(np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32))
+    for layer in (nn.GELU(), nn.GELU("tanh")):
+        nn.Sequential(nn.BatchNorm1d(4), layer)(x)
+    assert seen == ["tanh"]
+    with pytest.raises(ArgumentError, match="relu and gelu are both set"):
+        nn.BatchNorm1d(4)(x, True, True)

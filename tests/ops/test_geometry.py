@@ -5,6 +5,7 @@ import pytest
 
 import gpucnn
 from gpucnn import ops
+from gpucnn.errors import ShapeError
 from gpucnn.integers import ceil_div
 from gpucnn.ops.geometry import Geometry
 
@@ -49,3 +50,8 @@ def test_with_ceil_every_window_starts_on_the_image_or_the_padding_before_it(
     assert oh == len([i for i in starts if i + k < reach + stride])
     assert top == before
     assert bottom == max(before, (oh - 1) * stride + k - size - before)
+
+
+def test_a_window_that_does_not_fit_is_an_error_with_the_size_of_the_padded_image():
+    with pytest.raises(ShapeError, match=r"of 3 x 9 pixels .* of 7 x 8 \(padding included\)"):
+        Geometry.of("test", (1, 4, 4, 1), (3, 9), padding=((1, 2), (3, 1)))

@@ -8,6 +8,8 @@ from devices import assert_close, in_both_dtypes, leaf, results, tensor
 from threadpoolctl import threadpool_limits
 
 import gpucnn
+from gpucnn import cuda, ops
+from gpucnn.autograd import Function
 from gpucnn.errors import DtypeError, ShapeError
 from gpucnn.ops import linear
 from gpucnn.ops.linear import _backward, _forward
@@ -53,9 +55,10 @@ def test_numpy_halves_equal_the_array_halves(shape):
     rows, features, outputs = shape
     x, weight = rng.standard_normal((rows, features)), rng.standard_normal((outputs, features))
     bias, dy = rng.standard_normal(outputs), rng.standard_normal((rows, outputs))
-    np.testing.assert_allclose(
-        _forward.cpu(x, weight, bias), _forward.cuda(x, weight, bias), atol=1e-11
-    )
+    for relu in (False, True):
+        arguments = (x, weight, bias, relu, x.dtype, None)
+        (mine, _), (theirs, _) = _forward.cpu(*arguments), _forward.cuda(*arguments)
+        np.testing.assert_allclose(mine, theirs, atol=1e-11)
     needs = (True, True, True)
     for a, e in zip(
         _backward.cpu(dy, x, weight, needs), _backward.cuda(dy, x, weight, needs), strict=True
@@ -128,3 +131,80 @@ def test_mistakes_are_named(device):
         linear(x.astype(np.float32), weight)
     with pytest.raises(ShapeError, match="OUT, IN"):
         linear(x, tensor(np.ones(3), device))
+
+
+# --- the fused ReLU, half precision, masks ---
+
+
+@in_both_dtypes
+def test_a_fused_relu_has_the_bits_of_a_relu_that_follows(dtype, device):
+    arrays = [rng.standard_normal(s).astype(dtype) for s in ((5, 12), (7, 12), (7,))]
+    arrays[0][0] = np.nan
+    dy = rng.standard_normal((5, 7)).astype(dtype)
+    found = []
+    for fused in (True, False):
+        leaves = [leaf(a, device) for a in arrays]
+        y = linear(*leaves, relu=True) if fused else ops.relu(linear(*leaves))
+        found.append(results(y, dy, *leaves))
+    assert np.isnan(found[0][0][0]).all()
+    for a, e in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
+@pytest.mark.parametrize("sizes", [(9, 24, 16), (9, 13, 5)])
+def test_autocast_rounds_operands_and_returns_half_precision(sizes, device):
+    rows, features, outputs = sizes
+    arrays = [
+        rng.standard_normal(s).astype(np.float32)
+        for s in ((rows, features), (outputs, features), (outputs,))
+    ]
+    leaves = [leaf(a, device) for a in arrays]
+    with gpucnn.autocast("float16"):
+        y = linear(*leaves)
+    assert y.dtype == np.float16
+    dy = rng.standard_normal((rows, outputs)).astype(np.float16)
+    actual, dx, dweight, dbias = results(y, dy, *leaves)
+    x, weight = (a.astype(np.float16).astype(np.float64) for a in arrays[:2])
+    wide = dy.astype(np.float64)
+    np.testing.assert_allclose(actual, x @ weight.T + arrays[2], rtol=2e-3, atol=1e-3)
+    # The gradients of float32 tensors are sums in float32, of rounded factors.
+    expected = wide @ weight, wide.T @ x, wide.sum(0)
+    for gradient, exact in zip((dx, dweight, dbias), expected, strict=True):
+        assert gradient.dtype == np.float32
+        np.testing.assert_allclose(gradient, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_copy_of_the_weight_in_half_precision_is_made_once(gpu):
+    x, weight = (leaf(np.ones(s, np.float32), gpu) for s in ((2, 16), (8, 16)))
+    with gpucnn.autocast("float16"):
+        linear(x, weight)
+        copy = weight.cache()["half", np.dtype(np.float16)]
+        linear(x, weight)
+    assert weight.cache()["half", np.dtype(np.float16)] is copy
+
+
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_a_layer_masks_the_gradient_of_the_relu_before_it(dtype, gpu, monkeypatch):
+    arrays = [rng.standard_normal(s).astype(np.float32) for s in ((6, 16), (24, 16), (8, 24))]
+    found = []
+    for masks in (True, False):
+        if not masks:
+            monkeypatch.setattr(Function, "mask", lambda self, i: None)
+        x, first, second = (leaf(a, gpu) for a in arrays)
+        with gpucnn.autocast(dtype or "float16", enabled=dtype is not None):
+            y = linear(linear(x, first, relu=True), second)
+        dy = np.random.default_rng(2).standard_normal((6, 8)).astype(y.dtype)
+        with cuda.count_launches() as launches:
+            found.append(results(y, dy, x, first, second))
+        assert ("relu_backward" in launches) != masks
+    for a, e in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
+def test_one_launch_computes_a_layer_and_two_its_gradients(gpu):
+    leaves = [leaf(np.ones(s, np.float32), gpu) for s in ((4, 16), (8, 16), (8,))]
+    with cuda.count_launches() as launches:
+        y = linear(*leaves, relu=True)
+        assert sum(launches.values()) == 1
+        y.backward(y.data)
+    assert {name: n for name, n in launches.items() if name != "relu_backward"} == {"gemm": 3}

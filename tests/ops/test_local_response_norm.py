@@ -60,7 +60,7 @@ def test_numpy_halves_equal_the_array_halves(shape, constants):
 @in_both_dtypes
 @pytest.mark.parametrize("size", [1, 4, 5])
 def test_equals_pytorch_given_alpha_times_size(size, dtype, device):
-    torch = pytest.importorskip("torch", reason="the peer of this test")
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
     x, dy = rng.standard_normal((2, 2, 4, 5, 9)).astype(dtype)
     ours, theirs = leaf(x, device), torch.tensor(x.astype(np.float64), requires_grad=True)
     y = local_response_norm(ours, size, 0.1 / size, 0.75, 2.0)

@@ -3,8 +3,10 @@ import pytest
 from devices import assert_close, in_both_dtypes, leaf, results, tensor
 from threadpoolctl import threadpool_limits
 
-from gpucnn import ops
+import gpucnn
+from gpucnn import cuda, ops
 from gpucnn.errors import DtypeError, ShapeError
+from gpucnn.ops.matmul import product
 from gpucnn.testing import gradcheck
 
 SHAPES = [
@@ -92,3 +94,36 @@ def test_shapes_and_dtypes_that_do_not_fit_are_named(device):
         ops.matmul(ones((2, 3)), ones((3, 2), np.float32))
     with pytest.raises(ShapeError, match="expected matrices"):
         ops.matmul(ones(()), ones((3, 2)))
+
+
+@pytest.mark.parametrize(
+    "shapes", [((6, 16), (16, 8)), ((3, 6, 5), (5, 7)), ((2, 4, 3), (2, 3, 5))]
+)
+def test_autocast_rounds_operands_and_returns_half_precision(shapes, device, rng):
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    leaves = leaf(a, device), leaf(b, device)
+    with gpucnn.autocast("float16"):
+        y = ops.matmul(*leaves)
+    assert y.dtype == np.float16
+    dy = rng.standard_normal(y.shape).astype(np.float16)
+    actual, da, db = results(y, dy, *leaves)
+    a, b, dy = (v.astype(np.float16).astype(np.float64) for v in (a, b, dy))
+    np.testing.assert_allclose(actual, a @ b, rtol=2e-3, atol=1e-3)
+    assert da.dtype == db.dtype == np.float32
+    np.testing.assert_allclose(da, dy @ b.swapaxes(-1, -2), rtol=5e-3, atol=5e-3)
+    exact = a.swapaxes(-1, -2) @ dy
+    exact = exact.sum(0) if exact.ndim > b.ndim else exact
+    np.testing.assert_allclose(db, exact, rtol=5e-3, atol=1e-2)
+
+
+@pytest.mark.usefixtures("current")
+@pytest.mark.parametrize("transposed", ["a", "b", "both", "neither"])
+def test_transposed_matrices_are_not_copied_where_a_kernel_reads_them(transposed, gpu, rng):
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, 9), (9, 7)))
+    left = tensor(a.T.copy(), gpu).data.T if transposed in ("a", "both") else tensor(a, gpu).data
+    right = tensor(b.T.copy(), gpu).data.T if transposed in ("b", "both") else tensor(b, gpu).data
+    with cuda.record_launches() as launches:
+        y = gpucnn.Tensor(product.cuda(left, right))
+    assert [launch.kernel.name for launch in launches] == ["gemm"]
+    assert dict(launches[0].defines)["FORM"] == {"a": "TN", "neither": "NN"}.get(transposed, "NT")
+    assert_close(y, a.astype(np.float64) @ b)

@@ -7,7 +7,6 @@ from devices import host, in_both_dtypes, leaf, results, tensor
 from gpucnn import ops
 
 # float16 takes the portable path on a GPU, with one warning.
-pytestmark = pytest.mark.filterwarnings("ignore:.*float16 on a GPU is slow:UserWarning")
 DTYPES = pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 
 

@@ -92,3 +92,15 @@ def test_bad_axes_and_empty_input_are_refused(device):
     with pytest.raises(ShapeError, match="nothing to compare"):
         ops.max(ones((0, 3)))
     assert ops.sum(ones((0, 3))).item() == 0
+
+
+def test_the_gradient_of_the_variance_of_an_infinity_is_pytorchs(device):
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+    x = np.array([1.0, -np.inf, 2.0])
+    t, other = leaf(x, device), torch.tensor(x, requires_grad=True)
+    theirs = other.var(unbiased=False)
+    theirs.backward()
+    with np.errstate(invalid="ignore"):
+        y, dx = results(ops.var(t), 1.0, t)
+    np.testing.assert_array_equal(y, theirs.detach().numpy())
+    np.testing.assert_array_equal(dx, other.grad.numpy())

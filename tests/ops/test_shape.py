@@ -69,6 +69,21 @@ def test_pad_surrounds_x_and_its_gradient_is_the_inner_part_of_dy(device, rng):
         ops.pad(tensor(x, device), ((0, 1),))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "kind", "message"),
+    [
+        (np.int64, np.float32(0.5), DtypeError, "value 0.5 in a tensor of int64"),
+        (np.uint8, -1, DtypeError, "-1 is out of range for a tensor of uint8"),
+        (np.int8, 128.0, DtypeError, "128 is out of range for a tensor of int8"),
+        (np.float32, "a", ArgumentError, "expected a number as value, got str"),
+    ],
+)
+def test_pad_refuses_a_value_that_the_tensor_cannot_hold(dtype, value, kind, message, device):
+    x = tensor(np.zeros(2, dtype), device, dtype)
+    with pytest.raises(kind, match=f"^pad: {message}"):
+        ops.pad(x, [(1, 1)], value)
+
+
 INDICES = [
     0,
     -1,
@@ -114,7 +129,9 @@ def test_an_index_equals_numpys_and_gradients_of_repeated_elements_are_summed(in
     gradcheck(lambda t: t[on_device], x, device=device)
 
 
-@pytest.mark.parametrize("index", [(..., 1), (slice(None), 0, [4, 4]), ([0, 0], slice(None), 1)])
+@pytest.mark.parametrize(
+    "index", [(..., 1), (..., [1, 0, 1]), (slice(None), 0, [4, 4]), ([0, 0], slice(None), 1)]
+)
 def test_an_index_of_some_axes_leaves_the_others_whole(index, device, rng):
     x = rng.random((2, 3, 5, 2))
 
@@ -158,6 +175,12 @@ def test_no_gradient_is_added_by_atomics_on_a_gpu(gpu, monkeypatch):
 def test_an_index_out_of_range_is_refused(device):
     with pytest.raises(ShapeError, match=r"out of bounds.*x has shape \(3,\)"):
         tensor([1.0, 2.0, 3.0], device)[3]
+
+
+def test_an_index_array_out_of_range_is_refused_by_the_backward_pass_at_the_latest(device):
+    x = leaf(np.zeros(3), device)
+    with pytest.raises(ShapeError, match=r"out of bounds.*x has shape \(3,\)"):
+        backward(x[tensor([0, 3], device)], [1.0, 1.0])
 
 
 def test_astype_converts_x_and_converts_the_gradient_back(device):

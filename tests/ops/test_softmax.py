@@ -35,14 +35,15 @@ def test_huge_logits_do_not_overflow(dtype, device):
     "weights", [None, np.array([1.0, 2.0, 0.5, 3.0])], ids=["even", "weighted"]
 )
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_cross_entropy_equals_pytorchs_and_its_gradient_matches_differences(
-    smoothing, weights, device, rng
+    reduction, smoothing, weights, device, rng
 ):
     logits = rng.standard_normal((5, 4)) * 3
 
     def op(t):
         given = None if weights is None else tensor(weights, device, t.dtype)
-        return ops.cross_entropy(t, LABELS, given, smoothing)
+        return ops.cross_entropy(t, LABELS, given, smoothing, reduction)
 
     gradcheck(op, logits, device=device)
     torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
@@ -56,6 +57,7 @@ def test_cross_entropy_equals_pytorchs_and_its_gradient_matches_differences(
             torch.tensor(LABELS),
             weight=None if weights is None else torch.tensor(weights),
             label_smoothing=smoothing,
+            reduction=reduction,
         )
         expected.backward()
         assert loss.dtype == ours.grad.dtype == dtype
@@ -78,14 +80,15 @@ EXTREME = [
 
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5], [1.0, 0.0, 0.5]], ids=str)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize(("logits", "labels"), EXTREME)
 @in_both_dtypes
 def test_masked_classes_and_logits_3e38_apart_have_pytorchs_loss_and_gradient(
-    logits, labels, smoothing, weights, dtype, device
+    logits, labels, reduction, smoothing, weights, dtype, device
 ):
     torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
     ours = leaf(np.array(logits, dtype), device)
-    loss = ops.cross_entropy(ours, labels, weights, smoothing)
+    loss = ops.cross_entropy(ours, labels, weights, smoothing, reduction)
     loss.backward()
     theirs = torch.tensor(np.array(logits, dtype), requires_grad=True)
     expected = torch.nn.functional.cross_entropy(
@@ -93,6 +96,7 @@ def test_masked_classes_and_logits_3e38_apart_have_pytorchs_loss_and_gradient(
         torch.tensor(labels),
         None if weights is None else torch.tensor(weights, dtype=theirs.dtype),
         label_smoothing=smoothing,
+        reduction=reduction,
     )
     expected.backward()
     np.testing.assert_allclose(loss.item(), expected.item(), rtol=1e-6)
@@ -187,6 +191,8 @@ def test_arguments_that_do_not_fit_are_refused(device):
         ops.cross_entropy(logits, [0.0, 1.0])
     with pytest.raises(ArgumentError, match=r"label_smoothing must be in \[0, 1\), got 1.0"):
         ops.cross_entropy(logits, [0, 1], label_smoothing=1.0)
+    with pytest.raises(ArgumentError, match="reduction 'none' is unknown; expected mean or sum"):
+        ops.cross_entropy(logits, [0, 1], reduction="none")
     with pytest.raises(ShapeError, match="expected 3 class weights"):
         ops.cross_entropy(logits, [0, 1], weight=[1, 2])
     with pytest.raises(ShapeError, match="no examples"):

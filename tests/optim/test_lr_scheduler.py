@@ -155,6 +155,36 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(name):
     assert scheduler.state_dict() == before
 
 
+@pytest.mark.parametrize(
+    ("state", "found"), [({"gamma": 0.5, "x": 1}, "gamma, x"), (None, "None"), ([1], "a list of 1")]
+)
+def test_a_state_of_another_kind_is_named(state, found):
+    scheduler = lr_scheduler.StepLR(optimizer(0.1), 3)
+    with pytest.raises(
+        CheckpointError, match="the state does not fit: expected step_size, gamma, "
+    ):
+        scheduler.load_state_dict(state)
+    with pytest.raises(CheckpointError, match=f", got {found}$"):
+        scheduler.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("build", "setting"),
+    [
+        (lambda o: lr_scheduler.StepLR(o, 3), {"step_size": 0}),
+        (lambda o: lr_scheduler.CosineAnnealingLR(o, 3), {"T_max": 0}),
+        (lambda o: lr_scheduler.TriangularLR(o, 3), {"pct_start": 1.0}),
+        (lambda o: lr_scheduler.LinearLR(o), {"start_factor": 0.0}),
+    ],
+)
+def test_a_saved_setting_out_of_range_is_refused(build, setting):
+    scheduler = build(optimizer(0.1))
+    before = scheduler.state_dict()
+    with pytest.raises(CheckpointError, match=f"the state does not fit: .*{next(iter(setting))}"):
+        scheduler.load_state_dict(before | setting)
+    assert scheduler.state_dict() == before
+
+
 OWN, OTHER = optimizer(0.1), optimizer(0.1)
 STEP, THEIRS = lr_scheduler.StepLR(OWN, 1), lr_scheduler.StepLR(OTHER, 1)
 

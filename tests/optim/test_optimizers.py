@@ -14,6 +14,7 @@ CASES = [
     (optim.SGD, "SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
     (optim.Adam, "Adam", {"lr": 0.01}),
     (optim.Adam, "Adam", {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}),
+    (optim.Adam, "Adam", {"lr": 0.01, "betas": (0.0, 0.0), "eps": 0.1}),
     (optim.AdamW, "AdamW", {"lr": 0.01, "weight_decay": 0.1}),
 ]
 

@@ -1,50 +1,19 @@
 """Divergence: when training stops, the message, and the state it leaves."""
 
 import gc
+import sys
 import weakref
 
 import numpy as np
 import pytest
+from trainers import STEPS, at, build, network
 
 import gpucnn
-from gpucnn import data, nn, ops, optim, train
+from gpucnn import nn, ops, optim, train
 from gpucnn.device import Device
 from gpucnn.errors import ArgumentError, DivergenceError
-from gpucnn.optim.lr_scheduler import LambdaLR
-from gpucnn.train.divergence import LossWatch, trace
-
-STEPS = 4  # in an epoch
-
-
-def network():
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3, stride=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(900, 20),
-        nn.ReLU(),
-        nn.Linear(20, 10),
-    )
-
-
-def build(lr=0.01, callbacks=(), model=None, device="cpu", test=True, **options):
-    """A Trainer on synthetic images whose learning rate is lr, or lr(step)."""
-    gpucnn.manual_seed(0)
-    model = (model or network()).to(device)
-    images = data.Synthetic(n=8 * STEPS)
-    normalize = data.Normalize(*data.channel_statistics(images.images))
-    loader = data.DataLoader(images, 8, shuffle=True, transform=normalize, device=device)
-    test_loader = data.DataLoader(images, 16, transform=normalize, device=device) if test else None
-    optimizer = optim.SGD(model.parameters(), 1.0)  # times lr
-    scheduler = LambdaLR(optimizer, lr if callable(lr) else lambda step: lr)
-    return train.Trainer(
-        model, optimizer, loader, test_loader, scheduler, callbacks=callbacks, **options
-    )
-
-
-def at(step, lr):
-    """0.01, but `lr` in one step."""
-    return lambda now: lr if now == step else 0.01
+from gpucnn.train.divergence import StepWatch
+from gpucnn.train.replay import replay
 
 
 def state(trainer):
@@ -102,7 +71,8 @@ def test_training_stops_at_the_first_step_whose_loss_is_not_finite_before_its_up
         f"epoch 1, step {len(losses)}: the loss is {losses[-1]}, at a learning rate of 1e+09"
     )
     layer = type(model[first]).__name__
-    assert lines[1] == f"  layer {first} ({layer}): its output is the first that is not finite"
+    found = f"the result of {layer.lower()} is the first that is not finite"
+    assert lines[1] == f"  layer {first} ({layer}), forward: {found}"
     assert "lower learning rate" in lines[2]
 
 
@@ -140,7 +110,9 @@ def test_values_computed_outside_layers_are_attributed_to_the_enclosing_module()
         def forward(self, x):
             return self.body(x) * 1e38 * 1e38
 
-    with pytest.raises(DivergenceError, match=r"layer outermost \(Overflowing\): its output"):
+    with pytest.raises(
+        DivergenceError, match=r"layer outermost \(Overflowing\), forward: the result of multiply"
+    ):
         build(model=Overflowing()).fit(1)
 
 
@@ -154,7 +126,9 @@ def test_images_that_are_not_finite_are_named():
 
 def test_a_loss_function_that_returns_nan_for_finite_outputs_is_named():
     trainer = build(loss=lambda logits, labels: ops.sum(logits) * float("nan"))
-    with pytest.raises(DivergenceError, match="every layer is finite: check the loss function"):
+    with pytest.raises(
+        DivergenceError, match="loss function, forward: the result of multiply is the first"
+    ):
         trainer.fit(1)
 
 
@@ -164,7 +138,7 @@ def test_a_loss_function_that_returns_nan_for_finite_outputs_is_named():
 def test_an_update_that_overflows_in_the_last_step_of_an_epoch_is_detected(tmp_path):
     callbacks = [train.Checkpoints(tmp_path)]
     trainer = build(lr=at(2 * STEPS - 1, 1e39), callbacks=callbacks, test=False)
-    with pytest.raises(DivergenceError, match=rf"epoch 2, step {2 * STEPS}: training has diverged"):
+    with pytest.raises(DivergenceError, match=rf"epoch 2, step {2 * STEPS}: the update overflows"):
         trainer.fit(3)
     for name in ("last", "best"):
         checkpoint = train.read_checkpoint(tmp_path / f"{name}.safetensors")
@@ -233,17 +207,17 @@ def test_a_run_that_diverged_resumes_from_its_checkpoint_at_a_lower_rate(tmp_pat
         trainer.fit(3)
     trainer.resume(tmp_path / "last.safetensors")
     trainer.scheduler, trainer.optimizer.lr = None, 0.01
-    trainer.fit(3)
+    trainer.fit(2)
     whole = build()
     whole.fit(3)
     expected = whole.model.state_dict()
     assert all(np.array_equal(expected[name], array) for name, array in state(trainer).items())
 
 
-# --- tracing restores the state ---
+# --- a replay restores the state ---
 
 
-def test_tracing_does_not_change_statistics_generators_or_gradients(rng):
+def test_a_replay_does_not_change_statistics_generators_or_gradients(rng):
     own = np.random.default_rng(3)
     model = nn.Sequential(
         nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Dropout(0.5, own), nn.Linear(6, 2)
@@ -252,15 +226,16 @@ def test_tracing_does_not_change_statistics_generators_or_gradients(rng):
     labels = gpucnn.tensor(np.zeros(5, np.int64))
     before = {name: array.copy() for name, array in model.state_dict().items()}
     generators = repr((gpucnn.random.get_state(), own.bit_generator.state))
-    assert trace(model, x, labels) == ""
+    assert replay(model, x, labels) == ""
     assert repr((gpucnn.random.get_state(), own.bit_generator.state)) == generators
     assert all(np.array_equal(before[name], array) for name, array in model.state_dict().items())
     assert [p.grad for p in model.parameters()] == [None] * len(model.parameters())
     assert all(module.training for _, module in model.named_modules())
 
 
-def test_an_error_calls_on_error_and_closes_the_bar(capsys):
+def test_an_error_calls_on_error_and_closes_the_bar(capsys, monkeypatch):
     heard = []
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
 
     class Listen(train.Callback):
         def on_error(self, trainer):
@@ -300,13 +275,18 @@ def late(compiler, monkeypatch):
     """Simulate a device that is far behind: an event is done only after a wait for it."""
     passed = weakref.WeakSet()
     event = Device.parse("cudasim").xp.cuda.Event
-    synchronize = event.synchronize
+    synchronize, record = event.synchronize, event.record
 
     def wait(self):
         passed.add(self)
         synchronize(self)
 
+    def again(self, *stream):
+        passed.discard(self)
+        record(self, *stream)
+
     monkeypatch.setattr(event, "synchronize", wait)
+    monkeypatch.setattr(event, "record", again)
     monkeypatch.setattr(event, "done", property(lambda self: self in passed))
 
 
@@ -337,25 +317,34 @@ def test_a_resume_drops_the_pending_losses(late, tmp_path):
     assert np.isfinite(trainer.fit(1)[0]["train_loss"])
 
 
+def one_parameter():
+    """An optimizer on the simulated device, whose parameter has a gradient."""
+    parameter = gpucnn.tensor([1.0], device="cudasim", requires_grad=True)
+    parameter.grad = parameter.data * 0
+    return optim.SGD([parameter], 0.1)
+
+
 def test_at_most_64_losses_are_pending(late):
     xp = Device.parse("cudasim").xp
-    watch = LossWatch()
+    watch, optimizer = StepWatch(), one_parameter()
     for step in range(300):
-        watch.add(xp.asarray(np.float32(np.nan if step == 150 else step)), step, 0.1)
+        loss = xp.asarray(np.float32(np.nan if step == 150 else step))
+        watch.send(0.1, step, loss, watch.update(optimizer))
         bad = watch.first()
         if bad is not None:
             break
-        assert len(watch._sent) < 64
+        assert len(watch._readback.pending) < 64
     assert (bad.step, bad.lr) == (150, 0.1)
     assert step == 150 + 63
-    assert len(watch._free) + len(watch._sent) == 64
+    assert len(watch._readback.free) + len(watch._readback.pending) == 64
 
 
 def test_a_deleted_watch_waits_for_pending_copies(late):
     gc.collect()  # watches of other tests
     cuda = Device.parse("cudasim").xp.cuda
-    watch = LossWatch()
-    watch.add(Device.parse("cudasim").xp.asarray(np.float32(1)), 0, 0.1)
+    watch = StepWatch()
+    loss = Device.parse("cudasim").xp.asarray(np.float32(1))
+    watch.send(1.0, 0, loss, watch.update(one_parameter()))
     before = cuda.counters.host_syncs
     del watch
     gc.collect()

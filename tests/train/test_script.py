@@ -1,101 +1,32 @@
 """A user's training script built on train.script; tests/examples tests the examples."""
 
 import csv
-import errno
 import json
 import os
-import signal
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small_script import my_script, same_bits, stop_at
 
 import gpucnn
-from gpucnn import data, nn, train
-from gpucnn.train.script import EXECUTION, Script
-
-NAMES = tuple("0123456789")
-
-
-def my_script(name="my_script", classes=NAMES):
-    """(main, [what each run saw]) of a script that trains a small network on noise."""
-    seen = []
-
-    def command_line():
-        script = Script(name, "Train what I want.", epochs=2, batch_size=8, lr=0.02)
-        script.add("--width", "filters", 16, type=int)
-        script.add_data()
-        script.add("--colour", "of nothing", "red", group=EXECUTION)
-        return script
-
-    def run(job):
-        seen.append((vars(job.settings), gpucnn.get_conv_algorithm(), job.device))
-        s = job.settings
-        rng = np.random.default_rng(0)
-        pixels = rng.integers(256, size=(24, 12, 12, 3)).astype(np.uint8)
-        noise = data.Dataset(pixels, np.arange(24) % 10, classes, "noise")
-        s.model = "mine"
-        model = nn.Sequential(
-            nn.Conv2d(3, s.width, 3), nn.ReLU(), nn.Conv2d(s.width, s.width, 3, padding="same"),
-            nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(25 * s.width, 10),
-        ).to(job.device)  # fmt: skip
-        normalize = data.Normalize(*data.channel_statistics(noise.images))
-        change = data.Compose([data.RandomHorizontalFlip(), normalize])
-        loader = data.DataLoader(
-            noise, s.batch_size, shuffle=True, transform=change, seed=s.seed, device=job.device
-        )
-        test_loader = data.DataLoader(noise, 24, transform=normalize, device=job.device)
-        job.train(model, loader, test_loader, classes=classes, normalize=normalize)
-
-    def main(*argv):
-        return command_line().main(run, ["--device", "cpu", *map(str, argv)])
-
-    return main, seen
+from gpucnn import nn, optim, train
+from gpucnn.errors import ArgumentError
+from gpucnn.train.job import Job
+from gpucnn.train.script import Script
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def _without_curves(monkeypatch, request):
-    """Drawing would take most of the time."""
-    if "curves" not in request.node.name:
-        monkeypatch.setitem(sys.modules, "matplotlib", None)
-
-
-def tensors(folder):
-    return train.read_checkpoint(Path(folder) / "last.safetensors").tensors
-
-
-def same_bits(one, other):
-    ours, theirs = tensors(one), tensors(other)
-    return ours.keys() == theirs.keys() and all(np.array_equal(ours[k], theirs[k]) for k in ours)
-
-
-def stop_at(step, monkeypatch):
-    """A context in which SIGINT arrives after `step` steps."""
-    train_step = train.Trainer.train_step
-
-    def interrupted(self, images, labels):
-        train_step(self, images, labels)
-        if self.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    patch = monkeypatch.context()
-    patch.__enter__().setattr(train.Trainer, "train_step", interrupted)
-    return patch
+def _here(small_runs):
+    """In a folder of its own, without curves."""
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_a_users_script_resumes_to_the_bits_of_a_run_never_stopped(step, monkeypatch, capsys):
     main, _ = my_script()
     assert main("--out", "whole", "--seed", 4, "--quiet") == 0
-    patch = stop_at(step, monkeypatch)
-    assert main("--out", "stopped", "--seed", 4, "--quiet") == 130
-    patch.__exit__(None, None, None)
+    with stop_at(step):
+        assert main("--out", "stopped", "--seed", 4, "--quiet") == 130
     stopped = Path("stopped/last.safetensors")
     err = capsys.readouterr().err
     assert f"after step {step}; resume with --resume {stopped}" in err
@@ -127,6 +58,15 @@ def test_a_run_stopped_before_the_first_save_names_no_file(monkeypatch, capsys):
     monkeypatch.setattr(train.Trainer, "train_step", stopped_twice)
     assert main("--out", "out") == 130
     assert "stopped in epoch 1, after step 0; nothing was saved" in capsys.readouterr().err
+
+
+def test_the_result_names_the_best_checkpoint_if_the_folder_has_one(capsys):
+    main, _ = my_script()
+    assert main("--out", "run") == 0
+    line = "classify your own images: gpucnn predict {}/best.safetensors IMAGE...\n"
+    assert line.format("run") in capsys.readouterr().out
+    assert main("--resume", "run/last.safetensors", "--out", "other") == 0
+    assert "classify your own images" not in capsys.readouterr().out
 
 
 def test_exact_is_restored_by_resume_and_reset_after_the_run(capsys):
@@ -230,91 +170,188 @@ def test_a_diverging_run_prints_only_its_message(capfd):
     assert len(err.splitlines()) <= 3  # without NumPy's overflow warnings
 
 
-# --- files that cannot be written ---
+@pytest.mark.parametrize("augment", ["--augment", "--no-augment"])
+def test_the_memory_limit_is_checked_with_the_shape_of_a_batch_before_anything_is_written(
+    augment, monkeypatch, capsys
+):
+    seen = []
 
+    def refuse(model, optimizer, *sizes):
+        seen.append((type(model), type(optimizer), *sizes))
+        raise ArgumentError("--memory-limit: a batch of 4 would fit")
 
-def full_disk(name, out):
-    """Make writes of the file `name` fail as on a full disk, by a link to /dev/full."""
-    Path(out).mkdir()
-    Path(out, f".{name}.part").symlink_to("/dev/full")
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("name", ["config.json", "metrics.csv", "curves.png"])
-def test_a_full_disk_is_a_one_line_error_with_the_file_and_the_remedy(name, capsys):
-    if name == "curves.png":
-        pytest.importorskip("matplotlib", reason="draws")
+    monkeypatch.setattr("gpucnn.train.job.check_memory_limit", refuse)
     main, _ = my_script()
-    full_disk(name, "run")
-    assert main("--out", "run", "--quiet") == 2
-    err = capsys.readouterr().err
-    file = Path("run", name)
-    way_out = "free some space there"
-    if name != "config.json":  # the epoch is saved before anything else is written
-        way_out += f", then resume with --resume {Path('run/last.safetensors')}"
-        assert train.read_checkpoint("run/last.safetensors").info["epoch"] == 1
-    assert err == f"error: {file} cannot be written (No space left on device): {way_out}\n"
-    assert main("--resume", "--out", "run", "--quiet") == (2 if name == "config.json" else 0)
-    assert name == "config.json" or file.exists()
+    flags = ["--memory-limit", "1.5K", "--optimizer", "adam", "--precision", "fp16", augment]
+    flags += ["--micro-batches", "4"]
+    assert main("--out", "run", *flags) == 2
+    assert "error: --memory-limit: a batch of 4 would fit\n" in capsys.readouterr().err
+    assert seen == [(nn.Sequential, optim.Adam, (12, 12, 3), 8, 1536, 2, "fp16", 4)]
+    assert list(Path().iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["metrics.csv", "curves.png"])
-def test_a_resume_writes_what_the_last_epoch_could_not(name):
-    if name == "curves.png":
-        pytest.importorskip("matplotlib", reason="draws")
-    main, _ = my_script()
-    assert main("--out", "run", "--epochs", "1", "--quiet") == 0
-    Path("run", name).unlink()
-    assert main("--resume", "--out", "run", "--quiet") == 0
-    assert Path("run", name).stat().st_size > 0
-
-
-@pytest.mark.parametrize("name", ["config.json", "metrics.csv", "best.safetensors", "curves.png"])
-def test_a_folder_in_place_of_a_file_is_named(name, capsys):
-    if name == "curves.png":
-        pytest.importorskip("matplotlib", reason="draws")
-    main, _ = my_script()
-    Path("run", name).mkdir(parents=True)
-    assert main("--out", "run", "--quiet") == 2
-    err = capsys.readouterr().err
-    assert err.startswith(f"error: {Path('run', name)} cannot be written (Is a directory): ")
-    assert "move the folder of that name away" in err
-    assert len(err.splitlines()) == 1
-    assert not [path for path in Path("run").iterdir() if path.name.startswith(".")]
-
-
-def test_a_read_only_folder_is_named(capsys, monkeypatch):
-    main, _ = my_script()
-    assert main("--out", "run", "--quiet", "--epochs", "2") == 0
-
-    def refuse(*_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "open", refuse)  # root ignores file modes
-    assert main("--resume", "--out", "run", "--quiet") == 2
-    err = capsys.readouterr().err
-    assert f"{Path('run/config.json')} cannot be written (Permission denied)" in err
-    assert "make that folder writable, or choose another" in err
-
-
-def test_a_checkpoint_that_does_not_fit_on_the_disk_keeps_the_previous_one(monkeypatch, capsys):
+def test_a_run_within_the_memory_limit_has_the_bits_of_one_without():
     main, _ = my_script()
     assert main("--out", "whole", "--quiet") == 0
-    fsync = os.fsync
+    assert main("--out", "run", "--quiet", "--memory-limit", "2G") == 0
+    assert same_bits("run", "whole")
 
-    def full(handle):
-        if Path("full/last.safetensors").exists() and Path("full/.last.safetensors.part").exists():
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(handle)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        assert main("--out", "full", "--quiet") == 2
-    path = Path("full/last.safetensors")
-    err = capsys.readouterr().err
-    assert "safetensors cannot be written (No space left on device): free some space" in err
-    assert f"resume with --resume {path}" in err
-    assert len(err.splitlines()) == 1
-    assert train.read_checkpoint(path).info["epoch"] == 1
+@pytest.mark.parametrize("choice", ["stop", "skip", "halve-lr"])
+def test_on_nan_reaches_the_trainer_and_a_resumed_run_may_change_it(choice, monkeypatch):
+    given = []
+    init = train.Trainer.__init__
+
+    def watched(self, *args, **options):
+        given.append(options["on_nan"])
+        init(self, *args, **options)
+
+    monkeypatch.setattr(train.Trainer, "__init__", watched)
+    main, _ = my_script()
+    assert main("--out", "run", "--quiet") == 0
+    assert main("--resume", "--out", "run", "--quiet", "--on-nan", choice) == 0
+    assert given == ["stop", choice]
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("settings", "epochs", "many"),
+        ("settings", "epochs", 0),
+        ("settings", "epochs", True),
+        ("settings", "batch_size", 1.5),
+        ("settings", "lr", "high"),
+        ("settings", "lr", -1),
+        ("settings", "schedule", "linear"),
+        ("settings", "augment", "no"),
+        ("settings", "exact", 1),
+        ("settings", "optimizer", "rmsprop"),
+        ("execution", "threads", "x"),
+        ("execution", "data", 5),
+        ("execution", "max_time", -3),
+        ("execution", "on_nan", "x\x1b[2J"),
+    ],
+)
+def test_a_setting_of_a_checkpoint_that_its_flag_cannot_have_is_refused(part, key, value, capsys):
+    main, seen = my_script()
+    assert main("--out", "run", "--quiet", "--epochs", "1") == 0
+    path = Path("run/last.safetensors")
+    checkpoint = train.read_checkpoint(path)
+    checkpoint.info[part][key] = value
+    train.write_checkpoint(path, checkpoint.tensors, checkpoint.info)
+    assert main("--resume", "--out", "run") == 2
+    flag = "--" + key.replace("_", "-")
+    error = capsys.readouterr().err
+    assert f"error: checkpoint {path}: the run has {flag} " in error
+    assert "\x1b" not in error
+    assert len(seen) == 1
+
+
+def test_settings_that_no_flag_has_are_ignored():
+    main, seen = my_script()
+    assert main("--out", "run", "--quiet", "--epochs", "1") == 0
+    path = Path("run/last.safetensors")
+    checkpoint = train.read_checkpoint(path)
+    checkpoint.info["execution"] |= {"out": "elsewhere", "from_a_later_version": 1}
+    train.write_checkpoint(path, checkpoint.tensors, checkpoint.info)
     assert main("--resume", path, "--quiet") == 0
-    assert same_bits("whole", "full")
+    assert "from_a_later_version" not in seen[1][0]
+    assert not Path("elsewhere").exists()
+
+
+def test_every_flag_has_its_documented_default():
+    script = Script("my_script", "Train what I want.", epochs=2, batch_size=8, lr=0.02)
+    assert script.defaults == {
+        "epochs": 2,
+        "batch_size": 8,
+        "lr": None,  # 0.02 for SGD
+        "weight_decay": 5e-4,
+        "optimizer": "sgd",
+        "schedule": "one-cycle",
+        "augment": True,
+        "limit": None,
+        "seed": 0,
+        "exact": False,
+        "patience": None,
+        "micro_batches": 1,
+        "sync_bn": False,
+        "device": "auto",
+        "threads": None,
+        "distributed": False,
+        "grad_dtype": None,
+        "precision": None,
+        "graph": None,
+        "on_nan": "stop",
+        "memory_limit": None,
+        "out": None,
+        "save_every": 0,
+        "checkpoint_every": 0,
+        "keep": 2,
+        "max_time": 0,
+        "tensorboard": False,
+        "quiet": False,
+    }
+
+
+def test_half_precision_on_the_cpu_is_said_to_be_slow(capsys):
+    main, _ = my_script()
+    for precision, said in (("fp16", True), ("tf32", False)):
+        flags = ("--device", "cpu", "--precision", precision, "--epochs", "1", "--out", precision)
+        assert main(*flags) == 0
+        assert ("rounds to fp16 but computes in fp32" in capsys.readouterr().out) == said
+
+
+def test_a_seed_that_a_resumed_run_could_not_have_is_refused_at_once(capsys):
+    main, _ = my_script()
+    with pytest.raises(SystemExit) as ended:
+        main("--seed", 2**128)
+    assert ended.value.code == 2
+    assert f"--seed: expected at most {2**128 - 1}, got {2**128}" in capsys.readouterr().err
+
+
+def test_a_run_with_the_largest_seed_resumes():
+    main, _ = my_script()
+    with stop_at(2):
+        assert main("--out", "run", "--seed", 2**128 - 1, "--quiet") == 130
+    assert main("--out", "run", "--resume", "--quiet") == 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("one-cycle", [1, 4 / 6.75, 1 / 6.75]),  # up to step 2.25 of 9, then down
+        ("cosine", [0.5 + 0.5 * np.cos(np.pi * step / 9) for step in (2, 5, 8)]),
+        ("step", [1, 0.1, 0.01]),
+        ("constant", [1, 1, 1]),
+    ],
+)
+def test_a_schedule_extends_over_all_steps_of_the_run(schedule, rates):
+    main, _ = my_script()
+    flags = ("--epochs", 3, "--lr", 0.02, "--schedule", schedule, "--quiet")
+    assert main("--out", "run", *flags) == 0
+    rows = csv.DictReader(Path("run/metrics.csv").read_text().splitlines())
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.02 * rate for rate in rates])
+
+
+def test_a_run_without_matplotlib_says_what_it_does_not_draw_unless_quiet(capsys):
+    main, _ = my_script()
+    assert main("--out", "told") == 0
+    assert capsys.readouterr().out.count("no curves.png: ") == 1
+    assert main("--out", "quiet", "--quiet") == 0
+    assert "curves" not in capsys.readouterr().out
+
+
+def test_a_run_without_class_names_prints_its_result(monkeypatch, capsys):
+    job_train = Job.train
+
+    def without_names(self, *args, classes, **options):
+        return job_train(self, *args, **options)
+
+    monkeypatch.setattr(Job, "train", without_names)
+    assert my_script()[0]("--out", "run") == 0
+    assert "\ntest accuracy " in capsys.readouterr().out
+
+
+def test_only_the_flags_of_optimizer_and_schedule_can_be_left_out():
+    with pytest.raises(ArgumentError, match="without may list --optimizer, --lr, "):
+        Script("x", "X.", epochs=1, batch_size=1, lr=None, without=("--seed",))

@@ -1,5 +1,6 @@
 import csv
 import math
+import sys
 import threading
 import time
 
@@ -50,7 +51,7 @@ class StopAt(train.Callback):
 
     def on_batch_end(self, trainer):
         if trainer.step == self.step:
-            trainer._stop.set()
+            trainer.stop()
 
 
 def parameters(trainer):
@@ -77,11 +78,11 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits_as_one_that_was_not(
         first.fit(3)
     assert first.step == stop
     first.callbacks = []
-    first.fit(3)  # continues in the same process
+    first.fit(3 - first.epoch)  # continues in the same process
     second = build(seed=99, own_generator=own_generator)  # everything comes from the checkpoint
     second.resume(tmp_path / "last.safetensors")
     assert second.step == stop
-    second.fit(3)
+    second.fit(3 - second.epoch)
     for other in (first, second):
         for name, value in parameters(whole).items():
             assert np.array_equal(value, other.model.state_dict()[name]), name
@@ -94,6 +95,7 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now = 500.0
         monkeypatch.setattr("gpucnn.train.trainer.time", self)
+        monkeypatch.setattr("gpucnn.cuda.timer.time", self)
 
     def perf_counter(self):
         return self.now
@@ -123,6 +125,7 @@ def test_the_time_of_an_epoch_excludes_the_pause_before_a_resume(later, tmp_path
     rows = trainer.fit(2)
     assert [row["seconds"] for row in rows] == [80, 80]  # 60 images in batches of 8
     assert [row["images_per_second"] for row in rows] == [60 / 80, 60 / 80]
+    assert [row["step_ms"] for row in rows] == [10_000, 10_000]
 
 
 def test_every_epoch_trains_in_training_mode_whatever_the_models_mode():
@@ -182,6 +185,17 @@ def test_the_metrics_of_an_epoch_are_those_of_its_batches():
     assert row["train_accuracy"] == hits / 30
     sizes = [8, 8, 8, 6]
     assert row["train_loss"] == pytest.approx(np.average(losses, weights=sizes))
+
+
+def test_running_metrics_are_the_sums_over_all_batches():
+    metrics = train.RunningMetrics()
+    for loss, correct in ((1.0, 3), (2.0, 3), (6.0, 1)):  # each batch has four examples
+        logits = np.zeros((4, 2), np.float32)
+        logits[:correct, 1] = 1
+        labels = np.ones(4, np.int64)
+        metrics.add(*map(gpucnn.tensor, (np.float32(loss), logits, labels)))
+    assert metrics.state_dict() == {"count": 12, "loss": 36.0, "correct": 7}
+    assert (metrics.loss, metrics.accuracy) == (3.0, 7 / 12)
 
 
 def test_evaluation_records_nothing_and_keeps_modes_and_statistics():
@@ -305,10 +319,10 @@ def test_parameter_groups_are_trained_at_their_own_rates_and_resumed(tmp_path):
     assert np.array_equal(parameters(trainer)["0.weight"], before["0.weight"])
     assert not np.array_equal(parameters(trainer)["6.weight"], before["6.weight"])
     trainer.save(tmp_path / "last.safetensors")
-    trainer.fit(2)
+    trainer.fit(1)
     again = grouped()
     again.resume(tmp_path / "last.safetensors")
-    again.fit(2)
+    again.fit(1)
     ours = parameters(again)
     assert all(np.array_equal(value, ours[name]) for name, value in parameters(trainer).items())
     other = build()
@@ -339,17 +353,30 @@ def test_a_run_that_diverges_stops_with_the_remedy_and_keeps_the_last_good_check
         r"epoch 2, step 3: the loss is nan.*\n  layer 6 \(Linear\): its parameter w.*\n.*lower"
     )
     with pytest.raises(DivergenceError, match=message):
-        trainer.fit(2)
+        trainer.fit(1)
     assert train.read_checkpoint(tmp_path / "last.safetensors").info["epoch"] == 1
 
 
-def test_curves_are_drawn(tmp_path):
-    pytest.importorskip("matplotlib", reason="curves need matplotlib")
+def test_curves_are_drawn_with_whole_epochs_as_ticks(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure", reason="needs matplotlib").Figure
+    drawn = []
+    savefig = figure.savefig
+
+    def watched(self, *args, **options):
+        savefig(self, *args, **options)
+        drawn.append([axes.get_xticks().tolist() for axes in self.axes])
+
+    monkeypatch.setattr(figure, "savefig", watched)
     build(n=16, callbacks=[train.Curves(tmp_path / "curves.png")]).fit(2)
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    for ticks in drawn[-1]:
+        assert {1, 2} <= set(ticks)
+        assert all(tick.is_integer() for tick in ticks)
 
 
-def test_the_bar_shows_loss_accuracy_and_images(capsys):
+def test_the_bar_shows_loss_accuracy_and_images_of_the_whole_run(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
     class Slow(train.Callback):
         def on_batch_end(self, trainer):
             time.sleep(0.11)  # a bar redraws ten times a second at most
@@ -357,8 +384,17 @@ def test_the_bar_shows_loss_accuracy_and_images(capsys):
     build(n=20, callbacks=[Slow(), train.ProgressBar(), train.EpochLine()]).fit(2)
     out, err = capsys.readouterr()
     assert "epoch 2/2" in err
-    assert "8/20" in err
+    assert "28/40" in err  # of two epochs
     assert "img/s, loss" in err
     assert "accuracy" in err
     assert len(out.splitlines()) == 2
     assert out.startswith("epoch 1/2  train loss")
+
+
+def test_labels_past_the_outputs_are_named_in_an_evaluation(gpu):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).to(gpu)  # on the CPU cross_entropy checks
+    images = gpucnn.tensor(np.zeros((2, 2, 2, 3), np.float32), device=gpu)
+    labels = gpucnn.tensor(np.array([-1, 7]), device=gpu)
+    message = r"has 3 outputs, so labels must be in 0\.\.2; this batch has labels from -1 to 7"
+    with pytest.raises(ArgumentError, match=message):
+        train.evaluate(model, [(images, labels)])

@@ -11,17 +11,19 @@ import numpy as np
 import gpucnn
 from gpucnn import cuda, models, nn, ops
 from gpucnn.commands import launches
+from gpucnn.commands.check import step_modes
 from gpucnn.commands.check.beside_cpu import host, largest, relative, results
 from gpucnn.commands.check.kernels import bound, cases
 from gpucnn.commands.check.measure import training_operations
 from gpucnn.commands.check.part import Reporter
 from gpucnn.cpu import usable_cores
 from gpucnn.errors import KernelError
+from gpucnn.precision import float32_precision
 
 # A layer, the shape of its input and its multiply-adds, per image
 Layer = tuple[nn.Module, tuple[int, ...], int]
 
-# Relative to the largest value.
+# Relative to the largest value, of float32 products: step_modes.py examines TF32.
 _LAYER_BOUND = 1e-5  # float32 sums in another order
 _STEP_BOUND = 3e-5  # sums of up to 3456 terms, about sqrt(3456) * 2**-24, through 8 layers
 
@@ -32,6 +34,7 @@ def examine(reporter: Reporter) -> None:
     reporter.run("compiling", _compile, reporter)
     _every_kernel(reporter)
     reporter.run("whole step", _whole_step, reporter)
+    reporter.run("precisions", step_modes.precisions, reporter)
     names = [reporter.task.model]
     if not reporter.task.quick:
         others = [name for name in models.BY_NAME if name not in (reporter.task.model, "mlp")]
@@ -46,7 +49,8 @@ def examine(reporter: Reporter) -> None:
         start = time.perf_counter()
         layers = _layers(name)
         # A large batch launches the kernels that training uses.
-        recorded = launches.of_model(name, 128, ("training",))["training"]
+        with float32_precision("highest"):  # as the layers run
+            recorded = launches.of_model(name, 128, ("training",))["training"]
         training_kernels = {launch.kernel.name for launch in recorded}
         del recorded  # it keeps the arrays of a whole step alive
         slowest = max(slowest, time.perf_counter() - start)
@@ -143,6 +147,7 @@ def _whole_step(reporter: Reporter) -> None:
         reporter.headline(f"gradients of a step within {worst:.0e}")
 
 
+@float32_precision("highest")
 def _gradients(name: str, batch: int, device: str) -> dict[str, np.ndarray[Any, Any]]:
     gpucnn.manual_seed(1)  # for dropout
     model = models.build(name, generator=np.random.default_rng(1)).to(device)
@@ -152,7 +157,8 @@ def _gradients(name: str, batch: int, device: str) -> dict[str, np.ndarray[Any, 
         model(gpucnn.tensor(images, device)), gpucnn.tensor(np.arange(batch), device)
     )
     loss.backward()
-    return {"loss": host(loss)} | {name: host(p.grad) for name, p in model.named_parameters()}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {"loss": host(loss)} | {name: host(p.grad) for name, p in trained.items()}
 
 
 # --- layer by layer ---
@@ -214,7 +220,7 @@ def _every_layer(
     if skipped:
         reporter.note(f"layers of {name}", f"{skipped} skipped: they would take too long here")
     reporter.row(
-        "Kernels of a training step with 128 images",
+        "Kernels of a float32 training step with 128 images",
         {
             "model": name,
             "kernels": len(training_kernels),
@@ -238,6 +244,7 @@ def _layers(name: str) -> list[Layer]:
     return layers
 
 
+@float32_precision("highest")
 def _layer(
     reporter: Reporter, name: str, case: str, module: nn.Module, shape: tuple[int, ...]
 ) -> None:
@@ -247,7 +254,8 @@ def _layer(
         gpucnn.manual_seed(1)  # for dropout
         layer = copy.deepcopy(module).train().to(device)
         given = gpucnn.tensor(x, device, requires_grad=True)
-        both.append(results(layer(given), [given, *layer.parameters()]))
+        trained = [p for p in layer.parameters() if p.requires_grad]
+        both.append(results(layer(given), [given, *trained]))
     error = largest(*both)
     reporter.row(
         "Layers of the models, forward and backward",

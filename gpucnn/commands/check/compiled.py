@@ -2,7 +2,6 @@
 
 import json
 import sys
-import tempfile
 from typing import Any
 
 from gpucnn import cuda
@@ -12,6 +11,7 @@ from gpucnn.commands.kernel_export import register_budget
 from gpucnn.cuda.declarations import assemble
 from gpucnn.cuda.launcher import checked_kernel
 from gpucnn.integers import ceil_div
+from gpucnn.temporary import temporary_folder
 
 _TABLE = "Registers and memory, as the driver reports them"
 _RESERVED = 0.35  # share of the time limit that the cold compilation must leave
@@ -44,8 +44,8 @@ def _compile_times(reporter: Reporter) -> None:
     files = sorted({kernel.file for kernel in cuda.kernels().values()}, key=_size)
     if reporter.task.quick:
         files = files[:1] if reporter.simulated else [files[0], files[len(files) // 2], files[-1]]
-    with tempfile.TemporaryDirectory() as folder:
-        times = [_compile(reporter, files, folder, share) for share in (1 - _RESERVED, 0.5)]
+    with temporary_folder("gpucnn-check-") as folder:
+        times = [_compile(reporter, files, str(folder), share) for share in (1 - _RESERVED, 0.5)]
     cold, warm = times
     for file in files:
         reporter.row(

@@ -61,7 +61,7 @@ class Reporter:
         return self._end - time.monotonic()
 
     def estimated_seconds(self, operations: float) -> float:
-        """A lower bound on the time of `operations` floating-point operations, in seconds.
+        """A lower bound on the time of `operations` float32 operations, in seconds.
 
         It follows from the matrix product that part `machine` measured; 0 if it measured none.
         Cases skip what would not fit: if CuPy's GPU is simulated, a step takes minutes.

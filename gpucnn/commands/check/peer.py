@@ -1,20 +1,25 @@
-"""Part 7: compare with PyTorch: losses from the same weights, and interleaved step times."""
+"""Part 7: compare with PyTorch: losses from the same weights, and interleaved step times.
+
+Each precision is compared with the same one: float32 with float32, TF32 with TF32, and autocast to
+bfloat16 with autocast to bfloat16; eager steps with eager ones, and CUDA graphs with CUDA graphs.
+"""
 
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 import gpucnn
-from gpucnn import models, nn, ops, optim
+from gpucnn import cuda, models, nn, ops, optim
 from gpucnn.commands.check.measure import between_events, training_operations
 from gpucnn.commands.check.part import Reporter
-from gpucnn.commands.check.program import training_step
-from gpucnn.errors import ArgumentError
+from gpucnn.commands.check.program import replayed_step, training_step
+from gpucnn.errors import ArgumentError, GpucnnError
+from gpucnn.precision import bfloat16, float32_precision
 
 _INSTALL = "pip install torch"
 _LOSS_BOUND = 1e-3  # relative, after a few float32 steps with different summation orders
@@ -27,19 +32,23 @@ class Mode:
     """One way to train with PyTorch."""
 
     name: str
-    tf32: bool = False
-    bf16: bool = False
+    precision: str = "fp32"  # "tf32", or "bf16": autocast
     compiled: bool = False
+    graph: bool = False  # the whole step as a torch.cuda.CUDAGraph
 
 
-MODES = (
-    Mode("channels_last, fp32"),
-    Mode("channels_last, TF32", tf32=True),
-    Mode("channels_last, bf16 autocast", bf16=True),
+PRECISIONS = ("fp32", "tf32", "bf16")
+MODES = tuple(
+    mode
+    for precision in PRECISIONS
+    for mode in (
+        Mode(f"channels_last, {precision}", precision),
+        Mode(f"channels_last, {precision}, CUDAGraph", precision, graph=True),
+    )
 )
 COMPILED = (
     Mode(f"{_COMPILED}, fp32", compiled=True),
-    Mode(f"{_COMPILED}, bf16 autocast", bf16=True, compiled=True),
+    Mode(f"{_COMPILED}, bf16", "bf16", compiled=True),
 )
 
 
@@ -59,7 +68,9 @@ def examine(reporter: Reporter) -> None:
             "times of the simulator say nothing about a GPU" if reporter.simulated else reason,
         )
         return
-    reporter.run("times", _times, reporter, torch_device, MODES)
+    for precision in PRECISIONS:
+        modes = [mode for mode in MODES if mode.precision == precision]
+        reporter.run(f"times in {precision}", _times, reporter, torch_device, precision, modes)
     for mode in COMPILED:
         if reporter.seconds_left() > 15:
             reporter.run(mode.name, _compiled, reporter, torch_device, mode)
@@ -143,6 +154,7 @@ def _fill(torch: Any, parameter: Any, values: np.ndarray[Any, Any]) -> None:
 # --- losses ---
 
 
+@float32_precision("highest")
 def _losses(reporter: Reporter, torch_device: str) -> None:
     """Compare the losses of a few SGD steps on one batch, without dropout, whose masks differ."""
     import torch
@@ -155,7 +167,7 @@ def _losses(reporter: Reporter, torch_device: str) -> None:
         reporter.skip("losses", f"a step on {batch} images would take {seconds:.0f} s here")
         return
     other = twin(model, torch_device, dropout=False)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    set_torch_precision("fp32")
     rng = np.random.default_rng(4)
     x = rng.standard_normal((batch, *models.input_shape(name)), np.float32)
     labels = rng.integers(0, model.parameters()[-1].size, batch)
@@ -199,18 +211,29 @@ def _losses(reporter: Reporter, torch_device: str) -> None:
 # --- times ---
 
 
-def _times(reporter: Reporter, torch_device: str, modes: tuple[Mode, ...]) -> None:
-    """Time gpucnn and each mode in turn, in one process; report medians over the rounds."""
+def _times(reporter: Reporter, torch_device: str, precision: str, modes: Sequence[Mode]) -> None:
+    """Time gpucnn in `precision` and each mode in turn; report medians over the rounds."""
     import torch
 
     torch.backends.cudnn.benchmark = True
     name, device = reporter.task.model, reporter.device
+    reason = _obstacle(reporter, precision)
+    if reason:
+        reporter.skip(f"times in {precision}", reason)
+        return
     rounds, steps = (3, 10) if reporter.task.quick else (7, 20)
+    eager, replayed = f"gpucnn, {precision}", f"gpucnn, {precision}, graph"
     with device.xp.cuda.Device(device.index), torch.cuda.device(device.index):
-        own = training_step(device, name, _BATCH)
-        runs: dict[str, Callable[[], float]] = {
-            "gpucnn, fp32": lambda: between_events(own, steps, device)
-        }
+        runs: dict[str, Callable[[], float]] = {}
+        for key, make in ((eager, training_step), (replayed, replayed_step)):
+            try:
+                run = make(device, name, _BATCH, precision)
+                for _ in range(3):
+                    run()
+            except GpucnnError as error:
+                reporter.fail(key, str(error))
+                continue
+            runs[key] = lambda run=run: between_events(run, steps, device)  # type: ignore[misc]
         for mode in modes:
             try:
                 step = torch_step(name, torch_device, mode, _BATCH)
@@ -221,30 +244,52 @@ def _times(reporter: Reporter, torch_device: str, modes: tuple[Mode, ...]) -> No
                 reporter.note(mode.name, f"does not run: {str(error).strip().splitlines()[0]:.200}")
                 continue
             runs[mode.name] = lambda step=step: _torch_ms(step, steps, torch)  # type: ignore[misc]
-        for _ in range(3):
-            own()
         times: dict[str, list[float]] = {key: [] for key in runs}
         for _ in range(rounds):
             if reporter.seconds_left() < 2:
                 break
             for key, measure in runs.items():
                 times[key].append(measure())
-    own_times = times["gpucnn, fp32"]
-    for key, mode_times in times.items():
-        if not mode_times:
+    for key in runs:
+        if not times[key]:
             continue
-        ratio = statistics.median(a / b for a, b in zip(own_times, mode_times, strict=False))
+        ratios = {own: _ratio(times.get(own), times[key]) for own in (eager, replayed)}
         reporter.row(
-            f"A step of {name}, {_BATCH} images, {len(own_times)} interleaved rounds of {steps}",
-            {"side": key, "ms": statistics.median(mode_times), "gpucnn's time / its time": ratio},
-        )
-        if key != "gpucnn, fp32":
-            reporter.headline(f"{ratio:.2f} of PyTorch's time ({key})")
+            f"A step of {name}, {_BATCH} images, in {precision}: "
+            f"{len(times[key])} interleaved rounds of {steps}",
+            {"side": key, "ms": statistics.median(times[key]),
+             "eager gpucnn's time / its time": ratios[eager],
+             "replayed gpucnn's time / its time": ratios[replayed]},
+        )  # fmt: skip
+    for mode in modes:
+        own = replayed if mode.graph else eager
+        if times.get(mode.name) and times.get(own):
+            ratio = _ratio(times[own], times[mode.name])
+            way = "replayed, " if mode.graph else ""
+            reporter.headline(f"{way}{ratio:.2f} of PyTorch's time ({mode.name})")
+
+
+def _obstacle(reporter: Reporter, precision: str) -> str:
+    """Why gpucnn cannot compute in `precision` on tensor cores here, or ""."""
+    card = cuda.card_of(reporter.device)
+    if precision != "fp32" and card.sm < 80:
+        return f"{card} has no tensor cores for it"
+    if precision == "bf16":
+        try:
+            bfloat16()
+        except GpucnnError as error:  # it needs a package
+            return str(error)
+    return ""
+
+
+def _ratio(own: list[float] | None, other: list[float]) -> float | str:
+    """The median over rounds of own / other; "" without times of its own."""
+    return statistics.median(a / b for a, b in zip(own, other, strict=True)) if own else ""
 
 
 def _compiled(reporter: Reporter, torch_device: str, mode: Mode) -> None:
     reporter.excuse("torch.compile took too long")
-    _times(reporter, torch_device, (mode,))
+    _times(reporter, torch_device, mode.precision, (mode,))
 
 
 def _torch_ms(step: Callable[[], object], steps: int, torch: Any) -> float:
@@ -255,6 +300,15 @@ def _torch_ms(step: Callable[[], object], steps: int, torch: Any) -> float:
     end.record()
     end.synchronize()
     return float(begin.elapsed_time(end)) / steps
+
+
+def set_torch_precision(precision: str) -> None:
+    """Multiply float32 tensors in TF32 for "tf32", else in float32."""
+    import torch
+
+    tf32 = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
 
 
 def torch_step(name: str, torch_device: str, mode: Mode, batch: int) -> Callable[[], object]:
@@ -268,17 +322,32 @@ def torch_step(name: str, torch_device: str, mode: Mode, batch: int) -> Callable
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
 
     def loss_of(images: Any, labels: Any) -> Any:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=mode.bf16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=mode.precision == "bf16"):
             return torch.nn.functional.cross_entropy(model(images), labels)
 
     forward = torch.compile(loss_of, mode="reduce-overhead") if mode.compiled else loss_of
 
     def step() -> None:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = mode.tf32
+        set_torch_precision(mode.precision)
         if mode.compiled:
             torch.compiler.cudagraph_mark_step_begin()
         optimizer.zero_grad()
         forward(x, y).backward()
         optimizer.step()
 
-    return step
+    return _captured(step, torch) if mode.graph else step
+
+
+def _captured(step: Callable[[], object], torch: Any) -> Callable[[], object]:
+    """`step` as a CUDA graph.  The first steps run on a stream of their own, as PyTorch asks."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(4):  # cuDNN tries algorithms
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    replay: Callable[[], object] = graph.replay
+    return replay

@@ -1,13 +1,13 @@
-"""Part 9: DLPack, running out of memory, streams, graphs, copies between GPUs."""
+"""Part 9: DLPack, running out of memory, streams, graphs, copies between GPUs, NCCL."""
 
 import importlib.util
-import time
 from typing import Any
 
 import numpy as np
 
 import gpucnn
 from gpucnn import nn, ops
+from gpucnn.commands.check import reductions, step_modes
 from gpucnn.commands.check.beside_cpu import host
 from gpucnn.commands.check.part import Reporter
 from gpucnn.errors import OutOfMemory
@@ -21,12 +21,12 @@ def examine(reporter: Reporter) -> None:
         reporter.run("DLPack with PyTorch", _dlpack, reporter)
         reporter.run("out of memory", _out_of_memory, reporter)
         reporter.run("non-default stream", _stream, reporter)
+        reporter.run("graph", step_modes.graph, reporter)
         if reporter.simulated:
-            reporter.skip("graph", "the simulator has no graphs")
             reporter.skip("peer copies", "the simulator is one device")
-            return
-        reporter.run("graph", _graph, reporter)
-        reporter.run("peer copies", _peers, reporter)
+        else:
+            reporter.run("peer copies", _peers, reporter)
+    reductions.examine(reporter)
 
 
 def _dlpack(reporter: Reporter) -> None:
@@ -132,50 +132,6 @@ def _gradients(reporter: Reporter) -> dict[str, Any]:
     )
     loss.backward()
     return {name: p.grad for name, p in model.named_parameters()}
-
-
-def _graph(reporter: Reporter) -> None:
-    """A captured graph, replayed on new inputs, gives the same bits as plain launches.
-
-    The network has no dense layers: they call cuBLAS, which CuPy refuses during capture.
-    """
-    xp = reporter.device.xp
-    rng = np.random.default_rng(6)
-    model = nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1, generator=rng), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1, generator=rng), nn.BatchNorm2d(32), nn.ReLU(),
-    ).to(reporter.device).eval()  # fmt: skip
-    images = [rng.standard_normal((4, 16, 16, 3), np.float32) for _ in range(2)]
-    x = gpucnn.tensor(images[0], reporter.device)
-    pool = xp.cuda.MemoryPool()  # separate: nothing else may reuse the captured memory
-    stream = xp.cuda.Stream(non_blocking=True)
-    with gpucnn.no_grad():
-        expected = [host(model(gpucnn.tensor(a, reporter.device))) for a in images]
-        xp.cuda.Device(reporter.device.index).synchronize()
-        with stream, xp.cuda.using_allocator(pool.malloc):
-            model(x)  # compiles the kernels and fills the pool
-            stream.synchronize()
-            stream.begin_capture()
-            try:
-                y = model(x)
-            finally:
-                graph = stream.end_capture()
-            wrong = []
-            for number, (given, right) in enumerate(zip(images, expected, strict=True)):
-                x.data.set(given)
-                y.data.fill(0)
-                start = time.perf_counter()
-                graph.launch(stream)
-                launched = time.perf_counter() - start
-                stream.synchronize()
-                if host(y).tobytes() != right.tobytes():
-                    wrong.append(number)
-    if wrong:
-        reporter.fail("graph", f"replay {wrong[0] + 1} of 2 differs from plain launches")
-    else:
-        reporter.ok(
-            "graph", f"two replays are bit-identical; a launch takes {launched * 1e6:.0f} us"
-        )
 
 
 def _peers(reporter: Reporter) -> None:

@@ -139,7 +139,7 @@ def _torch_kernels(reporter: Reporter, device: Device) -> None:
         reporter.skip("PyTorch's kernels", "torch sees no CUDA device")
         return
     torch.backends.cudnn.benchmark = True
-    for mode in (Mode("fp32"), Mode("TF32", tf32=True)):
+    for mode in (Mode("fp32"), Mode("TF32", "tf32"), Mode("bf16", "bf16")):
         if reporter.seconds_left() < 8:
             break
         step = torch_step(reporter.task.model, f"cuda:{device.index}", mode, _BATCH)

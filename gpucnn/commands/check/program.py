@@ -16,10 +16,12 @@ from collections.abc import Callable
 import numpy as np
 
 import gpucnn
-from gpucnn import cuda, models, ops, optim
+from gpucnn import cuda, data, models, nn, ops, optim, train
 from gpucnn.commands.check.child import end_with_parent
 from gpucnn.commands.check.kernels import bound, cases
 from gpucnn.device import Device
+from gpucnn.errors import DeviceError
+from gpucnn.train.step_precision import StepPrecision
 
 
 def kernels(device: str) -> int:
@@ -68,11 +70,63 @@ def compile_files(device: str, *files: str) -> int:
     return 0
 
 
-def training_step(device: Device, name: str, batch: int) -> Callable[[], gpucnn.Tensor]:
+def training_step(
+    device: Device, name: str, batch: int, precision: str | None = None
+) -> Callable[[], gpucnn.Tensor]:
     """An SGD step on one batch of random images, which returns the loss.
 
-    Call it inside `with device.xp.cuda.Device(device.index)`, or with device 0.
+    precision is a Trainer's: "fp32", "tf32", "bf16", "fp16", or None for the device's.  Call the
+    step inside `with device.xp.cuda.Device(device.index)`, or with device 0.
     """
+    model, optimizer, images, labels = _prepared(device, name, batch)
+    given = StepPrecision(precision, device)
+
+    def run() -> gpucnn.Tensor:
+        with given.products():
+            optimizer.zero_grad()
+            with given.forward():
+                loss = ops.cross_entropy(model(images), labels)
+            loss.backward(given.start(loss))
+            given.step(optimizer)
+        return loss
+
+    return run
+
+
+def replayed_step(
+    device: Device, name: str, batch: int, precision: str | None = None
+) -> Callable[[], None]:
+    """The same step of a Trainer that has captured it as a CUDA graph.
+
+    Raises DeviceError if it cannot be captured.
+    """
+    model, optimizer, images, labels = _prepared(device, name, batch)
+    shape, classes = models.input_shape(name), model.parameters()[-1].size
+    dataset = data.Dataset(  # a Trainer needs a loader, from which this step takes nothing
+        np.zeros((batch, *shape), np.uint8),
+        np.zeros(batch, np.int64),
+        tuple(map(str, range(classes))),
+    )
+    normalize = data.Normalize((0.5,) * shape[2], (0.25,) * shape[2])
+    loader = data.DataLoader(dataset, batch, transform=normalize, device=device)
+    trainer = train.Trainer(model.train(), optimizer, loader, graph=True, precision=precision)
+
+    def run() -> None:
+        trainer.train_step(images, labels)
+
+    for _ in range(3):  # two eager ones, then the capture
+        run()
+    with cuda.count_launches() as launches:
+        run()
+    if launches["graph"] != 1:
+        raise DeviceError(f"the step is not replayed: {trainer._guard.graph.reason}")
+    return run
+
+
+def _prepared(
+    device: Device, name: str, batch: int
+) -> tuple[nn.Module, optim.SGD, gpucnn.Tensor, gpucnn.Tensor]:
+    """Model, optimizer, images and labels on the device."""
     gpucnn.manual_seed(0)
     model = models.build(name, generator=np.random.default_rng(0)).to(device)
     optimizer = optim.SGD(model.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
@@ -80,15 +134,7 @@ def training_step(device: Device, name: str, batch: int) -> Callable[[], gpucnn.
     shape = (batch, *models.input_shape(name))
     images = gpucnn.tensor(rng.standard_normal(shape, np.float32), device)
     labels = gpucnn.tensor(rng.integers(0, model.parameters()[-1].size, batch), device)
-
-    def run() -> gpucnn.Tensor:
-        optimizer.zero_grad()
-        loss = ops.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return run
+    return model, optimizer, images, labels
 
 
 if __name__ == "__main__":

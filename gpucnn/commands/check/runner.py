@@ -39,6 +39,7 @@ class Part:
     quick: float  # limit with --quick
     case: float = 1.0  # the share of the limit after which one case counts as hanging
     module: str = ""  # the module with `examine`; default: gpucnn.commands.check.NAME
+    patience: float = 1.0  # it is killed after so many times the limit, for which it plans
 
 
 def run(
@@ -57,7 +58,7 @@ def run(
     report = Report(folder, device, quick, model)
     report.keep_previous()
     for part in parts:
-        seconds = part.quick if quick else part.seconds
+        seconds = (part.quick if quick else part.seconds) * part.patience
         seconds = min(seconds, limit) if limit else seconds
         report.parts.append(PartReport(part.name, part.title, seconds))
     status = 0
@@ -105,7 +106,7 @@ class _PartRunner:
             self.report.device,
             self.report.quick,
             self.report.model,
-            self._seconds_left(),
+            self._seconds_left() / self.part.patience,
             self.begun,
             self.report.facts,
         )

@@ -16,6 +16,7 @@ from gpucnn.commands.check.part import Reporter
 from gpucnn.commands.check.program import training_step
 from gpucnn.device import Device
 from gpucnn.errors import OutOfMemory
+from gpucnn.precision import uses_tf32
 
 _BATCHES = (32, 64, 128, 256, 512, 1024)
 _QUICK = (32, 128)
@@ -102,9 +103,10 @@ def _batch(reporter: Reporter, device: Device, batch: int, spin: Spin, pace: _Pa
     row: dict[str, Any] = {"batch": batch, "ms": ms, "images/s": batch / ms * 1e3}
     operations = training_operations(models.build(name), name) * batch
     row["TFLOP/s"] = operations / ms / 1e9
+    row["precision"] = "tf32" if uses_tf32(device) else "fp32"
     if not reporter.simulated:
-        ceiling = reporter.task.facts.get("fp32")
-        row["of the fp32 product"] = f"{operations / ms * 1e3 / ceiling:.0%}" if ceiling else ""
+        ceiling = reporter.task.facts.get(row["precision"])
+        row["of its product"] = f"{operations / ms * 1e3 / ceiling:.0%}" if ceiling else ""
         queued = [spin.queue(step) for _ in range(3)]
         row["device ms"] = statistics.median(one.device_ms for one in queued)
         row["host ms"] = statistics.median(one.host_ms for one in queued)
@@ -112,8 +114,8 @@ def _batch(reporter: Reporter, device: Device, batch: int, spin: Spin, pace: _Pa
     row["memory MiB"] = memory
     reporter.row(f"Training step of {name}, {_ROUNDS} rounds of at most {_STEPS} steps", row)
     if batch == 128 and not reporter.simulated:
-        words = f"step of {batch}: {ms:.2f} ms, {row['TFLOP/s']:.3g} TFLOP/s"
-        share = row.get("of the fp32 product")
+        words = f"step of {batch}: {ms:.2f} ms, {row['TFLOP/s']:.3g} TFLOP/s in {row['precision']}"
+        share = row.get("of its product")
         reporter.headline(words + (f" ({share} of a product)" if share else ""))
 
 

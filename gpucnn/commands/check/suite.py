@@ -4,15 +4,14 @@ import importlib.util
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from pathlib import Path
 from typing import TextIO
 
 from gpucnn.commands.check.part import Reporter
 from gpucnn.commands.check.runner import CHECKOUT, ROOT, environment
 from gpucnn.cpu import usable_cores
+from gpucnn.temporary import temporary_folder
 
 _MARGIN = 3.0  # seconds between the end of the tests and the part's time limit
 _WORKERS = 8  # each has its own CUDA context: about half a GiB
@@ -41,8 +40,8 @@ def _tests(reporter: Reporter) -> None:
         command += ["tests/gpu"]
     if reporter.simulated:
         command += ["-k", _QUICK_TESTS if reporter.task.quick else "cudasim"]
-    with tempfile.TemporaryDirectory() as folder:
-        output, path = Path(folder, "output"), Path(folder, "results")
+    with temporary_folder("gpucnn-check-") as folder:
+        output, path = folder / "output", folder / "results"
         path.touch()
         env = environment(PYTEST_ADDOPTS="", GPUCNN_CHECK_RESULTS=str(path))
         with open(output, "wb") as file:

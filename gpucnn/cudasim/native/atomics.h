@@ -38,7 +38,10 @@ CUDASIM_ATOMIC T atomicCAS(T* address, std::common_type_t<T> expected, std::comm
 }
 
 static inline void __threadfence_block() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-static inline void __threadfence_system() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+static inline void __threadfence() {
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    cudasim_fence();
+}
+static inline void __threadfence_system() { __threadfence(); }
 
 #endif

@@ -179,6 +179,10 @@ void cudasim_touch(const void* address, size_t bytes, int write, int atomic) {
                      __builtin_return_address(0));
 }
 
+void cudasim_fence() {
+    if (this_worker->launch->races) race_fence(this_worker);
+}
+
 // Called from the initialiser of a static variable.  Failing here would leave that variable half
 // initialised, and the next launch would wait for it.  The kernel therefore checks the result and
 // fails afterwards, in cudasim_no_shared.

@@ -53,11 +53,41 @@ __device__ inline unsigned pack(bfloat16 low, bfloat16 high) {
     return (unsigned)high.bits << 16 | low.bits;
 }
 
+__device__ inline float to_float(float x) { return x; }
+
+template <class T>
+__device__ inline T from_float(float x);
+
+template <>
+__device__ inline float from_float<float>(float x) {
+    return x;
+}
+
+template <>
+__device__ inline half from_float<half>(float x) {
+    return to_half(x);
+}
+
+template <>
+__device__ inline bfloat16 from_float<bfloat16>(float x) {
+    return to_bfloat16(x);
+}
+
+__device__ inline unsigned pack_half(float low, float high) {
+    return pack(to_half(low), to_half(high));
+}
+
+__device__ inline unsigned pack_bfloat16(float low, float high) {
+    return pack(to_bfloat16(low), to_bfloat16(high));
+}
+
 __device__ inline unsigned to_tf32(float x) {
     unsigned bits = __float_as_uint(x);
     if ((bits & 0x7f800000u) == 0x7f800000u) return bits;  // infinities and NaNs are unchanged
     return (bits + 0x1000u) & ~0x1fffu;
 }
+
+__device__ inline int thread_again() { return int(threadIdx.x); }
 
 // --- asynchronous copies ---
 

@@ -1,8 +1,13 @@
 // Race mode: records the last accesses to each word and detects unordered ones.
 //
 // Two accesses to the same bytes by different threads, at least one of them a write, must be ordered:
-// by __syncthreads within a block or __syncwarp within a warp.  Shuffles and votes order nothing,
-// and nothing orders different blocks.  Two atomics need no order.
+// by __syncthreads within a block or __syncwarp within a warp.  Shuffles and votes order nothing.
+// Two atomics need no order.
+//
+// Blocks are ordered only if they meet at a counter: a thread of one calls __threadfence and then an
+// atomic function, later a thread of the other calls an atomic function at the same address and then
+// __threadfence.  What the first block did before the barrier that preceded its fence happened before
+// what follows in that thread of the second, and in its other threads after the next barrier.
 //
 // A block counts its barriers (the epoch).  Within a warp each lane has a vector clock: the number of
 // __syncwarp calls of every other lane that happened before.
@@ -10,6 +15,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <unordered_map>
 
 #include "worker.h"
 
@@ -31,6 +37,22 @@ struct Cell {  // a word of 4 bytes
     int pending;  // asynchronous copies to it that are in flight
 };
 
+// By block, the barrier before which what it did happened before now.
+using Meetings = std::unordered_map<uint64_t, unsigned>;
+
+void merge(Meetings& into, const Meetings& from) {
+    for (auto [block, epoch] : from)
+        if (unsigned& known = into[block]; known < epoch) known = epoch;
+}
+
+// What a thread of the current block knows of other blocks.
+struct Meeter {
+    bool fenced = false;
+    unsigned fence = 0;  // the epoch of its last fence
+    Meetings met;        // at atomics since; known after the next fence
+    Meetings known;
+};
+
 struct Free {
     void operator()(Cell* cells) const { free(cells); }
 };
@@ -47,6 +69,10 @@ struct RaceLog {
     std::vector<Cells> arrays;
     Cells shared;
     unsigned clocks[kMaxThreads][kWarp];
+    std::unordered_map<const char*, Meetings> counters;  // who has met at an address
+    std::unordered_map<int, Meeter> meeters;             // threads of this block, by number
+    Meetings known;                                      // to all threads of this block
+    std::vector<std::pair<unsigned, Meetings>> gained;   // after the barrier that ends this epoch
 };
 
 RaceLog* start_race_log(const Request* request) {
@@ -68,6 +94,54 @@ void race_new_block(Worker* worker) {
     for (auto& clock : log->clocks)
         for (int lane = 0; lane < kWarp; ++lane) clock[lane] = 0;
     for (int i = 0; i < worker->thread_count; ++i) log->clocks[i][i % kWarp] = 1;
+    log->meeters.clear();
+    log->known.clear();
+    log->gained.clear();
+}
+
+// The current thread fences: it now knows whom it met, and what it did may be met.
+void race_fence(Worker* worker) {
+    RaceLog* log = worker->launch->races;
+    Meeter& meeter = log->meeters[worker->current()->number];
+    meeter.fenced = true;
+    meeter.fence = worker->epoch;
+    if (meeter.met.empty()) return;
+    merge(meeter.known, meeter.met);
+    log->gained.emplace_back(worker->epoch, meeter.met);
+    meeter.met.clear();
+}
+
+static void learn(Worker* worker) {  // what other threads knew before the last barrier
+    RaceLog* log = worker->launch->races;
+    while (!log->gained.empty() && log->gained.front().first < worker->epoch) {
+        merge(log->known, log->gained.front().second);
+        log->gained.erase(log->gained.begin());
+    }
+}
+
+// The current thread updates a counter.
+static void meet(Worker* worker, const char* address) {
+    RaceLog* log = worker->launch->races;
+    Meeter& meeter = log->meeters[worker->current()->number];
+    Meetings& counter = log->counters[address];
+    merge(meeter.met, counter);
+    if (!meeter.fenced) return;
+    learn(worker);
+    merge(counter, log->known);
+    merge(counter, meeter.known);
+    merge(counter, {{log->block, meeter.fence}});
+}
+
+// Whether an access of another block happened before the current thread met that block.
+static bool met(Worker* worker, const Access& before) {
+    RaceLog* log = worker->launch->races;
+    learn(worker);
+    auto knows = [&](const Meetings& known) {
+        auto found = known.find(before.block);
+        return found != known.end() && before.epoch < found->second;
+    };
+    auto meeter = log->meeters.find(worker->current()->number);
+    return knows(log->known) || (meeter != log->meeters.end() && knows(meeter->second.known));
 }
 
 void race_warp_sync(Worker* worker, Warp* warp, unsigned mask) {
@@ -102,7 +176,7 @@ static Cell* cell_at(Worker* worker, const char* address, bool* shared) {
 // Whether `before` happened before `now`, an access by the current thread, or cannot race with it.
 static bool ordered(Worker* worker, const Access& before, const Access& now, bool shared) {
     if (!before.block || !(before.bytes & now.bytes) || (before.atomic && now.atomic)) return true;
-    if (before.block != now.block) return shared;  // blocks do not share shared memory
+    if (before.block != now.block) return shared || met(worker, before);  // shared: another's
     if (before.thread == now.thread || before.epoch != now.epoch) return true;
     if (before.thread / kWarp != now.thread / kWarp) return false;
     return worker->launch->races->clocks[now.thread][before.thread % kWarp] >= before.clock;
@@ -138,6 +212,7 @@ void race_access(Worker* worker, const char* address, size_t bytes, bool write, 
         bool shared;
         Cell* cell = cell_at(worker, address, &shared);
         if (!cell) return;
+        if (atomic && !shared) meet(worker, address);
         if (cell->pending)
             worker->fail(std::string(write ? "writes " : "reads ") + memory_name(worker, address) +
                          describe_code(worker, code) +

@@ -65,6 +65,8 @@ void cudasim_copy_wait(int groups_left);
 
 // Checks an access that the compiler's instrumentation does not see.
 void cudasim_touch(const void* address, size_t bytes, int write, int atomic);
+// A fence of device scope: what race mode needs to know of it.
+void cudasim_fence();
 
 // Reserves space for a __shared__ variable of a module.  Returns its offset in the block's shared
 // memory, or ~0 if it does not fit; cudasim_no_shared then reports that.

@@ -42,7 +42,7 @@ std::string text(uint3 i) {
 std::string describe(const Thread* thread) { return "thread " + text(thread->index); }
 
 Worker::Worker() {
-    char* stacks = allocate_stacks(kMaxThreads + 1);
+    stacks = allocate_stacks(kMaxThreads + 1);
     shared = static_cast<char*>(mmap(nullptr, kDynamicShared + kStaticShared,
                                     PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (!stacks || shared == MAP_FAILED) {
@@ -56,6 +56,12 @@ Worker::Worker() {
         fibers[i].high = fibers[i].low + kStack;
     }
     reset_fibers();
+}
+
+Worker::~Worker() {
+    munmap(stacks, kStride * fibers.size());
+    munmap(shared, kDynamicShared + kStaticShared);
+    this_worker = nullptr;
 }
 
 // Makes all fibers start afresh: initially, and after a failed launch left them suspended.

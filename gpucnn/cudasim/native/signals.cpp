@@ -26,12 +26,21 @@ void on_signal(int number, siginfo_t* info, void*) {
 
 }  // namespace
 
-void give_thread_a_signal_stack() {
+SignalStack::SignalStack()
+    : memory(mmap(nullptr, kSignalStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+                  0)) {
     stack_t stack = {};
-    stack.ss_sp = mmap(nullptr, kSignalStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                       -1, 0);
+    stack.ss_sp = memory;
     stack.ss_size = kSignalStack;
-    if (stack.ss_sp != MAP_FAILED) sigaltstack(&stack, nullptr);
+    if (memory != MAP_FAILED) sigaltstack(&stack, nullptr);
+}
+
+SignalStack::~SignalStack() {
+    if (memory == MAP_FAILED) return;
+    stack_t none = {};
+    none.ss_flags = SS_DISABLE;
+    sigaltstack(&none, nullptr);
+    munmap(memory, kSignalStack);
 }
 
 CatchSignals::CatchSignals() {

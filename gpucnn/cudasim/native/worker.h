@@ -105,6 +105,7 @@ inline uint64_t block_at(const Launch* launch, uint64_t turn) {
 class Worker {
   public:
     Worker();
+    ~Worker();
     void run_blocks(Launch* launch);
 
     int barrier(int predicate, CallSite site);
@@ -147,6 +148,7 @@ class Worker {
 
     Thread* running = nullptr;
     Context native;
+    char* stacks = nullptr;  // of the fibers
     std::vector<Fiber> fibers;
     std::vector<Fiber*> free_fibers;
     size_t dirty_dynamic = 0, dirty_static = 0;  // bytes of `shared` that a launch may have used
@@ -163,7 +165,14 @@ std::string text(uint3 i);
 std::string describe(const Thread* thread);
 
 // signals.cpp
-void give_thread_a_signal_stack();
+class SignalStack {  // of this thread
+  public:
+    SignalStack();
+    ~SignalStack();
+
+  private:
+    void* memory;
+};
 struct CatchSignals {  // during its lifetime, a fault in a kernel ends the launch
     CatchSignals();
     ~CatchSignals();
@@ -195,6 +204,7 @@ void race_warp_sync(Worker* worker, Warp* warp, unsigned mask);
 void race_access(Worker* worker, const char* address, size_t bytes, bool write, bool atomic,
                  void* code);
 void race_copy(Worker* worker, const Copy& copy, int change);
+void race_fence(Worker* worker);
 
 // banks.cpp
 BankLog* start_bank_log();

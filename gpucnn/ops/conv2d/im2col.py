@@ -53,11 +53,11 @@ class Im2col:
         cache: Cache | None,
     ) -> Saved | None:
         _convolve(x, weight, bias, g, epilogue, keep)
-        return _Saved(x, weight, g, epilogue) if keep else None
+        return SavedIm2col(x, weight, g, epilogue) if keep else None
 
 
 @dataclass
-class _Saved:
+class SavedIm2col:
     x: Array
     weight: Array
     g: Geometry
@@ -69,9 +69,11 @@ class _Saved:
         dx = dweight = dbias = None
         if needs[0]:
             dx = _backward_input(dy, weight, g, epilogue)
-        if needs[1] or needs[2]:
+        if needs[1]:
             dweight, dbias = _backward_weight(dy, x, weight, g, epilogue)
-        return dx, dweight if needs[1] else None, dbias if needs[2] else None
+        elif needs[2]:
+            dbias = _backward_bias(dy, x, weight, g, epilogue)
+        return dx, dweight, dbias if needs[2] else None
 
 
 def _convolve(
@@ -159,6 +161,19 @@ def _backward_weight(
     return total.reshape(weight.shape), narrowed(sums.sum(axis=0), x.dtype)
 
 
+def _backward_bias(dy: Array, x: Array, weight: Array, g: Geometry, epilogue: Epilogue) -> Array:
+    """dbias alone, for frozen filters: no columns are built."""
+    oc = len(weight)
+    chunks = _Columns(g, oc, x.dtype, epilogue.pool_window).chunks()
+    sums = np.zeros((max(len(chunks), 1), oc), wide(x.dtype))
+
+    def add(i: int) -> None:
+        sums[i] = add_rows(epilogue.gradient(dy, chunks[i]).reshape(-1, oc))
+
+    parallel(add, range(len(chunks)))
+    return narrowed(sums.sum(axis=0), x.dtype)
+
+
 def _backward_input(dy: Array, weight: Array, g: Geometry, epilogue: Epilogue) -> Array:
     oc, depth = weight.shape[0] // g.groups, g.c // g.groups
     dx = empty((g.n, g.h, g.w, g.c), dy.dtype)
@@ -217,8 +232,9 @@ class _Columns:
     def __init__(self, g: Geometry, oc: int, dtype: np.dtype[Any], window: tuple[int, int]) -> None:
         self.g, self.dtype, self.window = g, dtype, window
         self.k = g.kh * g.kw * (g.c // g.groups)
-        # Every window is one pixel: the image itself holds the columns.
-        self.pointwise = not g.padded and (
+        # Every window is one pixel: the image itself holds the columns.  A transposed convolution
+        # may have fewer windows.
+        self.pointwise = (not g.padded and (g.oh, g.ow) == (g.h, g.w)) and (
             g.kh == g.kw == g.stride_h == g.stride_w == g.groups == window[0] == window[1] == 1
         )
         # Rows of windows are the runs to copy, unless rows of the plane are longer.

@@ -5,12 +5,16 @@ As usual in deep learning this is a cross-correlation: filters are not flipped.
 
 from typing import Any
 
+import numpy as np
+
 from gpucnn.autograd import Function
 from gpucnn.device import Array, by_device
 from gpucnn.errors import ShapeError
+from gpucnn.integers import is_int
 from gpucnn.ops._checks import check_bias_and_dtypes
 from gpucnn.ops.conv2d import cpu, cuda
 from gpucnn.ops.conv2d.engine import Cache, Gradients
+from gpucnn.ops.elementwise import as_tensor
 from gpucnn.ops.geometry import Geometry, Padding, Size
 from gpucnn.ops.pool2d.op import MaxPool
 from gpucnn.tensor import Tensor
@@ -43,18 +47,23 @@ def conv2d(
     whole tile, and a pixel that is not finite makes the tile NaN: see set_conv_algorithm for the
     bound.
 
+    Under autocast the operands are rounded to half precision, sums and bias are float32, and the
+    result has half precision.  On a GPU, tensor cores multiply half precision, and float32 as
+    set_float32_precision says.
+
     Raises ShapeError if channels, groups or filters do not fit, DtypeError if dtypes differ.
     """
-    g = _geometry(x, weight, bias, stride, padding, dilation, groups)
+    x, weight = as_tensor(x), as_tensor(weight)
+    g = _geometry(x, weight, stride, padding, dilation, groups)
+    dtype = check_bias_and_dtypes("conv2d", x, weight, bias)
     pooling = None if pool is None else pool.geometry((g.n, g.oh, g.ow, weight.shape[0]))
     cache = weight.cache() if weight.is_leaf else None
-    return _Conv2d(g, relu, pooling, cache)(x, weight, bias)
+    return _Conv2d(g, relu, pooling, cache, dtype)(x, weight, bias)
 
 
 def _geometry(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
     stride: Size,
     padding: Padding,
     dilation: Size,
@@ -66,7 +75,7 @@ def _geometry(
         )
     oc, kh, kw, depth = weight.shape
     g = Geometry.of("conv2d", x.shape, (kh, kw), stride, padding, dilation, groups)
-    if not isinstance(groups, int) or groups < 1 or g.c % groups or oc % groups:
+    if not is_int(groups) or groups < 1 or g.c % groups or oc % groups:
         raise ShapeError(
             f"conv2d: {groups} groups do not divide {g.c} channels and {oc} filters\n"
             f"  x {x.shape}, weight {weight.shape}"
@@ -77,7 +86,6 @@ def _geometry(
             f"  x {x.shape}, weight {weight.shape}, groups {groups}; "
             f"build the layer with in_channels={g.c}"
         )
-    check_bias_and_dtypes("conv2d", x, weight, bias)
     return g
 
 
@@ -87,17 +95,35 @@ class _Conv2d(Function):
     name = "conv2d"
 
     def __init__(
-        self, geometry: Geometry, relu: bool, pool: Geometry | None, cache: Cache | None = None
+        self,
+        geometry: Geometry,
+        relu: bool,
+        pool: Geometry | None,
+        cache: Cache | None = None,
+        dtype: np.dtype[Any] | None = None,
     ) -> None:
-        self.geometry, self.relu, self.pool, self.cache = geometry, relu, pool, cache
+        self.geometry, self.relu, self.pool = geometry, relu, pool
+        self.cache, self.dtype = cache, dtype
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
         y, self.saved = _forward(
-            x, weight, bias, self.geometry, self.needs, self.relu, self.pool, self.cache
+            x,
+            weight,
+            bias,
+            self.geometry,
+            self.needs,
+            self.relu,
+            self.pool,
+            self.cache,
+            self.dtype,
         )
+        self.positive = self.relu and isinstance(self.saved, cuda.CudaSaved)
         return y
 
     def backward(self, dy: Array) -> Gradients:
+        if isinstance(self.saved, cuda.CudaSaved):
+            mask = self.mask(0) if self.needs[0] else None
+            return self.saved.backward(dy, self.needs, self.last_use, mask, self.masked)
         gradients: Gradients = self.saved.backward(dy, self.needs, self.last_use)
         return gradients
 

@@ -1,6 +1,6 @@
 """Convolution with any array module: windows as rows by as_strided (im2col), then matmul.
 
-It serves float64 and float16 on a GPU, and empty images on NumPy.
+It serves float64 and float16 on a GPU, and empty images or no filters on NumPy.
 """
 
 from dataclasses import dataclass
@@ -33,12 +33,12 @@ def forward(
     if pool is not None:
         y, pooled = max_forward(y, pool, any(needs))
     y = _relu(y) if relu else y  # commutes with max pooling, after which fewer elements are left
-    saved = _Saved(x, weight, g, y if relu else None, pooled) if any(needs) else None
+    saved = SavedPortable(x, weight, g, y if relu else None, pooled) if any(needs) else None
     return y, saved
 
 
 @dataclass
-class _Saved:
+class SavedPortable:
     x: Array
     weight: Array
     g: Geometry
@@ -71,7 +71,7 @@ def unfused(dy: Array, y: Array | None, pooled: SavedMax | None) -> Array:
 def _filters(weight: Array, g: Geometry) -> Array:
     """The filters as (groups, OC / groups, KH * KW * C / groups)."""
     weight = array_module(weight).ascontiguousarray(weight)  # NumPy 2.0 passes only these to BLAS
-    return weight.reshape(g.groups, weight.shape[0] // g.groups, weight[0].size)
+    return weight.reshape(g.groups, weight.shape[0] // g.groups, g.kh * g.kw * (g.c // g.groups))
 
 
 def _columns(x: Array, g: Geometry) -> Array:

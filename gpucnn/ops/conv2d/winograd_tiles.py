@@ -24,9 +24,10 @@ _POINTS = {4: (0.0, 1.0, -1.0), 6: (0.0, 0.75, -0.75, 1.5, -1.5)}
 # calls they compete for the interpreter lock.
 _CACHE_BYTES = 1 << 21
 
-# Bytes of a narrow layer's part.  Parts that fit the cache have operations a quarter as long: one
-# thread gains nothing, and two lose 4 % of a step to that lock.
-_NARROW_BYTES = 1 << 23
+# Bytes of a narrow layer's part.  On two threads of a busy EPYC, 1 << 23 made a step of
+# speedrun_cifar10 6 % longer, and one of alexnet_cifar10 no shorter.  Earlier, on a Xeon, parts
+# that fit the cache made a step 4 % longer: their short operations wait for Python's lock.
+_NARROW_BYTES = 1 << 21
 
 # Tiles in one round of products: enough for BLAS to run at full speed, few enough to bound the
 # memory of a large batch.

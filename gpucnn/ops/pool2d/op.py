@@ -1,14 +1,19 @@
 """Pooling: one number for each window of an image, channel by channel."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gpucnn.autograd import Function
+from gpucnn.autograd import Function, may_be_masked
 from gpucnn.device import Array, by_device
 from gpucnn.errors import ShapeError
 from gpucnn.ops._exact import narrowed, widened
+from gpucnn.ops._promotion import float_operand
+from gpucnn.ops.elementwise import float_tensor
 from gpucnn.ops.geometry import Geometry, Padding, Size
 from gpucnn.ops.pool2d import cpu, cuda, portable
+from gpucnn.ops.pool2d.portable import SavedMax
 from gpucnn.tensor import Tensor
 
 
@@ -29,7 +34,7 @@ class MaxPool:
 
 
 def max_pool2d(
-    x: Tensor,
+    x: Any,
     kernel_size: Size,
     stride: Size | None = None,
     padding: Padding = 0,
@@ -44,16 +49,20 @@ def max_pool2d(
 
     On a tie the first element in row order takes the gradient.  In a window of only -infinity that
     is the first pixel on the image.  A NaN wins over every number; of several, the last in row
-    order takes the gradient, as in PyTorch.
+    order takes the gradient, as in PyTorch.  float16 gradients of overlapping windows are summed in
+    float32.
 
-    Raises ShapeError if a window is larger than the padded image, or sees only padding.
+    Raises ShapeError if a window is larger than the padded image, or sees only padding; DtypeError
+    unless x is floating-point.
     Source: Krizhevsky et al. 2012, section 3.4 (overlapping pooling).
     """
-    return _MaxPool2d(MaxPool(kernel_size, stride, padding, ceil_mode).geometry(x.shape))(x)
+    x = float_tensor("max_pool2d", x)
+    g = MaxPool(kernel_size, stride, padding, ceil_mode).geometry(x.shape)
+    return _MaxPool2d(g, may_be_masked(x))(x)
 
 
 def avg_pool2d(
-    x: Tensor,
+    x: Any,
     kernel_size: Size,
     stride: Size | None = None,
     padding: Padding = 0,
@@ -67,8 +76,10 @@ def avg_pool2d(
     pixels of the image.  What ceil_mode adds beyond the padding never counts.  float16 is summed in
     float32.
 
-    Raises ShapeError if a window is larger than the padded image, or sees only padding.
+    Raises ShapeError if a window is larger than the padded image, or sees only padding; DtypeError
+    unless x is floating-point.
     """
+    x = float_tensor("avg_pool2d", x)
     g = _geometry("avg_pool2d", x.shape, kernel_size, stride, padding, ceil_mode)
     bottom = right = 0
     if count_include_pad:  # the padding asked for, without what ceil_mode added
@@ -77,11 +88,13 @@ def avg_pool2d(
     return _AvgPool2d(g, count_include_pad, bottom, right)(x)
 
 
-def global_avg_pool2d(x: Tensor) -> Tensor:
+def global_avg_pool2d(x: Any) -> Tensor:
     """The mean of each channel over the whole image: (N, H, W, C) -> (N, C).
 
-    float16 is summed in float32.  Raises ShapeError unless x is images of at least one pixel.
+    float16 is summed in float32.  Raises ShapeError unless x is images of at least one pixel,
+    DtypeError unless they are floating-point.
     """
+    x = float_tensor("global_avg_pool2d", x)
     if x.ndim != 4 or x.shape[1] * x.shape[2] == 0:
         raise ShapeError(f"global_avg_pool2d: expected images (N, H, W, C), got shape {x.shape}")
     return _GlobalAvgPool2d()(x)
@@ -116,15 +129,20 @@ def _geometry(
 class _MaxPool2d(Function):
     name = "max_pool2d"
 
-    def __init__(self, geometry: Geometry) -> None:
-        self.geometry = geometry
+    def __init__(self, geometry: Geometry, after_relu: bool) -> None:
+        self.geometry, self.keeps_zeros = geometry, after_relu
 
     def forward(self, x: Array) -> Array:
-        y, self.saved = max_forward(x, self.geometry, self.needs[0])
+        y, winners = max_forward(x, self.geometry, self.needs[0])
+        self.saved = (winners, y if self.keeps_zeros else None)
         return y
 
     def backward(self, dy: Array) -> Array:
-        return self.saved.backward(dy)
+        winners, y = self.saved
+        factor = self.mask(0) if self.keeps_zeros else None
+        if factor is None or self.masked:  # masked: by this pooling's y, which is 0 where x is
+            return max_backward(dy, winners, None, 1.0)
+        return max_backward(dy, winners, y, factor)
 
 
 class _AvgPool2d(Function):
@@ -137,10 +155,10 @@ class _AvgPool2d(Function):
         self.area = (count_include_pad, bottom, right)  # which padding counts: see portable.pixels
 
     def forward(self, x: Array) -> Array:
-        return narrowed(avg_forward(widened(x), self.geometry, self.area), x.dtype)
+        return avg_forward(x, self.geometry, self.area)
 
     def backward(self, dy: Array) -> Array:
-        return narrowed(avg_backward(widened(dy), self.geometry, self.area), dy.dtype)
+        return avg_backward(dy, self.geometry, self.area)
 
 
 class _GlobalAvgPool2d(Function):
@@ -148,14 +166,40 @@ class _GlobalAvgPool2d(Function):
 
     def forward(self, x: Array) -> Array:
         self.shape = x.shape
-        return narrowed(_global_forward(widened(x)), x.dtype)
+        return _global_forward(x)
 
     def backward(self, dy: Array) -> Array:
-        return narrowed(_global_backward(widened(dy), self.shape), dy.dtype)
+        return _global_backward(dy, self.shape)
 
 
-max_forward: Any = by_device(cpu=cpu.max_forward, cuda=cuda.max_forward)
-avg_forward: Any = by_device(cpu=cpu.avg_forward, cuda=cuda.avg_forward)
-avg_backward: Any = by_device(cpu=cpu.avg_backward, cuda=cuda.avg_backward)
-_global_forward: Any = by_device(cpu=cpu.global_forward, cuda=cuda.global_forward)
-_global_backward: Any = by_device(cpu=portable.global_backward, cuda=cuda.global_backward)
+# --- NumPy: half precision is summed in float32 ---
+
+
+def _in_float32(function: Callable[..., Array]) -> Callable[..., Array]:
+    """function(x, ...), computed in float32 and rounded to x's dtype if that is half precision."""
+
+    @functools.wraps(function)
+    def rounded(x: Array, *rest: Any) -> Array:
+        return narrowed(function(widened(x), *rest), x.dtype)
+
+    return rounded
+
+
+def _max_forward_numpy(x: Array, g: Geometry, keep: bool) -> tuple[Array, SavedMax | None]:
+    y, saved = cpu.max_forward(float_operand(x), g, keep)
+    return narrowed(y, x.dtype), saved
+
+
+def _max_backward_numpy(dy: Array, saved: SavedMax, y: Array | None, scale: float) -> Array:
+    """dx; on the CPU nothing is masked, so y is None and scale is 1."""
+    return narrowed(saved.backward(widened(dy)), dy.dtype)
+
+
+max_forward: Any = by_device(cpu=_max_forward_numpy, cuda=cuda.max_forward)
+max_backward: Any = by_device(cpu=_max_backward_numpy, cuda=cuda.max_backward)
+avg_forward: Any = by_device(cpu=_in_float32(cpu.avg_forward), cuda=cuda.avg_forward)
+avg_backward: Any = by_device(cpu=_in_float32(cpu.avg_backward), cuda=cuda.avg_backward)
+_global_forward: Any = by_device(cpu=_in_float32(cpu.global_forward), cuda=cuda.global_forward)
+_global_backward: Any = by_device(
+    cpu=_in_float32(portable.global_backward), cuda=cuda.global_backward
+)

@@ -1,6 +1,6 @@
 """Pooling with any array module: one pass over the image for each offset inside the window.
 
-It serves float64 and float16 on a GPU, and windows too large for cpu.py and cuda.py.
+It serves float64 on a GPU, and windows too large for cpu.py.
 """
 
 from dataclasses import dataclass

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="process group
 HERE = Path(__file__).parent
 
 
-def victims(seconds: float, case: float = 1.0) -> runner.Part:
-    return runner.Part("victims", "Victims", seconds, seconds, case, "victims")
+def victims(seconds: float, case: float = 1.0, patience: float = 1.0) -> runner.Part:
+    return runner.Part("victims", "Victims", seconds, seconds, case, "victims", patience)
 
 
 @pytest.fixture
@@ -65,6 +65,12 @@ def test_a_part_is_killed_at_its_limit_with_its_children(tmp_path, monkeypatch, 
     assert states(report) == {"before hanging": "ok", "hangs": "fail"}
     assert "killed at the part's limit of 4 s" in text
     assert all(is_gone(int(pid)) for pid in pids.read_text().split())
+
+
+def test_with_patience_a_part_is_killed_later(tmp_path, monkeypatch, pids):
+    status, _, text = check(tmp_path, monkeypatch, "hangs", victims(2, patience=2))
+    assert status == 1
+    assert "killed at the part's limit of 4 s" in text
 
 
 def test_reaching_the_limit_in_an_excused_case_is_not_a_failure(tmp_path, monkeypatch, pids):

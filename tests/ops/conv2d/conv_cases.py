@@ -80,6 +80,7 @@ CONVOLUTIONS = [
     Convolution(
         n=2, h=12, w=10, c=3, oc=2, kernel_size=5, padding=((1, 0), (0, 0)), dilation=(2, 1)
     ),
+    Convolution(n=2, h=6, w=8, c=4, oc=6, kernel_size=2, stride=2, padding=0, groups=2),
 ]  # fmt: skip
 # Transformed filters larger than a core's cache, for large images and small ones; tiles outside the
 # image.

@@ -1,9 +1,11 @@
 """The engines on NumPy: against the portable half, and for every number of threads."""
 
+import itertools
+
 import numpy as np
 import pytest
 from conv_cases import CONVOLUTIONS, WIDE, Convolution, rng
-from devices import relative
+from devices import in_both_dtypes, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,6 +56,17 @@ def test_many_parts_and_spans_of_winograd_add_up(channels, monkeypatch):
     for one, three, e in zip(*runs, expected, strict=True):
         np.testing.assert_array_equal(one, three)
         assert relative(one, e) < 1e-12
+
+
+@in_both_dtypes
+def test_winograd_of_images_of_every_small_size_equals_the_portable_half(dtype):
+    gpucnn.set_conv_algorithm("winograd")
+    for h, w in itertools.product(range(1, 10), repeat=2):
+        case = Convolution(n=2, h=h, w=w, c=2, oc=3)
+        arrays = *case.draw(dtype), draw_dy(case, dtype)
+        actual, expected = (run(half, case, *arrays) for half in (cpu, portable))
+        for a, e in zip(actual, expected, strict=True):
+            assert relative(a, e) < (1e-5 if dtype == np.float32 else 1e-12)
 
 
 @settings(max_examples=40, deadline=None)
@@ -128,12 +141,16 @@ def test_float32_errors_are_what_the_docstring_says():
     assert errors["exact"] < errors["winograd"] < 1e-5
 
 
-@pytest.mark.parametrize("needs", [(False, True, True), (True, False, False), (False, False, True)])
-@pytest.mark.parametrize("algorithm", ["winograd", "exact"])
+@pytest.mark.parametrize(
+    "needs",
+    [(False, True, True), (True, False, False), (False, True, False), (False, False, True)],
+)
+@pytest.mark.parametrize("algorithm", ["winograd", "exact", "portable"])
 @pytest.mark.parametrize("case", [CONVOLUTIONS[0], CONVOLUTIONS[12]], ids=str)
 def test_only_what_needs_a_gradient_gets_one(case, algorithm, needs):
-    gpucnn.set_conv_algorithm(algorithm)
-    _, *gradients = run(cpu, case, *case.draw(), None, needs)
+    half = portable if algorithm == "portable" else cpu
+    gpucnn.set_conv_algorithm("exact" if half is portable else algorithm)
+    _, *gradients = run(half, case, *case.draw(), None, needs)
     assert tuple(gradient is not None for gradient in gradients) == needs
 
 

@@ -60,6 +60,20 @@ def test_fused_pooling_of_a_wide_convolution_equals_a_separate_op(size):
         assert relative(fused, separate) < 1e-13
 
 
+@pytest.mark.parametrize("algorithm", ["winograd", "exact"])
+def test_fused_pooling_of_many_more_filters_than_pixels_equals_a_separate_op(algorithm):
+    gpucnn.set_conv_algorithm(algorithm)
+    arrays = [rng.standard_normal(s) for s in ((3, 16, 16, 1), (512, 3, 3, 1), (512,))]
+    runs = []
+    for pool in (MaxPool(2), None):
+        leaves = [leaf(a, "cpu") for a in arrays]
+        y = conv2d(*leaves, padding=1, pool=pool)
+        y = y if pool else ops.max_pool2d(y, 2)
+        runs.append(results(y, host(y), *leaves))
+    for fused, separate in zip(*runs, strict=True):
+        assert relative(fused, separate) < 1e-13
+
+
 @pytest.mark.parametrize("pool", [MaxPool((1, 300)), MaxPool((255, 1))])
 def test_fused_pooling_finds_the_winner_of_long_windows(pool):
     gpucnn.set_conv_algorithm("exact")

@@ -59,7 +59,7 @@ def test_the_error_near_extreme_pixels_stays_below_the_stated_bound(
             scale = largest_in_tiles(x, m, r) @ np.abs(weight).sum(axis=(1, 2)).T.astype(float)
             worst = max(worst, (error / scale).max())
             beside = max(beside, (error / np.abs(exact).clip(1e-3)).max())
-    assert factor / 30 < worst <= factor
+    assert factor / 50 < worst <= factor  # sums in AVX-512's registers round less than others
     if m == 4:  # relative to the result, the error has no bound: these transforms round
         assert beside > 1
 

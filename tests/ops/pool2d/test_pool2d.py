@@ -124,7 +124,7 @@ def test_numpy_half_equals_the_portable_half(
 )
 @in_both_dtypes
 def test_equals_pytorch(kernel_size, stride, padding, ceil_mode, dtype, device):
-    torch = pytest.importorskip("torch", reason="the peer of this test")
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
     functional = torch.nn.functional
     x = draw(10, 13, False).astype(dtype)
     for ours, theirs in [
@@ -254,6 +254,14 @@ def test_a_window_of_more_than_255_pixels_along_a_side_keeps_its_winner(dtype, d
     np.testing.assert_array_equal(host(t.grad), x)
 
 
+def test_a_window_of_more_pixels_than_15_bits_count_keeps_its_winner():
+    x = np.zeros((1, 1, 2**15 + 9, 1), np.float32)
+    x[0, 0, -2] = 1
+    t = gpucnn.tensor(x, requires_grad=True)
+    max_pool2d(t, x.shape[1:3]).sum().backward()
+    np.testing.assert_array_equal(t.grad, x)
+
+
 def test_overlapping_windows_of_more_than_255_pixels_keep_their_winner():
     x = draw(18, 18, False, n=2, c=1)
     t = gpucnn.tensor(x, requires_grad=True)
@@ -309,5 +317,9 @@ def test_mistakes_are_named(device):
         max_pool2d(x, 5)
     with pytest.raises(ShapeError, match="only padding"):
         max_pool2d(x, 2, 2, 2)
-    with pytest.raises(ShapeError, match="N, H, W, C"):
-        global_avg_pool2d(tensor(np.ones((2, 3)), device))
+    for below in (((1, 2), (0, 0)), ((0, 0), (1, 2))):  # the last window is past the image
+        with pytest.raises(ShapeError, match="only padding"):
+            max_pool2d(x, 2, 1, below)
+    for shape in ((2, 3), (1, 0, 4, 2), (1, 4, 0, 2)):
+        with pytest.raises(ShapeError, match="N, H, W, C"):
+            global_avg_pool2d(tensor(np.ones(shape), device))
