@@ -187,6 +187,7 @@ def main() -> None:
         for chosen in order.split(batch):
             for group, lr, end in schedules:
                 group["lr"] = lr * max(1 - step / end, 0.0)
+            model.whiten.bias.requires_grad_(step < whitening_steps)
             x = augmented(images, chosen, rng)
             with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
                 logits = model(x)

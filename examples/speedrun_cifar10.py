@@ -87,10 +87,15 @@ def build_optimizer(
 def linear_to_zero(
     optimizer: optim.Optimizer, steps: int, whitening_steps: int
 ) -> optim.lr_scheduler.LambdaLR:
-    """Straight lines to 0: after `steps`, for the first group after `whitening_steps`."""
+    """Straight lines to 0: after `steps`, for the first group after `whitening_steps`.
+
+    Then the first group is frozen, which saves the backward pass of the whitening layer.
+    """
     ends = [whitening_steps, *[steps] * (len(optimizer.param_groups) - 1)]
     return optim.lr_scheduler.LambdaLR(
-        optimizer, [lambda step, end=end: max(1 - step / end, 0.0) for end in ends]
+        optimizer,
+        [lambda step, end=end: max(1 - step / end, 0.0) for end in ends],
+        freeze_at_zero=True,
     )
 
 

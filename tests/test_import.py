@@ -53,7 +53,7 @@ def run(tmp_path, cupy, *arguments):
     command = [sys.executable, "-c", program, *arguments[1:]]
     environment = {name: value for name, value in os.environ.items() if name != "GPUCNN_DEVICE"}
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=120, env=environment
+        command, capture_output=True, text=True, check=False, timeout=600, env=environment
     )
 
 

@@ -104,7 +104,7 @@ def test_a_command_whose_output_is_lost_fails(monkeypatch, capsys):
 )
 def test_a_process_with_broken_streams_has_the_right_status(redirections, status, lines):
     line = f'PYTHONUNBUFFERED= "{sys.executable}" -m gpucnn --help {redirections}'
-    result = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60)
+    result = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=600)
     assert result.returncode == status
     assert len(result.stderr.splitlines()) == lines
     assert result.stderr.startswith("error: standard output" if lines else "")

@@ -50,7 +50,7 @@ def run(program, folder):
     environment = {**os.environ, "GPUCNN_DEVICE": "cpu"}
     return subprocess.run(
         [sys.executable, "-c", program],
-        capture_output=True, text=True, check=False, timeout=300, cwd=folder, env=environment,
+        capture_output=True, text=True, check=False, timeout=600, cwd=folder, env=environment,
     )  # fmt: skip
 
 

@@ -113,7 +113,7 @@ class _Blas:
             self._before = [library.get_num_threads() or 1 for library in self.libraries()]
             for library, count in zip(self.libraries(), self._before, strict=True):
                 if count != 1:
-                    library.set_num_threads(1)
+                    _set_num_threads(library, 1)
 
     def release(self) -> None:
         with self._lock:
@@ -122,7 +122,14 @@ class _Blas:
                 return
             for library, count in zip(self.libraries(), self._before, strict=True):
                 if count != 1:
-                    library.set_num_threads(count)
+                    _set_num_threads(library, count)
+
+
+def _set_num_threads(library: Any, count: int) -> None:
+    # threadpoolctl >= 3.8 ignores all threads but the first that called it, until that one ends.
+    if hasattr(library, "clear_controlling_thread"):
+        library.clear_controlling_thread(force=True)
+    library.set_num_threads(count)
 
 
 class _SingleThreadedBlas:

@@ -23,6 +23,7 @@ from gpucnn import schema
 from gpucnn.errors import ArgumentError, CheckpointError, kind
 from gpucnn.optim.optimizer import Optimizer
 from gpucnn.optim.param_groups import plain
+from gpucnn.tensor import Tensor
 
 
 class LRScheduler:
@@ -102,13 +103,16 @@ class LRScheduler:
 class LambdaLR(LRScheduler):
     """The initial rate times lr_lambda(steps taken).
 
-    lr_lambda is a function, or a list of one per parameter group.  It is not part of the state.
+    lr_lambda        a function, or a list of one per parameter group.  It is not part of the state.
+    freeze_at_zero   freeze the parameters of a group while its rate is 0 and another group's is
+                     not: requires_grad is False, so backward computes nothing for them alone
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
         lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]],
+        freeze_at_zero: bool = False,
     ) -> None:
         groups = len(optimizer.param_groups) if isinstance(optimizer, Optimizer) else 0
         self.lr_lambdas = [lr_lambda] * groups if callable(lr_lambda) else list(lr_lambda)
@@ -117,14 +121,39 @@ class LambdaLR(LRScheduler):
                 f"LambdaLR: expected a function or {groups} of them, one per parameter group, "
                 f"got {len(self.lr_lambdas)}"
             )
+        self._freezes = freeze_at_zero
+        self._frozen: list[Tensor] = []  # by this scheduler
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float]:
         rates = zip(self.base_lrs, self.lr_lambdas, strict=True)
         return [lr * factor(self.last_epoch) for lr, factor in rates]
 
+    def _set_lr(self) -> None:
+        super()._set_lr()
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Freeze the groups whose last rate is 0, if another's is not, and nothing else."""
+        if not self._freezes:
+            return
+        for parameter in self._frozen:
+            parameter.requires_grad = True
+        self._frozen = []
+        if any(self._last_lr):
+            groups = zip(self.optimizer.param_groups, self._last_lr, strict=True)
+            listed = [p for group, lr in groups if lr == 0 for p in group["params"]]
+            self._frozen = [p for p in listed if p.requires_grad]
+        for parameter in self._frozen:
+            parameter.requires_grad, parameter.grad = False, None
+
     def state_dict(self) -> dict[str, Any]:
-        return {key: v for key, v in super().state_dict().items() if key != "lr_lambdas"}
+        own = ("lr_lambdas", "_freezes", "_frozen")
+        return {key: v for key, v in super().state_dict().items() if key not in own}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._freeze()
 
 
 class StepLR(LRScheduler):
@@ -249,6 +278,8 @@ class SequentialLR(LRScheduler):
                     f"SequentialLR: scheduler {i} must be a scheduler of the same optimizer, "
                     f"got {kind(scheduler)}"
                 )
+            if isinstance(scheduler, LambdaLR) and scheduler._freezes:
+                raise ArgumentError("SequentialLR: a scheduler with freeze_at_zero must be alone")
         self.check(vars(self))
         super().__init__(optimizer)
 

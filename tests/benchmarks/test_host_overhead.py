@@ -13,7 +13,7 @@ def run(*options):
     command = [sys.executable, str(SCRIPT), "--batch", "2", "--steps", "3", *options]
     environment = {**os.environ, "CXX": "", "PATH": "/nowhere"}
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=environment, timeout=120
+        command, capture_output=True, text=True, check=False, env=environment, timeout=600
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done

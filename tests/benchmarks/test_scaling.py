@@ -200,7 +200,7 @@ def test_the_script_measures_processes_that_mpiexec_starts(script):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     assert (done.returncode, done.stderr) == (0, "")
     rows = re.findall(

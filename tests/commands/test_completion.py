@@ -25,7 +25,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 def printed(shell):
     pytest.importorskip("shtab")
     command = [sys.executable, "-m", "gpucnn", "--print-completion", shell]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert (done.stderr, done.returncode) == ("", 0)
     return done.stdout
 
@@ -48,7 +48,7 @@ def offered(script, tmp_path):
     def offered(*words):
         command = ["bash", "--norc", "-c", _TAB, "bash", str(script), "gpucnn", *words]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+            command, capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path
         )
         assert (done.stderr, done.returncode) == ("", 0)
         return {line.strip().removesuffix("/") for line in done.stdout.splitlines() if line}
@@ -89,7 +89,7 @@ def test_the_shells_own_parser_accepts_its_script(shell, tmp_path):
     if shutil.which(shell) is None:
         pytest.skip(f"needs {shell}")
     (tmp_path / "script").write_text(text)
-    subprocess.run([shell, "-n", "script"], cwd=tmp_path, check=True, timeout=60)
+    subprocess.run([shell, "-n", "script"], cwd=tmp_path, check=True, timeout=600)
 
 
 def test_without_shtab_one_line_says_how_to_install_it(monkeypatch, capsys):

@@ -89,7 +89,7 @@ def test_ctrl_c_exits_with_status_130(checkpoint, monkeypatch):
 
 def test_the_package_runs_as_a_command(tmp_path):
     command = [sys.executable, "-m", "gpucnn", "--version"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     assert result.stdout.strip() == f"gpucnn {gpucnn.__version__}"
 
 
@@ -101,4 +101,4 @@ def test_a_closed_output_pipe_is_not_an_error():
     process.stdout.close()  # before the first line: every write fails
     assert process.stderr.read() == ""
     process.stderr.close()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=600) == 0

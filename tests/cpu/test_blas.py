@@ -99,6 +99,25 @@ def test_blas_has_one_thread_inside_a_piece_and_its_own_number_after():
     assert blas_threads() == before
 
 
+def test_every_thread_of_the_caller_can_limit_blas():
+    code = """
+import threading
+import numpy
+from threadpoolctl import threadpool_info, threadpool_limits
+from gpucnn.cpu import single_threaded_blas
+def limit():
+    with single_threaded_blas():
+        print(*{i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas"})
+threadpool_limits(2, "blas")  # this thread has set the number, and lives on
+limit()
+other = threading.Thread(target=limit)
+other.start()
+other.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1"]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_can_limit_blas_although_a_thread_of_its_parent_held_the_lock():
     code = """
@@ -107,11 +126,11 @@ from gpucnn.cpu import blas, single_threaded_blas
 blas._blas._lock.acquire()  # as another thread may at the fork
 child = os.fork()
 if child == 0:
-    signal.alarm(20)  # a deadlock ends here
+    signal.alarm(120)  # a deadlock ends here
     with single_threaded_blas():
         pass
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
 """
     command = [sys.executable, "-W", "ignore", "-c", code]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=600)

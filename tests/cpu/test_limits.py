@@ -105,7 +105,7 @@ for count in (2, 8, 8, 6):
 
 def test_openblas_keeps_a_buffer_for_each_product_at_a_time():
     done = subprocess.run(
-        [sys.executable, "-c", BUFFERS], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", BUFFERS], capture_output=True, text=True, timeout=600, check=True
     )
     if all(library["internal_api"] != "openblas" for library in threadpool_info()):
         pytest.skip("NumPy's BLAS is not OpenBLAS")
@@ -133,7 +133,7 @@ print(limits.free_memory() >> 20, limits.mappable_memory() >> 20, limits.room_fo
 
 def test_a_thread_cannot_use_the_memory_that_the_c_library_keeps():
     done = subprocess.run(
-        [sys.executable, "-c", KEPT], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", KEPT], capture_output=True, text=True, timeout=600, check=True
     )
     free, mappable, room = done.stdout.split()
     if not heap_bytes()[0]:
@@ -148,7 +148,7 @@ def test_limits_end_neither_in_blas_nor_in_threads_that_never_start():
         [sys.executable, "-W", "always", "-c", CODE],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -33,13 +33,13 @@ def test_every_piece_runs_once(threads):
 
 def test_pieces_run_at_the_same_time():
     gpucnn.set_num_threads(3)
-    meeting = threading.Barrier(3, timeout=20)
+    meeting = threading.Barrier(3, timeout=120)
     parallel(lambda _: meeting.wait(), range(3))  # times out unless three run at once
 
 
 def test_the_callers_errstate_holds_in_every_thread():
     gpucnn.set_num_threads(3)
-    meeting = threading.Barrier(3, timeout=20)
+    meeting = threading.Barrier(3, timeout=120)
 
     def seen():
         found = []
@@ -121,7 +121,7 @@ def test_several_threads_may_call_at_once():
     for caller in callers:
         caller.start()
     for caller in callers:
-        caller.join(timeout=60)
+        caller.join(timeout=600)
     assert totals == [8] * 200
 
 
@@ -162,7 +162,7 @@ if child:
     assert os.waitpid(child, 0)[1] == 0
 """
     command = [sys.executable, "-W", "ignore", "-c", code]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=600)
 
 
 def test_the_interpreter_exits_silently_with_waiting_workers():
@@ -173,7 +173,7 @@ gpucnn.set_num_threads(4)
 parallel(lambda i: None, range(50))
 """
     out = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=600
     )
     assert (out.returncode, out.stdout, out.stderr) == (0, "", "")
 
@@ -193,7 +193,7 @@ def test_alone_runs_every_piece_in_the_calling_thread():
     with alone():
         parallel(lambda _: names.append(threading.current_thread().name), range(50))
     assert names == [threading.current_thread().name] * 50
-    meeting = threading.Barrier(2, timeout=10)
+    meeting = threading.Barrier(2, timeout=120)
     parallel(lambda _: meeting.wait(), range(2))  # has helpers again afterwards
 
 
@@ -258,7 +258,7 @@ def test_the_caller_waits_for_pieces_that_helpers_took_before_it_began(monkeypat
 @pytest.mark.parametrize("n", [1, 2, 6])
 def test_a_piece_may_change_the_number_of_threads_of_the_next_call(n):
     gpucnn.set_num_threads(4)
-    meeting = threading.Barrier(4, timeout=20)  # so that helpers make the call too
+    meeting = threading.Barrier(4, timeout=120)  # so that helpers make the call too
 
     def change(_):
         meeting.wait()
@@ -266,7 +266,7 @@ def test_a_piece_may_change_the_number_of_threads_of_the_next_call(n):
 
     parallel(change, range(4))
     assert gpucnn.get_num_threads() == n
-    meeting = threading.Barrier(n, timeout=20)
+    meeting = threading.Barrier(n, timeout=120)
     parallel(lambda _: meeting.wait(), range(n))
 
 
@@ -283,7 +283,7 @@ def test_threads_may_change_the_number_of_threads_while_others_run_jobs():
         parallel(done.append, range(9))
         assert sorted(done) == list(range(9))
     for changer in changers:
-        changer.join(timeout=20)
+        changer.join(timeout=120)
         assert not changer.is_alive()
 
 

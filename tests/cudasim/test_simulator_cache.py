@@ -201,7 +201,7 @@ def test_threads_that_start_the_simulator_at_once_compile_one_runtime(tmp_path):
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert answer.stdout == "[[1, 1, 1, 1], [2, 2, 2, 2]]\n", answer.stderr

@@ -63,7 +63,7 @@ def run(loop: str, mode: str, presses: int = 1, blocks: int = 4) -> str:
         [sys.executable, "-c", PROGRAM, LOOPS[loop], str(presses), str(blocks)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         env={**os.environ, "GPUCNN_CUDASIM": mode},
         check=False,
     )

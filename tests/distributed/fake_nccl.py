@@ -21,7 +21,7 @@ NCCL_FLOAT16, NCCL_FLOAT32, NCCL_FLOAT64, NCCL_BFLOAT16 = range(6, 10)
 _DTYPES = dict(
     enumerate("int8 uint8 int32 uint32 int64 uint64 float16 float32 float64 uint16".split())
 )
-_SECONDS = 20.0  # until a rank that waits for the others gives up
+_SECONDS = 120.0  # until a rank that waits for the others gives up
 _DEVICE_MEMORY = 2  # cudaMemoryTypeDevice
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 

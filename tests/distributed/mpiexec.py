@@ -49,7 +49,7 @@ def start_ranks(
 
 
 def run_ranks(
-    n: int, program: str, *args: object, timeout: float = 60
+    n: int, program: str, *args: object, timeout: float = 600
 ) -> "subprocess.CompletedProcess[str]":
     """Run the Python text `program` on n ranks, with sys.argv[1:] = args, to its end.
 
@@ -63,7 +63,7 @@ def run_ranks(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def finish(process: "subprocess.Popen[str]", timeout: float = 100) -> tuple[str, str]:
+def finish(process: "subprocess.Popen[str]", timeout: float = 600) -> tuple[str, str]:
     """Wait for mpiexec; its output and standard error.
 
     Fails the test, and ends the ranks, after `timeout` seconds.
@@ -73,7 +73,7 @@ def finish(process: "subprocess.Popen[str]", timeout: float = 100) -> tuple[str,
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGTERM)  # mpiexec passes it on to its ranks
     try:
-        out, err = process.communicate(timeout=5)
+        out, err = process.communicate(timeout=20)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()

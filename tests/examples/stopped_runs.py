@@ -31,7 +31,7 @@ def kill_in_step_3(script, flags, out, before=""):
         [*command, "--out", str(out), "--save-every", "1"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while True:
         time.sleep(0.02)
         assert process.poll() is None, "the run ended before it was killed"

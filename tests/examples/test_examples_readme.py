@@ -33,7 +33,7 @@ def test_the_flags_of_the_row_are_the_scripts(row):
     name, flags = row[0].strip("`"), re.findall(r"--[a-z]+", " ".join(row))
     if "argparse" in (EXAMPLES / name).read_text() or "Script(" in (EXAMPLES / name).read_text():
         shown = subprocess.run(
-            [sys.executable, EXAMPLES / name, "--help"], capture_output=True, text=True, timeout=120
+            [sys.executable, EXAMPLES / name, "--help"], capture_output=True, text=True, timeout=600
         )
         assert shown.returncode == 0, shown.stderr
         assert all(flag in shown.stdout for flag in flags)

@@ -26,7 +26,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def run(folder, *command):
     return subprocess.run(
         [sys.executable, *map(str, command)],
-        cwd=folder, capture_output=True, text=True, timeout=120,
+        cwd=folder, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 

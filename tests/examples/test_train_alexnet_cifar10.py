@@ -119,7 +119,7 @@ def test_kill_9_then_resume_ends_with_the_bits_of_a_run_never_stopped(script, wh
     out = tmp_path / "killed"
     command = [sys.executable, str(SCRIPT), *SMALL, "--out", str(out), "--save-every", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (out / "last.safetensors").exists():
         assert process.poll() is None, "the run ended before it was killed"
         assert time.monotonic() < deadline
@@ -285,7 +285,7 @@ def test_a_checkpoint_that_cannot_be_written_is_a_one_line_error_and_keeps_the_p
     flags = [*SMALL, "--device", "cpu", "--model", "cuda_convnet_18pct"]
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(SCRIPT), *flags, "--out", str(out)],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if "error: " in line]

@@ -72,7 +72,7 @@ def test_the_script_learns_the_same_bits_on_both_gpus(name, tmp_path):
         out = tmp_path / device[-1]
         flags = "--dataset synthetic --limit 4 --batch-size 2 --epochs 1 --seed 1 --quiet".split()
         command = [sys.executable, SCRIPT, *flags, "--device", device, "--out", out]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
         assert (done.returncode, done.stderr) == (0, "")
         rows = [row.split(",")[:5] for row in (out / "metrics.csv").read_text().splitlines()]
         runs[device] = rows, train.read_checkpoint(out / "last.safetensors").tensors

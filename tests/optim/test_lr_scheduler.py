@@ -212,3 +212,68 @@ STEP, THEIRS = lr_scheduler.StepLR(OWN, 1), lr_scheduler.StepLR(OTHER, 1)
 def test_settings_out_of_range_are_refused(build, message):
     with pytest.raises(ArgumentError, match=message):
         build()
+
+
+# --- freezing ---
+
+
+def frozen(scheduler):
+    groups = scheduler.optimizer.param_groups
+    return [not p.requires_grad for group in groups for p in group["params"]]
+
+
+def test_a_group_is_frozen_while_its_rate_alone_is_0():
+    warm_up_then_end = [lambda step: min(step, 1), lambda step: max(3 - step, 0)]
+    scheduler = lr_scheduler.LambdaLR(optimizer(*RATES), warm_up_then_end, freeze_at_zero=True)
+    found = []
+    for _ in range(5):
+        found.append(frozen(scheduler))
+        scheduler.step()
+    assert found == [[True, False], *[[False, False]] * 2, *[[False, True]] * 2]
+    without = lr_scheduler.LambdaLR(optimizer(*RATES), warm_up_then_end)
+    assert frozen(without) == [False, False]
+
+
+def test_all_groups_are_free_again_when_all_rates_are_0():
+    ends = [lambda step: step < 1, lambda step: step < 2]
+    scheduler = lr_scheduler.LambdaLR(optimizer(*RATES), ends, freeze_at_zero=True)
+    scheduler.step()
+    assert frozen(scheduler) == [True, False]
+    scheduler.step()
+    assert scheduler.get_last_lr() == [0, 0]
+    assert frozen(scheduler) == [False, False]
+
+
+def test_a_frozen_parameter_loses_its_gradient_and_one_that_the_user_froze_stays_frozen():
+    own = optimizer(*RATES, 0.1)
+    first, second, third = (group["params"][0] for group in own.param_groups)
+    third.requires_grad = False
+    (first * second).sum().backward()
+    steps = [lambda step: step != 1, lambda step: 1, lambda step: step != 1]
+    scheduler = lr_scheduler.LambdaLR(own, steps, freeze_at_zero=True)
+    assert first.grad is not None
+    scheduler.step()
+    assert (first.grad, second.grad is None) == (None, False)
+    assert frozen(scheduler) == [True, False, True]
+    scheduler.step()
+    assert frozen(scheduler) == [False, False, True]
+
+
+def test_a_loaded_state_freezes_and_frees():
+    ends = [lambda step: step < 1, lambda step: 1]
+    saved, other = (
+        lr_scheduler.LambdaLR(optimizer(*RATES), ends, freeze_at_zero=True) for _ in range(2)
+    )
+    start = other.state_dict()
+    saved.step()
+    other.load_state_dict(saved.state_dict())
+    assert frozen(other) == [True, False]
+    other.load_state_dict(start)
+    assert frozen(other) == [False, False]
+
+
+def test_a_scheduler_that_freezes_cannot_be_one_of_several():
+    own = optimizer(0.1)
+    freezing = lr_scheduler.LambdaLR(own, lambda step: 1, freeze_at_zero=True)
+    with pytest.raises(ArgumentError, match=r"SequentialLR: .* freeze_at_zero must be alone"):
+        lr_scheduler.SequentialLR(own, [freezing, lr_scheduler.LinearLR(own)], [3])

@@ -182,23 +182,32 @@ def filters_and_others(parameters, lr=0.01):
     )
 
 
-def rates(optimizer, end):
+def rates(optimizer, end, freeze=False):
     """The first group ends early, as the recipe's whitening bias does."""
     return LambdaLR(
         optimizer,
         [lambda step: max(1 - step / 3, 0.0), *[lambda step: max(1 - step / end, 0.0)] * 2],
+        freeze_at_zero=freeze,
     )
 
 
-def trainer_on(device, **options):
+def trainer_on(device, freeze=False, **options):
     gpucnn.manual_seed(0)
     model = trainers.network().to(device)
     trainer = trainers.build(model=model, device=device, test=False, verbose=False, **options)
     optimizer = filters_and_others(model.parameters())
     return gpucnn.train.Trainer(
-        model, optimizer, trainer.loader, None, rates(optimizer, 3 * trainers.STEPS),
+        model, optimizer, trainer.loader, None, rates(optimizer, 3 * trainers.STEPS, freeze),
         verbose=False, **options,
     )  # fmt: skip
+
+
+class OnBatchEnd(gpucnn.train.Callback):
+    def __init__(self, call):
+        self.call = call
+
+    def on_batch_end(self, trainer):
+        self.call()
 
 
 def stop_at(step):
@@ -210,16 +219,17 @@ def stop_at(step):
     return Stop()
 
 
+@pytest.mark.parametrize("freeze", [False, True])
 @pytest.mark.parametrize("step", [2, 6])
-def test_a_run_resumes_to_the_same_bits_also_after_one_schedule_has_ended(step, tmp_path):
-    whole = trainer_on("cpu")
+def test_a_run_resumes_to_the_same_bits_also_after_one_schedule_has_ended(step, freeze, tmp_path):
+    whole = trainer_on("cpu", freeze)
     whole.fit(3)
-    first = trainer_on("cpu")
+    first = trainer_on("cpu", freeze)
     first.callbacks = [stop_at(step)]
     with pytest.raises(KeyboardInterrupt):
         first.fit(3)
     first.save(tmp_path / "run.safetensors")
-    second = trainer_on("cpu")
+    second = trainer_on("cpu", freeze)
     second.resume(tmp_path / "run.safetensors")
     second.fit(3 - second.epoch)
     assert replays.differences(replays.state(whole), replays.state(second)) == []
@@ -242,6 +252,21 @@ def test_replayed_steps_have_the_bits_of_eager_steps(gpu, precision):
         assert launches["graph"] == (2 * (replays.BATCHES - 1) - 2 if graph else 0)
         states.append(replays.state(trainer))
     assert replays.differences(*states) == []
+
+
+def test_a_group_that_is_frozen_ends_with_the_same_parameters_in_fewer_gradients(gpu):
+    states, gradients = [], []
+    for freeze, graph in ((False, False), (True, False), (True, None)):
+        trainer = trainer_on(gpu, freeze, graph=graph)
+        bias = trainer.optimizer.param_groups[0]["params"][0]
+        found = []
+        trainer.callbacks = [OnBatchEnd(lambda bias=bias, to=found: to.append(bias.grad is None))]
+        trainer.fit(2)
+        states.append(replays.state(trainer))
+        gradients.append(found)
+    assert gradients == [[False] * 8, [*[False] * 2, *[True] * 6], [*[False] * 2, *[True] * 6]]
+    assert replays.differences(*states[1:]) == []
+    assert replays.differences(*states[:2]) == ["0.velocity"]  # of the frozen bias
 
 
 # --- mistakes ---

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 GIB = 1 << 30
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 class Hang(BaseException):

@@ -55,7 +55,7 @@ def run(rooms, batch, folder):
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM, *arguments],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

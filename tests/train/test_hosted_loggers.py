@@ -200,7 +200,7 @@ def test_the_real_wandb_records_a_run_offline(tmp_path):
     """
     here = os.path.dirname(os.path.dirname(__file__))
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), here], cwd=tmp_path, timeout=300,
+        [sys.executable, "-c", textwrap.dedent(program), here], cwd=tmp_path, timeout=600,
         capture_output=True, text=True, env={**os.environ, "WANDB_SILENT": "true"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

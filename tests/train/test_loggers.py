@@ -145,7 +145,7 @@ def test_a_killed_run_leaves_whole_lines_and_resumes_to_those_of_a_run_never_kil
         (tmp_path / name).mkdir(exist_ok=True)
         arguments = [here, str(tmp_path / name), str(kill)]
         command = [sys.executable, "-c", textwrap.dedent(program), *arguments]
-        return subprocess.run(command, timeout=120).returncode
+        return subprocess.run(command, timeout=600).returncode
 
     assert fit("killed", 3) == -signal.SIGKILL
     assert [record["step"] for record in lines(tmp_path / "killed/run.jsonl")] == [1, 2, 3]

@@ -134,7 +134,7 @@ def test_a_notebook_without_ipywidgets_has_a_bar_of_text_and_no_warning():
         build(callbacks=[train.ProgressBar()]).fit(2)
     """
     command = [sys.executable, "-W", "default", "-c", textwrap.dedent(program), HERE]
-    done = subprocess.run(command, capture_output=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, timeout=600)
     err = done.stderr.decode()
     assert done.returncode == 0, err
     assert "epoch 1/2:" in err

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 
-def is_gone(pid: int, within: float = 10.0) -> bool:
+def is_gone(pid: int, within: float = 60.0) -> bool:
     """Whether the process ends within that many seconds; a zombie counts as ended."""
     end = time.monotonic() + within
     while time.monotonic() < end:

@@ -97,7 +97,7 @@ def test_a_killed_run_leaves_its_findings_and_no_process(tmp_path, pids):
     env["PYTHONPATH"] = os.pathsep.join([str(runner.ROOT), str(HERE)])
     process = subprocess.Popen([sys.executable, "-c", program], env=env)
     path = tmp_path / "report.json"
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while time.monotonic() < end and not (path.exists() and "before hanging" in path.read_text()):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
@@ -179,7 +179,7 @@ def test_the_parts_import_this_gpucnn_whatever_the_working_directory(tmp_path):
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-P", "-c", program]
     done = subprocess.run(
-        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600
     )
     assert done.stderr == ""
     report = json.loads((tmp_path / "check" / "report.json").read_text())

@@ -62,7 +62,7 @@ def test_the_plugin_writes_each_result_once(tmp_path):
     env = runner.environment(GPUCNN_CHECK_RESULTS=str(path), PYTEST_ADDOPTS="")
     env.pop("PYTEST_XDIST_WORKER", None)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "gpucnn.commands.check.pytest_results"]
-    subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, timeout=600)
     results = [json.loads(line) for line in path.read_text().splitlines()]
     assert {result["test"].partition("::")[2]: result["outcome"] for result in results} == {
         "test_good": "passed", "test_bad": "failed", "test_skipped": "skipped",

@@ -57,7 +57,7 @@ def test_a_wrong_kernel_one_that_does_not_compile_and_a_part_that_hangs_are_repo
     done = subprocess.run(
         [*command, "--parts", "agreement", "probes", "--out", str(tmp_path / "out")],
         env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
-        timeout=500,
+        timeout=1500,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, "")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
