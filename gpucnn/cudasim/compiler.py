@@ -42,8 +42,8 @@ _COMMON = (
     "-gdwarf-4",  # addr2line 2.40 confuses the files of DWARF 5 tables
     "-fno-strict-aliasing",
     "-Wno-unknown-pragmas",
-    f"-I{NATIVE}",
 )
+_FOLDERS = re.compile(r'(?m)^(#line \d+ ").*/')
 _loading = threading.Lock()
 _SIGNALS = {errno.EFBIG: "File size limit exceeded"}  # how g++ reports SIGXFSZ
 _NATIVE = ("-march=native", "-mcpu=native")  # the first that the compiler supports
@@ -124,7 +124,9 @@ def compile_kernels(code: str, options: tuple[str, ...], settings: Settings) -> 
     if _supports(_UNSET):
         flags += [_UNSET]
     before = ("-include", str(NATIVE / "cuda.h"))
-    return _load(_library("kernels", code, (*_COMMON, *flags, *options), before))
+    # The same content in another folder is the same library, but a debugger opens the files.
+    content = code if settings.debug else _FOLDERS.sub(r"\1", code)
+    return _load(_library("kernels", code, (*_COMMON, *flags, *options), before, content))
 
 
 def runtime() -> ctypes.CDLL:
@@ -143,7 +145,7 @@ def _runtime() -> ctypes.CDLL:
     text = "".join((NATIVE / name).read_text(encoding="utf-8") for name in _RUNTIME_SOURCES)
     # Kernels use its thread-local variables as static ones, which they must be from the start
     arguments = (*_COMMON, "-O2", "-pthread", "-ftls-model=initial-exec")
-    path = _library("runtime", code, arguments, (), salt=text)
+    path = _library("runtime", code, arguments, (), text)
     library = _load(path, ctypes.RTLD_GLOBAL)
     library.cudasim_launch.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
     library.cudasim_launch.restype = ctypes.c_int
@@ -151,11 +153,12 @@ def _runtime() -> ctypes.CDLL:
 
 
 def _library(
-    stem: str, code: str, arguments: tuple[str, ...], before: tuple[str, ...], salt: str = ""
+    stem: str, code: str, arguments: tuple[str, ...], before: tuple[str, ...], content: str
 ) -> Path:
+    """The library of `code`, from the cache if `content` and the rest were compiled before."""
     path, version = compiler()
     digest = hashlib.sha256(_headers_digest())
-    for part in (code, salt, version, _cpu(), *arguments):
+    for part in (content, version, _cpu(), *arguments):
         digest.update(_encoded(part) + b"\0")
     key = f"{stem}-{digest.hexdigest()[:32]}"
     cache = cache_folder()
@@ -170,7 +173,8 @@ def _library(
         link = [path, "-shared", "-pthread", str(object_file), "-o", str(made)]
         if sys.platform == "darwin":  # the runtime's functions are resolved at load time
             link += ["-undefined", "dynamic_lookup"]
-        _compile([path, "-c", *before, *arguments, str(source), "-o", str(object_file)], folder)
+        files = (str(source), "-o", str(object_file))
+        _compile([path, "-c", f"-I{NATIVE}", *before, *arguments, *files], folder)
         _compile(link, folder)
         return add(cache, key, made)
 

@@ -31,6 +31,17 @@ def count():
     return x.get().tolist()
 
 
+@pytest.mark.parametrize(("mode", "libraries"), [("fast", 1), ("address", 1), ("debug", 2)])
+def test_a_kernel_is_compiled_again_in_another_folder_only_for_a_debugger(
+    folder, mode, libraries, monkeypatch
+):
+    monkeypatch.setenv("GPUCNN_CUDASIM", mode)
+    for path in ("/first/count.cu", "/second one/count.cu"):
+        module = cudasim.RawModule(code=f'#line 1 "{path}"\n{COUNT}', options=("-DSTEP=4",))
+        module.compile()
+    assert len(entries(folder)) == libraries
+
+
 def entries(folder):
     return sorted(path.name for path in folder.iterdir())
 

@@ -103,9 +103,7 @@ import os, sys
 from pathlib import Path
 from gpucnn import cudasim
 from gpucnn.cudasim import compiler
-native = Path(sys.argv[1], "gpucnn", "cudasim", "native")
-compiler._COMMON = (*compiler._COMMON[:-1], f"-I{native}")
-compiler.NATIVE = native
+compiler.NATIVE = Path(sys.argv[1], "gpucnn", "cudasim", "native")
 x = cudasim.zeros(4, "int32")
 source = "#line 7 \\"" + sys.argv[2] + "/kernel.cu\\"\\n"
 source += 'extern "C" __global__ void f(int* x) { x[1 << 20] = 1; }'
