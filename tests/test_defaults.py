@@ -69,7 +69,7 @@ DEFAULTS = {
     optim.lr_scheduler.LinearLR: {"start_factor": 1 / 3, "end_factor": 1.0, "total_iters": 5},
     optim.lr_scheduler.CosineAnnealingLR: {"eta_min": 0.0},
     optim.lr_scheduler.TriangularLR: {"pct_start": 0.25},
-    optim.lr_scheduler.LambdaLR: {},
+    optim.lr_scheduler.LambdaLR: {"freeze_at_zero": False},
     optim.lr_scheduler.SequentialLR: {},
     nn.BCEWithLogitsLoss: {"weight": None, "reduction": "mean", "pos_weight": None},
     nn.GELU: {"approximate": "none"},
