@@ -139,7 +139,7 @@ def test_a_failed_call_keeps_its_data_for_the_next(server, tmp_path):
 
 
 def test_a_stalled_connection_resumes_at_the_next_mirror(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "TIMEOUT", 0.2)
+    monkeypatch.setattr(download, "TIMEOUT", 1.0)
     assert fetch(server, tmp_path / "f", "stall", "good").read_bytes() == CONTENT
     assert server.asked[1] == ("/good/file.bin", "bytes=1000-")
 
