@@ -261,7 +261,9 @@ def failing_loaders(rng: Random) -> int:
             loops += 1
             if failed:
                 break  # its epoch did not end
-    time.sleep(0.05)
+    end = time.monotonic() + 60
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.01)
     if threading.active_count() > before:
         raise Lost(f"{threading.active_count() - before} threads of loaders are left")
     return loops
