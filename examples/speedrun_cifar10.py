@@ -89,7 +89,7 @@ def linear_to_zero(
 ) -> optim.lr_scheduler.LambdaLR:
     """Straight lines to 0: after `steps`, for the first group after `whitening_steps`.
 
-    Then the first group is frozen, which saves the backward pass of the whitening layer.
+    The first group is then frozen: the whitening layer needs no backward pass any more.
     """
     ends = [whitening_steps, *[steps] * (len(optimizer.param_groups) - 1)]
     return optim.lr_scheduler.LambdaLR(

@@ -105,7 +105,8 @@ class LambdaLR(LRScheduler):
 
     lr_lambda        a function, or a list of one per parameter group.  It is not part of the state.
     freeze_at_zero   freeze the parameters of a group while its rate is 0 and another group's is
-                     not: requires_grad is False, so backward computes nothing for them alone
+                     not: requires_grad is False and grad is None, so backward skips what only
+                     they need.  Not inside a SequentialLR
     """
 
     def __init__(

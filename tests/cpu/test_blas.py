@@ -102,7 +102,6 @@ def test_blas_has_one_thread_inside_a_piece_and_its_own_number_after():
 def test_every_thread_of_the_caller_can_limit_blas():
     code = """
 import threading
-import numpy
 from threadpoolctl import threadpool_info, threadpool_limits
 from gpucnn.cpu import single_threaded_blas
 def limit():
