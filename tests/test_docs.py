@@ -127,7 +127,7 @@ def test_the_flags_that_the_pages_show_are_those_of_the_training_script(capsys):
     text = capsys.readouterr().out
     for page in ("README.md", "docs/training.md"):
         for row in re.findall(r"^\| (`--.*?) \| ", PAGES[page], re.MULTILINE):
-            for word in re.findall(r"--[a-z-]+|(?<=\|)[a-z_0-9-]+", row):
+            for word in re.findall(r"--[a-z][a-z0-9-]*|(?<=\|)[a-z_0-9-]+", row):
                 assert re.search(rf"(?<![\w-]){word}(?![\w-])", text), (page, word)
 
 

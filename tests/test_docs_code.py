@@ -256,7 +256,7 @@ def test_the_flags_of_a_command_exist(command):
     words = arguments(command)
     text = help_text(tuple(words[: 4 if command.startswith("gpucnn") else 2]))
     assert text
-    for flag in re.findall(r"(?<= )--[a-z-]+", command):
+    for flag in re.findall(r"(?<= )--[a-z][a-z0-9-]*", command):
         assert re.search(rf"(?<![\w-]){flag}(?![\w-])", text), f"{command}: no {flag}"
 
 
