@@ -14,7 +14,7 @@ from numpy.polynomial import chebyshev, polynomial
 
 from gpucnn import cuda
 from gpucnn.autograd import Function
-from gpucnn.cpu import empty, flat, parallel, scratch, spans
+from gpucnn.cpu import blocks, empty, flat, parallel, scratch
 from gpucnn.device import Array, array_module, by_device
 from gpucnn.errors import ArgumentError
 from gpucnn.integers import ceil_div
@@ -157,8 +157,6 @@ def _gelu_backward_array(dy: Array, x: Array, y: Array) -> Array:
 
 # --- NumPy, in blocks that stay in the cache ---
 
-_BLOCK = 1 << 15  # elements: nine arrays of them stay in the cache
-
 
 def gelu_block(x: Array, out: Array) -> None:
     """out = gelu(x), for float32 arrays of one contiguous shape that are in cache; out may be x."""
@@ -227,7 +225,7 @@ def _gelu_numpy(x: Array) -> Array:
         return _gelu_array(x)
     source, y = flat(widened(x)), empty(x.shape, np.float32)
     out = y.reshape(-1)
-    parallel(lambda block: gelu_block(source[block], out[block]), list(spans(x.size, _BLOCK)))
+    parallel(lambda block: gelu_block(source[block], out[block]), blocks(x.size))
     return narrowed(y, x.dtype)
 
 
@@ -244,7 +242,7 @@ def _gelu_backward_numpy(dy: Array, x: Array, y: Array) -> Array:
         slope_block(source[block], value[block], out[block])
         out[block] *= gradient[block]
 
-    parallel(multiply, list(spans(x.size, _BLOCK)))
+    parallel(multiply, blocks(x.size))
     return narrowed(dx, dy.dtype)
 
 

@@ -56,6 +56,7 @@ def test_the_second_time_everything_is_cached(fresh, capsys):
     assert fresh == [False] * len(files) + [True] * len(files)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_after_warmup_training_and_inference_compile_nothing(monkeypatch, tmp_path):
     device = Device("cudasim")

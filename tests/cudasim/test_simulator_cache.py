@@ -205,6 +205,7 @@ with ThreadPoolExecutor(2) as pool:
 """
 
 
+@pytest.mark.slow  # it compiles the runtime
 def test_threads_that_start_the_simulator_at_once_compile_one_runtime(tmp_path):
     cudasim.require_compiler()
     answer = subprocess.run(

@@ -257,6 +257,7 @@ def test_printf_in_a_kernel_prints(simulate, capfd):
     assert capfd.readouterr().out == "thread 2 has 0.25\n"
 
 
+@pytest.mark.slow  # it compiles the runtime
 def test_processors_without_a_context_switch_in_assembly_use_the_c_librarys():
     code = """
 import numpy as np

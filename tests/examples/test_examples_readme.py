@@ -28,6 +28,7 @@ def test_the_command_starts_the_file_of_its_row(row):
     assert command[:2] == ["python", f"examples/{name}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
 def test_the_flags_of_the_row_are_the_scripts(row):
     name, flags = row[0].strip("`"), re.findall(r"--[a-z]+", " ".join(row))

@@ -192,6 +192,7 @@ def test_a_run_that_diverges_when_continued_has_no_update_ratios(script, checkpo
         assert script.update_ratios(saved, model, data.Synthetic(n=64), steps=3) == {}
 
 
+@pytest.mark.slow
 def test_the_newest_run_is_the_default_and_out_may_be_elsewhere(
     script, checkpoint, tmp_path, monkeypatch, capsys
 ):
@@ -222,6 +223,7 @@ def test_without_a_run_it_takes_the_network_that_comes_with_gpucnn(
     assert "Inside speedrun_cifar10, trained on cifar10" in page
 
 
+@pytest.mark.slow
 def test_a_page_that_cannot_be_written_is_named(script, checkpoint, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(models.BY_NAME, "tiny", tiny)
     flags = ["--limit", "12", "--steps", "1", "--out", str(tmp_path / "no folder" / "page.html")]

@@ -21,6 +21,7 @@ def script():
     return load_script(ROOT / "examples" / "speedrun_cifar10.py")
 
 
+@pytest.mark.slow
 def test_stopped_after_the_whitening_bias_has_ended_it_resumes_to_the_same_bits(
     script, tmp_path, capsys
 ):

@@ -370,6 +370,7 @@ def losses_of(script, monkeypatch, folder, device, algorithm):
     return (np.diff(totals) / 128).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "rate"),
     [

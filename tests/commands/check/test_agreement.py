@@ -72,6 +72,7 @@ def test_a_kernel_that_does_not_compile_is_reported_with_the_compilers_message(f
     assert "nonsense" in recorded.text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_a_file_that_does_not_compile_is_named_before_its_cases_run(fault, monkeypatch):
     fault("activation.cu", "__global__", "__global__ nonsense")

@@ -43,6 +43,7 @@ def states(report):
     return {f["what"]: f["state"] for part in report["parts"] for f in part["findings"]}
 
 
+@pytest.mark.slow  # it waits for a limit
 def test_after_a_case_that_raises_crashes_or_hangs_the_part_continues(tmp_path, monkeypatch, pids):
     cases = "fine raises mistaken crashes hangs last"
     status, report, text = check(tmp_path, monkeypatch, cases, victims(60, case=0.04))
@@ -59,6 +60,7 @@ def test_after_a_case_that_raises_crashes_or_hangs_the_part_continues(tmp_path, 
     assert report["finished"]
 
 
+@pytest.mark.slow  # it waits for a limit
 def test_a_part_is_killed_at_its_limit_with_its_children(tmp_path, monkeypatch, pids):
     status, report, text = check(tmp_path, monkeypatch, "hangs last", victims(4))
     assert status == 1
@@ -67,12 +69,14 @@ def test_a_part_is_killed_at_its_limit_with_its_children(tmp_path, monkeypatch, 
     assert all(is_gone(int(pid)) for pid in pids.read_text().split())
 
 
+@pytest.mark.slow  # it waits for a limit
 def test_with_patience_a_part_is_killed_later(tmp_path, monkeypatch, pids):
     status, _, text = check(tmp_path, monkeypatch, "hangs", victims(2, patience=2))
     assert status == 1
     assert "killed at the part's limit of 4 s" in text
 
 
+@pytest.mark.slow  # it waits for a limit
 def test_reaching_the_limit_in_an_excused_case_is_not_a_failure(tmp_path, monkeypatch, pids):
     status, report, text = check(tmp_path, monkeypatch, "excused", victims(2))
     assert status == 0
@@ -80,6 +84,7 @@ def test_reaching_the_limit_in_an_excused_case_is_not_a_failure(tmp_path, monkey
     assert "killed at the part's limit of 2 s: others take as long" in text
 
 
+@pytest.mark.slow  # it waits for a limit
 def test_a_process_that_does_not_exit_after_its_work_is_killed(tmp_path, monkeypatch, pids):
     status, report, text = check(tmp_path, monkeypatch, "lingers", victims(3))
     assert status == 1
