@@ -29,7 +29,7 @@ def gelu(x: Any, approximate: str = "none") -> Tensor:
     """The Gaussian error linear unit, element by element; y has x's shape and dtype.
 
     "none"  y = x Phi(x), with Phi the normal distribution function.  The float32 error is at most
-            4 + 2 x**2 ulp for negative x and 3 ulp elsewhere; that of the gradient is 3e-7 dy
+            5 + 2 x**2 ulp for negative x and 4 ulp elsewhere; that of the gradient is 3e-7 dy
     "tanh"  y = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x**3))), within 1e-3 of the former
 
     Both are accurate for negative x too.  At -infinity y is 0, and the gradient is 0 or dy at the

