@@ -25,6 +25,7 @@ SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
 MAX_PIXELS = 80_000_000  # of an image; decoding takes up to 12 bytes a pixel, together 0.9 GiB
+_MAX_SIDE = 20_000_000  # Pillow counts the bits of a row, 96 a pixel at most, in 31 bits
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow would also run Ghostscript
 _MAX_BYTES = 4 * MAX_PIXELS  # of a file: uncompressed RGBA
 _MAX_HEADER = 1 << 25  # bytes read before the pixels
@@ -64,8 +65,8 @@ def read_image(path: Path, height: int, width: int, mode: Literal["RGB", "L"] = 
     8-bit, 65535 becoming 255; transparency is ignored; an animation gives its first frame.
 
     Raises DataError, whose text is one line, if the file cannot be read or decoded, has more than
-    MAX_PIXELS or 4 bytes for each of them, or holds floats or 32-bit integers, whose range is not
-    defined.
+    MAX_PIXELS, 20,000,000 pixels a side or 4 bytes for each of MAX_PIXELS, or holds floats or
+    32-bit integers, whose range is not defined.
     """
     with open_regular(path) as file:
         try:
@@ -148,6 +149,8 @@ def _check(image: "Image.Image", slow: Container[str]) -> None:
     for w, h in (image.size, tile):
         if w * h > MAX_PIXELS:
             raise _Refused(f"{w} x {h} pixels; expected at most {MAX_PIXELS:,}; scale it down")
+        if max(w, h) > _MAX_SIDE:
+            raise _Refused(f"{w} x {h} pixels; expected at most {_MAX_SIDE:,} a side; crop it")
     codec = image.tile[0][0] if image.tile else ""  # type: ignore[attr-defined]
     if codec in slow and image.width * image.height > _MAX_SLOW_PIXELS:
         raise _Refused(

@@ -143,6 +143,11 @@ def rows(width, height, size):
     ("name", "content", "reason"),
     [
         ("wide.png", png(80_000_001, 1, b""), "80000001 x 1 pixels; expected at most 80,000,000"),
+        (
+            "long.tif",
+            tiff(bytes(64), 8, samples=3, t256=67_174_400, t257=1),
+            "67174400 x 1 pixels; expected at most 20,000,000 a side",
+        ),
         ("bomb.png", png(30_000, 30_000, b""), "30000|900000000 pixels"),
         ("tile.tif", tiff(bytes(64), 8, t322=60_000, t323=60_000), "60000 x 60000 pixels"),
         ("tile_of_text.tif", TILE_OF_TEXT, "a tile whose size is not a number"),
