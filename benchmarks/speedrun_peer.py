@@ -127,7 +127,7 @@ def six_views(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def accuracy(predict: Prediction, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """The fraction of images of whose logits the largest is the label's."""
+    """The fraction of images whose largest logit is that of their label."""
     parts = zip(images.split(500), labels.split(500), strict=True)
     return sum(int((predict(x).argmax(1) == y).sum()) for x, y in parts) / len(labels)
 

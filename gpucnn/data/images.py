@@ -25,7 +25,7 @@ SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
 MAX_PIXELS = 80_000_000  # of an image; decoding takes up to 12 bytes a pixel, together 0.9 GiB
-_MAX_SIDE = 20_000_000  # Pillow counts the bits of a row, 96 a pixel at most, in 31 bits
+_MAX_SIDE = 20_000_000  # Pillow counts the bits of a row, 64 a pixel at most, in 31 bits
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow would also run Ghostscript
 _MAX_BYTES = 4 * MAX_PIXELS  # of a file: uncompressed RGBA
 _MAX_HEADER = 1 << 25  # bytes read before the pixels
@@ -64,9 +64,9 @@ def read_image(path: Path, height: int, width: int, mode: Literal["RGB", "L"] = 
     Returns uint8 (height, width, 3), or (height, width) for mode "L" (grey).  16-bit grey becomes
     8-bit, 65535 becoming 255; transparency is ignored; an animation gives its first frame.
 
-    Raises DataError, whose text is one line, if the file cannot be read or decoded, has more than
-    MAX_PIXELS, 20,000,000 pixels a side or 4 bytes for each of MAX_PIXELS, or holds floats or
-    32-bit integers, whose range is not defined.
+    Raises DataError, whose text is one line, if the file cannot be read or decoded, is longer than
+    4 * MAX_PIXELS bytes, has more than MAX_PIXELS in all or 20,000,000 in a row or column, or holds
+    floats or 32-bit integers, whose range is not defined.
     """
     with open_regular(path) as file:
         try:

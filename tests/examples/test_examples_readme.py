@@ -31,7 +31,7 @@ def test_the_command_starts_the_file_of_its_row(row):
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
 def test_the_flags_of_the_row_are_the_scripts(row):
-    name, flags = row[0].strip("`"), re.findall(r"--[a-z]+", " ".join(row))
+    name, flags = row[0].strip("`"), re.findall(r"--[a-z][a-z0-9-]*", " ".join(row))
     if "argparse" in (EXAMPLES / name).read_text() or "Script(" in (EXAMPLES / name).read_text():
         shown = subprocess.run(
             [sys.executable, EXAMPLES / name, "--help"], capture_output=True, text=True, timeout=600
